@@ -1,0 +1,1 @@
+"""The command line: one implementation behind ``air-executor …`` and ``airflow air …``."""

@@ -1,0 +1,263 @@
+"""The commands, as a table that both argparse and Airflow's command line are made from."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import orjson
+from rich.console import Console
+from rich.live import Live
+
+from air_executor import config
+from air_executor.cli import doctor, views
+from air_executor.cli.observe import launchers, observe_runs
+from air_executor.cli.tasklogs import follow, print_log
+from air_executor.config import Config
+from air_executor.errors import AirExecutorError
+from air_executor.launcher.client import stop_by_pid
+from air_executor.launcher.control import ask_to_stop
+from air_executor.runs.record import RunRecord, RunState
+from air_executor.runs.store import RunStore, public
+
+#: Exit codes: it is so; it is not so, or it did not work; it was asked wrongly.
+EXIT_OK, EXIT_NO, EXIT_USAGE = 0, 1, 2
+
+#: How often `stop --wait` looks, in seconds.
+_LOOK_S = 0.1
+
+
+@dataclass(frozen=True)
+class Argument:
+    """One argument, in argparse's words."""
+
+    flags: tuple[str, ...]
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Command:
+    """One command. ``run`` returns the exit code."""
+
+    name: str
+    help: str
+    run: Callable[[argparse.Namespace], int]
+    arguments: tuple[Argument, ...] = ()
+
+
+def call(command: Command) -> Callable[[argparse.Namespace], None]:
+    """Return a function that runs ``command`` and leaves with its exit code; errors become one line."""
+
+    def run(args: argparse.Namespace) -> None:
+        try:
+            code = command.run(args)
+        except AirExecutorError as error:
+            print(f"air-executor: {error}", file=sys.stderr)
+            code = EXIT_USAGE
+        except KeyboardInterrupt:
+            code = 130
+        except BrokenPipeError:
+            code = EXIT_OK  # the reader, such as `head`, has seen enough
+            sys.stderr.close()
+        if code:
+            sys.exit(code)
+
+    return run
+
+
+def _options() -> Config:
+    return config.load(config.plain_getter())
+
+
+def _store() -> RunStore:
+    return RunStore(_options().state_dir)
+
+
+def _print_json(value: Any) -> None:
+    sys.stdout.write(orjson.dumps(value, option=orjson.OPT_INDENT_2).decode() + "\n")
+    sys.stdout.flush()
+
+
+def _status(args: argparse.Namespace) -> int:
+    store = _store()
+    if args.json:
+        _print_json({"launchers": launchers(store), "runs": [run.to_dict() for run in observe_runs(store)]})
+        return EXIT_OK
+    console = Console()
+    if not args.watch:
+        console.print(views.status(store, launchers(store), observe_runs(store)))
+        return EXIT_OK
+    with Live(console=console, auto_refresh=False, screen=console.is_terminal) as live:
+        while True:
+            live.update(views.status(store, launchers(store), observe_runs(store)), refresh=True)
+            time.sleep(args.interval)
+
+
+def _runs(args: argparse.Namespace) -> int:
+    store = _store()
+    wanted = [
+        record
+        for record in store.records()
+        if (not args.state or record.state.value in args.state) and (not args.dag or record.identity.dag_id == args.dag)
+    ]
+    wanted.sort(key=lambda record: record.queued_at or "", reverse=True)
+    wanted = wanted[: args.limit] if args.limit else wanted
+    if args.json:
+        _print_json([public(record) for record in wanted])
+    else:
+        Console().print(views.runs(wanted))
+    return EXIT_OK
+
+
+def _show(args: argparse.Namespace) -> int:
+    store = _store()
+    record = store.settle(store.find(args.run))
+    if args.json:
+        _print_json(public(record))
+    else:
+        Console().print(views.run(store, record))
+    return EXIT_OK
+
+
+def _logs(args: argparse.Namespace) -> int:
+    store = _store()
+    record = store.find(args.run)
+    if args.follow:
+        follow(store, record)
+    else:
+        print_log(store, record)
+    return EXIT_OK
+
+
+def _stop(args: argparse.Namespace) -> int:
+    store = _store()
+    record = store.settle(store.find(args.run))
+    if record.state.is_end:
+        print(f"run {record.id} has ended already: {record.state.value}", file=sys.stderr)
+        return EXIT_NO
+    store.request_stop(record.id, args.reason)
+    if not ask_to_stop(store, record.id) and not stop_by_pid(store, record.id):
+        print(
+            f"run {record.id} is {record.state.value} on {record.host or 'an unknown host'}, and neither its launcher "
+            "nor its process can be reached from here",
+            file=sys.stderr,
+        )
+        return EXIT_NO
+    if args.wait:
+        record = _wait_for_end(store, record)
+    print(f"run {record.id} of {record.label}: {record.state.value if args.wait else 'is being stopped'}")
+    return EXIT_OK
+
+
+def _wait_for_end(store: RunStore, record: RunRecord) -> RunRecord:
+    while not record.state.is_end:
+        time.sleep(_LOOK_S)
+        record = store.settle(store.read(record.id))
+    return record
+
+
+def _prune(args: argparse.Namespace) -> int:
+    options = _options()
+    keep_days = options.keep_days if args.keep_days is None else args.keep_days
+    keep_runs = options.keep_runs if args.keep_runs is None else args.keep_runs
+    pruned = _store().prune(keep_days=keep_days, keep_runs=keep_runs)
+    if args.json:
+        _print_json({"removed": pruned.removed, "kept": pruned.kept})
+    else:
+        print(f"removed {pruned.removed} records, kept {pruned.kept}")
+    return EXIT_OK
+
+
+def _doctor(args: argparse.Namespace) -> int:
+    checks = doctor.examine()
+    if args.json:
+        _print_json([check.to_dict() for check in checks])
+    else:
+        Console().print(views.checks(checks))
+    return EXIT_OK if all(check.ok for check in checks) else EXIT_NO
+
+
+def _at_least_zero(text: str) -> float:
+    value = float(text)
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is not 0 or more")
+    return value
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{text} is not 0 or more")
+    return value
+
+
+_JSON = Argument(("--json",), {"action": "store_true", "help": "print JSON"})
+_RUN = Argument(("run",), {"metavar": "RUN", "help": "id of the run, or the beginning of it"})
+
+COMMANDS: tuple[Command, ...] = (
+    Command(
+        "status",
+        "show the launchers and what runs now",
+        _status,
+        (
+            Argument(("-w", "--watch"), {"action": "store_true", "help": "stay and keep the display up to date"}),
+            Argument(
+                ("--interval",),
+                {"type": _at_least_zero, "default": 1.0, "help": "seconds between two looks of --watch (default 1)"},
+            ),
+            _JSON,
+        ),
+    ),
+    Command(
+        "runs",
+        "list runs, the newest first",
+        _runs,
+        (
+            Argument(
+                ("-s", "--state"),
+                {
+                    "action": "append",
+                    "choices": [state.value for state in RunState],
+                    "help": "only runs in this state; may be given more than once",
+                },
+            ),
+            Argument(("-d", "--dag"), {"metavar": "DAG_ID", "help": "only runs of this dag"}),
+            Argument(
+                ("-n", "--limit"), {"type": _count, "default": 50, "help": "at most so many, 0 for all (default 50)"}
+            ),
+            _JSON,
+        ),
+    ),
+    Command("show", "show everything about one run", _show, (_RUN, _JSON)),
+    Command(
+        "logs",
+        "print the log of a run's task, and what its runner printed",
+        _logs,
+        (_RUN, Argument(("-f", "--follow"), {"action": "store_true", "help": "go on until the run ends"})),
+    ),
+    Command(
+        "stop",
+        "stop a run: its task gets time for on_kill, then it is killed",
+        _stop,
+        (
+            _RUN,
+            Argument(("--reason",), {"default": "stopped from the command line", "help": "noted in the record"}),
+            Argument(("--wait",), {"action": "store_true", "help": "wait until it has ended"}),
+        ),
+    ),
+    Command(
+        "prune",
+        "remove records of ended runs",
+        _prune,
+        (
+            Argument(("--keep-days",), {"type": _at_least_zero, "help": "default: [air_executor] keep_days"}),
+            Argument(("--keep-runs",), {"type": _count, "help": "default: [air_executor] keep_runs"}),
+            _JSON,
+        ),
+    ),
+    Command("doctor", "check the installation and say how to mend it", _doctor, (_JSON,)),
+)

@@ -1,0 +1,166 @@
+"""The doctor: looks at everything that has to be right, and says how to mend what is not."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import logging
+import os
+import shutil
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from air_executor import __version__, config
+from air_executor.cli.observe import launchers
+from air_executor.config import Config
+from air_executor.errors import AirExecutorError
+from air_executor.launcher.address import all_addresses
+from air_executor.runs.store import RunStore
+
+#: Supported versions of Airflow, from and below.
+_AIRFLOW = ((3, 1), (3, 4))
+
+#: Less free space than this many bytes is worth a warning.
+_LOW_SPACE_BYTES = 100 << 20
+
+_TIMEOUT_S = 5.0
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that was looked at."""
+
+    name: str
+    ok: bool
+    found: str
+    remedy: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as plain data."""
+        return asdict(self)
+
+
+def examine() -> list[Check]:
+    """Look at everything, and return what was found."""
+    checks = [_python(), _airflow_version()]
+    has_airflow = importlib.util.find_spec("airflow") is not None
+    if has_airflow:
+        checks.append(_entry_point())
+    try:
+        options = config.load(config.plain_getter())
+    except AirExecutorError as error:
+        return [*checks, Check("options", False, str(error), "Correct the option; the scheduler does not start so.")]
+    checks.append(Check("options", True, f"launch = {options.launch}, preload = {', '.join(options.preload) or '-'}"))
+    state = _state_dir(options)
+    checks.append(state)
+    if state.ok:
+        store = RunStore(options.state_dir)
+        checks += [_space(store), _records(store), _launchers(store)]
+    if has_airflow:
+        # Airflow's own messages would stand between the findings.
+        logging.disable(logging.CRITICAL)
+        try:
+            checks += [_executor(), _api_server()]
+        finally:
+            logging.disable(logging.NOTSET)
+    return checks
+
+
+def _python() -> Check:
+    ok = sys.version_info >= (3, 10)
+    found = f"{sys.version.split()[0]} at {sys.executable}"
+    return Check("python", ok, found, "AirExecutor needs Python 3.10 or newer.")
+
+
+def _airflow_version() -> Check:
+    try:
+        version = importlib.metadata.version("apache-airflow-core")
+    except importlib.metadata.PackageNotFoundError:
+        return Check("airflow", False, "not installed here", "Install it: pip install 'air-executor[airflow]'.")
+    pair = tuple(int(part) for part in version.split(".")[:2])
+    remedy = f"AirExecutor {__version__} is tested with Airflow 3.1, 3.2 and 3.3."
+    return Check("airflow", _AIRFLOW[0] <= pair < _AIRFLOW[1], version, remedy)
+
+
+def _entry_point() -> Check:
+    points = importlib.metadata.entry_points(group="apache_airflow_provider")
+    ok = any(point.value.startswith("air_executor.") for point in points)
+    remedy = "Install AirExecutor as a package (pip install); a copied folder has no entry point."
+    return Check("provider", ok, "registered with Airflow" if ok else "not registered with Airflow", remedy)
+
+
+def _state_dir(options: Config) -> Check:
+    try:
+        RunStore(options.state_dir).prepare()
+    except AirExecutorError as error:
+        return Check("state directory", False, str(error), "Mend its owner or mode, or set another folder.")
+    return Check("state directory", True, options.state_dir)
+
+
+def _space(store: RunStore) -> Check:
+    free = shutil.disk_usage(store.root).free
+    remedy = "Free some space, or set [air_executor] state_dir to another disk."
+    return Check("disk space", free >= _LOW_SPACE_BYTES, f"{free >> 20} MiB free", remedy)
+
+
+def _records(store: RunStore) -> Check:
+    bad = store.unreadable()
+    remedy = "They were set aside. Look at them, then remove them: " + ", ".join(str(path) for path in bad[:3])
+    return Check("records", not bad, f"{len(store.ids())} runs, {len(bad)} unreadable documents", remedy)
+
+
+def _launchers(store: RunStore) -> Check:
+    addresses, answers = all_addresses(store), launchers(store)
+    silent = [address for address in addresses if address.key not in {answer["key"] for answer in answers}]
+    if silent:
+        remedy = f"See {silent[0].log}. The next workload starts a new launcher."
+        return Check("launcher", False, f"{len(silent)} launcher(s) do not answer", remedy)
+    if not answers:
+        return Check("launcher", True, "none; one is started with the next workload")
+    return Check("launcher", True, ", ".join(f"pid {one['pid']}, {one['runners']} runners" for one in answers))
+
+
+def _guarded(name: str, remedy: str) -> Callable[[Callable[[], Check]], Callable[[], Check]]:
+    def decorate(check: Callable[[], Check]) -> Callable[[], Check]:
+        def run() -> Check:
+            try:
+                return check()
+            except Exception as error:
+                return Check(name, False, f"{type(error).__name__}: {error}", remedy)
+
+        return run
+
+    return decorate
+
+
+@_guarded("executor", "Airflow itself can't be configured so; see the message.")
+def _executor() -> Check:
+    from airflow.configuration import conf
+
+    value = conf.get("core", "executor")
+    remedy = "Set AIRFLOW__CORE__EXECUTOR=air_executor.AirExecutor (or [core] executor in airflow.cfg)."
+    return Check("executor", "air_executor." in value, f"[core] executor = {value}", remedy)
+
+
+@_guarded("api server", "Airflow itself can't be configured so; see the message.")
+def _api_server() -> Check:
+    from airflow.configuration import conf
+
+    from air_executor import compat
+
+    url = compat.execution_api_url(conf)
+    remedy = (
+        "Tasks report to it. Start it (airflow api-server), or set [core] execution_api_server_url to where it is. "
+        f"Proxy variables set here: {', '.join(name for name in os.environ if name.lower().endswith('_proxy')) or '-'}."
+    )
+    try:
+        with urllib.request.urlopen(url.rstrip("/") + "/health", timeout=_TIMEOUT_S) as answer:
+            return Check("api server", answer.status == 200, f"{url} answers {answer.status}", remedy)
+    except urllib.error.HTTPError as error:
+        return Check("api server", False, f"{url} answers {error.code}", remedy)
+    except OSError as error:
+        return Check("api server", False, f"{url} can't be reached: {error}", remedy)

@@ -1,0 +1,77 @@
+"""What runs now, seen from outside: the records, the locks and the processes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from typing import Any
+
+import psutil
+
+from air_executor import system
+from air_executor.launcher import control
+from air_executor.launcher.address import all_addresses
+from air_executor.runs.record import RunRecord
+from air_executor.runs.store import RunStore, public
+
+
+@dataclass(frozen=True)
+class ObservedRun:
+    """A live run with what its processes use."""
+
+    record: RunRecord
+    age_s: float
+    memory_bytes: int | None
+    cpu_time_s: float | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as plain data."""
+        usage = {"age_s": self.age_s, "memory_bytes": self.memory_bytes, "cpu_time_s": self.cpu_time_s}
+        return {**public(self.record), "usage": usage}
+
+
+def launchers(store: RunStore) -> list[dict[str, Any]]:
+    """Return what each launcher says of itself."""
+    answers = ((address, control.status(address)) for address in all_addresses(store))
+    return [{"key": address.key, **answer} for address, answer in answers if answer is not None]
+
+
+def observe_runs(store: RunStore) -> list[ObservedRun]:
+    """Return the live runs, the oldest first."""
+    live = [record for record in store.records() if not record.state.is_end]
+    live = [record for record in map(store.settle, live) if not record.state.is_end]
+    return [_observe(record) for record in sorted(live, key=lambda record: record.queued_at or "")]
+
+
+def _observe(record: RunRecord) -> ObservedRun:
+    began = record.starting_at or record.queued_at
+    age = datetime.now(tz=timezone.utc) - datetime.fromisoformat(began) if began else None
+    memory, cpu = _usage(record)
+    return ObservedRun(record, round(age.total_seconds(), 1) if age else 0.0, memory, cpu)
+
+
+def _usage(record: RunRecord) -> tuple[int | None, float | None]:
+    """Return the memory (its share of shared pages included) and the CPU time of the run's processes."""
+    if record.pid is None or not system.is_process(record.pid, record.pid_started):
+        return None, None
+    memory, cpu = 0, 0.0
+    try:
+        runner = psutil.Process(record.pid)
+        family = [runner, *runner.children(recursive=True)]
+    except psutil.Error:
+        return None, None
+    for process in family:
+        try:
+            memory += _share_bytes(process)
+            times = process.cpu_times()
+            cpu += times.user + times.system
+        except psutil.Error:
+            continue
+    return memory, round(cpu, 2)
+
+
+def _share_bytes(process: psutil.Process) -> int:
+    try:
+        return int(process.memory_full_info().pss)
+    except (psutil.AccessDenied, AttributeError):
+        return int(process.memory_info().rss)

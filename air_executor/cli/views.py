@@ -1,0 +1,118 @@
+"""What the commands show, as rich renderables."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from air_executor.cli.doctor import Check
+from air_executor.cli.observe import ObservedRun
+from air_executor.runner.limits import mebibytes
+from air_executor.runs.record import RunRecord, RunState
+from air_executor.runs.store import RunStore, public
+
+_COLOURS = {
+    RunState.QUEUED: "dim",
+    RunState.STARTING: "cyan",
+    RunState.RUNNING: "green",
+    RunState.SUCCEEDED: "green",
+    RunState.FAILED: "red",
+    RunState.KILLED: "red",
+    RunState.LOST: "magenta",
+}
+
+#: So many characters of an id tell runs apart; commands take the beginning of one.
+_SHORT = 8
+
+#: Columns that give way when the terminal is narrow.
+_WRAPPING = frozenset({"WHAT", "REASON", "VALUE"})
+
+
+def _state(state: RunState) -> Text:
+    return Text(state.value, style=_COLOURS[state])
+
+
+def _table(*columns: str, right: tuple[str, ...] = ()) -> Table:
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for column in columns:
+        wraps = column in _WRAPPING
+        table.add_column(column, justify="right" if column in right else "left", overflow="fold", no_wrap=not wraps)
+    return table
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(seconds, 60)
+    hours, minutes = divmod(int(minutes), 60)
+    if hours:
+        return f"{hours}h{minutes:02d}m"
+    return f"{minutes}m{rest:02.0f}s" if minutes else f"{rest:.1f}s"
+
+
+def status(store: RunStore, launchers: list[dict[str, Any]], runs: list[ObservedRun]) -> RenderableType:
+    """Return the launchers and the live runs."""
+    parts: list[RenderableType] = [Text(f"state directory {store.root}", style="dim")]
+    for launcher in launchers:
+        parts.append(
+            Text(
+                f"launcher {launcher['key']}: pid {launcher['pid']}, version {launcher['version']}, "
+                f"{launcher['launch']}, up {_duration(launcher['age_s'])}, {launcher['runners']} runners"
+            )
+        )
+    if not launchers:
+        parts.append(Text("no launcher (one is started with the next workload)"))
+    table = _table("RUN", "STATE", "AGE", "MEMORY", "CPU", "PID", "WHAT", "TRY", right=("AGE", "MEMORY", "CPU", "PID"))
+    for run in runs:
+        record = run.record
+        table.add_row(
+            record.id[:_SHORT],
+            _state(record.state),
+            _duration(run.age_s),
+            mebibytes(run.memory_bytes) if run.memory_bytes is not None else "-",
+            f"{run.cpu_time_s:.1f}s" if run.cpu_time_s is not None else "-",
+            str(record.pid or "-"),
+            escape(record.label),
+            str(record.identity.try_number or "-"),
+        )
+    parts.append(table if runs else Text("nothing runs"))
+    return Group(*parts)
+
+
+def runs(records: list[RunRecord]) -> RenderableType:
+    """Return a list of runs."""
+    table = _table("RUN", "STATE", "QUEUED (UTC)", "WHAT", "TRY", "REASON")
+    for record in records:
+        table.add_row(
+            record.id[:_SHORT],
+            _state(record.state),
+            (record.queued_at or "")[:19].replace("T", " "),
+            escape(record.label),
+            str(record.identity.try_number or "-"),
+            escape(record.reason or ""),
+        )
+    return table if records else Text("no runs")
+
+
+def run(store: RunStore, record: RunRecord) -> RenderableType:
+    """Return everything about one run."""
+    table = _table("FIELD", "VALUE")
+    document = public(record)
+    document = {**document.pop("identity"), **document, "record": str(store.folder(record.id) / "state.json")}
+    for name, value in document.items():
+        shown = mebibytes(value) if name == "peak_memory_bytes" else str(value)
+        table.add_row(name, _state(record.state) if name == "state" else escape(shown))
+    return table
+
+
+def checks(results: list[Check]) -> RenderableType:
+    """Return the doctor's findings."""
+    lines: list[RenderableType] = []
+    for check in results:
+        mark, style = ("ok  ", "green") if check.ok else ("FAIL", "bold red")
+        lines.append(Text.assemble((mark, style), f"  {check.name}: {check.found}"))
+        if not check.ok:
+            lines.append(Text(f"      {check.remedy}"))
+    return Group(*lines)

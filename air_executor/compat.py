@@ -1,0 +1,265 @@
+"""The only file that knows one Airflow version from another, and what of Airflow is not its public interface.
+
+Airflow 3.1 has tasks only. 3.2 brings executor callbacks and the package ``workloads``. 3.3 brings connection
+tests, typed workload keys and ``supervise_task``. ``tests/unit/test_compat.py`` fails when something that is used
+here has gone or changed.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import ssl
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from airflow import __version__ as _version
+from airflow.executors import workloads as _workloads
+
+from air_executor.errors import ProtocolError
+from air_executor.runs.record import Identity
+
+if TYPE_CHECKING:
+    from airflow.executors.workloads import ExecutorWorkload as Workload
+
+AIRFLOW_VERSION: tuple[int, int] = tuple(int(part) for part in _version.split(".")[:2])  # type: ignore[assignment]
+
+#: Names of the workload classes by kind, for those that this Airflow has.
+_CLASSES: dict[str, Any] = {
+    kind: getattr(_workloads, name)
+    for kind, name in (
+        ("task", "ExecuteTask"),
+        ("callback", "ExecuteCallback"),
+        ("connection_test", "TestConnection"),
+    )
+    if hasattr(_workloads, name)
+}
+
+#: Imported before the first fork: what every task imports anyway, much of it only once it runs.
+_PRELOADED = (
+    "air_executor.runner.main",
+    "air_executor.runner.airflow",
+    "airflow.sdk.execution_time.task_runner",
+    "airflow.sdk.execution_time.callback_supervisor",
+    "airflow.sdk.execution_time.connection_test_supervisor",
+    "airflow.sdk.execution_time.secrets.execution_api",
+    "airflow.sdk.definitions.connection",
+    "airflow.dag_processing.bundles.manager",
+    "airflow.dag_processing.bundles.local",
+    "airflow.dag_processing.dagbag",
+    "airflow.providers.standard.operators.bash",
+    "airflow.providers.standard.operators.empty",
+    "airflow.providers.standard.operators.python",
+    "airflow.providers.standard.decorators.bash",
+    "airflow.providers.standard.decorators.python",
+    "airflow.providers.standard.sensors.python",
+    "jinja2.ext",
+    "jinja2.nativetypes",
+    "jinja2.sandbox",
+)
+
+#: Answers of the execution API to "may this start?" that mean "not any more".
+_REFUSALS = frozenset({404, 409, 410})
+
+
+# Workloads
+
+
+def kind_of(workload: Workload) -> str:
+    """Return the kind of a workload.
+
+    :raises ProtocolError: it is of none that this AirExecutor knows.
+    """
+    for kind, cls in _CLASSES.items():
+        if isinstance(workload, cls):
+            return kind
+    raise ProtocolError(f"AirExecutor does not know what to do with a workload of type {type(workload).__name__}")
+
+
+def key_of(workload: Any) -> Any:
+    """Return the key under which Airflow's scheduler knows a workload."""
+    if hasattr(workload, "ti"):
+        return workload.ti.key
+    if hasattr(workload, "key"):
+        return workload.key
+    return workload.callback.key  # Airflow 3.2
+
+
+def states_of(kind: str) -> Any:
+    """Return the enumeration of the states that Airflow has for workloads of a kind."""
+    if kind == "task":
+        return importlib.import_module("airflow.utils.state").TaskInstanceState
+    if kind == "callback":
+        return importlib.import_module("airflow.utils.state").CallbackState
+    return importlib.import_module("airflow.models.connection_test").ConnectionTestState
+
+
+def identity_of(workload: Any, *, team: str | None) -> Identity:
+    """Return what is written down about a workload."""
+    kind = kind_of(workload)
+    if kind == "task":
+        ti = workload.ti
+        return Identity(
+            kind=kind,
+            workload_id=str(ti.id),
+            name=f"{ti.dag_id}.{ti.task_id}",
+            dag_id=ti.dag_id,
+            task_id=ti.task_id,
+            dag_run_id=ti.run_id,
+            map_index=ti.map_index,
+            try_number=ti.try_number,
+            team=team,
+            queue=ti.queue,
+        )
+    if kind == "callback":
+        path = str(workload.callback.data.get("path", "callback"))
+        # .../<dag id>/<run id>/<callback id>, the only place where the ids are told
+        parts = Path(workload.log_path or "").parts[1:3]
+        dag_id, dag_run_id = parts if len(parts) == 2 else (None, None)
+        return Identity(
+            kind=kind,
+            workload_id=str(workload.callback.id),
+            name=path.rsplit(".", 1)[-1],
+            dag_id=dag_id,
+            dag_run_id=dag_run_id,
+            team=team,
+        )
+    return Identity(
+        kind=kind,
+        workload_id=str(workload.connection_test_id),
+        name=f"connection test {workload.connection_id}",
+        team=team,
+        queue=workload.queue,
+    )
+
+
+def pre_assigned_id(workload: Any) -> str | None:
+    """Return the ``external_executor_id`` that the scheduler has put in the database already (from Airflow 3.2)."""
+    ti = getattr(workload, "ti", None)
+    return getattr(ti, "external_executor_id", None)
+
+
+def executor_config(workload: Any) -> dict[str, Any]:
+    """Return the ``executor_config`` of a task; it is left out of a workload's own JSON."""
+    return getattr(getattr(workload, "ti", None), "executor_config", None) or {}
+
+
+def dump_workload(workload: Any) -> dict[str, Any]:
+    """Return a workload as plain data, token included."""
+    document: dict[str, Any] = workload.model_dump(mode="json")
+    return document
+
+
+def parse_workload(kind: str, document: dict[str, Any]) -> Any:
+    """Return the workload that :func:`dump_workload` wrote.
+
+    :raises ProtocolError: it is not one.
+    """
+    try:
+        return _CLASSES[kind].model_validate(document)
+    except (KeyError, ValueError) as error:
+        raise ProtocolError(f"not a workload of kind {kind!r}: {error}") from None
+
+
+def log_file_of(workload: Any) -> str | None:
+    """Return the absolute path of a workload's log, or ``None`` when it has none."""
+    from airflow.configuration import conf
+
+    relative = getattr(workload, "log_path", None)
+    return os.path.join(conf.get("logging", "base_log_folder"), relative) if relative else None
+
+
+def execution_api_url(conf: Any) -> str:
+    """Return where the execution API is, as LocalExecutor finds it, for a team's configuration or the global one."""
+    base = conf.get("api", "base_url", fallback="/") or "/"
+    if base.startswith("/"):
+        base = f"http://localhost:8080{base}"
+    return str(conf.get("core", "execution_api_server_url", fallback=f"{base.rstrip('/')}/execution/"))
+
+
+# Supervision, in a runner
+
+
+def use_supervisor(cls: Any) -> None:
+    """Let Airflow supervise task processes through ``cls``, a subclass of its own supervisor.
+
+    Airflow looks the class up by this name at every task, in all supported versions, and offers no other way.
+    """
+    from airflow.sdk.execution_time import supervisor
+
+    supervisor.ActivitySubprocess = cls  # type: ignore[misc]
+
+
+def run_task(workload: Any, server: str | None) -> int:
+    """Supervise a task to its end and return its process's exit code.
+
+    :raises Exception: Airflow could not be told of the start or the end.
+    """
+    from airflow.sdk.execution_time import supervisor
+
+    supervise = getattr(supervisor, "supervise_task", None) or supervisor.supervise
+    more = {}
+    if AIRFLOW_VERSION >= (3, 2):
+        more["sentry_integration"] = workload.sentry_integration
+    return int(
+        supervise(
+            ti=workload.ti,
+            dag_rel_path=workload.dag_rel_path,
+            bundle_info=workload.bundle_info,
+            token=workload.token,
+            server=server,
+            log_path=workload.log_path,
+            **more,
+        )
+    )
+
+
+def run_other(workload: Any, server: str | None) -> None:
+    """Execute a callback or a connection test to its end.
+
+    :raises Exception: it failed.
+    """
+    if AIRFLOW_VERSION >= (3, 3):
+        from airflow.executors.base_executor import BaseExecutor
+
+        BaseExecutor.run_workload(workload, server=server)
+        return
+    import structlog
+
+    callbacks = importlib.import_module("airflow.executors.workloads.callback")
+    success, message = callbacks.execute_callback_workload(
+        workload.callback, structlog.get_logger("air_executor.callback")
+    )
+    if not success:
+        raise RuntimeError(message or "the callback failed")
+
+
+def refusal(error: Exception) -> str | None:
+    """Return why Airflow refused the start of a task, or ``None`` when ``error`` is of another kind."""
+    from airflow.sdk.api.client import ServerResponseError
+
+    if not isinstance(error, ServerResponseError) or error.response.status_code not in _REFUSALS:
+        return None
+    return f"{error.response.status_code} {error.detail}"
+
+
+def has_told_airflow(supervisor: Any) -> bool:
+    """Tell whether a supervisor that has finished waiting has told the API server what became of its task."""
+    if getattr(supervisor, "_pending_terminal_state_msg", None) is not None:
+        return False  # the call that should tell it failed
+    # A process that ends with 0 has told it itself, or nobody has.
+    return supervisor._exit_code != 0 or supervisor._terminal_state is not None
+
+
+def preload() -> None:
+    """Import and build what every task needs, before the first fork.
+
+    Modules that this Airflow does not have, or that can't be imported, are left to the tasks.
+    """
+    for name in _PRELOADED:
+        try:
+            importlib.import_module(name)
+        except ImportError as error:
+            print(f"not preloaded: {name}: {error}", flush=True)
+    # The trust store is cached for the process, and the children have it.
+    ssl.create_default_context()

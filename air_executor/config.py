@@ -1,0 +1,241 @@
+"""Every option of ``[air_executor]``: its type, default and reason, in one place.
+
+The same table feeds Airflow (through the provider entry point), ``airflow.cfg.example``, the executor, the
+launcher and the command line. The command line must answer fast and without Airflow, so there are two sources
+for the values: Airflow's own configuration object, and the environment plus ``airflow.cfg`` read directly.
+"""
+
+from __future__ import annotations
+
+import configparser
+import math
+import os
+import re
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from air_executor.errors import ConfigError
+
+SECTION = "air_executor"
+
+#: Looks an option up; ``None`` when the user has not set it.
+Getter = Callable[[str], "str | None"]
+
+
+@dataclass(frozen=True)
+class Option:
+    """One option: how it is written, what it means and how its text becomes a value."""
+
+    name: str
+    type: str
+    default: str
+    description: str
+    example: str | None
+    parse: Callable[[str], Any]
+
+
+def _duration_s(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value) or value < 0:
+        raise ValueError("must be a number of seconds, 0 or more")
+    return value
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise ValueError("must be a whole number, 0 or more")
+    return value
+
+
+def _launch(text: str) -> str:
+    if text not in ("auto", "fork", "exec"):
+        raise ValueError("must be auto, fork or exec")
+    if text == "auto":
+        return "exec" if sys.platform == "darwin" else "fork"
+    return text
+
+
+def _modules(text: str) -> tuple[str, ...]:
+    names = tuple(part.strip() for part in text.split(",") if part.strip())
+    for name in names:
+        if not all(piece.isidentifier() for piece in name.split(".")):
+            raise ValueError(f"{name!r} is not a module name")
+    return names
+
+
+def _gpus(text: str) -> tuple[str, ...]:
+    if text.strip() == "auto":
+        # The NVIDIA driver makes one /dev/nvidiaN per GPU; asking the driver itself would load it here.
+        devices = (re.fullmatch(r"nvidia(\d+)", entry) for entry in os.listdir("/dev"))
+        return tuple(sorted((found.group(1) for found in devices if found), key=int))
+    ids = tuple(part.strip() for part in text.split(",") if part.strip())
+    for gpu in ids:
+        # An id becomes the name of a lock file.
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", gpu):
+            raise ValueError(f"{gpu!r} is not a GPU number or UUID")
+    if len(set(ids)) != len(ids):
+        raise ValueError("names a GPU twice")
+    return ids
+
+
+OPTIONS: tuple[Option, ...] = (
+    Option(
+        "state_dir",
+        "string",
+        "{AIRFLOW_HOME}/.air-executor",
+        "Folder of the runs' records, locks, and the launcher's socket. It must be on a local disk of the "
+        "machine that runs the scheduler, and belong to the user that runs it (mode 0700).",
+        "/var/lib/airflow/air-executor",
+        str,
+    ),
+    Option(
+        "launch",
+        "string",
+        "auto",
+        "How a runner is born. ``fork``: from a launcher that has Airflow imported already, in milliseconds. "
+        "``exec``: as a fresh Python, about two seconds slower, for platforms where a bare fork is not safe. "
+        "``auto``: exec on macOS, fork elsewhere.",
+        None,
+        _launch,
+    ),
+    Option(
+        "preload",
+        "string",
+        "",
+        "Modules that the launcher imports once, so that tasks find them imported. A list with commas. Name "
+        "installed packages, never modules of the DAG folder: those would go stale. A module that cannot be "
+        "imported is reported in the launcher's log and left to the tasks.",
+        "pandas,sqlalchemy",
+        _modules,
+    ),
+    Option(
+        "launcher_idle_seconds",
+        "float",
+        "300",
+        "The launcher ends by itself when it has had no work for this many seconds; the next workload "
+        "starts a new one.",
+        None,
+        _duration_s,
+    ),
+    Option(
+        "stop_grace_seconds",
+        "float",
+        "10",
+        "How long a task that is stopped may take for its ``on_kill`` after SIGTERM, in seconds, before it "
+        "gets SIGKILL.",
+        None,
+        _duration_s,
+    ),
+    Option(
+        "keep_days",
+        "float",
+        "7",
+        "Records of ended runs older than this many days are removed. Task logs are Airflow's and stay.",
+        None,
+        _duration_s,
+    ),
+    Option(
+        "keep_runs",
+        "integer",
+        "10000",
+        "At most this many records of ended runs are kept, the newest ones.",
+        None,
+        _count,
+    ),
+    Option(
+        "gpus",
+        "string",
+        "",
+        "GPUs that tasks can lease with ``executor_config={'air': {'gpus': 1}}``: numbers or UUIDs with "
+        "commas, or ``auto`` for all NVIDIA devices of this machine. Empty: none.",
+        "0,1",
+        _gpus,
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Config:
+    """The options as values. Durations are seconds; ``launch`` is ``fork`` or ``exec``, ``auto`` resolved."""
+
+    state_dir: str
+    launch: str
+    preload: tuple[str, ...]
+    launcher_idle_seconds: float
+    stop_grace_seconds: float
+    keep_days: float
+    keep_runs: int
+    gpus: tuple[str, ...]
+
+    def to_json(self) -> str:
+        """Return the options as one line of JSON, for a child process's command line."""
+        return orjson.dumps(asdict(self)).decode()
+
+    @classmethod
+    def from_json(cls, text: str) -> Config:
+        """Return the options that :meth:`to_json` wrote."""
+        values = orjson.loads(text)
+        for name in ("preload", "gpus"):
+            values[name] = tuple(values[name])
+        return cls(**values)
+
+
+def airflow_home(environ: Mapping[str, str] = os.environ) -> Path:
+    """Return ``AIRFLOW_HOME``, or where Airflow puts it when it is not set."""
+    return Path(environ.get("AIRFLOW_HOME") or "~/airflow").expanduser()
+
+
+def env_var(name: str) -> str:
+    """Return the name of the environment variable that sets option ``name``."""
+    return f"AIRFLOW__{SECTION.upper()}__{name.upper()}"
+
+
+def load(get: Getter) -> Config:
+    """Read all options through ``get``.
+
+    :raises ConfigError: a value cannot be used; the message names the option, the value and what is wanted.
+    """
+    values: dict[str, Any] = {}
+    for option in OPTIONS:
+        text = get(option.name)
+        text = option.default if text is None else text.strip()
+        try:
+            values[option.name] = option.parse(text)
+        except (ValueError, OSError) as error:
+            raise ConfigError(
+                f"[{SECTION}] {option.name} = {text!r} cannot be used: {error}. Correct it in airflow.cfg or "
+                f"in the environment variable {env_var(option.name)}."
+            ) from None
+    folder = values["state_dir"].replace("{AIRFLOW_HOME}", str(airflow_home()))
+    path = Path(folder).expanduser()
+    if not folder or not path.is_absolute():
+        raise ConfigError(
+            f"[{SECTION}] state_dir = {folder!r} cannot be used: it must be an absolute path. Correct it in "
+            f"airflow.cfg or in the environment variable {env_var('state_dir')}."
+        )
+    values["state_dir"] = str(path)
+    return Config(**values)
+
+
+def plain_getter(environ: Mapping[str, str] = os.environ) -> Getter:
+    """Return a getter that reads the environment and ``airflow.cfg`` without importing Airflow.
+
+    :raises ConfigError: ``airflow.cfg`` cannot be parsed.
+    """
+    parser = configparser.ConfigParser(interpolation=None, strict=False)
+    path = Path(environ.get("AIRFLOW_CONFIG") or airflow_home(environ) / "airflow.cfg")
+    try:
+        parser.read(path, encoding="utf-8")
+    except (configparser.Error, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}") from error
+
+    def get(name: str) -> str | None:
+        return environ.get(env_var(name), parser.get(SECTION, name, fallback=None))
+
+    return get

@@ -1,0 +1,35 @@
+"""The one exception family of AirExecutor. Messages say what was being done, what was wrong and what to do."""
+
+from __future__ import annotations
+
+
+class AirExecutorError(Exception):
+    """Base of every error that AirExecutor raises on purpose."""
+
+
+class ConfigError(AirExecutorError):
+    """An option in ``[air_executor]`` has a value that cannot be used. The message names the option."""
+
+
+class StateDirError(AirExecutorError):
+    """The state directory cannot be used as it is, or a file in it cannot be written."""
+
+
+class RecordError(AirExecutorError):
+    """A run's state document is missing or cannot be understood."""
+
+
+class IllegalTransitionError(AirExecutorError):
+    """A run was asked to take a state that cannot follow the state it is in."""
+
+
+class ProtocolError(AirExecutorError):
+    """A peer on the launcher's socket sent something that is not a message."""
+
+
+class LimitsError(AirExecutorError):
+    """``executor_config["air"]`` of a task is not something a runner can apply."""
+
+
+class RunBusyError(AirExecutorError):
+    """Another runner holds the lock of this workload."""

@@ -1,0 +1,1 @@
+"""The launcher: a warm process that imports once and gives birth to one runner per workload."""

@@ -1,0 +1,356 @@
+"""An executor's side of the launcher: orders runs, and tells when they have ended.
+
+The launcher's messages are only the quick way. What counts is on disk, so a launcher that dies takes no run with
+it: runs whose launcher is gone are followed through their records and locks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import select
+import socket
+import subprocess
+import sys
+import time
+from typing import Any
+
+from filelock import FileLock
+
+from air_executor import system
+from air_executor.config import Config
+from air_executor.errors import AirExecutorError, ProtocolError, RecordError, StateDirError
+from air_executor.launcher import protocol
+from air_executor.launcher.address import Address, address, environment
+from air_executor.runs.backend import RunRequest
+from air_executor.runs.record import RunRecord, RunState
+from air_executor.runs.store import RunStore
+from air_executor.runs.tasklog import append_to_log
+
+log = logging.getLogger(__name__)
+
+#: How often runs without a launcher are looked at, in seconds.
+_LOOK_S = 1.0
+
+#: From the order to the runner's lock it takes at most this many seconds, on the slowest machine.
+_BIRTH_S = 30.0
+
+#: Waiting times before a launcher is started again after one that died, in seconds. When they are used up, the
+#: runs that wait for one fail.
+_RESTART_S = (0.0, 1.0, 5.0)
+
+#: How long :meth:`LocalBackend.close` may take to hand over what was ordered, in seconds.
+_CLOSE_S = 2.0
+
+#: A launcher's log that is longer than this many bytes is started anew with the next launcher.
+_MAX_LOG_BYTES = 1 << 20
+
+
+class LocalBackend:
+    """Runs on this machine, each forked by a launcher. Implements :class:`air_executor.runs.backend.RunBackend`."""
+
+    def __init__(self, store: RunStore, config: Config) -> None:
+        self._store = store
+        self._config = config
+        self._address: Address = address(store, config)
+        self._connection: socket.socket | None = None
+        self._decoder = protocol.Decoder()
+        self._outbox = bytearray()
+        self._launcher: subprocess.Popen[bytes] | None = None
+        self._deaths = 0
+        self._retry_s = 0.0
+        #: Ordered, but no launcher has said yet that it has them.
+        self._ordered: dict[str, RunRequest] = {}
+        #: A launcher that is connected tells of their end.
+        self._attached: set[str] = set()
+        #: No launcher tells of them; the value is when this became so, on the monotonic clock.
+        self._alone: dict[str, float] = {}
+        self._looked_s = 0.0
+        self._ended: list[RunRecord] = []
+
+    def warm_up(self) -> None:
+        """Have a launcher ready for the first run. A failure is logged; the first run meets it again."""
+        try:
+            self._connect()
+        except (AirExecutorError, OSError) as error:
+            log.error("The launcher cannot be started yet: %s", error)
+
+    # The interface
+
+    def start(self, request: RunRequest, record: RunRecord) -> None:
+        """See :meth:`air_executor.runs.backend.RunBackend.start`."""
+        self._store.create(record)
+        self._ordered[request.id] = request
+        self._order(request)
+
+    def follow(self, run_id: str) -> None:
+        """See :meth:`air_executor.runs.backend.RunBackend.follow`."""
+        self._alone[run_id] = time.monotonic()
+        self._looked_s = 0.0
+        if self._connection is not None:
+            self._send({"type": "follow", "id": run_id})
+
+    def ended(self) -> list[RunRecord]:
+        """See :meth:`air_executor.runs.backend.RunBackend.ended`."""
+        if self._connection is None and self._ordered:
+            self._reconnect()
+        if self._connection is not None:
+            self._flush()
+            self._receive()
+        if self._launcher is not None and self._launcher.poll() is not None:
+            self._launcher = None  # reaped
+        if self._alone and time.monotonic() - self._looked_s >= _LOOK_S:
+            self._look_after_the_lonely()
+        ended, self._ended = self._ended, []
+        return ended
+
+    def stop(self, run_id: str, reason: str) -> None:
+        """See :meth:`air_executor.runs.backend.RunBackend.stop`."""
+        try:
+            self._store.request_stop(run_id, reason)
+        except AirExecutorError as error:
+            log.warning("The reason for stopping run %s is not on record: %s", run_id, error)
+        if run_id in self._alone or self._connection is None:
+            stop_by_pid(self._store, run_id)
+        else:
+            self._send({"type": "stop", "id": run_id})
+
+    def forget(self, run_id: str) -> None:
+        """See :meth:`air_executor.runs.backend.RunBackend.forget`."""
+        self._ordered.pop(run_id, None)
+        self._attached.discard(run_id)
+        self._alone.pop(run_id, None)
+
+    def close(self) -> None:
+        """See :meth:`air_executor.runs.backend.RunBackend.close`."""
+        deadline = time.monotonic() + _CLOSE_S
+        while self._connection is not None and self._outbox and time.monotonic() < deadline:
+            select.select([], [self._connection], [], deadline - time.monotonic())
+            self._flush()
+        self._disconnect()
+        self._ordered.clear()
+        self._attached.clear()
+        self._alone.clear()
+
+    # The connection
+
+    def _order(self, request: RunRequest) -> None:
+        if self._connection is None:
+            self._reconnect()
+        if self._connection is not None:
+            self._send({"type": "start", "request": request.to_message()})
+
+    def _reconnect(self) -> None:
+        """Connect, and hand over what was ordered; if there is no way, fail it."""
+        if time.monotonic() < self._retry_s:
+            return
+        try:
+            self._connect()
+        except (AirExecutorError, OSError) as error:
+            self._count_death(f"no launcher can be started: {error}")
+            return
+        for request in list(self._ordered.values()):
+            self._send({"type": "start", "request": request.to_message()})
+        for run_id in self._alone:
+            self._send({"type": "follow", "id": run_id})
+
+    def _connect(self) -> None:
+        if self._connection is not None:
+            return
+        try:
+            connection = protocol.connect(self._address.socket)
+        except (FileNotFoundError, ConnectionRefusedError):
+            with FileLock(self._address.lock, timeout=_CLOSE_S, mode=0o600):
+                try:
+                    connection = protocol.connect(self._address.socket)
+                except (FileNotFoundError, ConnectionRefusedError):
+                    self._launch()
+                    connection = protocol.connect(self._address.socket)
+        connection.setblocking(False)
+        self._connection = connection
+        self._decoder = protocol.Decoder()
+        self._outbox.clear()
+
+    def _launch(self) -> None:
+        """Start a launcher. It inherits its listening socket, so it can be spoken to before it is warm."""
+        self._address.socket.unlink(missing_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            if self._address.log.stat().st_size > _MAX_LOG_BYTES:
+                self._address.log.unlink()
+        with (
+            socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener,
+            open(self._address.log, "ab", opener=_private) as output,
+        ):
+            with protocol.reachable(self._address.socket) as path:
+                listener.bind(path)
+            self._address.socket.chmod(0o600)
+            listener.listen(64)
+            self._launcher = subprocess.Popen(
+                [
+                    sys.executable,
+                    "-m",
+                    "air_executor.launcher",
+                    str(listener.fileno()),
+                    self._address.key,
+                    self._config.to_json(),
+                ],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                env=environment(),
+                pass_fds=[listener.fileno()],
+                start_new_session=True,
+            )
+        log.info("Started launcher %s with pid %d", self._address.key, self._launcher.pid)
+
+    def _disconnect(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+        self._outbox.clear()
+
+    def _count_death(self, why: str) -> None:
+        """Note that a launcher died, or could not be born. Unless that happened too often, another is started."""
+        if not self._ordered:
+            return
+        if self._deaths < len(_RESTART_S):
+            self._retry_s = time.monotonic() + _RESTART_S[self._deaths]
+            self._deaths += 1
+            log.warning("%s; trying again with another", why)
+            return
+        log.error("%s; giving up on %d runs that wait for it", why, len(self._ordered))
+        for run_id in list(self._ordered):
+            self._fail(run_id, f"{why}. Its log is {self._address.log}; `air-executor doctor` tells more")
+        self._deaths = 0
+
+    def _lost_connection(self) -> None:
+        self._disconnect()
+        now_s = time.monotonic()
+        for run_id in self._attached:
+            self._alone[run_id] = now_s
+        self._attached.clear()
+        self._looked_s = 0.0
+        # What was ordered may have been taken by the launcher that died. A second request for it is harmless: the
+        # runner that finds the run begun, by its lock or its record, leaves it alone.
+        self._count_death("the launcher died")
+
+    # Messages
+
+    def _send(self, message: dict[str, Any]) -> None:
+        self._outbox += protocol.encode(message)
+        self._flush()
+
+    def _flush(self) -> None:
+        if self._connection is None or not self._outbox:
+            return
+        try:
+            sent = self._connection.send(self._outbox)
+        except BlockingIOError:
+            return
+        except OSError:
+            return  # the end of the connection is noticed on reading, after the last messages
+        del self._outbox[:sent]
+
+    def _receive(self) -> None:
+        while self._connection is not None:
+            try:
+                data = self._connection.recv(1 << 16)
+            except BlockingIOError:
+                return
+            except OSError:
+                data = b""
+            if not data:
+                self._lost_connection()
+                return
+            try:
+                for message in self._decoder.feed(data):
+                    self._handle(message)
+            except ProtocolError as error:
+                log.error("The launcher does not make sense: %s", error)
+                self._lost_connection()
+
+    def _handle(self, message: dict[str, Any]) -> None:
+        kind, run_id = message.get("type"), str(message.get("id"))
+        if kind == "hello":
+            self._deaths = 0
+        elif kind == "started":
+            if self._ordered.pop(run_id, None) is not None:
+                self._attached.add(run_id)
+        elif kind == "refused":
+            self._fail(run_id, str(message.get("reason")))
+        elif kind == "exited":
+            self._exited(run_id, message.get("exit_code"))
+
+    def _exited(self, run_id: str, exit_code: int | None) -> None:
+        if run_id not in self._attached and run_id not in self._alone:
+            return
+        try:
+            record = self._store.read(run_id)
+        except AirExecutorError as error:
+            self.forget(run_id)
+            log.error("Run %s ended with exit code %s, but its record is gone: %s", run_id, exit_code, error)
+            return
+        if not record.state.is_end:
+            reason = f"the runner ended with exit code {exit_code}, and its end could not be recorded"
+            record = record.advance(RunState.FAILED, exit_code=exit_code, reason=reason)
+        self._end(record)
+
+    def _fail(self, run_id: str, reason: str) -> None:
+        """End a run that no runner has."""
+        try:
+            record = self._store.read(run_id).advance(RunState.FAILED, reason=reason)
+            append_to_log(record.log_file, reason)
+            self._store.write(record)
+        except StateDirError as error:
+            log.error("Run %s failed (%s), which cannot be recorded: %s", run_id, reason, error)
+        except AirExecutorError as error:
+            log.error("Run %s failed: %s; %s", run_id, reason, error)
+            self.forget(run_id)
+            return
+        self._end(record)
+
+    def _end(self, record: RunRecord) -> None:
+        self.forget(record.id)
+        self._ended.append(record)
+
+    # Runs without a launcher
+
+    def _look_after_the_lonely(self) -> None:
+        self._looked_s = time.monotonic()
+        for run_id, since_s in list(self._alone.items()):
+            try:
+                record = self._store.settle(self._store.read(run_id))
+                unborn = record.state is RunState.QUEUED and not self._store.has_runner(record)
+                if unborn and self._looked_s - since_s > _BIRTH_S:
+                    reason = "its launcher died before the runner was born"
+                    record = self._store.write(record.advance(RunState.LOST, reason=reason))
+            except RecordError as error:
+                log.error("Run %s can no longer be followed: %s", run_id, error)
+                self.forget(run_id)
+                continue
+            except AirExecutorError as error:
+                log.warning("Run %s cannot be looked at now: %s", run_id, error)
+                continue
+            if record.state.is_end:
+                self._end(record)
+
+
+def stop_by_pid(store: RunStore, run_id: str) -> bool:
+    """Send SIGTERM to the runner of a run, if the process with its pid is still that runner.
+
+    :return: whether it was sent.
+    """
+    import signal
+
+    try:
+        record = store.read(run_id)
+    except AirExecutorError:
+        return False
+    if record.state.is_end or record.pid is None or record.boot_id != system.boot_id():
+        return False
+    return system.signal_process(record.pid, record.pid_started, signal.SIGTERM)
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW, 0o600)

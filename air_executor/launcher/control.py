@@ -1,0 +1,47 @@
+"""Questions to launchers from outside an executor: the command line's side of the socket."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from air_executor.errors import AirExecutorError
+from air_executor.launcher import protocol
+from air_executor.launcher.address import Address, all_addresses
+from air_executor.runs.store import RunStore
+
+#: How long a launcher may take to answer, in seconds: one that starts up answers when it is warm.
+_ANSWER_S = 5.0
+
+
+def _exchange(address: Address, message: dict[str, Any], answers: frozenset[str]) -> dict[str, Any] | None:
+    """Send ``message`` and return the first answer of a type in ``answers``; ``None`` when none comes in time."""
+    try:
+        with protocol.connect(address.socket) as connection:
+            connection.settimeout(_ANSWER_S)
+            connection.sendall(protocol.encode(message) + protocol.encode({"type": "status"}))
+            decoder = protocol.Decoder()
+            while data := connection.recv(1 << 16):
+                for answer in decoder.feed(data):
+                    if answer.get("type") in answers:
+                        return answer
+    except (OSError, AirExecutorError):
+        return None
+    return None
+
+
+def status(address: Address) -> dict[str, Any] | None:
+    """Return what a launcher says of itself, or ``None`` when nobody answers there."""
+    return _exchange(address, {"type": "status"}, frozenset({"status"}))
+
+
+def ask_to_stop(store: RunStore, run_id: str) -> bool:
+    """Ask all launchers to stop a run.
+
+    :return: whether one of them has it. Works across PID namespaces, as no process id is used.
+    """
+    for address in all_addresses(store):
+        # A launcher that has the run says nothing to `stop`; the status that follows shows that it was heard.
+        answer = _exchange(address, {"type": "stop", "id": run_id}, frozenset({"unknown", "status"}))
+        if answer is not None and answer["type"] == "status":
+            return True
+    return False

@@ -1,0 +1,106 @@
+"""What an executor and a launcher say to each other: JSON documents, each with its length before it.
+
+From the executor: ``start`` (with a run request), ``follow`` and ``stop`` (with a run's id), ``status``.
+From the launcher: ``hello`` once, ``started`` and ``refused``, ``exited``, ``unknown`` (a ``follow`` or ``stop``
+for a run that is not its child), ``status``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from air_executor.errors import ProtocolError, StateDirError
+
+#: A message is at most this many bytes long. Workloads are a few thousand.
+MAX_MESSAGE_BYTES = 8 << 20
+
+_LENGTH_BYTES = 4
+
+
+def encode(message: dict[str, Any]) -> bytes:
+    """Return ``message`` as it goes over the socket.
+
+    :raises ProtocolError: it is not JSON, or too long.
+    """
+    try:
+        body = orjson.dumps(message)
+    except TypeError as error:
+        raise ProtocolError(f"a message is not JSON: {error}") from None
+    if len(body) > MAX_MESSAGE_BYTES:
+        raise ProtocolError(f"a message of {len(body)} bytes is longer than {MAX_MESSAGE_BYTES}")
+    return len(body).to_bytes(_LENGTH_BYTES, "big") + body
+
+
+class Decoder:
+    """Puts messages together from the pieces in which they arrive."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+
+    def feed(self, data: bytes) -> Iterator[dict[str, Any]]:
+        """Take in ``data`` and yield each message that it completes.
+
+        :raises ProtocolError: the peer does not speak this protocol; nothing more can be read from it.
+        """
+        self._buffer += data
+        while len(self._buffer) >= _LENGTH_BYTES:
+            length = int.from_bytes(self._buffer[:_LENGTH_BYTES], "big")
+            if length > MAX_MESSAGE_BYTES:
+                raise ProtocolError(f"a message of {length} bytes is announced; {MAX_MESSAGE_BYTES} is the limit")
+            end = _LENGTH_BYTES + length
+            if len(self._buffer) < end:
+                return
+            body = bytes(self._buffer[_LENGTH_BYTES:end])
+            del self._buffer[:end]
+            try:
+                message = orjson.loads(body)
+            except orjson.JSONDecodeError as error:
+                raise ProtocolError(f"a message is not JSON: {error}") from None
+            if not isinstance(message, dict):
+                raise ProtocolError("a message is not a JSON object")
+            yield message
+
+
+@contextlib.contextmanager
+def reachable(path: Path) -> Iterator[str]:
+    """Yield an address for the Unix socket at ``path`` that fits in the kernel's 107 bytes.
+
+    On Linux a longer path is reached through a descriptor of its folder.
+
+    :raises StateDirError: it is too long, and there is no way round.
+    """
+    if len(os.fsencode(path)) < 104:  # the least of the platforms' limits, macOS's
+        yield str(path)
+        return
+    if not os.path.isdir("/proc/self/fd"):
+        raise StateDirError(
+            f"the path of the launcher's socket is too long for this system: {path}. "
+            "Set [air_executor] state_dir to a shorter path."
+        )
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield f"/proc/self/fd/{folder}/{path.name}"
+    finally:
+        os.close(folder)
+
+
+def connect(path: Path) -> socket.socket:
+    """Return a connection to the launcher that listens at ``path``.
+
+    :raises OSError: nobody listens there.
+    """
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        with reachable(path) as address:
+            connection.connect(address)
+    except BaseException:
+        connection.close()
+        raise
+    return connection

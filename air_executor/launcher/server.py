@@ -1,0 +1,343 @@
+"""The launcher process: takes run requests from executors, forks a runner for each, and tells when one has ended."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import resource
+import selectors
+import signal
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from air_executor import __version__, system
+from air_executor.config import Config
+from air_executor.errors import AirExecutorError, ProtocolError
+from air_executor.launcher import protocol
+from air_executor.launcher.address import Address
+from air_executor.runs.backend import RunRequest
+from air_executor.runs.record import RunState
+from air_executor.runs.store import RunStore
+from air_executor.runs.tasklog import append_to_log
+
+#: Without a client and without a runner, the launcher stays this many seconds for a scheduler that restarts.
+_ABANDONED_S = 10.0
+
+#: How often records are pruned, in seconds.
+_PRUNE_S = 300.0
+
+#: How much is read from a client at once, in bytes. Fairness among clients, not a limit.
+_READ_BYTES = 1 << 18
+
+#: Exit code of a runner that died of an error of its own, after ``EX_SOFTWARE``.
+EXIT_RUNNER_ERROR = 70
+
+#: Turns a request into a runner process and returns its pid.
+Spawn = Callable[[RunRequest], int]
+
+
+@dataclass
+class _Client:
+    """An executor at the other end of a connection."""
+
+    connection: socket.socket
+    decoder: protocol.Decoder = field(default_factory=protocol.Decoder)
+    outbox: bytearray = field(default_factory=bytearray)
+
+
+@dataclass
+class _Child:
+    """A runner that was born here."""
+
+    run_id: str
+    client: _Client | None
+
+
+class Launcher:
+    """Serves executors until there is nothing left to do."""
+
+    def __init__(
+        self, store: RunStore, config: Config, address: Address, listener: socket.socket, spawn: Spawn | None = None
+    ) -> None:
+        self._store = store
+        self._config = config
+        self._address = address
+        self._listener = listener
+        self._spawn = spawn or self._fork
+        self._selector = selectors.DefaultSelector()
+        self._clients: list[_Client] = []
+        self._children: dict[int, _Child] = {}
+        self._started_s = self._active_s = time.monotonic()
+        self._pruned_s = 0.0
+        self._stopping = False
+
+    def serve(self) -> None:
+        """Serve until the idle time is over, everybody has gone, or SIGTERM comes. Runners outlive this."""
+        self._wake_receiver, self._wake_sender = socket.socketpair()
+        for end in (self._wake_receiver, self._wake_sender, self._listener):
+            end.setblocking(False)
+        signal.set_wakeup_fd(self._wake_sender.fileno(), warn_on_full_buffer=False)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        signal.signal(signal.SIGTERM, self._on_sigterm)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        self._selector.register(self._listener, selectors.EVENT_READ, self._accept)
+        self._selector.register(self._wake_receiver, selectors.EVENT_READ, self._drain_wakeups)
+        while not self._stopping:
+            for key, _ in self._selector.select(self._wait_s()):
+                key.data()
+            self._reap()
+            self._prune_now_and_then()
+            if self._is_useless():
+                self._stopping = self._retire()
+        self._address.socket.unlink(missing_ok=True)
+
+    def _on_sigterm(self, *_: object) -> None:
+        self._stopping = True
+
+    def _drain_wakeups(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            self._wake_receiver.recv(4096)
+
+    # When to end
+
+    def _wait_s(self) -> float | None:
+        if self._children:
+            return _PRUNE_S
+        return max(0.0, min(self._patience_s() - (time.monotonic() - self._active_s), _PRUNE_S))
+
+    def _patience_s(self) -> float:
+        idle_s = self._config.launcher_idle_seconds
+        return idle_s if self._clients else min(idle_s, _ABANDONED_S)
+
+    def _is_useless(self) -> bool:
+        return not self._children and time.monotonic() - self._active_s >= self._patience_s()
+
+    def _retire(self) -> bool:
+        # Whoever wants a launcher holds this lock while looking for one, so none connects to us as we leave.
+        try:
+            with FileLock(self._address.lock, timeout=0):
+                try:
+                    self._accept_one()
+                    return False
+                except BlockingIOError:
+                    self._address.socket.unlink(missing_ok=True)
+                    self._listener.close()
+                    return True
+        except Timeout:
+            return False
+
+    # Clients
+
+    def _accept(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                self._accept_one()
+
+    def _accept_one(self) -> None:
+        connection, _ = self._listener.accept()
+        self._active_s = time.monotonic()
+        uid = system.peer_uid(connection)
+        if uid is not None and uid != os.geteuid():
+            print(f"refused a connection from user id {uid}", flush=True)
+            connection.close()
+            return
+        connection.setblocking(False)
+        client = _Client(connection)
+        self._clients.append(client)
+        self._selector.register(connection, selectors.EVENT_READ, lambda: self._read(client))
+        self._tell(client, {"type": "hello", **self._status()})
+
+    def _read(self, client: _Client) -> None:
+        try:
+            data = client.connection.recv(_READ_BYTES)
+            if not data:
+                self._drop(client)
+                return
+            for message in client.decoder.feed(data):
+                self._handle(client, message)
+        except BlockingIOError:
+            return
+        except OSError:
+            self._drop(client)
+        except ProtocolError as error:
+            print(f"dropped a client: {error}", flush=True)
+            self._drop(client)
+
+    def _drop(self, client: _Client) -> None:
+        if client not in self._clients:
+            return
+        self._clients.remove(client)
+        self._selector.unregister(client.connection)
+        client.connection.close()
+        self._active_s = time.monotonic()
+        for child in self._children.values():
+            if child.client is client:
+                child.client = None
+
+    def _tell(self, client: _Client | None, message: dict[str, Any]) -> None:
+        if client is None or client not in self._clients:
+            return
+        client.outbox += protocol.encode(message)
+        self._flush(client)
+
+    def _flush(self, client: _Client) -> None:
+        try:
+            sent = client.connection.send(client.outbox)
+        except BlockingIOError:
+            sent = 0
+        except OSError:
+            self._drop(client)
+            return
+        del client.outbox[:sent]
+        events = selectors.EVENT_READ | (selectors.EVENT_WRITE if client.outbox else 0)
+
+        def ready() -> None:
+            if client.outbox:
+                self._flush(client)
+            if client in self._clients:
+                self._read(client)
+
+        self._selector.modify(client.connection, events, ready)
+
+    def _handle(self, client: _Client, message: dict[str, Any]) -> None:
+        kind, run_id = message.get("type"), message.get("id")
+        if kind == "start":
+            self._start(client, message.get("request"))
+        elif kind == "status":
+            self._tell(client, {"type": "status", **self._status()})
+        elif kind in ("follow", "stop"):
+            pid = next((pid for pid, child in self._children.items() if child.run_id == run_id), None)
+            if pid is None:
+                self._tell(client, {"type": "unknown", "id": run_id})
+            elif kind == "stop":
+                os.kill(pid, signal.SIGTERM)  # our child, not reaped yet: nobody else can have the pid
+            else:
+                self._children[pid].client = client
+        else:
+            raise ProtocolError(f"a message of type {kind!r}")
+
+    def _status(self) -> dict[str, Any]:
+        return {
+            "pid": os.getpid(),
+            "version": __version__,
+            "launch": self._config.launch,
+            "age_s": round(time.monotonic() - self._started_s, 1),
+            "runners": len(self._children),
+            "clients": len(self._clients),
+            "max_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        }
+
+    # Runners
+
+    def _start(self, client: _Client, message: Any) -> None:
+        run_id = message.get("id") if isinstance(message, dict) else None
+        try:
+            request = RunRequest.from_message(message)
+            pid = self._spawn(request)
+        except (AirExecutorError, OSError) as error:
+            self._tell(client, {"type": "refused", "id": run_id, "reason": f"no runner could be started: {error}"})
+            return
+        self._children[pid] = _Child(request.id, client)
+        self._tell(client, {"type": "started", "id": request.id, "pid": pid})
+
+    def _fork(self, request: RunRequest) -> int:
+        pid = os.fork()
+        if pid:
+            return pid
+        code = EXIT_RUNNER_ERROR
+        try:
+            self._become_runner(request.id)
+            from air_executor.runner.main import run
+
+            code = run(request, self._store, self._config)
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            with contextlib.suppress(OSError, ValueError):
+                sys.stdout.flush()
+                sys.stderr.flush()
+            os._exit(code)
+
+    def _let_go(self) -> None:
+        """In a forked child: close and reset what is the launcher's."""
+        signal.set_wakeup_fd(-1)
+        for signum in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT):
+            signal.signal(signum, signal.SIG_DFL)
+        self._selector.close()
+        for end in (self._listener, self._wake_receiver, self._wake_sender):
+            end.close()
+        for client in self._clients:
+            client.connection.close()
+
+    def _become_runner(self, run_id: str) -> None:
+        os.setsid()
+        self._let_go()
+        output = os.open(self._store.output_file(run_id), os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o600)
+        os.dup2(output, 1)
+        os.dup2(output, 2)
+        os.close(output)
+
+    def _reap(self) -> None:
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if not pid:
+                return
+            child = self._children.pop(pid, None)
+            if child is None:
+                continue  # the pruner
+            self._active_s = time.monotonic()
+            code = os.waitstatus_to_exitcode(status)
+            try:
+                self._write_end(child.run_id, code)
+            except AirExecutorError as error:
+                print(f"run {child.run_id}: its end (exit code {code}) is not on record: {error}", flush=True)
+            self._tell(child.client, {"type": "exited", "id": child.run_id, "exit_code": code})
+
+    def _write_end(self, run_id: str, code: int) -> None:
+        """Write the end of a run whose runner died before it could."""
+        record = self._store.read(run_id)
+        if record.state.is_end:
+            return
+        words = self._store.output_tail(run_id)
+        asked = self._store.stop_reason(run_id)
+        if code < 0:
+            name = signal.Signals(-code).name
+            reason = f"the runner was killed by {name} (signal {-code})" + (f": {asked}" if asked else "")
+            record = record.advance(RunState.KILLED, signal=name, reason=reason)
+        else:
+            reason = f"the runner ended with exit code {code} before it could record an outcome"
+            record = record.advance(RunState.FAILED, exit_code=code, reason=reason)
+        if words:
+            reason += f". Its last words: {words}"
+        self._store.write(record)
+        append_to_log(record.log_file, reason)
+
+    # Pruning
+
+    def _prune_now_and_then(self) -> None:
+        if time.monotonic() - self._pruned_s < _PRUNE_S and self._pruned_s:
+            return
+        self._pruned_s = time.monotonic()
+        try:
+            pid = os.fork()
+        except OSError:
+            return
+        if pid:
+            return
+        try:
+            self._let_go()
+            self._store.prune(keep_days=self._config.keep_days, keep_runs=self._config.keep_runs)
+        except (AirExecutorError, OSError) as error:
+            print(f"pruning failed: {error}", flush=True)
+        finally:
+            os._exit(0)

@@ -1,0 +1,57 @@
+"""What Airflow reads from the ``apache_airflow_provider`` entry point, and the commands of ``airflow air``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from air_executor import __version__, config
+
+
+def get_provider_info() -> dict[str, Any]:
+    """Return AirExecutor's description in the form of Airflow's ``provider_info.schema.json``."""
+    return {
+        "package-name": "air-executor",
+        "name": "AirExecutor",
+        "description": "Runs every task in its own short-lived process on one machine.",
+        "versions": [__version__],
+        "executors": ["air_executor.executor.AirExecutor"],
+        "cli": ["air_executor.provider.get_cli_commands"],
+        "config": {
+            config.SECTION: {
+                "description": "Options of AirExecutor.",
+                "options": {
+                    option.name: {
+                        "description": option.description,
+                        "version_added": __version__,
+                        "type": option.type,
+                        "example": option.example,
+                        "default": option.default,
+                    }
+                    for option in config.OPTIONS
+                },
+            }
+        },
+    }
+
+
+def get_cli_commands() -> list[Any]:
+    """Return the command group ``airflow air``: the same commands as ``air-executor``."""
+    from airflow.cli.cli_config import ActionCommand, Arg, GroupCommand
+
+    from air_executor.cli.commands import COMMANDS, call
+
+    return [
+        GroupCommand(
+            name="air",
+            help="See and control the runs of AirExecutor",
+            subcommands=[
+                ActionCommand(
+                    name=command.name,
+                    help=command.help,
+                    func=call(command),
+                    args=[Arg(argument.flags, **argument.options) for argument in command.arguments],
+                )
+                for command in COMMANDS
+            ],
+        )
+    ]

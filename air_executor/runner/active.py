@@ -1,0 +1,182 @@
+"""The run that this process executes: its record as it changes, its limits, and requests to stop it."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import socket
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import psutil
+
+from air_executor import system
+from air_executor.runner.limits import Limits, mebibytes
+from air_executor.runs.record import RunRecord, RunState
+from air_executor.runs.store import RunStore
+
+#: How often a task with a memory or CPU limit is measured, in seconds.
+_MEASURE_S = 0.2
+
+
+class StopRequested(BaseException):
+    """SIGTERM came while nothing was there that could end the task gracefully."""
+
+
+@dataclass(frozen=True)
+class Ending:
+    """The task has to end before its time."""
+
+    reason: str
+    signum: signal.Signals
+    """What it is sent first. SIGTERM gives it time for ``on_kill``."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What became of a workload."""
+
+    state: RunState
+    outcome: str | None = None
+    delivered: bool = False
+    exit_code: int | None = None
+    signal: str | None = None
+    reason: str | None = None
+
+
+class ActiveRun:
+    """What a supervisor of the task process needs to know and to tell."""
+
+    def __init__(self, store: RunStore, record: RunRecord, limits: Limits, grace_s: float) -> None:
+        self._store = store
+        self.record = record
+        self._limits = limits
+        self.grace_s = grace_s
+        self.ending: Ending | None = None
+        """Why the task was made to end, once it was."""
+        self.outcome: Outcome | None = None
+        """Set by the supervisor when the task process has ended."""
+        self._task: psutil.Process | None = None
+        self._attached_s = time.monotonic()
+        self._measured_s = 0.0
+        self._inherited_bytes = 0
+        self._peak_bytes = 0
+        self._stop_signal: signal.Signals | None = None
+        self._is_monitored = False
+
+    # What the supervisor tells
+
+    def attach(self, pid: int) -> None:
+        """Take note of the task process, just born."""
+        self._task = psutil.Process(pid)
+        self._attached_s = time.monotonic()
+        # A forked task begins with the launcher's pages, which it shares and did not ask for.
+        self._inherited_bytes = system.memory_bytes([pid])
+
+    def started(self) -> None:
+        """Take note that the workload is being executed."""
+        pid = self._task.pid if self._task else None
+        self.record = self._store.write(self.record.advance(RunState.RUNNING, task_pid=pid))
+
+    def beat(self) -> None:
+        """Leave a sign of life. One that can't be written must not end a task."""
+        with contextlib.suppress(OSError):
+            self._store.heartbeat(self.record.id)
+
+    # What the supervisor asks
+
+    def due_in_s(self) -> float | None:
+        """Return in how many seconds :meth:`check` wants to be called, or ``None`` for whenever something happens."""
+        now_s = time.monotonic()
+        times = []
+        if self._limits.timeout is not None:
+            times.append(self._attached_s + self._limits.timeout - now_s)
+        if self._limits.are_measured:
+            times.append(self._measured_s + _MEASURE_S - now_s)
+        return max(0.0, min(times)) if times else None
+
+    def check(self) -> Ending | None:
+        """Return why the task has to end, the first time there is a reason."""
+        if self.ending is None:
+            self.ending = self._stop() or self._overtime() or self._excess()
+            return self.ending
+        return None
+
+    def _stop(self) -> Ending | None:
+        if self._stop_signal is None:
+            return None
+        reason = self._store.stop_reason(self.record.id) or f"{self._stop_signal.name} was sent to the runner"
+        return Ending(f"stopped: {reason}", signal.SIGTERM)
+
+    def _overtime(self) -> Ending | None:
+        limit = self._limits.timeout
+        ran_s = time.monotonic() - self._attached_s
+        if limit is None or ran_s < limit:
+            return None
+        return Ending(f"wall time limit of {limit:g} s reached after {ran_s:.1f} s", signal.SIGTERM)
+
+    def _excess(self) -> Ending | None:
+        now_s = time.monotonic()
+        if not self._limits.are_measured or now_s - self._measured_s < _MEASURE_S or self._task is None:
+            return None
+        self._measured_s = now_s
+        try:
+            family = [self._task, *self._task.children(recursive=True)]
+        except psutil.Error:
+            return None
+        held = system.memory_bytes(process.pid for process in family) - self._inherited_bytes
+        self._peak_bytes = max(self._peak_bytes, held)
+        limits = self._limits
+        if limits.memory is not None and self._peak_bytes > limits.memory:
+            reason = f"memory limit of {mebibytes(limits.memory)} reached; peak {mebibytes(self._peak_bytes)}"
+            # Whoever is about to take the machine's last page gets no time to say goodbye.
+            return Ending(reason, signal.SIGKILL)
+        if limits.cpu_time is not None:
+            used_s = sum(_cpu_time_s(process) for process in family)
+            if used_s > limits.cpu_time:
+                return Ending(f"CPU time limit of {limits.cpu_time:g} s reached; used {used_s:.1f} s", signal.SIGTERM)
+        return None
+
+    # Signals
+
+    @contextlib.contextmanager
+    def heeding_signals(self, *, monitored: bool = False) -> Iterator[socket.socket]:
+        """Take SIGTERM and SIGINT for a request to stop the run.
+
+        :param monitored: somebody waits on the socket that is yielded, which a signal makes readable, and calls
+            :meth:`check`. Otherwise the signal raises :class:`StopRequested` wherever this process is.
+        """
+        receiver, sender = socket.socketpair()
+        with receiver, sender:
+            receiver.setblocking(False)
+            sender.setblocking(False)
+            wakeup = signal.set_wakeup_fd(sender.fileno(), warn_on_full_buffer=False)
+            handlers = {signum: signal.signal(signum, self._on_signal) for signum in (signal.SIGTERM, signal.SIGINT)}
+            before, self._is_monitored = self._is_monitored, monitored
+            try:
+                yield receiver
+            finally:
+                self._is_monitored = before
+                for signum, handler in handlers.items():
+                    signal.signal(signum, handler)
+                signal.set_wakeup_fd(wakeup)
+
+    def _on_signal(self, signum: int, _frame: Any) -> None:
+        self._stop_signal = signal.Signals(signum)
+        if not self._is_monitored:
+            raise StopRequested
+
+    def stopped(self) -> Outcome:
+        """Return the outcome of a run that was stopped with nobody to end its task gracefully."""
+        ending = self._stop()
+        return Outcome(state=RunState.KILLED, signal="SIGTERM", reason=ending.reason if ending else None)
+
+
+def _cpu_time_s(process: psutil.Process) -> float:
+    try:
+        times = process.cpu_times()
+    except psutil.Error:
+        return 0.0
+    return float(times.user + times.system + times.children_user + times.children_system)

@@ -1,0 +1,42 @@
+"""Executing Airflow's workloads in this process, through Airflow's own supervisors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from air_executor import compat
+from air_executor.runner import supervision
+from air_executor.runner.active import ActiveRun, Outcome
+from air_executor.runs.backend import RunRequest
+from air_executor.runs.record import UNWANTED, RunState
+
+
+def execute(request: RunRequest, active: ActiveRun) -> Outcome:
+    """Execute the workload of ``request`` and return what became of it."""
+    workload = compat.parse_workload(request.identity.kind, request.workload)
+    if request.identity.kind == "task":
+        return _execute_task(workload, request, active)
+    active.started()
+    try:
+        compat.run_other(workload, request.server)
+    except Exception as error:
+        # Callbacks: Airflow's supervisor of them raises when the callback failed.
+        return Outcome(state=RunState.FAILED, reason=f"{type(error).__name__}: {error}")
+    return Outcome(state=RunState.SUCCEEDED, outcome="success", delivered=True)
+
+
+def _execute_task(workload: Any, request: RunRequest, active: ActiveRun) -> Outcome:
+    supervision.active = active
+    try:
+        exit_code = compat.run_task(workload, request.server)
+    except Exception as error:
+        refusal = compat.refusal(error)
+        if refusal is None:
+            raise
+        reason = f"Airflow does not want this run any more: {refusal}"
+        return Outcome(state=RunState.FAILED, outcome=UNWANTED, reason=reason)
+    if active.outcome is None:
+        # A coordinator with a supervisor of its own, which has told Airflow.
+        state = RunState.SUCCEEDED if exit_code == 0 else RunState.FAILED
+        return Outcome(state=state, delivered=True, exit_code=exit_code)
+    return active.outcome

@@ -1,0 +1,41 @@
+"""GPUs as exclusive leases: a lock file each, held by the runner whose task has the GPU."""
+
+from __future__ import annotations
+
+import os
+import time
+
+from air_executor.errors import LimitsError
+from air_executor.runs.lock import KernelLock
+from air_executor.runs.store import RunStore
+
+#: How often a runner that waits for GPUs looks again, in seconds. A lock that is freed tells one waiter, not
+#: whoever waits for any of several, so this is a poll.
+_RETRY_S = 0.5
+
+
+def lease(store: RunStore, pool: tuple[str, ...], count: int) -> list[KernelLock]:
+    """Lease ``count`` GPUs of ``pool``, waiting for them as long as it takes, and show them to CUDA.
+
+    While it waits the task is still queued for Airflow, whose ``task_queued_timeout`` ends a wait that is too long.
+
+    :return: the locks that hold the leases; they end with this process, or when they are released.
+    :raises LimitsError: there are not so many GPUs.
+    """
+    if count > len(pool):
+        raise LimitsError(
+            f"executor_config['air']['gpus'] = {count} can not be applied: [air_executor] gpus offers {len(pool)}."
+        )
+    while True:
+        taken: dict[str, KernelLock] = {}
+        for gpu in pool:
+            lock = KernelLock(store.gpus / gpu)
+            if len(taken) < count and lock.acquire(timeout_s=0):
+                taken[gpu] = lock
+        if len(taken) == count:
+            os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(taken)
+            return list(taken.values())
+        # All or none: two runners that each keep half of what they need would wait for ever.
+        for lock in taken.values():
+            lock.release()
+        time.sleep(_RETRY_S)

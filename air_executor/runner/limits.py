@@ -1,0 +1,169 @@
+"""Per-task limits: what ``executor_config={"air": {...}}`` may say, and how it is applied to a runner."""
+
+from __future__ import annotations
+
+import math
+import os
+import random
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import orjson
+import psutil
+
+from air_executor.errors import LimitsError
+
+_UNITS = {"": 1, "b": 1, **{prefix + "b": 1000**n for n, prefix in enumerate("kmgt", 1)}}
+_UNITS |= {unit: 1024**n for n, prefix in enumerate("kmgt", 1) for unit in (prefix, prefix + "ib")}
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one task may use. ``None`` is no limit."""
+
+    memory: int | None = None
+    """Bytes that the task process and its descendants may hold together."""
+    cpu_time: float | None = None
+    """Seconds of CPU that they may use together."""
+    cpus: int | None = None
+    """On how many CPUs they may run."""
+    nice: int | None = None
+    """How much lower than the scheduler's their priority is: 1 to 19 (negative needs privileges)."""
+    timeout: float | None = None
+    """Seconds from the start until the task is stopped."""
+    gpus: int | None = None
+    """GPUs to lease for the task alone."""
+    environment: Mapping[str, str] = field(default_factory=dict)
+    """Environment variables for the task."""
+
+    @property
+    def are_measured(self) -> bool:
+        """Whether the task has to be looked at while it runs."""
+        return self.memory is not None or self.cpu_time is not None
+
+    def public(self) -> dict[str, Any]:
+        """Return what may be written down: of the environment only the names, as values may be secret."""
+        values = {item.name: getattr(self, item.name) for item in fields(self)}
+        values["environment"] = sorted(self.environment) or None
+        return {name: value for name, value in values.items() if value is not None}
+
+    def apply(self) -> None:
+        """Apply to this process, and so to its children, what the kernel then keeps: priority, CPUs, environment.
+
+        :raises LimitsError: the machine does not offer it.
+        """
+        if self.nice is not None:
+            try:
+                os.nice(self.nice)
+            except OSError as error:
+                raise _bad("nice", self.nice, f"the system refuses it: {error.strerror}") from None
+        if self.cpus is not None:
+            _bind_to_cpus(self.cpus)
+        os.environ.update(self.environment)
+
+
+def parse(raw: Any) -> Limits:
+    """Read the limits of a task.
+
+    :param raw: the value of ``executor_config["air"]``; ``None`` when there is none.
+    :raises LimitsError: something in it is unknown or can't be used; the message names the key and what is wanted.
+    """
+    if raw is None:
+        return Limits()
+    if not isinstance(raw, dict):
+        raise LimitsError(f"executor_config['air'] must be a dict of limits, not {raw!r}.")
+    unknown = sorted(str(name) for name in raw.keys() - _PARSERS.keys())
+    if unknown:
+        raise LimitsError(
+            f"executor_config['air'] has unknown keys: {', '.join(unknown)}. Known are: {', '.join(_PARSERS)}."
+        )
+    values = {}
+    for name, value in raw.items():
+        try:
+            values[name] = _PARSERS[name](value)
+        except (ValueError, TypeError) as error:
+            raise _bad(name, value if name != "environment" else "…", str(error)) from None
+    return Limits(**values)
+
+
+def as_json(raw: Any) -> Any:
+    """Return ``executor_config["air"]`` as plain data for a message.
+
+    What is not plain data becomes text, which :func:`parse` then refuses by name.
+    """
+    return orjson.loads(orjson.dumps(raw, default=repr, option=orjson.OPT_NON_STR_KEYS))
+
+
+def public(raw: Any) -> dict[str, Any]:
+    """Return what may be written down of ``executor_config["air"]``; nothing when it can't be used."""
+    try:
+        return parse(raw).public()
+    except LimitsError:
+        return {}
+
+
+def _bad(name: str, value: Any, why: str) -> LimitsError:
+    return LimitsError(f"executor_config['air']['{name}'] = {value!r} can not be applied: {why}.")
+
+
+def _size(value: Any) -> int:
+    match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([a-z]*)\s*", str(value).lower())
+    if isinstance(value, bool) or match is None or match.group(2) not in _UNITS:
+        raise ValueError("it must be a number of bytes, or text such as '512MiB' or '2GB'")
+    size = int(float(match.group(1)) * _UNITS[match.group(2)])
+    if size <= 0:
+        raise ValueError("it must be more than 0")
+    return size
+
+
+def _seconds(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not (0 < value < math.inf):
+        raise ValueError("it must be a number of seconds, more than 0")
+    return float(value)
+
+
+def _whole(least: int, most: float = math.inf) -> Callable[[Any], int]:
+    def parse_whole(value: Any) -> int:
+        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+            top = "" if most == math.inf else f" and at most {most}"
+            raise ValueError(f"it must be a whole number, at least {least}{top}")
+        return value
+
+    return parse_whole
+
+
+def _environment(value: Any) -> dict[str, str]:
+    if not isinstance(value, dict) or not all(isinstance(part, str) for item in value.items() for part in item):
+        raise ValueError("it must be a dict of text to text")
+    for name, text in value.items():
+        if not name or "=" in name or "\0" in name + text:
+            raise ValueError(f"{name!r} is not the name of an environment variable, or its value holds a zero byte")
+    return value
+
+
+_PARSERS: dict[str, Callable[[Any], Any]] = {
+    "memory": _size,
+    "cpu_time": _seconds,
+    "cpus": _whole(1),
+    "nice": _whole(-20, 19),
+    "timeout": _seconds,
+    "gpus": _whole(1),
+    "environment": _environment,
+}
+
+
+def _bind_to_cpus(count: int) -> None:
+    process = psutil.Process()
+    if not hasattr(process, "cpu_affinity"):
+        raise _bad("cpus", count, "this system can not bind processes to CPUs")
+    available = process.cpu_affinity()
+    if count > len(available):
+        raise _bad("cpus", count, f"this machine has {len(available)} for it")
+    process.cpu_affinity(random.sample(available, count))
+
+
+def mebibytes(size_bytes: int) -> str:
+    """Return a size for people, in MiB."""
+    return f"{size_bytes / (1 << 20):.0f} MiB"

@@ -1,0 +1,119 @@
+"""A runner's life: take the lock, apply the limits, execute the workload, write down its end."""
+
+from __future__ import annotations
+
+import os
+import resource
+import sys
+import time
+import traceback
+from typing import Any
+
+from air_executor import system
+from air_executor.config import Config
+from air_executor.errors import AirExecutorError, StateDirError
+from air_executor.runner import gpus
+from air_executor.runner import limits as task_limits
+from air_executor.runner.active import ActiveRun, Outcome, StopRequested
+from air_executor.runner.limits import Limits
+from air_executor.runs.backend import RunRequest
+from air_executor.runs.lock import KernelLock
+from air_executor.runs.record import UNWANTED, RunRecord, RunState
+from air_executor.runs.store import RunStore
+from air_executor.runs.tasklog import append_to_log
+
+#: A task instance that comes back from a deferral may be faster than its former runner's last steps. Its new runner
+#: waits for the lock this long, in seconds.
+LOCK_WAIT_S = 60.0
+
+#: Exit code: the end is on record.
+EXIT_RECORDED = 0
+#: Exit code: the end could not be recorded (after ``EX_IOERR``).
+EXIT_UNRECORDED = 74
+
+
+def run(request: RunRequest, store: RunStore, config: Config) -> int:
+    """Execute one run in this process, to its end, and return the process's exit code."""
+    system.set_title(f"air-executor runner {request.id} {request.identity.name}")
+    system.adopt_orphans()
+    lock = store.lock(request.identity.workload_id)
+    try:
+        if not lock.acquire(LOCK_WAIT_S):
+            reason = "another runner already executes this workload, and holds its lock"
+            store.write(store.read(request.id).advance(RunState.FAILED, outcome=UNWANTED, reason=reason))
+            return EXIT_RECORDED
+        record = store.read(request.id)
+        if record.state is not RunState.QUEUED:
+            return EXIT_RECORDED  # ordered twice, because the first launcher died: the run has begun or ended
+        record = store.write(record.advance(RunState.STARTING, **_this_process()))
+        active, outcome = _execute(request, record, store, config)
+        return _write_end(active.record, outcome, store)
+    finally:
+        lock.release()
+
+
+def _this_process() -> dict[str, Any]:
+    pid = os.getpid()
+    return {"pid": pid, "pid_started": system.start_time(pid), "host": system.host(), "boot_id": system.boot_id()}
+
+
+def _execute(request: RunRequest, record: RunRecord, store: RunStore, config: Config) -> tuple[ActiveRun, Outcome]:
+    """Execute the workload. Whatever goes wrong becomes its outcome."""
+    active = ActiveRun(store, record, Limits(), config.stop_grace_seconds)
+    leases: list[KernelLock] = []
+    try:
+        with active.heeding_signals():
+            limits = task_limits.parse(request.air)
+            active = ActiveRun(store, record, limits, config.stop_grace_seconds)
+            with active.heeding_signals():
+                limits.apply()
+                if limits.gpus:
+                    leases = gpus.lease(store, config.gpus, limits.gpus)
+                from air_executor.runner import airflow
+
+                outcome = airflow.execute(request, active)
+    except StopRequested:
+        outcome = active.stopped()
+    except StateDirError as error:
+        outcome = _refused(request, f"the run could not be recorded: {error}")
+    except AirExecutorError as error:
+        outcome = _refused(request, str(error))
+    except Exception as error:
+        traceback.print_exc()
+        outcome = _refused(request, f"the runner failed: {type(error).__name__}: {error}")
+    finally:
+        left = system.kill_children()
+        for lease in leases:
+            lease.release()
+    if left:
+        print(f"killed {left} processes that the task left behind", flush=True)
+    return active, outcome
+
+
+def _refused(request: RunRequest, reason: str) -> Outcome:
+    append_to_log(request.log_file, reason)
+    return Outcome(state=RunState.FAILED, reason=reason)
+
+
+def _write_end(record: RunRecord, outcome: Outcome, store: RunStore) -> int:
+    children = resource.getrusage(resource.RUSAGE_CHILDREN)
+    own = resource.getrusage(resource.RUSAGE_SELF)
+    unit = 1 if sys.platform == "darwin" else 1024
+    end = record.advance(
+        outcome.state,
+        outcome=outcome.outcome,
+        delivered=outcome.delivered,
+        exit_code=outcome.exit_code,
+        signal=outcome.signal,
+        reason=outcome.reason,
+        peak_memory_bytes=max(children.ru_maxrss, own.ru_maxrss) * unit,
+        cpu_time_s=round(children.ru_utime + children.ru_stime + own.ru_utime + own.ru_stime, 3),
+    )
+    for wait_s in (0.0, 0.5, 2.0):
+        time.sleep(wait_s)
+        try:
+            store.write(end)
+            return EXIT_RECORDED
+        except StateDirError as error:
+            print(f"the end of run {record.id} ({end.state.value}) is not on record: {error}", file=sys.stderr)
+    return EXIT_UNRECORDED

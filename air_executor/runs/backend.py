@@ -1,0 +1,67 @@
+"""Starting a run, following it, stopping it: the interface between an executor and whatever gives birth to runners."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any, Protocol
+
+from air_executor.errors import ProtocolError
+from air_executor.runs.record import Identity, RunRecord, check_id
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunRequest:
+    """Everything a runner needs to execute one workload. It holds a token, so it is never written."""
+
+    id: str
+    identity: Identity
+    workload: dict[str, Any] = field(repr=False)
+    """The workload as its own JSON document."""
+    air: Any = None
+    """``executor_config["air"]`` as the user wrote it; the runner checks it."""
+    server: str | None = None
+    """URL of Airflow's execution API."""
+    log_file: str | None = None
+
+    def to_message(self) -> dict[str, Any]:
+        """Return the request as plain data."""
+        return asdict(self)
+
+    @classmethod
+    def from_message(cls, message: Any) -> RunRequest:
+        """Read a request from plain data.
+
+        :raises ProtocolError: it is not one.
+        """
+        try:
+            identity = Identity(**message["identity"])
+            check_id(message["id"])
+            check_id(identity.workload_id)
+            return cls(**{**message, "identity": identity})
+        except Exception as error:
+            raise ProtocolError(f"not a run request: {type(error).__name__}: {error}") from None
+
+
+class RunBackend(Protocol):
+    """Gives birth to runners and tells what becomes of them. No call blocks for longer than a few milliseconds."""
+
+    def start(self, request: RunRequest, record: RunRecord) -> None:
+        """Order a run, whose first record is ``record``.
+
+        :raises StateDirError: the run cannot be recorded, so it was not ordered.
+        """
+
+    def follow(self, run_id: str) -> None:
+        """Tell of a run that somebody else ordered: an executor that is gone."""
+
+    def ended(self) -> list[RunRecord]:
+        """Return the records of the runs that have ended since the last call, each once."""
+
+    def stop(self, run_id: str, reason: str) -> None:
+        """Ask for a run's end, which :meth:`ended` tells. The task gets time for ``on_kill``, then it is killed."""
+
+    def forget(self, run_id: str) -> None:
+        """Tell no more of a run."""
+
+    def close(self) -> None:
+        """Let go of everything here. Runs go on."""

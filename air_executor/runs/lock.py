@@ -1,0 +1,89 @@
+"""A lock that its holder's death frees: the evidence that a runner lives."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import time
+from pathlib import Path
+
+from air_executor.errors import StateDirError
+
+#: How often a lock that is held is tried again while waiting for it, in seconds.
+_RETRY_S = 0.02
+
+_FLAGS = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+
+
+class KernelLock:
+    """An exclusive ``flock`` on a file, for the life of the process that took it.
+
+    A forked child shares its parent's lock. To leave it to the parent alone, the child's copy is closed right
+    after every fork; after an exec it is closed already.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._fd: int | None = None
+
+    def acquire(self, timeout_s: float) -> bool:
+        """Take the lock, waiting at most ``timeout_s`` seconds for it.
+
+        :return: whether it was taken.
+        :raises StateDirError: the lock file cannot be opened.
+        """
+        deadline = time.monotonic() + timeout_s
+        while True:
+            try:
+                fd = os.open(self.path, _FLAGS, 0o600)
+            except OSError as error:
+                raise StateDirError(f"cannot open the lock file {self.path}: {error.strerror}") from error
+            if _flock(fd, fcntl.LOCK_EX) and self._is_at_path(fd):
+                self._fd = fd
+                os.register_at_fork(after_in_child=self._close)
+                return True
+            os.close(fd)
+            if time.monotonic() >= deadline:
+                return False
+            time.sleep(_RETRY_S)
+
+    def _is_at_path(self, fd: int) -> bool:
+        # The former holder may have removed the file between our open and our lock: then it guards nothing.
+        try:
+            return os.path.samestat(os.fstat(fd), os.stat(self.path, follow_symlinks=False))
+        except FileNotFoundError:
+            return False
+
+    def release(self) -> None:
+        """Remove the lock file and free the lock."""
+        if self._fd is not None:
+            self.path.unlink(missing_ok=True)
+            self._close()
+
+    def _close(self) -> None:
+        if self._fd is not None:
+            os.close(self._fd)
+            self._fd = None
+
+
+def is_held(path: Path) -> bool:
+    """Tell whether a process holds the lock at ``path``, without taking it from one that is about to."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise StateDirError(f"cannot open the lock file {path}: {error.strerror}") from error
+    try:
+        # Shared, so that two who look at the same moment do not take each other for the holder.
+        return not _flock(fd, fcntl.LOCK_SH)
+    finally:
+        os.close(fd)
+
+
+def _flock(fd: int, how: int) -> bool:
+    try:
+        fcntl.flock(fd, how | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

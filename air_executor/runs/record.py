@@ -1,0 +1,186 @@
+"""The record of a run: what is written about one execution of one workload, and which states may follow which."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import uuid
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from typing import Any
+
+import orjson
+
+from air_executor.errors import IllegalTransitionError, RecordError
+
+#: Version of the document. A reader refuses a newer one instead of guessing.
+VERSION = 1
+
+#: ``outcome`` of a run that Airflow, or another runner, made superfluous. Nothing is to be told to anybody.
+UNWANTED = "unwanted"
+
+
+class RunState(str, enum.Enum):
+    """Where a run is in its life."""
+
+    QUEUED = "queued"
+    STARTING = "starting"
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    KILLED = "killed"
+    LOST = "lost"
+
+    @property
+    def is_end(self) -> bool:
+        """Whether nothing follows this state."""
+        return not _FOLLOWERS[self]
+
+
+_ENDS = frozenset({RunState.SUCCEEDED, RunState.FAILED, RunState.KILLED, RunState.LOST})
+_FOLLOWERS: dict[RunState, frozenset[RunState]] = {
+    RunState.QUEUED: frozenset({RunState.STARTING}) | (_ENDS - {RunState.SUCCEEDED}),
+    RunState.STARTING: frozenset({RunState.RUNNING}) | (_ENDS - {RunState.SUCCEEDED}),
+    RunState.RUNNING: _ENDS,
+    **dict.fromkeys(_ENDS, frozenset[RunState]()),
+}
+
+#: The field that holds the moment a run took a state.
+_MOMENT = {
+    RunState.QUEUED: "queued_at",
+    RunState.STARTING: "starting_at",
+    RunState.RUNNING: "running_at",
+    **dict.fromkeys(_ENDS, "ended_at"),
+}
+
+
+def now() -> str:
+    """Return this moment in UTC as ISO 8601, with microseconds."""
+    return datetime.now(tz=timezone.utc).isoformat()
+
+
+def check_id(text: str) -> str:
+    """Return ``text`` in the canonical form of a UUID. Ids become file names, so nothing else may pass.
+
+    :raises RecordError: ``text`` is not a UUID.
+    """
+    try:
+        return str(uuid.UUID(text))
+    except (ValueError, AttributeError, TypeError):
+        raise RecordError(f"{text!r} is not a run or workload id (a UUID)") from None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Identity:
+    """What a run executes, in the words of whoever ordered it. Fields that do not apply are ``None``."""
+
+    kind: str
+    """``task``, ``callback`` or ``connection_test``."""
+    workload_id: str
+    """UUID of the workload; one runner at a time may execute it. For a task, Airflow's task instance id."""
+    name: str
+    """A short name for people."""
+    dag_id: str | None = None
+    task_id: str | None = None
+    dag_run_id: str | None = None
+    map_index: int | None = None
+    try_number: int | None = None
+    team: str | None = None
+    queue: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunRecord:
+    """A run as it stands in ``state.json``. Moments are ISO 8601 in UTC."""
+
+    id: str
+    """UUID of the run. For an Airflow task it is also the instance's ``external_executor_id``."""
+    state: RunState
+    identity: Identity
+    limits: dict[str, Any] = field(default_factory=dict)
+    """The limits that were asked for; of an environment only the names."""
+    host: str | None = None
+    boot_id: str | None = None
+    pid: int | None = None
+    pid_started: float | None = None
+    """When the runner process started, in seconds since the epoch: tells it from a later one with its pid."""
+    task_pid: int | None = None
+    log_file: str | None = None
+    """Absolute path of the workload's own log."""
+    queued_at: str | None = None
+    starting_at: str | None = None
+    running_at: str | None = None
+    ended_at: str | None = None
+    reported_at: str | None = None
+    """When the end was told to whoever ordered the run."""
+    outcome: str | None = None
+    """What became of the workload, in the orderer's words (Airflow: the task instance's state)."""
+    delivered: bool = False
+    """Whether the runner itself told Airflow the outcome."""
+    exit_code: int | None = None
+    signal: str | None = None
+    reason: str | None = None
+    """Why the run ended as it did, for a person. ``None`` when there is nothing to explain."""
+    peak_memory_bytes: int | None = None
+    cpu_time_s: float | None = None
+
+    @property
+    def label(self) -> str:
+        """What ran, in a few words."""
+        who = self.identity
+        if who.dag_id is None:
+            return who.name
+        index = f"[{who.map_index}]" if who.map_index is not None and who.map_index >= 0 else ""
+        return f"{who.dag_id}.{who.task_id or who.name}{index}"
+
+    def advance(self, state: RunState, **changes: Any) -> RunRecord:
+        """Return the record in a later ``state``, with ``changes`` and the moment noted.
+
+        :raises IllegalTransitionError: ``state`` can not follow the present one.
+        """
+        if state not in _FOLLOWERS[self.state]:
+            raise IllegalTransitionError(f"run {self.id} is {self.state.value} and can not become {state.value}")
+        return dataclasses.replace(self, state=state, **{**changes, _MOMENT[state]: now()})
+
+    def to_json(self) -> bytes:
+        """Return the document: readable, always in the same order, without what is not set."""
+        document: dict[str, Any] = {"version": VERSION, "id": self.id, "state": self.state.value}
+        document["identity"] = _filled(dataclasses.asdict(self.identity))
+        for name, value in _filled(dataclasses.asdict(self)).items():
+            document.setdefault(name, value)
+        return orjson.dumps(document, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
+
+    @classmethod
+    def from_json(cls, data: bytes) -> RunRecord:
+        """Read a document back.
+
+        :raises RecordError: it is not one, or of a newer version.
+        """
+        try:
+            document = orjson.loads(data)
+            version = document.pop("version")
+            if version != VERSION:
+                raise RecordError(f"its version is {version}; this AirExecutor understands version {VERSION}")
+            identity = Identity(**document.pop("identity"))
+            state = RunState(document.pop("state"))
+            return cls(state=state, identity=identity, id=check_id(document.pop("id")), **document)
+        except RecordError:
+            raise
+        except (orjson.JSONDecodeError, AttributeError, KeyError, TypeError, ValueError) as error:
+            raise RecordError(f"it is not a run's document: {error}") from None
+
+
+def _filled(values: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def queued(run_id: str, identity: Identity, *, limits: dict[str, Any], log_file: str | None) -> RunRecord:
+    """Return the first record of a run."""
+    return RunRecord(
+        id=check_id(run_id),
+        state=RunState.QUEUED,
+        identity=identity,
+        limits=limits,
+        log_file=log_file,
+        queued_at=now(),
+    )

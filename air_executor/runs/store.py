@@ -1,0 +1,306 @@
+"""The state directory: where runs' records, locks and output lie, and the only code that writes them.
+
+::
+
+    <state_dir>/
+      runs/<run id>/state.json   the record; whole at every moment
+                    output.log   what the runner process itself printed: empty unless something went wrong
+                    heartbeat    touched while the runner lives
+                    stop.json    somebody asked for an end, and why
+      locks/<workload id>        held by the runner for its whole life
+      gpus/<gpu id>              held by the runner that leases the GPU
+      launchers/<key>.sock|.log  where launchers listen, and what they print
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from air_executor import system
+from air_executor.errors import RecordError, StateDirError
+from air_executor.runs.lock import KernelLock, is_held
+from air_executor.runs.record import RunRecord, RunState, check_id, now
+
+#: No file that is read whole is larger than this many bytes.
+MAX_FILE_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """What :meth:`RunStore.prune` removed and left, in runs."""
+
+    removed: int
+    kept: int
+
+
+class RunStore:
+    """Reads and writes the runs below one state directory."""
+
+    def __init__(self, root: str | Path) -> None:
+        self.root = Path(root)
+        self.runs = self.root / "runs"
+        self.locks = self.root / "locks"
+        self.gpus = self.root / "gpus"
+        self.launchers = self.root / "launchers"
+
+    def prepare(self) -> None:
+        """Make the folders, and make sure that they are ours alone.
+
+        :raises StateDirError: they cannot be made, belong to somebody else or cannot be written.
+        """
+        hint = "Set [air_executor] state_dir to a folder that the scheduler's user owns."
+        try:
+            for folder in (self.root, self.runs, self.locks, self.gpus, self.launchers):
+                folder.mkdir(mode=0o700, parents=folder is self.root, exist_ok=True)
+                status = folder.lstat()
+                if not stat.S_ISDIR(status.st_mode):
+                    raise StateDirError(f"{folder} is not a folder (a link is not followed). {hint}")
+                if status.st_uid != os.geteuid():
+                    raise StateDirError(f"{folder} belongs to user id {status.st_uid}, not {os.geteuid()}. {hint}")
+                if stat.S_IMODE(status.st_mode) != 0o700:
+                    folder.chmod(0o700)
+            with tempfile.TemporaryFile(dir=self.runs):
+                pass
+        except OSError as error:
+            raise StateDirError(f"the state directory {self.root} cannot be used: {error}. {hint}") from error
+
+    def folder(self, run_id: str) -> Path:
+        """Return the folder of a run.
+
+        :raises RecordError: ``run_id`` is not an id.
+        """
+        return self.runs / check_id(run_id)
+
+    def output_file(self, run_id: str) -> Path:
+        """Return where the runner process's own output goes."""
+        return self.folder(run_id) / "output.log"
+
+    def lock(self, workload_id: str) -> KernelLock:
+        """Return the lock that the runner of a workload holds."""
+        return KernelLock(self.locks / check_id(workload_id))
+
+    # The record
+
+    def create(self, record: RunRecord) -> None:
+        """Make a run's folder with its first record.
+
+        :raises StateDirError: it cannot be written, or the run exists.
+        """
+        folder = self.folder(record.id)
+        try:
+            folder.mkdir(mode=0o700)
+        except OSError as error:
+            raise StateDirError(f"cannot make {folder}: {error.strerror}") from error
+        self.write(record)
+
+    def write(self, record: RunRecord) -> RunRecord:
+        """Put ``record`` in the place of the former one, whole or not at all, and return it.
+
+        :raises StateDirError: it cannot be written.
+        """
+        self._replace(self.folder(record.id) / "state.json", record.to_json())
+        return record
+
+    def _replace(self, path: Path, data: bytes) -> None:
+        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        try:
+            fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+            try:
+                view = memoryview(data)
+                while view:
+                    view = view[os.write(fd, view) :]
+            finally:
+                os.close(fd)
+            os.replace(temporary, path)
+        except OSError as error:
+            raise StateDirError(f"cannot write {path}: {error.strerror}") from error
+
+    def read(self, run_id: str) -> RunRecord:
+        """Return a run's record. A document that can't be understood is set aside as ``state.json.unreadable``.
+
+        :raises RecordError: there is none, or it can't be understood.
+        """
+        path = self.folder(run_id) / "state.json"
+        data = self._read(path)
+        if data is None:
+            raise RecordError(f"there is no run {run_id} below {self.runs}")
+        try:
+            record = RunRecord.from_json(data)
+            if record.id != check_id(run_id):
+                raise RecordError(f"it is the document of run {record.id}")
+            return record
+        except RecordError as error:
+            aside = path.with_suffix(".json.unreadable")
+            try:
+                os.replace(path, aside)
+            except OSError:
+                aside = path
+            raise RecordError(f"the record of run {run_id} can't be understood: {error}. See {aside}") from None
+
+    def _read(self, path: Path) -> bytes | None:
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except OSError as error:
+            raise RecordError(f"cannot read {path}: {error.strerror}") from error
+        try:
+            status = os.fstat(fd)
+            if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_FILE_BYTES:
+                raise RecordError(f"{path} is not a plain file of at most {MAX_FILE_BYTES} bytes")
+            return os.read(fd, MAX_FILE_BYTES)
+        finally:
+            os.close(fd)
+
+    def ids(self) -> list[str]:
+        """Return the ids of all runs, in no order."""
+        try:
+            names = os.listdir(self.runs)
+        except FileNotFoundError:
+            return []
+        return [name for name in names if _is_id(name)]
+
+    def records(self) -> Iterator[RunRecord]:
+        """Yield every readable record, in no order."""
+        for run_id in self.ids():
+            try:
+                yield self.read(run_id)
+            except RecordError:
+                continue  # set aside by read(); `doctor` counts them
+
+    def find(self, prefix: str) -> RunRecord:
+        """Return the one run whose id starts with ``prefix``.
+
+        :raises RecordError: there is none, or more than one.
+        """
+        matches = [run_id for run_id in self.ids() if run_id.startswith(prefix.lower())] if prefix else []
+        if not matches:
+            raise RecordError(f"there is no run {prefix!r} below {self.runs}")
+        if len(matches) > 1:
+            raise RecordError(f"{len(matches)} runs start with {prefix!r}; give more of the id")
+        return self.read(matches[0])
+
+    def unreadable(self) -> list[Path]:
+        """Return the documents that were set aside because they can't be understood."""
+        return sorted(self.runs.glob("*/state.json.unreadable"))
+
+    # Life and death
+
+    def has_runner(self, record: RunRecord) -> bool:
+        """Tell whether a process holds the lock of the run's workload."""
+        return is_held(self.locks / record.identity.workload_id)
+
+    def settle(self, record: RunRecord) -> RunRecord:
+        """Return the record as it is now; one with neither a runner nor an end becomes ``lost``, with the reason.
+
+        A run that is still ``queued`` is left alone: whoever queued it knows what became of its request.
+        """
+        if record.state.is_end or record.state is RunState.QUEUED or self.has_runner(record):
+            return record
+        record = self.read(record.id)  # it may have ended between the two looks
+        if record.state.is_end:
+            return record
+        if record.boot_id != system.boot_id() and record.host == system.host():
+            reason = f"{record.host} was rebooted while the run was {record.state.value}"
+        else:
+            reason = f"the runner (pid {record.pid} on {record.host}) is gone and left no outcome"
+        return self.write(record.advance(RunState.LOST, reason=reason))
+
+    def mark_reported(self, record: RunRecord) -> RunRecord:
+        """Note that the end of a run was told to whoever ordered it."""
+        return self.write(replace(record, reported_at=now()))
+
+    def heartbeat(self, run_id: str) -> None:
+        """Note that the runner lives."""
+        path = self.folder(run_id) / "heartbeat"
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        try:
+            os.utime(fd)
+        finally:
+            os.close(fd)
+
+    def request_stop(self, run_id: str, reason: str) -> None:
+        """Leave word why a run is about to be stopped, for whoever writes its end.
+
+        :raises StateDirError: it cannot be written.
+        """
+        self._replace(self.folder(run_id) / "stop.json", orjson.dumps({"reason": reason, "at": now()}))
+
+    def stop_reason(self, run_id: str) -> str | None:
+        """Return why the run is to stop, or ``None`` when nobody asked for it."""
+        data = self._read(self.folder(run_id) / "stop.json")
+        try:
+            return str(orjson.loads(data)["reason"]) if data else None
+        except (orjson.JSONDecodeError, KeyError, TypeError):
+            return None
+
+    def output_tail(self, run_id: str, max_bytes: int = 2000) -> str:
+        """Return the end of what the runner process printed, at most ``max_bytes`` bytes of it."""
+        try:
+            with self.output_file(run_id).open("rb") as file:
+                file.seek(max(0, file.seek(0, os.SEEK_END) - max_bytes))
+                return file.read().decode(errors="replace").strip()
+        except OSError:
+            return ""
+
+    # Pruning
+
+    def prune(self, *, keep_days: float, keep_runs: int) -> Pruned:
+        """Remove ended, reported runs that are older than ``keep_days`` days or beyond the newest ``keep_runs``.
+
+        A run that is live, or whose end was not told yet, stays however old it is. Lock files that a dead runner
+        left go too.
+        """
+        self._remove_free_locks()
+        oldest_s = time.time() - keep_days * 86400
+        folders = sorted(self._by_age(), key=lambda entry: entry[0], reverse=True)
+        removed = 0
+        for rank, (changed_s, run_id) in enumerate(folders):
+            if (rank >= keep_runs or changed_s < oldest_s) and self._may_go(run_id):
+                shutil.rmtree(self.runs / run_id, ignore_errors=True)
+                removed += 1
+        return Pruned(removed=removed, kept=len(folders) - removed)
+
+    def _by_age(self) -> Iterator[tuple[float, str]]:
+        with os.scandir(self.runs) as entries:
+            for entry in entries:
+                if _is_id(entry.name) and entry.is_dir(follow_symlinks=False):
+                    yield entry.stat(follow_symlinks=False).st_mtime, entry.name
+
+    def _may_go(self, run_id: str) -> bool:
+        try:
+            record = self.read(run_id)
+        except RecordError:
+            # Nothing can be told of it any more; its age decides, as for the rest.
+            return True
+        return record.state.is_end and (record.delivered or record.reported_at is not None)
+
+    def _remove_free_locks(self) -> None:
+        # A runner removes its own lock file as it ends; what is left belonged to one that was killed.
+        for path in self.locks.iterdir():
+            lock = KernelLock(path)
+            if lock.acquire(timeout_s=0):
+                lock.release()
+
+
+def _is_id(name: str) -> bool:
+    try:
+        return check_id(name) == name
+    except RecordError:
+        return False
+
+
+def public(record: RunRecord) -> dict[str, Any]:
+    """Return the record as plain data, for JSON output."""
+    document: dict[str, Any] = orjson.loads(record.to_json())
+    return document

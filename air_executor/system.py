@@ -1,0 +1,184 @@
+"""What the operating system offers to hold processes: the only file that knows Linux from the rest.
+
+Each function has a plain fallback, so that macOS works, if less promptly.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+import signal
+import socket
+import struct
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+import psutil
+
+#: From ``<linux/prctl.h>``.
+_PR_SET_PDEATHSIG = 1
+_PR_SET_CHILD_SUBREAPER = 36
+
+#: Two readings of one process's start time differ by less than this many seconds.
+_START_TIME_TOLERANCE_S = 0.05
+
+
+@functools.cache
+def boot_id() -> str:
+    """Return an id that is new after every boot of this machine."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return f"booted-{int(psutil.boot_time())}"
+
+
+@functools.cache
+def host() -> str:
+    """Return this machine's name."""
+    return socket.gethostname()
+
+
+def start_time(pid: int) -> float | None:
+    """Return when process ``pid`` started, in seconds since the epoch; ``None`` when there is none."""
+    try:
+        return float(psutil.Process(pid).create_time())
+    except psutil.Error:
+        return None
+
+
+def is_process(pid: int, started: float | None) -> bool:
+    """Tell whether process ``pid`` exists and is the one that started at ``started``."""
+    now = start_time(pid)
+    return now is not None and started is not None and abs(now - started) < _START_TIME_TOLERANCE_S
+
+
+def signal_process(pid: int, started: float | None, signum: signal.Signals) -> bool:
+    """Send ``signum`` to process ``pid`` if it is still the one that started at ``started``.
+
+    :return: whether it was sent.
+    """
+    fd = open_pidfd(pid)
+    try:
+        # With the pidfd open first, the id can not pass to another process between the check and the signal.
+        if not is_process(pid, started):
+            return False
+        if fd is not None:
+            signal.pidfd_send_signal(fd, signum)
+        else:
+            os.kill(pid, signum)
+        return True
+    except ProcessLookupError:
+        return False
+    finally:
+        if fd is not None:
+            os.close(fd)
+
+
+def open_pidfd(pid: int) -> int | None:
+    """Return a descriptor that becomes readable when process ``pid`` ends; ``None`` where there is no such thing."""
+    if not hasattr(os, "pidfd_open"):
+        return None
+    try:
+        return os.pidfd_open(pid)
+    except OSError:
+        return None
+
+
+@functools.cache
+def _libc() -> ctypes.CDLL | None:
+    return ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
+
+
+def prepare() -> None:
+    """Load what the other functions need, so that it is there before a fork."""
+    _libc()
+    boot_id()
+    host()
+
+
+def set_title(title: str) -> None:
+    """Show ``title`` as this process's name, where the package for it is installed (Airflow brings it)."""
+    if sys.platform == "darwin":
+        return  # the call is not safe there after a fork
+    try:
+        import setproctitle
+    except ImportError:
+        return
+    setproctitle.setproctitle(title)
+
+
+def die_with_parent(parent: int) -> None:
+    """Let the kernel kill this process when ``parent``, its parent, dies. Does nothing where the kernel can't."""
+    libc = _libc()
+    if libc is None:
+        return
+    libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    # The parent may have died before the call.
+    if os.getppid() != parent:
+        os._exit(128 + signal.SIGKILL)
+
+
+def adopt_orphans() -> None:
+    """Make this process the parent of its descendants whose own parent dies. Does nothing where the kernel can't."""
+    libc = _libc()
+    if libc is not None:
+        libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def kill_children() -> int:
+    """Kill every child of this process, and theirs as they come to it, until none is left.
+
+    :return: how many were killed.
+    """
+    killed: set[int] = set()
+    try:
+        while True:
+            pid, _ = os.waitpid(-1, os.WNOHANG)
+            if pid:
+                continue  # it had ended by itself, or from an earlier round
+            for child in psutil.Process().children():
+                if child.pid not in killed:
+                    killed.add(child.pid)
+                    child.kill()
+            os.waitpid(-1, 0)
+    except ChildProcessError:
+        return len(killed)
+
+
+def memory_bytes(pids: Iterable[int]) -> int:
+    """Return the memory that processes hold for themselves: anonymous and shared-memory pages, in bytes.
+
+    Pages of files are left out, as the kernel can drop them. ``/proc/PID/status`` is readable even for a process
+    that its owner made undumpable, which Airflow does; the finer ``smaps_rollup`` is not.
+    """
+    total = 0
+    for pid in pids:
+        try:
+            with Path(f"/proc/{pid}/status").open("rb") as file:
+                for line in file:
+                    if line.startswith((b"RssAnon:", b"RssShmem:", b"VmSwap:")):
+                        total += int(line.split()[1]) * 1024
+        except FileNotFoundError:
+            if sys.platform == "linux":
+                continue  # it ended meanwhile
+            total += _resident_bytes(pid)
+        except ProcessLookupError:
+            continue
+    return total
+
+
+def _resident_bytes(pid: int) -> int:
+    try:
+        return int(psutil.Process(pid).memory_info().rss)
+    except psutil.Error:
+        return 0
+
+
+def peer_uid(connection: socket.socket) -> int | None:
+    """Return the user id of the process at the other end of a Unix socket; ``None`` where the kernel can't tell."""
+    if sys.platform == "linux":
+        data = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+        return int(struct.unpack("3i", data)[1])
+    return None
