@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import importlib
 import os
-import ssl
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -261,5 +260,7 @@ def preload() -> None:
             importlib.import_module(name)
         except ImportError as error:
             print(f"not preloaded: {name}: {error}", flush=True)
-    # The trust store is cached for the process, and the children have it.
-    ssl.create_default_context()
+    from airflow.sdk.api.client import Client
+
+    # The first client reads the trust store, which the process keeps, and so do its children.
+    Client(base_url="http://preload.invalid", token="").close()

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from airflow.executors.base_executor import BaseExecutor
+from airflow.models.taskinstancekey import TaskInstanceKey
 
 from air_executor import compat, config
 from air_executor.errors import AirExecutorError, StateDirError
@@ -46,6 +47,9 @@ class AirExecutor(BaseExecutor):
         self._store: RunStore
         #: Live runs: the key by which the scheduler knows the workload, by run id.
         self._keys: dict[str, Any] = {}
+        #: The scheduler saves audit entries through a generator, and SQLAlchemy holds them by weak references only:
+        #: those that nobody else holds are saved empty, which fails and loses all of them.
+        self._held_entries: list[Any] = []
 
     @property
     def _team(self) -> str | None:
@@ -84,6 +88,7 @@ class AirExecutor(BaseExecutor):
 
     def sync(self) -> None:
         """Tell the scheduler of the runs that have ended."""
+        self._held_entries = list(self._task_event_logs)
         for record in self._backend.ended():
             key = self._keys.pop(record.id, None)
             if key is None:
@@ -93,6 +98,12 @@ class AirExecutor(BaseExecutor):
                 self._store.mark_reported(record)
             except StateDirError as error:
                 self.log.warning("Run %s is told, which cannot be recorded: %s", record.id, error)
+
+    def log_task_event(self, *, event: str, extra: str, ti_key: Any) -> None:
+        """Add an entry to Airflow's audit log, for tasks."""
+        if isinstance(ti_key, TaskInstanceKey):
+            super().log_task_event(event=event, extra=extra, ti_key=ti_key)
+            self._held_entries.append(self._task_event_logs[-1])
 
     def revoke_task(self, *, ti: TaskInstance) -> None:
         """Stop the runner of a task instance and free its slot, without an event."""

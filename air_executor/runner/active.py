@@ -85,6 +85,12 @@ class ActiveRun:
         with contextlib.suppress(OSError):
             self._store.heartbeat(self.record.id)
 
+    def end_leftovers(self) -> None:
+        """Kill the processes that the task, which has ended, left behind."""
+        left = system.kill_children()
+        if left:
+            print(f"killed {left} processes that the task left behind", flush=True)
+
     # What the supervisor asks
 
     def due_in_s(self) -> float | None:

@@ -82,11 +82,9 @@ def _execute(request: RunRequest, record: RunRecord, store: RunStore, config: Co
         traceback.print_exc()
         outcome = _refused(request, f"the runner failed: {type(error).__name__}: {error}")
     finally:
-        left = system.kill_children()
+        active.end_leftovers()
         for lease in leases:
             lease.release()
-    if left:
-        print(f"killed {left} processes that the task left behind", flush=True)
     return active, outcome
 
 

@@ -109,6 +109,9 @@ class AirSupervisor(stock.ActivitySubprocess):
         if not self._has_pidfd:
             max_wait_time = min(max_wait_time, _LOOK_S)
         code: int | None = super()._service_subprocess(max_wait_time, raise_on_timeout, expect_signal)
+        if code is not None and self._open_sockets:
+            # What the task left behind still holds its output; it would be waited for. What it wrote is not lost.
+            self._run.end_leftovers()
         if code is None and (ending := self._run.check()) is not None:
             self.process_log.error("AirExecutor ends the task", reason=ending.reason)
             self.kill(ending.signum, escalation_delay=self._run.grace_s, force=True)

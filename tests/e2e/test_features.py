@@ -1,0 +1,155 @@
+"""Everything that tasks do in Airflow, through AirExecutor, on SQLite and PostgreSQL."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from air_executor.runs.record import RunState
+from tests.support.airflow_env import Airflow
+from tests.support.api import DagRun
+from tests.support.waiting import wait_for
+
+DAGS = (
+    "retries",
+    "deferral",
+    "reschedule",
+    "mapped",
+    "branching",
+    "cleanup",
+    "asset_producer",
+    "callbacks",
+    "timeouts",
+    "shell",
+    "xcoms",
+)
+
+
+@pytest.fixture(scope="module")
+def runs(airflow: Airflow) -> dict[str, DagRun]:
+    """All feature dags, run side by side and ended."""
+    airflow.api.unpause("asset_consumer")
+    runs = {dag_id: airflow.api.trigger(dag_id) for dag_id in DAGS}
+    for run in runs.values():
+        run.wait()
+    return runs
+
+
+def test_a_task_is_retried_until_it_succeeds(airflow: Airflow, runs: dict[str, DagRun]) -> None:
+    assert runs["retries"].states() == {"third_time_lucky": "success"}
+    assert airflow.effects("retries") == ["1", "2", "3"]
+    records = sorted(airflow.records("retries"), key=lambda record: record.identity.try_number or 0)
+    assert [record.state for record in records] == [RunState.FAILED, RunState.FAILED, RunState.SUCCEEDED]
+    assert airflow.effects("callbacks").count("task retry") == 2
+
+
+def test_a_deferred_task_is_resumed_in_a_new_run(airflow: Airflow, runs: dict[str, DagRun]) -> None:
+    assert runs["deferral"].states() == {"defer_once": "success"}
+    assert runs["deferral"].xcom("defer_once") == "resumed"
+    before, after = airflow.effects("deferral")
+    assert before.startswith("before ")
+    assert after.startswith("after ")
+    assert before.split()[1] != after.split()[1]
+    assert sorted(record.outcome or "" for record in airflow.records("deferral")) == ["deferred", "success"]
+
+
+def test_a_sensor_in_reschedule_mode_gets_a_run_for_each_poke(airflow: Airflow, runs: dict[str, DagRun]) -> None:
+    assert runs["reschedule"].states() == {"third_poke": "success"}
+    assert len(airflow.effects("reschedule")) == 3
+    outcomes = sorted(record.outcome or "" for record in airflow.records("reschedule"))
+    assert outcomes == ["success", "up_for_reschedule", "up_for_reschedule"]
+
+
+def test_mapped_tasks_run_once_each(airflow: Airflow, runs: dict[str, DagRun]) -> None:
+    states = runs["mapped"].states()
+    assert states["square"] == ["success"] * 5 + ["skipped"]
+    assert sorted(airflow.effects("mapped")) == ["0", "1", "2", "3", "4", "5"]
+    assert runs["mapped"].xcom("total") == 0 + 1 + 4 + 9 + 16
+
+
+def test_branches_and_short_circuits_skip(airflow: Airflow, runs: dict[str, DagRun]) -> None:
+    assert runs["branching"].states() == {
+        "choose": "success",
+        "left": "success",
+        "right": "skipped",
+        "stop_here": "success",
+        "never": "skipped",
+    }
+    assert airflow.effects("branching") == ["left"]
+
+
+def test_teardown_runs_after_a_failure(airflow: Airflow, runs: dict[str, DagRun]) -> None:
+    assert runs["cleanup"].states() == {"build": "success", "work": "failed", "tear_down": "success"}
+    assert airflow.effects("cleanup") == ["setup", "work", "teardown"]
+
+
+def test_an_asset_starts_its_consumer(airflow: Airflow, runs: dict[str, DagRun]) -> None:
+    assert runs["asset_producer"].states() == {"produce": "success"}
+    assert wait_for(lambda: airflow.effects("assets")[1:], "the consumer of the asset") == ["consumed 1"]
+
+
+def test_callbacks_of_tasks_and_dags_are_called(airflow: Airflow, runs: dict[str, DagRun]) -> None:
+    assert runs["callbacks"].states() == {"fail": "failed", "succeed": "success"}
+    wait_for(lambda: "dag success" in airflow.effects("callbacks"), "the dag's callback")
+    assert {"task failure", "task success"} <= set(airflow.effects("callbacks"))
+
+
+def test_execution_timeout_fails_the_task(airflow: Airflow, runs: dict[str, DagRun]) -> None:
+    assert runs["timeouts"].states() == {"too_slow": "failed"}
+    assert "AirflowTaskTimeout" in runs["timeouts"].log("too_slow")
+    assert airflow.effects("timeouts") == ["once"]
+
+
+def test_templates_and_logs_of_a_shell_command(airflow: Airflow, runs: dict[str, DagRun]) -> None:
+    assert runs["shell"].xcom("bash") == "from bash: rendered"
+    assert "from bash: rendered" in runs["shell"].log("bash")
+
+
+def test_xcom_carries_values_unchanged(runs: dict[str, DagRun]) -> None:
+    value = {"text": "grüße \N{GRINNING FACE}", "number": 7, "nested": {"list": [1, 2.5, None]}}
+    assert runs["xcoms"].xcom("pull") == value
+
+
+def test_the_database_names_the_run(airflow: Airflow, runs: dict[str, DagRun]) -> None:
+    instances = {ti["id"]: ti for ti in runs["mapped"].instances()}
+    for record in airflow.records("mapped"):
+        assert instances[record.identity.workload_id]["executor"] in (None, "air_executor.AirExecutor")
+    found = airflow.run("airflow", "tasks", "states-for-dag-run", "mapped", runs["mapped"].run_id, "-o", "json")
+    assert len(json.loads(found.stdout[found.stdout.index("[") :])) == 8
+
+
+def test_every_record_of_the_features_has_ended_and_is_told(airflow: Airflow, runs: dict[str, DagRun]) -> None:
+    for dag_id in DAGS:
+        wait_for(lambda dag_id=dag_id: all(r.reported_at for r in airflow.records(dag_id)), f"{dag_id} to be told")
+        for record in airflow.records(dag_id):
+            assert record.state in (RunState.SUCCEEDED, RunState.FAILED), record
+            assert record.delivered
+            assert record.peak_memory_bytes
+            assert record.cpu_time_s
+            assert record.ended_at
+            assert not airflow.store.has_runner(record)
+
+
+# While it runs
+
+
+def test_marking_a_running_task_ends_its_runner(airflow: Airflow) -> None:
+    run = airflow.api.trigger("on_kill")
+    wait_for(lambda: airflow.effects("on_kill"), "the task to begin")
+    run.mark("wait", "failed")
+    assert run.wait() == "failed"
+    wait_for(lambda: "on_kill" in airflow.effects("on_kill"), "on_kill to be called")
+    record = wait_for(lambda: [r for r in airflow.records("on_kill") if r.state.is_end], "the end of the run")[0]
+    assert record.state is RunState.KILLED
+    assert "marked, cleared or deleted" in (record.reason or "")
+
+
+def test_clearing_a_running_task_runs_it_again(airflow: Airflow) -> None:
+    run = airflow.api.trigger("long_running", run_id="cleared")
+    wait_for(lambda: airflow.effects("long_running") == ["begin 1"], "the task to begin")
+    run.clear("wait")
+    wait_for(lambda: airflow.effects("long_running") == ["begin 1", "begin 2"], "the task to begin again")
+    (airflow.out / "release-cleared").touch()
+    assert run.wait() == "success"
+    assert airflow.effects("long_running") == ["begin 1", "begin 2", "end 2"]

@@ -1,0 +1,211 @@
+"""A whole Airflow for tests: its own home, database, ports and processes, all gone at the end."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import psutil
+from filelock import FileLock
+
+from air_executor.config import Config
+from air_executor.runs.record import RunRecord
+from air_executor.runs.store import RunStore
+from tests.support.api import Api
+from tests.support.waiting import wait_for
+
+REPOSITORY = Path(__file__).parent.parent.parent
+COMPONENTS = ("api-server", "scheduler", "dag-processor", "triggerer")
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def migrated_sqlite(base: Path) -> Path:
+    """Return a SQLite database with Airflow's tables, made once per test run and then copied."""
+    template = base / "template.db"
+    with FileLock(base / "template.lock"):
+        if not template.exists():
+            fresh = base / "fresh.db"
+            env = {**os.environ, "AIRFLOW_HOME": str(base / "template-home")}
+            env["AIRFLOW__DATABASE__SQL_ALCHEMY_CONN"] = f"sqlite:///{fresh}"
+            subprocess.run(
+                [sys.executable, "-m", "airflow", "db", "migrate"], env=env, check=True, capture_output=True, timeout=300
+            )
+            fresh.rename(template)
+    return template
+
+
+class Airflow:
+    """An Airflow of the tests' own."""
+
+    def __init__(self, home: Path, database_url: str, options: Mapping[str, str] | None = None) -> None:
+        self.home = home
+        self.out = home / "out"
+        self.out.mkdir(parents=True)
+        self.port = free_port()
+        self.url = f"http://localhost:{self.port}"
+        self.api = Api(self.url)
+        self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        bundles = [
+            {
+                "name": name,
+                "classpath": "airflow.dag_processing.bundles.local.LocalDagBundle",
+                "kwargs": {"path": str(path)},
+            }
+            for name, path in (("dags-folder", self.dags), ("examples", REPOSITORY / "examples" / "dags"))
+        ]
+        settings = {
+            "AIRFLOW_HOME": str(home),
+            "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": database_url,
+            "AIRFLOW__CORE__EXECUTOR": "air_executor.AirExecutor",
+            "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
+            "AIRFLOW__CORE__DAGS_FOLDER": str(self.dags),
+            "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_ALL_ADMINS": "True",
+            "AIRFLOW__CORE__TEST_CONNECTION": "Enabled",
+            "AIRFLOW__DAG_PROCESSOR__DAG_BUNDLE_CONFIG_LIST": json.dumps(bundles),
+            "AIRFLOW__API__PORT": str(self.port),
+            "AIRFLOW__API__BASE_URL": self.url,
+            "AIRFLOW__API__WORKERS": "1",
+            "AIRFLOW__API__SECRET_KEY": "only-for-tests",
+            "AIRFLOW__API_AUTH__JWT_SECRET": "only-for-tests-but-long-enough-for-its-algorithm-of-512-bits-" + "x" * 64,
+            "AIRFLOW__CORE__FERNET_KEY": "81HqDtbqAywKSOumSha3BhWNOdQ26slT6K0YaZeZyPs=",
+            "AIRFLOW__LOGGING__WORKER_LOG_SERVER_PORT": str(free_port()),
+            "AIRFLOW__LOGGING__TRIGGER_LOG_SERVER_PORT": str(free_port()),
+            "AIRFLOW__TRIGGERER__JOB_HEARTBEAT_SEC": "1",
+            "AIRFLOW__SCHEDULER__JOB_HEARTBEAT_SEC": "1",
+            "AIRFLOW__DAG_PROCESSOR__REFRESH_INTERVAL": "5",
+            "AIRFLOW__USAGE_DATA_COLLECTION__ENABLED": "False",
+            "AIR_TEST_OUT": str(self.out),
+            "PYTHONPATH": str(REPOSITORY),
+            **(options or {}),
+        }
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith("AIRFLOW")}
+        self.env = {**inherited, **settings}
+
+    @property
+    def dags(self) -> Path:
+        """The folder of the dags, a copy of the tests' own that a test may change."""
+        return self.home / "dags"
+
+    @property
+    def store(self) -> RunStore:
+        return RunStore(self.home / ".air-executor")
+
+    # Processes
+
+    def start(self, *components: str) -> None:
+        for name in components or COMPONENTS:
+            log = (self.home / f"{name}.log").open("ab")
+            with log:
+                self.processes[name] = subprocess.Popen(
+                    [sys.executable, "-m", "airflow", name],
+                    env=self.env,
+                    cwd=self.home,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    start_new_session=True,
+                )
+        if "api-server" in (components or COMPONENTS):
+            wait_for(self.is_healthy, "the API server", 120)
+
+    def is_healthy(self) -> bool:
+        if self.processes["api-server"].poll() is not None:
+            raise AssertionError(f"the API server ended: {self.log_of('api-server')[-3000:]}")
+        with contextlib.suppress(OSError, urllib.error.URLError):
+            return urllib.request.urlopen(f"{self.url}/api/v2/monitor/health", timeout=5).status == 200
+        return False
+
+    def log_of(self, component: str) -> str:
+        return (self.home / f"{component}.log").read_text(errors="replace")
+
+    def stop(self, *components: str, signum: signal.Signals = signal.SIGTERM, timeout_s: float = 60) -> None:
+        """End components, each with everything it started in its own session."""
+        for name in components or list(self.processes):
+            process = self.processes.pop(name)
+            if process.poll() is None:
+                process.send_signal(signum)
+            try:
+                process.wait(timeout_s)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+
+    def end(self) -> None:
+        """End everything, runners and launchers too."""
+        self.stop(signum=signal.SIGTERM, timeout_s=20)
+        for process in self.ours():
+            with contextlib.suppress(psutil.Error):
+                process.kill()
+
+    def ours(self) -> list[psutil.Process]:
+        """Return all processes that carry this home in their environment."""
+        mark = str(self.home)
+        found = []
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                if process.pid != os.getpid() and process.environ().get("AIRFLOW_HOME") == mark:
+                    found.append(process)
+        return found
+
+    def run(self, *command: str, check: bool = True, timeout_s: float = 180, **env: str) -> subprocess.CompletedProcess[str]:
+        """Run a command with this Airflow's settings; ``airflow`` and ``air-executor`` are those of this Python."""
+        modules = {"airflow": "airflow", "air-executor": "air_executor.cli"}
+        argv = [sys.executable, "-m", modules[command[0]], *command[1:]] if command[0] in modules else list(command)
+        done = subprocess.run(
+            argv, env={**self.env, **env}, cwd=self.home, capture_output=True, text=True, timeout=timeout_s
+        )
+        if check and done.returncode:
+            raise AssertionError(f"{command} ended with {done.returncode}:\n{done.stdout}\n{done.stderr}")
+        return done
+
+    # What is left of it on disk
+
+    def records(self, dag_id: str | None = None) -> list[RunRecord]:
+        return [record for record in self.store.records() if dag_id in (None, record.identity.dag_id)]
+
+    def effects(self, name: str) -> list[str]:
+        """Return the lines that tasks have appended to the file ``name``."""
+        path = self.out / name
+        return path.read_text().splitlines() if path.exists() else []
+
+
+def make(home: Path, base: Path, options: Mapping[str, str] | None = None) -> Airflow:
+    """Return an Airflow on SQLite that is not started yet."""
+    home.mkdir(parents=True)
+    database = home / "airflow.db"
+    shutil.copy(migrated_sqlite(base), database)
+    shutil.copytree(REPOSITORY / "tests" / "dags", home / "dags", ignore=shutil.ignore_patterns("__pycache__"))
+    return Airflow(home, f"sqlite:///{database}", options)
+
+
+def config(state_dir: Path, **changes: Any) -> Config:
+    """Return options for a store of a test."""
+    values: dict[str, Any] = {
+        "state_dir": str(state_dir),
+        "launch": "fork",
+        "preload": (),
+        "launcher_idle_seconds": 60.0,
+        "stop_grace_seconds": 5.0,
+        "keep_days": 7.0,
+        "keep_runs": 1000,
+        "gpus": (),
+    }
+    return Config(**{**values, **changes})

@@ -1,0 +1,139 @@
+"""Airflow's REST API, as far as the tests need it."""
+
+from __future__ import annotations
+
+import json
+import urllib.error
+import urllib.parse
+import urllib.request
+from dataclasses import dataclass
+from typing import Any
+
+from tests.support.waiting import wait_for
+
+ENDED = {"success", "failed"}
+
+
+def quote(text: str) -> str:
+    return urllib.parse.quote(text, safe="")
+
+
+@dataclass(frozen=True)
+class DagRun:
+    """A run of a dag, with what the API says of it."""
+
+    api: Api
+    dag_id: str
+    run_id: str
+
+    @property
+    def path(self) -> str:
+        return f"/dags/{quote(self.dag_id)}/dagRuns/{quote(self.run_id)}"
+
+    @property
+    def state(self) -> str:
+        return self.api.get(self.path)["state"]
+
+    def wait(self, timeout_s: float = 180.0) -> str:
+        """Return the end state."""
+
+        def ended() -> str | None:
+            state = self.state
+            return state if state in ENDED else None
+
+        try:
+            return wait_for(ended, f"the end of {self.dag_id}", timeout_s)
+        except AssertionError as error:
+            raise AssertionError(f"{error}; its tasks: {self.states()}") from None
+
+    def instances(self) -> list[dict[str, Any]]:
+        return self.api.get(f"{self.path}/taskInstances?limit=1000")["task_instances"]
+
+    def states(self) -> dict[str, Any]:
+        """Return the state of each task; of a mapped one a list in the order of the indexes."""
+        states: dict[str, Any] = {}
+        for ti in sorted(self.instances(), key=lambda ti: ti["map_index"]):
+            if ti["map_index"] < 0:
+                states[ti["task_id"]] = ti["state"]
+            else:
+                states.setdefault(ti["task_id"], []).append(ti["state"])
+        return states
+
+    def instance(self, task_id: str) -> dict[str, Any]:
+        return next(ti for ti in self.instances() if ti["task_id"] == task_id)
+
+    def wait_for_state(self, task_id: str, *states: str | None, timeout_s: float = 60.0) -> dict[str, Any]:
+        def there() -> dict[str, Any] | None:
+            ti = self.instance(task_id)
+            return ti if ti["state"] in states else None
+
+        return wait_for(there, f"{self.dag_id}.{task_id} to be {states}", timeout_s)
+
+    def xcom(self, task_id: str, key: str = "return_value") -> Any:
+        return self.api.get(f"{self.path}/taskInstances/{quote(task_id)}/xcomEntries/{key}?stringify=false")["value"]
+
+    def log(self, task_id: str, try_number: int = 1, map_index: int = -1) -> str:
+        """Return the log as the UI shows it, as text."""
+        path = f"{self.path}/taskInstances/{quote(task_id)}/logs/{try_number}?map_index={map_index}&full_content=true"
+        return json.dumps(self.api.get(path)["content"])
+
+    def events(self, task_id: str) -> list[dict[str, Any]]:
+        """Return the audit log of a task."""
+        query = urllib.parse.urlencode(
+            {"dag_id": self.dag_id, "run_id": self.run_id, "task_id": task_id, "limit": 100}
+        )
+        return self.api.get(f"/eventLogs?{query}")["event_logs"]
+
+    def mark(self, task_id: str, state: str) -> None:
+        self.api.call("PATCH", f"{self.path}/taskInstances/{quote(task_id)}", {"new_state": state})
+
+    def clear(self, task_id: str) -> None:
+        body = {
+            "dry_run": False,
+            "dag_run_id": self.run_id,
+            "task_ids": [task_id],
+            "only_failed": False,
+            "only_running": False,
+            "reset_dag_runs": True,
+        }
+        self.api.call("POST", f"/dags/{quote(self.dag_id)}/clearTaskInstances", body)
+
+
+@dataclass(frozen=True)
+class Api:
+    """The REST API of an Airflow without authentication."""
+
+    url: str
+
+    def call(self, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None) -> Any:
+        data = json.dumps(body).encode() if body is not None else None
+        request = urllib.request.Request(
+            f"{self.url}/api/v2{path}",
+            method=method,
+            data=data,
+            headers={"Content-Type": "application/json", "Accept": "application/json", **(headers or {})},
+        )
+        try:
+            with urllib.request.urlopen(request, timeout=60) as answer:
+                text = answer.read()
+        except urllib.error.HTTPError as error:
+            raise AssertionError(f"{method} {path}: {error.code} {error.read().decode()}") from None
+        return json.loads(text) if text else None
+
+    def get(self, path: str) -> Any:
+        return self.call("GET", path)
+
+    def dag_ids(self) -> set[str]:
+        return {dag["dag_id"] for dag in self.get("/dags?limit=1000")["dags"]}
+
+    def unpause(self, dag_id: str) -> None:
+        wait_for(lambda: dag_id in self.dag_ids(), f"dag {dag_id!r} to be parsed", 120)
+        self.call("PATCH", f"/dags/{quote(dag_id)}", {"is_paused": False})
+
+    def trigger(self, dag_id: str, conf: dict[str, Any] | None = None, run_id: str | None = None) -> DagRun:
+        self.unpause(dag_id)
+        body: dict[str, Any] = {"logical_date": None, "conf": conf or {}}
+        if run_id is not None:
+            body["dag_run_id"] = run_id
+        run = self.call("POST", f"/dags/{quote(dag_id)}/dagRuns", body)
+        return DagRun(self, dag_id, run["dag_run_id"])

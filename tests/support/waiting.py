@@ -1,0 +1,21 @@
+"""Waiting for a condition, with a deadline: tests never sleep and hope."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+def wait_for(condition: Callable[[], T], what: str, timeout_s: float = 60.0) -> T:
+    """Return the first true value of ``condition``; fail after ``timeout_s`` seconds, saying ``what`` did not come."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        value = condition()
+        if value:
+            return value
+        if time.monotonic() > deadline:
+            raise AssertionError(f"after {timeout_s:.0f} s still waiting for {what}; last seen: {value!r}")
+        time.sleep(0.05)

@@ -1,0 +1,184 @@
+"""Options: where they come from, and what they may be."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from air_executor import config
+from air_executor.config import OPTIONS, Config, airflow_home, env_var, load, plain_getter
+from air_executor.errors import ConfigError
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An Airflow home with nothing set anywhere."""
+    for name in [*os.environ]:
+        if name.startswith("AIRFLOW"):
+            monkeypatch.delenv(name)
+    path = tmp_path / "home"
+    path.mkdir()
+    monkeypatch.setenv("AIRFLOW_HOME", str(path))
+    return path
+
+
+def loaded(**options: str) -> Config:
+    return load(options.get)
+
+
+def test_every_option_has_a_default_that_can_be_used(home: Path) -> None:
+    assert load(plain_getter()) == Config(
+        state_dir=str(home / ".air-executor"),
+        launch="exec" if sys.platform == "darwin" else "fork",
+        preload=(),
+        launcher_idle_seconds=300.0,
+        stop_grace_seconds=10.0,
+        keep_days=7.0,
+        keep_runs=10000,
+        gpus=(),
+    )
+
+
+def test_every_option_is_a_value_of_the_configuration_and_is_described() -> None:
+    assert [option.name for option in OPTIONS] == list(Config.__dataclass_fields__)
+    for option in OPTIONS:
+        assert option.description.endswith(".")
+        assert option.type in ("string", "integer", "float")
+        option.parse(option.default)
+        if option.example:
+            option.parse(option.example)
+
+
+BAD = [
+    *((name, value) for name in ("launcher_idle_seconds", "stop_grace_seconds", "keep_days") for value in ("-1", "nan")),
+    *((name, value) for name in ("launcher_idle_seconds", "stop_grace_seconds", "keep_days") for value in ("inf", "1h")),
+    *((name, "") for name in ("launcher_idle_seconds", "stop_grace_seconds", "keep_days", "keep_runs", "launch")),
+    *(("keep_runs", value) for value in ("-1", "1.5", "many", "1e3")),
+    *(("launch", value) for value in ("Fork", "spawn", "fork,exec")),
+    *(("preload", value) for value in ("pandas;numpy", "a b", "a..b", ".a", "a.", "../x", "1a", "a-b")),
+    *(("gpus", value) for value in ("0,0", "../x", "-1", "0 1", "0;1", "GPU/1", ".", "auto,1 2")),
+    *(("state_dir", value) for value in ("", " ", "relative", "./x", "../x", "{HOME}/x")),
+]
+
+
+@pytest.mark.parametrize(("name", "value"), BAD)
+@pytest.mark.parametrize("source", ["environment", "file"])
+def test_a_bad_value_is_refused_and_the_error_names_option_and_variable(
+    home: Path, monkeypatch: pytest.MonkeyPatch, name: str, value: str, source: str
+) -> None:
+    if source == "environment":
+        monkeypatch.setenv(env_var(name), value)
+    else:
+        (home / "airflow.cfg").write_text(f"[air_executor]\n{name} = {value}\n")
+    with pytest.raises(ConfigError, match=rf"\[air_executor\] {name} = ") as caught:
+        load(plain_getter())
+    assert f"AIRFLOW__AIR_EXECUTOR__{name.upper()}" in str(caught.value)
+    assert repr(value.strip()) in str(caught.value)
+
+
+def test_values_are_read_from_the_file(home: Path) -> None:
+    (home / "airflow.cfg").write_text(
+        "[core]\nexecutor = x\nkeep_runs = 1\n\n[air_executor]\nkeep_runs = 5\nkeep_days = 0.5 \npreload = a, b.c,\n"
+        "launch=exec\n"
+    )
+    options = load(plain_getter())
+    assert (options.keep_runs, options.keep_days, options.preload) == (5, 0.5, ("a", "b.c"))
+    assert options.launch == "exec"
+
+
+def test_the_environment_beats_the_file(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (home / "airflow.cfg").write_text("[air_executor]\nkeep_runs = 5\nkeep_days = 2\n")
+    monkeypatch.setenv("AIRFLOW__AIR_EXECUTOR__KEEP_RUNS", "6")
+    options = load(plain_getter())
+    assert (options.keep_runs, options.keep_days) == (6, 2)
+
+
+def test_another_file_can_be_named(tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (home / "airflow.cfg").write_text("[air_executor]\nkeep_runs = 5\n")
+    (tmp_path / "other.cfg").write_text("[air_executor]\nkeep_runs = 7\n")
+    monkeypatch.setenv("AIRFLOW_CONFIG", str(tmp_path / "other.cfg"))
+    assert load(plain_getter()).keep_runs == 7
+
+
+def test_percent_signs_and_twice_named_options_do_not_stop_the_reading(home: Path) -> None:
+    (home / "airflow.cfg").write_text(
+        "[logging]\nlog_format = %(asctime)s %%\n[air_executor]\nkeep_runs = 5\nkeep_runs = 6\n[air_executor]\ngpus = 1\n"
+    )
+    options = load(plain_getter())
+    assert (options.keep_runs, options.gpus) == (6, ("1",))
+
+
+@pytest.mark.parametrize("data", [b"keep_runs = 5\n", b"[air_executor\nx", b"[air_executor]\nkeep_runs = \xff\n"])
+def test_a_file_that_is_not_one_is_refused_by_its_path(home: Path, data: bytes) -> None:
+    path = home / "airflow.cfg"
+    path.write_bytes(data)
+    with pytest.raises(ConfigError) as caught:
+        load(plain_getter())
+    assert str(path) in str(caught.value)
+
+
+def test_airflow_home_stands_for_itself_in_the_folder(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert loaded(state_dir="{AIRFLOW_HOME}/x/{AIRFLOW_HOME}").state_dir == f"{home}/x/{home}".replace("//", "/")
+    monkeypatch.delenv("AIRFLOW_HOME")
+    monkeypatch.setenv("HOME", str(home))
+    assert airflow_home() == home / "airflow"
+    assert loaded().state_dir == str(home / "airflow" / ".air-executor")
+    assert loaded(state_dir="~/x").state_dir == str(home / "x")
+
+
+def test_values_may_have_space_around_them(tmp_path: Path) -> None:
+    options = loaded(state_dir=f"  {tmp_path} ", keep_runs=" 5 ", launch=" exec\n", gpus=" 0 , 1 ")
+    assert options.state_dir == str(tmp_path)
+    assert (options.keep_runs, options.launch, options.gpus) == (5, "exec", ("0", "1"))
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", ()),
+        (",", ()),
+        ("0", ("0",)),
+        ("3,1,2", ("3", "1", "2")),
+        ("GPU-8f6e0c5a-1d3b", ("GPU-8f6e0c5a-1d3b",)),
+        ("MIG_1", ("MIG_1",)),
+    ],
+)
+def test_gpus_are_numbers_or_names_in_the_order_given(text: str, expected: tuple[str, ...]) -> None:
+    assert loaded(gpus=text).gpus == expected
+
+
+def test_gpus_can_be_those_of_the_machine() -> None:
+    there = [name[len("nvidia") :] for name in os.listdir("/dev") if name.startswith("nvidia")]
+    numbers = tuple(sorted((name for name in there if name.isdigit()), key=int))
+    assert loaded(gpus="auto").gpus == loaded(gpus=" auto ").gpus == numbers
+
+
+def test_modules_are_a_list_with_commas() -> None:
+    assert loaded(preload="").preload == ()
+    assert loaded(preload="pandas").preload == ("pandas",)
+    assert loaded(preload=" pandas , a.b.c_1 ,, ").preload == ("pandas", "a.b.c_1")
+
+
+def test_auto_is_resolved_and_the_others_stay() -> None:
+    assert loaded(launch="auto").launch in ("fork", "exec")
+    assert loaded(launch="fork").launch == "fork"
+    assert loaded(launch="exec").launch == "exec"
+
+
+def test_options_come_back_from_json_as_they_were(tmp_path: Path) -> None:
+    options = loaded(
+        state_dir=f'{tmp_path}/ü "x" $HOME', preload="a,b.c", gpus="0,GPU-1", keep_days="0.25", launcher_idle_seconds="0"
+    )
+    text = options.to_json()
+    assert "\n" not in text
+    assert Config.from_json(text) == options
+    assert isinstance(Config.from_json(text).gpus, tuple)
+    assert hash(Config.from_json(text)) == hash(options)
+
+
+def test_the_variable_of_an_option_is_named_as_airflow_names_it() -> None:
+    assert env_var("keep_runs") == "AIRFLOW__AIR_EXECUTOR__KEEP_RUNS"
+    assert config.SECTION == "air_executor"

@@ -1,0 +1,462 @@
+"""The state directory: what is written there, who may, and what goes away."""
+
+from __future__ import annotations
+
+import os
+import socket
+import stat
+import time
+import uuid
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from air_executor import system
+from air_executor.errors import RecordError, StateDirError
+from air_executor.runs.record import RunState
+from air_executor.runs.store import MAX_FILE_BYTES, RunStore, public
+from tests.unit.documents import identity, kept, of_process, record
+from tests.unit.processes import forked, result_of
+
+FOLDERS = ("", "runs", "locks", "gpus", "launchers")
+LIVE = [state for state in RunState if not state.is_end]
+ENDS = [state for state in RunState if state.is_end]
+
+
+def mode(path: Path) -> int:
+    return stat.S_IMODE(path.lstat().st_mode)
+
+
+def dead_process() -> dict[str, object]:
+    """Return what a record says of a runner that is gone."""
+    return result_of(of_process)
+
+
+# The folders
+
+
+def test_folders_are_made_for_their_owner_alone_whatever_the_umask(tmp_path: Path) -> None:
+    def prepare(umask: int) -> None:
+        os.umask(umask)
+        RunStore(tmp_path / f"{umask}" / "state").prepare()
+
+    for umask in (0o000, 0o022, 0o077):
+        result_of(lambda umask=umask: prepare(umask))
+        for name in FOLDERS:
+            assert mode(tmp_path / f"{umask}" / "state" / name) == 0o700
+
+
+def test_folders_that_others_may_read_are_closed(store: RunStore) -> None:
+    for name in FOLDERS:
+        (store.root / name).chmod(0o755)
+    store.prepare()
+    for name in FOLDERS:
+        assert mode(store.root / name) == 0o700
+
+
+def test_preparing_again_keeps_what_is_there(store: RunStore) -> None:
+    one = kept(store)
+    store.prepare()
+    assert store.read(one.id) == one
+    assert sorted(path.name for path in store.root.iterdir()) == sorted(FOLDERS[1:])
+    assert [path.name for path in store.runs.iterdir()] == [one.id]
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_a_link_in_the_place_of_a_folder_is_refused(tmp_path: Path, name: str) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir(mode=0o755)
+    place = tmp_path / "state" / name
+    place.parent.mkdir(exist_ok=True)
+    place.symlink_to(elsewhere)
+    with pytest.raises(StateDirError, match="a link is not followed"):
+        RunStore(tmp_path / "state").prepare()
+    assert mode(elsewhere) == 0o755, "what the link leads to is not touched"
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_a_folder_of_somebody_else_is_refused_with_both_user_ids(tmp_path: Path, name: str) -> None:
+    if os.geteuid() == 0:
+        root = tmp_path / "state"
+        place = root / name
+        place.mkdir(parents=True)
+        os.chown(place, 12345, -1)
+        owner = 12345
+    else:
+        root, owner = Path("/"), 0
+    with pytest.raises(StateDirError, match=rf"belongs to user id {owner}, not {os.geteuid()}\. Set \[air_executor\]"):
+        RunStore(root).prepare()
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_a_file_in_the_place_of_a_folder_is_refused(tmp_path: Path, name: str) -> None:
+    place = tmp_path / "state" / name
+    place.parent.mkdir(exist_ok=True)
+    place.write_text("mine")
+    with pytest.raises(StateDirError, match="state_dir"):
+        RunStore(tmp_path / "state").prepare()
+    assert place.read_text() == "mine"
+
+
+# Records
+
+
+def test_files_are_for_their_owner_alone_whatever_the_umask(store: RunStore) -> None:
+    one = record()
+
+    def write() -> None:
+        os.umask(0)
+        store.create(one)
+        store.heartbeat(one.id)
+        store.request_stop(one.id, "why")
+
+    result_of(write)
+    folder = store.folder(one.id)
+    assert mode(folder) == 0o700
+    assert {path.name: mode(path) for path in folder.iterdir()} == dict.fromkeys(
+        ("state.json", "heartbeat", "stop.json"), 0o600
+    )
+
+
+def test_a_record_can_be_read_back_and_nothing_else_is_left_by_writing_it(store: RunStore) -> None:
+    one = kept(store)
+    for state in (RunState.STARTING, RunState.RUNNING, RunState.SUCCEEDED):
+        one = store.write(one.advance(state))
+        assert store.read(one.id) == one
+        assert [path.name for path in store.folder(one.id).iterdir()] == ["state.json"]
+
+
+def test_a_record_that_cannot_be_written_is_an_error_and_leaves_nothing(store: RunStore) -> None:
+    one = kept(store)
+    path = store.folder(one.id) / "state.json"
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(StateDirError, match="cannot write"):
+        store.write(one)
+    assert [path.name for path in store.folder(one.id).iterdir()] == ["state.json"]
+
+
+def test_a_reader_never_sees_half_a_record(store: RunStore) -> None:
+    one = kept(store, RunState.RUNNING, reason="short")
+
+    def write_for_ever() -> None:
+        if not os.fork():
+            parent = os.getppid()
+            while os.getppid() == parent:
+                for size in (1, 200_000):
+                    store.write(replace(one, reason="x" * size))
+            os._exit(0)
+
+    with forked(write_for_ever):
+        seen = {len(store.read(one.id).reason or "") for _ in range(300)}
+    assert seen <= {5, 1, 200_000}
+    assert store.unreadable() == []
+
+
+def test_a_run_cannot_be_made_twice(store: RunStore) -> None:
+    one = kept(store)
+    with pytest.raises(StateDirError):
+        store.create(one)
+    assert store.read(one.id) == one
+
+
+def test_whatever_the_store_writes_it_can_read(store: RunStore) -> None:
+    one = kept(store, RunState.RUNNING)
+    store.write(one.advance(RunState.FAILED, reason="long: " + "x" * (2 * MAX_FILE_BYTES)))
+    assert (store.read(one.id).reason or "").startswith("long: x")
+
+
+@pytest.mark.parametrize("run_id", ["../x", "..", "", "x", "/"])
+def test_an_id_that_is_not_a_uuid_leads_nowhere(store: RunStore, run_id: str) -> None:
+    for call in (store.folder, store.read, store.output_file, store.lock, store.heartbeat, store.stop_reason):
+        with pytest.raises(RecordError, match="not a run or workload id"):
+            call(run_id)
+
+
+@pytest.mark.parametrize("data", [b"", b"{", b"\xff\0", b'{"version": 2}', b"[]"])
+def test_a_record_that_cannot_be_understood_is_set_aside_and_said_so(store: RunStore, data: bytes) -> None:
+    good, bad = kept(store), kept(store)
+    path = store.folder(bad.id) / "state.json"
+    path.write_bytes(data)
+    with pytest.raises(RecordError, match=rf"run {bad.id} can't be understood: .*state\.json\.unreadable"):
+        store.read(bad.id)
+    aside = path.with_name("state.json.unreadable")
+    assert aside.read_bytes() == data
+    assert store.unreadable() == [aside]
+    assert not path.exists()
+    assert [one.id for one in store.records()] == [good.id]
+
+
+def test_a_record_in_the_folder_of_another_run_is_set_aside(store: RunStore) -> None:
+    one, other = kept(store), kept(store)
+    (store.folder(one.id) / "state.json").write_bytes(other.to_json())
+    with pytest.raises(RecordError, match=f"document of run {other.id}"):
+        store.read(one.id)
+    assert [path.parent.name for path in store.unreadable()] == [one.id]
+
+
+def test_a_link_in_the_place_of_a_record_is_not_followed(store: RunStore, tmp_path: Path) -> None:
+    one = kept(store)
+    path = store.folder(one.id) / "state.json"
+    elsewhere = tmp_path / "elsewhere.json"
+    path.rename(elsewhere)
+    path.symlink_to(elsewhere)
+    with pytest.raises(RecordError):
+        store.read(one.id)
+    assert list(store.records()) == []
+    before = elsewhere.read_bytes()
+    store.write(one.advance(RunState.STARTING))
+    assert elsewhere.read_bytes() == before, "writing replaces the link, not what it leads to"
+
+
+def test_a_file_that_is_too_large_is_not_read(store: RunStore) -> None:
+    one, good = kept(store), kept(store)
+    with (store.folder(one.id) / "state.json").open("ab") as file:
+        file.write(b" " * MAX_FILE_BYTES)
+    with pytest.raises(RecordError, match=f"at most {MAX_FILE_BYTES} bytes"):
+        store.read(one.id)
+    assert [found.id for found in store.records()] == [good.id]
+
+
+def test_a_pipe_in_the_place_of_a_record_stops_nobody(store: RunStore) -> None:
+    one = kept(store)
+    path = store.folder(one.id) / "state.json"
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(RecordError, match="not a plain file"):
+        store.read(one.id)
+
+
+def test_a_run_that_is_not_there_is_said_so(store: RunStore) -> None:
+    run_id = str(uuid.uuid4())
+    with pytest.raises(RecordError, match=f"no run {run_id}"):
+        store.read(run_id)
+
+
+def test_a_store_that_was_never_made_has_no_runs(tmp_path: Path) -> None:
+    store = RunStore(tmp_path / "never")
+    assert store.ids() == []
+    assert list(store.records()) == []
+    assert store.unreadable() == []
+
+
+def test_a_store_that_was_never_made_has_nothing_to_prune(tmp_path: Path) -> None:
+    pruned = RunStore(tmp_path / "never").prune(keep_days=0, keep_runs=0)
+    assert (pruned.removed, pruned.kept) == (0, 0)
+
+
+def test_what_is_not_a_run_among_the_runs_is_passed_over(store: RunStore) -> None:
+    one = kept(store)
+    (store.runs / "lost+found").mkdir()
+    (store.runs / "notes.txt").write_text("x")
+    (store.runs / str(uuid.uuid4()).upper()).mkdir()
+    assert store.ids() == [one.id]
+
+
+def test_a_run_is_found_by_the_beginning_of_its_id(store: RunStore) -> None:
+    one = kept(store, run_id="aaaa1111-0000-4000-8000-000000000001")
+    other = kept(store, run_id="aaaa2222-0000-4000-8000-000000000002")
+    assert store.find("aaaa1") == one
+    assert store.find("AAAA2") == other
+    assert store.find(other.id) == other
+    with pytest.raises(RecordError, match="2 runs start with 'aaaa'; give more of the id"):
+        store.find("aaaa")
+    for nobody in ("", "b", "../", f"{one.id}0"):
+        with pytest.raises(RecordError, match="there is no run"):
+            store.find(nobody)
+
+
+def test_a_stop_request_is_kept_until_it_is_read(store: RunStore) -> None:
+    one = kept(store)
+    assert store.stop_reason(one.id) is None
+    store.request_stop(one.id, "because\nof this")
+    assert store.stop_reason(one.id) == "because\nof this"
+    for data in (b"", b"{", b"[]", b"{}", b"5"):
+        (store.folder(one.id) / "stop.json").write_bytes(data)
+        assert store.stop_reason(one.id) is None
+
+
+def test_the_tail_of_the_output_is_given_whatever_is_in_it(store: RunStore) -> None:
+    one = kept(store)
+    assert store.output_tail(one.id) == ""
+    store.output_file(one.id).write_bytes(b"x" * 5000 + b"\xff the end\n")
+    tail = store.output_tail(one.id, max_bytes=10)
+    assert tail.endswith(" the end")
+    assert len(tail) <= 10
+
+
+def test_a_record_in_public_is_its_document(store: RunStore) -> None:
+    one = kept(store)
+    assert public(one)["id"] == one.id
+    assert public(one)["identity"]["dag_id"] == "some_dag"
+
+
+# Life and death
+
+
+@pytest.mark.parametrize("state", [RunState.STARTING, RunState.RUNNING])
+def test_a_run_whose_runner_is_gone_becomes_lost_with_the_reason(store: RunStore, state: RunState) -> None:
+    one = kept(store, state, **dead_process())
+    settled = store.settle(one)
+    assert settled.state is RunState.LOST
+    assert settled.reason == f"the runner (pid {one.pid} on {system.host()}) is gone and left no outcome"
+    assert settled.ended_at is not None
+    assert store.read(one.id) == settled
+
+
+def test_a_run_that_a_reboot_ended_says_so(store: RunStore) -> None:
+    one = kept(store, RunState.RUNNING, **{**of_process(), "boot_id": "another boot"})
+    assert store.settle(one).reason == f"{system.host()} was rebooted while the run was running"
+
+
+@pytest.mark.parametrize("state", [RunState.STARTING, RunState.RUNNING])
+def test_a_run_whose_runner_lives_is_left_alone(store: RunStore, state: RunState) -> None:
+    who = identity()
+
+    def hold() -> object:
+        lock = store.lock(who.workload_id)
+        assert lock.acquire(0)
+        return lock
+
+    with forked(hold) as pid:
+        one = kept(store, state, who=who, **of_process(pid))
+        assert store.has_runner(one)
+        assert store.settle(one) == one
+        assert store.read(one.id) == one
+    assert not store.has_runner(one)
+    assert store.settle(one).state is RunState.LOST
+
+
+def test_the_lock_of_a_workload_is_found_in_every_spelling_of_its_id(store: RunStore) -> None:
+    workload_id = str(uuid.uuid4())
+    lock = store.lock(workload_id.upper())
+    assert lock.acquire(0)
+    try:
+        assert store.has_runner(record(who=identity(workload_id=workload_id)))
+        assert store.has_runner(record(who=identity(workload_id=workload_id.upper())))
+    finally:
+        lock.release()
+
+
+@pytest.mark.parametrize("state", [RunState.QUEUED, *ENDS])
+def test_a_run_that_has_not_begun_or_has_ended_is_left_alone(store: RunStore, state: RunState) -> None:
+    one = kept(store, state)
+    assert store.settle(one) == one
+    assert store.read(one.id) == one
+
+
+def test_an_end_that_was_written_between_two_looks_counts(store: RunStore) -> None:
+    seen = kept(store, RunState.RUNNING, **dead_process())
+    end = store.write(seen.advance(RunState.SUCCEEDED))
+    assert store.settle(seen) == end
+    assert store.read(seen.id) == end
+
+
+def test_a_sign_of_life_makes_the_file_and_renews_it(store: RunStore) -> None:
+    one = kept(store)
+    path = store.folder(one.id) / "heartbeat"
+    store.heartbeat(one.id)
+    os.utime(path, (1, 1))
+    store.heartbeat(one.id)
+    assert path.stat().st_mtime > time.time() - 1000
+
+
+# Pruning
+
+
+def aged(store: RunStore, days: float, state: RunState = RunState.SUCCEEDED, **changes: object) -> str:
+    one = kept(store, state, **changes)
+    moment = time.time() - days * 86400
+    os.utime(store.folder(one.id), (moment, moment))
+    return one.id
+
+
+def test_runs_that_are_too_old_go_with_all_their_files(store: RunStore) -> None:
+    old = aged(store, 8, delivered=True)
+    young = aged(store, 6, delivered=True)
+    (store.folder(old) / "output.log").write_text("x")
+    os.utime(store.folder(old), (1, 1))
+    pruned = store.prune(keep_days=7, keep_runs=100)
+    assert (pruned.removed, pruned.kept) == (1, 1)
+    assert os.listdir(store.runs) == [young]
+
+
+@pytest.mark.parametrize("state", ENDS)
+@pytest.mark.parametrize("told", [{"delivered": True}, {"reported_at": "2020-01-01T00:00:00+00:00"}])
+def test_of_the_ended_and_told_ones_the_newest_are_kept(store: RunStore, state: RunState, told: dict[str, object]) -> None:
+    ids = [aged(store, days, state, **told) for days in (5, 1, 4, 2, 3)]
+    pruned = store.prune(keep_days=7, keep_runs=2)
+    assert (pruned.removed, pruned.kept) == (3, 2)
+    assert set(store.ids()) == {ids[1], ids[3]}
+
+
+def test_nothing_at_all_is_kept_when_told_so(store: RunStore) -> None:
+    for days in (0, 1):
+        aged(store, days, delivered=True)
+    assert store.prune(keep_days=7, keep_runs=0).kept == 0
+    assert store.ids() == []
+
+
+@pytest.mark.parametrize("state", LIVE)
+def test_a_live_run_stays_however_old(store: RunStore, state: RunState) -> None:
+    one = aged(store, 1000, state)
+    pruned = store.prune(keep_days=0, keep_runs=0)
+    assert (pruned.removed, pruned.kept) == (0, 1)
+    assert store.ids() == [one]
+
+
+@pytest.mark.parametrize("state", ENDS)
+def test_a_run_whose_end_was_not_told_stays_however_old(store: RunStore, state: RunState) -> None:
+    one = aged(store, 1000, state)
+    store.prune(keep_days=0, keep_runs=0)
+    assert store.ids() == [one]
+    store.mark_reported(store.read(one))
+    store.prune(keep_days=0, keep_runs=0)
+    assert store.ids() == []
+
+
+def test_the_age_of_what_cannot_be_understood_decides(store: RunStore) -> None:
+    old, young = aged(store, 0), aged(store, 0)
+    for one in (old, young):
+        (store.folder(one) / "state.json").write_bytes(b"?")
+        with pytest.raises(RecordError):
+            store.read(one)
+    os.utime(store.folder(old), (1, 1))
+    store.prune(keep_days=7, keep_runs=100)
+    assert store.ids() == [young]
+
+
+def test_a_link_among_the_runs_is_not_followed_by_pruning(store: RunStore, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "precious").write_text("x")
+    os.utime(elsewhere, (1, 1))
+    (store.runs / str(uuid.uuid4())).symlink_to(elsewhere)
+    store.prune(keep_days=0, keep_runs=0)
+    assert (elsewhere / "precious").read_text() == "x"
+
+
+def test_lock_files_of_the_dead_go_and_those_of_the_living_stay(store: RunStore) -> None:
+    free, held = str(uuid.uuid4()), str(uuid.uuid4())
+
+    def hold(workload_id: str) -> object:
+        lock = store.lock(workload_id)
+        assert lock.acquire(0)
+        return lock
+
+    with forked(lambda: hold(free)):
+        pass  # killed: its file stays behind
+    assert os.listdir(store.locks) == [free]
+    with forked(lambda: hold(held)):
+        store.prune(keep_days=7, keep_runs=100)
+        assert os.listdir(store.locks) == [held]
+        assert store.has_runner(record(who=identity(workload_id=held)))
+
+
+def test_a_socket_of_a_launcher_is_left_by_pruning(store: RunStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(store.launchers)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind("key.sock")
+        store.prune(keep_days=0, keep_runs=0)
+    assert os.listdir(store.launchers) == ["key.sock"]

@@ -1,0 +1,279 @@
+"""What the operating system is asked for to hold processes."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from air_executor import system
+from tests.support.waiting import wait_for
+from tests.unit.processes import forked, is_alive, reap, result_of, wait_for_death
+
+SLEEPER = [sys.executable, "-c", "import time; time.sleep(600)"]
+
+
+@pytest.fixture
+def sleeper() -> Iterator[int]:
+    process = subprocess.Popen(SLEEPER)
+    yield process.pid
+    process.kill()
+    process.wait()
+
+
+# Which process it is
+
+
+def test_a_process_is_told_by_its_pid_and_its_start(sleeper: int) -> None:
+    started = system.start_time(sleeper)
+    assert started is not None
+    assert system.is_process(sleeper, started)
+    assert not system.is_process(sleeper, started - 1)
+    assert not system.is_process(sleeper, started + 1)
+    assert not system.is_process(sleeper, None)
+
+
+def test_a_process_that_is_gone_is_none() -> None:
+    pid, started = result_of(lambda: [os.getpid(), system.start_time(os.getpid())])
+    assert system.start_time(pid) is None
+    assert not system.is_process(pid, started)
+    assert not system.signal_process(pid, started, signal.SIGKILL)
+    assert system.open_pidfd(pid) is None
+
+
+def test_a_process_is_signalled_and_it_is_said_so(sleeper: int) -> None:
+    assert system.signal_process(sleeper, system.start_time(sleeper), signal.SIGTERM)
+    wait_for_death(sleeper)
+
+
+@pytest.mark.parametrize("wrong_by_s", [-1000.0, -1.0, 1.0, None])
+def test_a_process_that_has_the_pid_of_another_is_never_signalled(sleeper: int, wrong_by_s: float | None) -> None:
+    started = system.start_time(sleeper)
+    assert started is not None
+    wrong = None if wrong_by_s is None else started + wrong_by_s
+    assert not system.signal_process(sleeper, wrong, signal.SIGKILL)
+    # A signal would have been delivered before the next one, which the process does heed.
+    assert is_alive(sleeper)
+    assert system.signal_process(sleeper, started, signal.SIGTERM)
+    assert os.waitstatus_to_exitcode(os.waitpid(sleeper, 0)[1]) == -signal.SIGTERM
+
+
+def test_signalling_leaves_no_descriptor(sleeper: int) -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    system.signal_process(sleeper, None, signal.SIGTERM)
+    system.signal_process(sleeper, system.start_time(sleeper), signal.SIGCONT)
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_the_boot_has_an_id_that_all_processes_share() -> None:
+    assert system.boot_id()
+    asked = [sys.executable, "-c", "from air_executor import system; print(system.boot_id())"]
+    assert subprocess.check_output(asked, text=True).strip() == system.boot_id()
+
+
+# Who dies with whom
+
+
+def test_a_child_that_wants_it_dies_with_its_parent(tmp_path: Path) -> None:
+    note = tmp_path / "pid"
+
+    def have_a_child() -> None:
+        parent = os.getpid()
+        if not os.fork():
+            system.die_with_parent(parent)
+            (tmp_path / "part").write_text(str(os.getpid()))
+            (tmp_path / "part").rename(note)
+            while True:
+                signal.pause()
+        wait_for(note.exists, "the child")
+
+    with forked(have_a_child) as parent:
+        child = int(note.read_text())
+        assert is_alive(child)
+        os.kill(parent, signal.SIGKILL)
+        wait_for_death(child)
+
+
+def test_a_child_whose_parent_is_dead_already_dies_at_once() -> None:
+    pid = os.fork()
+    if not pid:
+        system.die_with_parent(os.getpid())  # that is not its parent: as if the parent had changed
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 128 + signal.SIGKILL
+
+
+# Children
+
+
+def daemonize(note: Path) -> None:
+    """Leave a process behind as a daemon does: its own session, its parent dead, deaf to SIGTERM and SIGHUP."""
+    middle = os.fork()
+    if middle:
+        os.waitpid(middle, 0)
+        return
+    os.setsid()
+    if os.fork():
+        os._exit(0)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    with note.open("a") as file:
+        file.write(f"{os.getpid()}\n")
+    while True:
+        signal.pause()
+
+
+def test_everything_below_is_killed_daemons_too(tmp_path: Path) -> None:
+    note = tmp_path / "pids"
+
+    def leave_things_behind() -> int:
+        system.adopt_orphans()
+        daemonize(note)
+        daemonize(note)
+        subprocess.Popen(SLEEPER, start_new_session=True)
+        if not os.fork():  # a child with a child
+            daemonize(note)
+            while True:
+                signal.pause()
+        wait_for(lambda: note.exists() and len(note.read_text().splitlines()) == 3, "the daemons")
+        killed = system.kill_children()
+        assert system.kill_children() == 0
+        with pytest.raises(ChildProcessError):
+            os.waitpid(-1, os.WNOHANG)
+        return killed
+
+    assert result_of(leave_things_behind) == 5
+    for pid in note.read_text().split():
+        assert not is_alive(int(pid))
+
+
+def test_children_that_have_ended_are_reaped_and_not_counted() -> None:
+    def leave_zombies() -> int:
+        pids = []
+        for _ in range(3):
+            pid = os.fork()
+            if not pid:
+                os._exit(0)
+            pids.append(pid)
+        for pid in pids:
+            os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+        return system.kill_children()
+
+    assert result_of(leave_zombies) == 0
+
+
+def test_without_children_there_is_nothing_to_kill() -> None:
+    assert result_of(system.kill_children) == 0
+
+
+def test_a_child_that_stops_itself_is_killed(tmp_path: Path) -> None:
+    def leave_a_stopped_one() -> int:
+        pid = os.fork()
+        if not pid:
+            os.kill(os.getpid(), signal.SIGSTOP)
+            os._exit(0)
+        os.waitid(os.P_PID, pid, os.WSTOPPED | os.WNOWAIT)
+        return system.kill_children()
+
+    assert result_of(leave_a_stopped_one) == 1
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can make processes of two users")
+def test_a_child_of_another_user_neither_stops_nor_fails_the_killing_of_the_others() -> None:
+    def leave_one_that_may_not_be_killed() -> list[int]:
+        if not (foreign := os.fork()):
+            while True:
+                signal.pause()
+        own = os.fork()
+        if not own:
+            os.setresuid(12345, 12345, 12345)
+            while True:
+                signal.pause()
+        wait_for(lambda: os.stat(f"/proc/{own}").st_uid == 12345, "the child to be somebody else")
+        os.setresuid(12345, 12345, 0)
+        try:
+            signal.alarm(20)  # its default ends a process that waits for the child it can not kill
+            system.kill_children()
+            signal.alarm(0)
+            return [is_alive(foreign), is_alive(own)]
+        finally:
+            os.setresuid(0, 0, 0)
+            reap(foreign)
+            reap(own)
+
+    assert result_of(leave_one_that_may_not_be_killed) == [True, False]
+
+
+# Memory
+
+
+def test_memory_that_a_process_fills_is_counted_and_pages_of_files_are_not(tmp_path: Path) -> None:
+    size = 32 << 20
+    file = tmp_path / "file"
+    file.write_bytes(b"x" * size)
+
+    def measure() -> list[int]:
+        me = os.getpid()
+        start = system.memory_bytes([me])
+        with file.open("rb") as handle, mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ) as pages:
+            sum(pages[offset] for offset in range(0, size, 4096))
+            of_file = system.memory_bytes([me])
+        held = b"y" * size
+        of_own = system.memory_bytes([me])
+        with mmap.mmap(-1, size) as shared:
+            shared.write(b"z" * size)
+            of_shared = system.memory_bytes([me])
+        del held
+        return [of_file - start, of_own - start, of_shared - start]
+
+    of_file, of_own, of_shared = result_of(measure)
+    assert of_file < size // 4
+    assert size * 0.9 < of_own < size * 1.5
+    assert size * 1.9 < of_shared < size * 2.5
+
+
+def test_memory_of_several_is_added_and_of_the_dead_is_nothing(sleeper: int) -> None:
+    gone = result_of(os.getpid)
+    one = wait_for(lambda: system.memory_bytes([sleeper]), "the process to have memory")
+    assert system.memory_bytes([]) == 0
+    assert system.memory_bytes([gone]) == 0
+    both = system.memory_bytes([sleeper, os.getpid(), gone])
+    assert both > system.memory_bytes([os.getpid()]) * 0.9
+    assert both > one
+
+
+# The other end
+
+
+def test_the_user_at_the_other_end_of_a_socket_is_known() -> None:
+    one, other = socket.socketpair()
+    with one, other:
+        assert system.peer_uid(one) == os.geteuid()
+
+
+def test_a_pidfd_tells_the_end_of_a_process(sleeper: int) -> None:
+    import select
+
+    fd = system.open_pidfd(sleeper)
+    assert fd is not None
+    try:
+        assert select.select([fd], [], [], 0)[0] == []
+        os.kill(sleeper, signal.SIGKILL)
+        assert select.select([fd], [], [], 30)[0] == [fd]
+    finally:
+        os.close(fd)
+
+
+def test_start_times_of_one_process_agree_among_all_who_ask(sleeper: int) -> None:
+    started = system.start_time(sleeper)
+    seen_by_another = result_of(lambda: system.start_time(sleeper))
+    assert system.is_process(sleeper, seen_by_another)
+    assert started is not None
+    assert started <= time.time() + 1
