@@ -12,6 +12,7 @@ import math
 import os
 import re
 import sys
+import textwrap
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -239,3 +240,26 @@ def plain_getter(environ: Mapping[str, str] = os.environ) -> Getter:
         return environ.get(env_var(name), parser.get(SECTION, name, fallback=None))
 
     return get
+
+
+def example() -> str:
+    """Return the text of ``airflow.cfg.example``: every option with its default and its reason."""
+    lines = [
+        "# AirExecutor's part of airflow.cfg. Every option has its default here; leave out what you don't change.",
+        f"# The same in the environment: AIRFLOW__CORE__EXECUTOR, AIRFLOW__{SECTION.upper()}__STATE_DIR and so on.",
+        "",
+        "[core]",
+        "executor = air_executor.AirExecutor",
+        "",
+        f"[{SECTION}]",
+    ]
+    for option in OPTIONS:
+        lines += ["", *(f"# {line}" for line in textwrap.wrap(option.description.replace("``", ""), 98))]
+        if option.example is not None:
+            lines.append(f"# Example: {option.name} = {option.example}")
+        lines.append(f"{option.name} = {option.default}".rstrip())
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    sys.stdout.write(example())

@@ -10,7 +10,14 @@ ends otherwise than under Airflow's own executor points to a mistake of ours. Wh
   asset may or may not fall into one run of an unpartitioned dag, so of those only the first run is compared.
 - Not the runs that a schedule starts beside them: whether they end before their dag is paused again is chance.
 - A dag that fails by design, or for want of a package index or a network, is "same" if it fails in the same way.
+- A run that does not end in time, as ``example_sensors`` with its sensor that waits for an hour: state "timeout", and
+  its tasks as they are then.
 - A dag that branches at random: see :data:`RANDOM`.
+
+LocalExecutor itself fails a task now and then: when a deferred task is resumed before the scheduler has read that its
+first part ended ("reported that the task instance finished with state success, but the task instance's state attribute
+is queued"). So what differs runs a second time under LocalExecutor, never under AirExecutor, and AirExecutor has to
+agree with one of the two; the table and the lines below it tell when it took the second.
 
 A few dags depend on the day or the hour; around midnight UTC they may differ for no fault of an executor.
 """
@@ -319,6 +326,9 @@ def airflow_with(executor: str, home: Path, base: Path) -> Airflow:
         "AIRFLOW__CORE__PARALLELISM": "8",
         "AIRFLOW__DAG_PROCESSOR__DAG_BUNDLE_CONFIG_LIST": json.dumps([empty]),
         "AIRFLOW__API__MAXIMUM_PAGE_LIMIT": "1000",
+        # Two examples give the same asset different names. The first to be parsed has it; the tasks of the other fail.
+        "AIRFLOW__DAG_PROCESSOR__FILE_PARSING_SORT_MODE": "alphabetical",
+        "AIRFLOW__DAG_PROCESSOR__PARSING_PROCESSES": "1",
         # Some examples keep virtual environments there, which would be those of the executor before.
         "TMPDIR": str(home / "tmp"),
     }
@@ -357,24 +367,30 @@ def differences(label: str, ends: Sequence[Outcome | None]) -> list[str]:
     ]
 
 
-def report(outcomes: Mapping[str, Mapping[str, Outcome]]) -> int:
-    """Print the table; return how many runs differ."""
+def compare(outcomes: Mapping[str, Mapping[str, Outcome]]) -> dict[str, list[str]]:
+    """Return for each run what differs."""
     labels = sorted({label for ends in outcomes.values() for label in ends})
+    return {label: differences(label, [outcomes[name].get(label) for name in EXECUTORS]) for label in labels}
+
+
+def report(outcomes: Mapping[str, Mapping[str, Outcome]], forgiven: Mapping[str, list[str]]) -> int:
+    """Print the table; return how many runs differ."""
+    compared = compare(outcomes)
     rows = [("dag", *EXECUTORS, "same?")]
-    found: list[str] = []
-    count = 0
-    for label in labels:
-        ends = [outcomes[name].get(label) for name in EXECUTORS]
-        differing = differences(label, ends)
-        rows.append((label, *(str(end or "-") for end in ends), "NO" if differing else "yes"))
-        found += [label, *differing] if differing else []
-        count += bool(differing)
+    for label, found in compared.items():
+        ends = (str(outcomes[name].get(label, "-")) for name in EXECUTORS)
+        rows.append((label, *ends, "NO" if found else "2nd try" if label in forgiven else "yes"))
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     for row in rows:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
     print("\nLeft out:", *(f"  {dag_id}: {reason}" for dag_id, reason in EXCLUDED.items()), sep="\n")
-    print(f"\n{len(labels)} runs, {count} differ", *found, sep="\n")
-    return count
+    for label, found in forgiven.items():
+        print(f"\n{label}: the same as LocalExecutor's second try; differed from its first:", *found, sep="\n")
+    differing = {label: found for label, found in compared.items() if found}
+    for label, found in differing.items():
+        print(f"\n{label}: DIFFERS", *found, sep="\n")
+    print(f"\n{len(compared)} runs, {len(differing)} differ")
+    return len(differing)
 
 
 def arguments() -> argparse.Namespace:
@@ -387,6 +403,24 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def second_opinion(outcomes: dict[str, dict[str, Outcome]], base: Path, timeout_s: float) -> dict[str, list[str]]:
+    """Run what differs under LocalExecutor again; put what is the same then in the place of its first outcome.
+
+    :return: by its label, what differed at first of each run that is the same now.
+    """
+    differing = {label: found for label, found in compare(outcomes).items() if found}
+    if not differing:
+        return {}
+    pattern = "|".join(f"^{re.escape(label.split()[0])}$" for label in differing)
+    again = outcomes_under(EXECUTORS["LocalExecutor"], base / "second", base, pattern, timeout_s)
+    forgiven = {}
+    for label, found in differing.items():
+        if label in again and not differences(label, (again[label], outcomes["AirExecutor"].get(label))):
+            outcomes["LocalExecutor"][label] = again[label]
+            forgiven[label] = found
+    return forgiven
+
+
 def main() -> int:
     options = arguments()
     # As an exit, so that Airflow's processes are ended.
@@ -397,10 +431,11 @@ def main() -> int:
         started = time.monotonic()
         outcomes[name] = outcomes_under(executor, base / name.lower(), base, options.dags, options.timeout)
         print(f"{name}: {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
+    forgiven = second_opinion(outcomes, base, options.timeout)
     if options.json:
         as_json = {name: {label: asdict(end) for label, end in ends.items()} for name, ends in outcomes.items()}
         options.json.write_text(json.dumps(as_json, indent=2, sort_keys=True) + "\n")
-    count = report(outcomes)
+    count = report(outcomes, forgiven)
     if count:
         print(f"The logs are in {base}")
     else:

@@ -5,14 +5,30 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from filelock import FileLock
+from xdist.scheduler import LoadScopeScheduling
 
 from air_executor import system
 from air_executor.runs.store import RunStore
 from tests.support import airflow_env
 from tests.support.airflow_env import Airflow
+
+
+class ByEnvironment(LoadScopeScheduling):
+    """Gives all tests of one Airflow to one worker, so that each Airflow is started once."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        for database in ("sqlite", "postgres"):
+            if f"[{database}" in nodeid:
+                return database
+        return nodeid.split("::")[0] if "/e2e/" in nodeid else nodeid
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:
+    return ByEnvironment(config, log)
 
 
 @pytest.fixture(scope="session")
@@ -45,10 +61,7 @@ def postgres_url(shared: Path) -> str:
 
 @pytest.fixture(
     scope="session",
-    params=[
-        pytest.param("sqlite", marks=[pytest.mark.xdist_group("sqlite"), pytest.mark.core]),
-        pytest.param("postgres", marks=pytest.mark.xdist_group("postgres")),
-    ],
+    params=[pytest.param("sqlite", marks=pytest.mark.core), "postgres"],
 )
 def airflow(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, shared_dir: Path

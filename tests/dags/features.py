@@ -261,3 +261,19 @@ for build_dag in (
     on_kill,
 ):
     build_dag()
+
+
+@dag(schedule=None, max_active_tasks=64)
+def thousand():
+    @task
+    def numbers():
+        return list(range(1000))
+
+    @task
+    def one(number):
+        note("thousand", "done")
+
+    one.expand(number=numbers())
+
+
+thousand()

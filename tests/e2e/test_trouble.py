@@ -13,8 +13,6 @@ from tests.support.airflow_env import Airflow
 from tests.support.api import DagRun
 from tests.support.waiting import wait_for
 
-pytestmark = pytest.mark.xdist_group("trouble")
-
 OPTIONS = {
     "AIRFLOW__AIR_EXECUTOR__GPUS": "0,GPU-b",
     "AIRFLOW__AIR_EXECUTOR__STOP_GRACE_SECONDS": "2",
@@ -117,7 +115,7 @@ REFUSED = {
 def test_limits_end_those_that_exceed_them_and_no_other(limited: DagRun) -> None:
     states = limited.states()
     assert {task_id for task_id, state in states.items() if state == "failed"} == LIMITS.keys() | REFUSED.keys()
-    assert {state for state in states.values()} == {"failed", "success"}
+    assert set(states.values()) == {"failed", "success"}
 
 
 @pytest.mark.parametrize("task_id", [*LIMITS, *REFUSED])
@@ -164,7 +162,7 @@ def test_a_task_that_ignores_sigterm_is_killed_after_its_grace(env: Airflow) -> 
 
 def test_odd_names_and_run_ids_are_just_names(env: Airflow) -> None:
     dag_id = "ünïcode.d-a_g." + "x" * 230
-    run = env.api.trigger(dag_id, run_id="it's/\"odd\"; $(touch x) é\N{GRINNING FACE} .")
+    run = env.api.trigger(dag_id, run_id='it\'s/"odd"; $(touch x) é\N{GRINNING FACE} .')
     assert run.wait() == "success"
     (record,) = env.records(dag_id)
     assert record.identity.dag_run_id == run.run_id
@@ -180,7 +178,9 @@ def test_a_module_that_cannot_be_preloaded_is_left_out(env: Airflow, trouble: Da
 
 def test_a_dag_file_that_breaks_or_vanishes_fails_its_task_clearly(env: Airflow) -> None:
     source = env.dags / "vanishing.py"
-    source.write_text("from airflow.sdk import dag, task\n@dag\ndef vanishing():\n  @task\n  def t(): pass\n  t()\nvanishing()\n")
+    source.write_text(
+        "from airflow.sdk import dag, task\n@dag\ndef vanishing():\n  @task\n  def t(): pass\n  t()\nvanishing()\n"
+    )
     env.api.unpause("vanishing")
     source.write_text("this is not Python\n")
     broken = env.api.trigger("vanishing")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import shutil
@@ -19,6 +20,7 @@ from typing import Any
 import psutil
 from filelock import FileLock
 
+from air_executor import system
 from air_executor.config import Config
 from air_executor.runs.record import RunRecord
 from air_executor.runs.store import RunStore
@@ -44,7 +46,11 @@ def migrated_sqlite(base: Path) -> Path:
             env = {**os.environ, "AIRFLOW_HOME": str(base / "template-home")}
             env["AIRFLOW__DATABASE__SQL_ALCHEMY_CONN"] = f"sqlite:///{fresh}"
             subprocess.run(
-                [sys.executable, "-m", "airflow", "db", "migrate"], env=env, check=True, capture_output=True, timeout=300
+                [sys.executable, "-m", "airflow", "db", "migrate"],
+                env=env,
+                check=True,
+                capture_output=True,
+                timeout=300,
             )
             fresh.rename(template)
     return template
@@ -120,6 +126,8 @@ class Airflow:
                     stdout=log,
                     stderr=log,
                     start_new_session=True,
+                    # Tests that are killed leave nothing running either.
+                    preexec_fn=functools.partial(system.die_with_parent, os.getpid()),
                 )
         if "api-server" in (components or COMPONENTS):
             wait_for(self.is_healthy, "the API server", 120)
@@ -165,7 +173,9 @@ class Airflow:
                     found.append(process)
         return found
 
-    def run(self, *command: str, check: bool = True, timeout_s: float = 180, **env: str) -> subprocess.CompletedProcess[str]:
+    def run(
+        self, *command: str, check: bool = True, timeout_s: float = 180, **env: str
+    ) -> subprocess.CompletedProcess[str]:
         """Run a command with this Airflow's settings; ``airflow`` and ``air-executor`` are those of this Python."""
         modules = {"airflow": "airflow", "air-executor": "air_executor.cli"}
         argv = [sys.executable, "-m", modules[command[0]], *command[1:]] if command[0] in modules else list(command)

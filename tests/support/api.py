@@ -79,9 +79,7 @@ class DagRun:
 
     def events(self, task_id: str) -> list[dict[str, Any]]:
         """Return the audit log of a task."""
-        query = urllib.parse.urlencode(
-            {"dag_id": self.dag_id, "run_id": self.run_id, "task_id": task_id, "limit": 100}
-        )
+        query = urllib.parse.urlencode({"dag_id": self.dag_id, "run_id": self.run_id, "task_id": task_id, "limit": 100})
         return self.api.get(f"/eventLogs?{query}")["event_logs"]
 
     def mark(self, task_id: str, state: str) -> None:

@@ -99,7 +99,7 @@ def descendants() -> list[psutil.Process]:
 
 @contextlib.contextmanager
 def family() -> Iterator[None]:
-    """Keep hold of all processes that are started inside, whatever becomes of their parents, and end them at the end."""
+    """Keep hold of all processes that are started inside, whatever becomes of their parents, and end them all."""
     before = {process.pid for process in descendants()}
     system.adopt_orphans()
     try:

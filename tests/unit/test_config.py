@@ -53,8 +53,16 @@ def test_every_option_is_a_value_of_the_configuration_and_is_described() -> None
 
 
 BAD = [
-    *((name, value) for name in ("launcher_idle_seconds", "stop_grace_seconds", "keep_days") for value in ("-1", "nan")),
-    *((name, value) for name in ("launcher_idle_seconds", "stop_grace_seconds", "keep_days") for value in ("inf", "1h")),
+    *(
+        (name, value)
+        for name in ("launcher_idle_seconds", "stop_grace_seconds", "keep_days")
+        for value in ("-1", "nan")
+    ),
+    *(
+        (name, value)
+        for name in ("launcher_idle_seconds", "stop_grace_seconds", "keep_days")
+        for value in ("inf", "1h")
+    ),
     *((name, "") for name in ("launcher_idle_seconds", "stop_grace_seconds", "keep_days", "keep_runs", "launch")),
     *(("keep_runs", value) for value in ("-1", "1.5", "many", "1e3")),
     *(("launch", value) for value in ("Fork", "spawn", "fork,exec")),
@@ -105,7 +113,8 @@ def test_another_file_can_be_named(tmp_path: Path, home: Path, monkeypatch: pyte
 
 def test_percent_signs_and_twice_named_options_do_not_stop_the_reading(home: Path) -> None:
     (home / "airflow.cfg").write_text(
-        "[logging]\nlog_format = %(asctime)s %%\n[air_executor]\nkeep_runs = 5\nkeep_runs = 6\n[air_executor]\ngpus = 1\n"
+        "[logging]\nlog_format = %(asctime)s %%\n[air_executor]\nkeep_runs = 5\nkeep_runs = 6\n"
+        "[air_executor]\ngpus = 1\n"
     )
     options = load(plain_getter())
     assert (options.keep_runs, options.gpus) == (6, ("1",))
@@ -170,7 +179,11 @@ def test_auto_is_resolved_and_the_others_stay() -> None:
 
 def test_options_come_back_from_json_as_they_were(tmp_path: Path) -> None:
     options = loaded(
-        state_dir=f'{tmp_path}/ü "x" $HOME', preload="a,b.c", gpus="0,GPU-1", keep_days="0.25", launcher_idle_seconds="0"
+        state_dir=f'{tmp_path}/ü "x" $HOME',
+        preload="a,b.c",
+        gpus="0,GPU-1",
+        keep_days="0.25",
+        launcher_idle_seconds="0",
     )
     text = options.to_json()
     assert "\n" not in text

@@ -122,7 +122,9 @@ def test_whoever_waits_gets_the_gpu_when_its_holder_is_killed(store: RunStore, t
 
 
 @pytest.mark.parametrize(("pool", "count"), [((), 1), (("0",), 2), (POOL, 4)])
-def test_more_than_there_are_is_refused_and_nothing_is_taken(store: RunStore, pool: tuple[str, ...], count: int) -> None:
+def test_more_than_there_are_is_refused_and_nothing_is_taken(
+    store: RunStore, pool: tuple[str, ...], count: int
+) -> None:
     with pytest.raises(LimitsError, match=rf"\['gpus'\] = {count} can not be applied: .* offers {len(pool)}\."):
         lease(store, pool, count)
     assert held(store) == set()

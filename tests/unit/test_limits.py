@@ -79,7 +79,13 @@ def test_a_bad_value_is_refused_and_the_error_names_its_key(key: str, value: Any
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("memory", "9" * 400), ("memory", "9" * 400 + "GiB"), ("memory", 10**400), ("cpu_time", 10**400), ("timeout", 10**400)],
+    [
+        ("memory", "9" * 400),
+        ("memory", "9" * 400 + "GiB"),
+        ("memory", 10**400),
+        ("cpu_time", 10**400),
+        ("timeout", 10**400),
+    ],
     ids=lambda value: str(value)[:9],
 )
 def test_a_value_beyond_all_numbers_is_refused_and_the_error_names_its_key(key: str, value: Any) -> None:
@@ -165,7 +171,9 @@ def test_what_is_not_plain_data_is_refused_by_name_after_the_way_to_the_runner(k
         parse(as_json({key: value}))
 
 
-@pytest.mark.parametrize("raw", [Odd(), {Odd(): 1}, {("memory",): 1}, {"memory": "\ud800"}, {"cpus": -(1 << 70)}, {None: 1}, {5: 1}])
+@pytest.mark.parametrize(
+    "raw", [Odd(), {Odd(): 1}, {("memory",): 1}, {"memory": "\ud800"}, {"cpus": -(1 << 70)}, {None: 1}, {5: 1}]
+)
 def test_what_is_not_plain_at_all_is_refused_after_the_way_to_the_runner(raw: Any) -> None:
     with pytest.raises(LimitsError):
         parse(as_json(raw))

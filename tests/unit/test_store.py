@@ -384,7 +384,9 @@ def test_runs_that_are_too_old_go_with_all_their_files(store: RunStore) -> None:
 
 @pytest.mark.parametrize("state", ENDS)
 @pytest.mark.parametrize("told", [{"delivered": True}, {"reported_at": "2020-01-01T00:00:00+00:00"}])
-def test_of_the_ended_and_told_ones_the_newest_are_kept(store: RunStore, state: RunState, told: dict[str, object]) -> None:
+def test_of_the_ended_and_told_ones_the_newest_are_kept(
+    store: RunStore, state: RunState, told: dict[str, object]
+) -> None:
     ids = [aged(store, days, state, **told) for days in (5, 1, 4, 2, 3)]
     pruned = store.prune(keep_days=7, keep_runs=2)
     assert (pruned.removed, pruned.kept) == (3, 2)

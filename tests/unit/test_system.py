@@ -225,12 +225,16 @@ def test_memory_that_a_process_fills_is_counted_and_pages_of_files_are_not(tmp_p
         with file.open("rb") as handle, mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ) as pages:
             sum(pages[offset] for offset in range(0, size, 4096))
             of_file = system.memory_bytes([me])
-        held = b"y" * size
-        of_own = system.memory_bytes([me])
-        with mmap.mmap(-1, size) as shared:
-            shared.write(b"z" * size)
+        with (
+            mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as own,
+            mmap.mmap(-1, size) as shared,
+        ):
+            for offset in range(0, size, 4096):
+                own[offset] = 1
+            of_own = system.memory_bytes([me])
+            for offset in range(0, size, 4096):
+                shared[offset] = 1
             of_shared = system.memory_bytes([me])
-        del held
         return [of_file - start, of_own - start, of_shared - start]
 
     of_file, of_own, of_shared = result_of(measure)

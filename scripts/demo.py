@@ -1,0 +1,148 @@
+"""The part of scripts/demo that needs Python: starts Airflow, runs an example, says where to look."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+HOME = REPOSITORY / ".demo"
+DAG = "example_dag"
+USER = "admin"
+PASSWORDS = HOME / "simple_auth_manager_passwords.json.generated"
+
+#: How long Airflow may take to start and to end, and the example to run, in seconds.
+START_S, END_S, RUN_S = 180.0, 30.0, 120.0
+
+
+def free_port() -> int:
+    """Return Airflow's usual port when it is free, else any."""
+    for port in (8080, 0):
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return int(probe.getsockname()[1])
+    raise SystemExit("no free port")
+
+
+def settings(port: int) -> dict[str, str]:
+    """Return the environment for the demo's Airflow; what the user has set for another one stays out."""
+    env = {name: value for name, value in os.environ.items() if not name.startswith("AIRFLOW")}
+    return env | {
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "AIRFLOW_HOME": str(HOME),
+        "AIRFLOW__CORE__EXECUTOR": "air_executor.AirExecutor",
+        "AIRFLOW__CORE__DAGS_FOLDER": str(REPOSITORY / "examples" / "dags"),
+        "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
+        "AIRFLOW__API__PORT": str(port),
+        "AIRFLOW__API__BASE_URL": f"http://localhost:{port}",
+    }
+
+
+class Api:
+    """Airflow's REST API, logged in."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.token = ""
+
+    def call(self, method: str, path: str, body: Any = None) -> Any:
+        """Return the answer to a call."""
+        request = urllib.request.Request(
+            self.url + path,
+            method=method,
+            data=None if body is None else json.dumps(body).encode(),
+            headers={"Content-Type": "application/json", "Authorization": f"Bearer {self.token}"},
+        )
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            return json.load(answer)
+
+    def log_in(self) -> str:
+        """Log in as the user that `airflow standalone` made, and return the password."""
+        password: str = json.loads(PASSWORDS.read_text())[USER]
+        self.token = self.call("POST", "/auth/token", {"username": USER, "password": password})["access_token"]
+        return password
+
+
+def attempt(action: Any, deadline_s: float, airflow: subprocess.Popen[bytes], log: Path) -> Any:
+    """Return what ``action`` returns, as soon as it is something; end the demo when that takes too long."""
+    end = time.monotonic() + deadline_s
+    while time.monotonic() < end:
+        if airflow.poll() is not None:
+            raise SystemExit(f"airflow standalone ended with {airflow.returncode}; see {log}")
+        try:
+            if value := action():
+                return value
+        except (OSError, urllib.error.URLError, KeyError, json.JSONDecodeError):
+            pass  # not there yet
+        time.sleep(0.5)
+    raise SystemExit(f"gave up after {deadline_s:.0f} s; see {log}")
+
+
+def end(airflow: subprocess.Popen[bytes]) -> None:
+    """End Airflow with all its parts, which are in its process group."""
+    for signum in (signal.SIGTERM, signal.SIGKILL):
+        deadline = time.monotonic() + END_S
+        try:
+            os.killpg(airflow.pid, signum)
+            while time.monotonic() < deadline:
+                airflow.poll()
+                os.killpg(airflow.pid, 0)
+                time.sleep(0.1)
+        except ProcessLookupError:
+            return
+
+
+def main() -> int:
+    """Run the demo and return its exit code."""
+    parser = argparse.ArgumentParser(description="Airflow with AirExecutor, and an example run to its end.")
+    parser.add_argument("--once", action="store_true", help="end when the example has ended")
+    once = parser.parse_args().once
+    HOME.mkdir(exist_ok=True)
+    port, log = free_port(), HOME / "standalone.log"
+    api = Api(f"http://localhost:{port}")
+    print(f"starting airflow standalone with AirExecutor (its output: {log})", flush=True)
+    with log.open("wb") as output:
+        command = [sys.executable, "-m", "airflow", "standalone"]
+        airflow = subprocess.Popen(command, env=settings(port), stdout=output, stderr=output, start_new_session=True)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        password = attempt(api.log_in, START_S, airflow, log)
+        attempt(lambda: api.call("PATCH", f"/api/v2/dags/{DAG}", {"is_paused": False}), START_S, airflow, log)
+        run = api.call("POST", f"/api/v2/dags/{DAG}/dagRuns", {"logical_date": None})
+        path = f"/api/v2/dags/{DAG}/dagRuns/{run['dag_run_id']}"
+
+        def ended() -> str | None:
+            state: str = api.call("GET", path)["state"]
+            return state if state in ("success", "failed") else None
+
+        state = attempt(ended, RUN_S, airflow, log)
+        print(f"\n{DAG}: {state}")
+        for ti in api.call("GET", f"{path}/taskInstances")["task_instances"]:
+            print(f"  {ti['task_id']}: {ti['state']}")
+        print(f"\nAirflow's UI: http://localhost:{port}   user: {USER}   password: {password}")
+        print(f"What runs:    AIRFLOW_HOME={HOME} {Path(sys.executable).parent / 'air-executor'} status", flush=True)
+        if not once:
+            print("\nCtrl-C ends it.", flush=True)
+            airflow.wait()
+        return 0 if state == "success" else 1
+    except KeyboardInterrupt:
+        return 0
+    finally:
+        end(airflow)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

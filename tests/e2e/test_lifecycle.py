@@ -1,0 +1,137 @@
+"""AirExecutor in the life of an Airflow: starting, debugging, restarting, a thousand tasks."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+
+import psutil
+import pytest
+
+from air_executor.runs.record import RunState
+from tests.support import airflow_env
+from tests.support.airflow_env import Airflow
+from tests.support.waiting import wait_for
+
+
+def test_a_new_scheduler_takes_running_tasks_over(airflow: Airflow) -> None:
+    run = airflow.api.trigger("long_running", run_id="adopted")
+    begun = len(airflow.effects("long_running"))
+    wait_for(lambda: len(airflow.effects("long_running")) > begun, "the task to begin")
+    airflow.stop("scheduler")
+    (record,) = [r for r in airflow.records("long_running") if not r.state.is_end]
+    assert airflow.store.has_runner(record)
+    airflow.start("scheduler")
+    other = airflow.api.trigger("shell", run_id="after-the-restart")
+    assert other.wait() == "success"
+    (airflow.out / "release-adopted").touch()
+    assert run.wait() == "success"
+    assert airflow.effects("long_running")[begun:] == ["begin 1", "end 1"]
+    wait_for(lambda: airflow.store.read(record.id).reported_at, "the end to be told")
+
+
+def test_a_task_whose_runner_is_killed_fails_at_once_with_the_reason(airflow: Airflow) -> None:
+    run = airflow.api.trigger("long_running", run_id="runner-killed")
+    begun = len(airflow.effects("long_running"))
+    wait_for(lambda: len(airflow.effects("long_running")) > begun, "the task to begin")
+    (record,) = [r for r in airflow.records("long_running") if r.state is RunState.RUNNING]
+    assert record.pid
+    assert record.task_pid
+    os.kill(record.pid, signal.SIGKILL)
+    wait_for(lambda: not psutil.pid_exists(record.task_pid or 0), "the task to die with its runner")
+    wait_for(lambda: len(airflow.effects("long_running")) > begun + 1, "the retry")
+    assert airflow.effects("long_running")[begun:] == ["begin 1", "begin 2"]
+    assert "killed by SIGKILL" in (airflow.store.read(record.id).reason or "")
+    assert "killed by SIGKILL" in run.log("wait", try_number=1)
+    assert any("killed by SIGKILL" in (event["extra"] or "") for event in run.events("wait"))
+    (airflow.out / "release-runner-killed").touch()
+    assert run.wait() == "success"
+
+
+def test_tasks_go_on_when_the_launcher_is_killed(airflow: Airflow) -> None:
+    run = airflow.api.trigger("long_running", run_id="launcher-killed")
+    begun = len(airflow.effects("long_running"))
+    wait_for(lambda: len(airflow.effects("long_running")) > begun, "the task to begin")
+    (launcher,) = json.loads(airflow.run("air-executor", "status", "--json").stdout)["launchers"]
+    os.kill(launcher["pid"], signal.SIGKILL)
+    other = airflow.api.trigger("shell", run_id="after-the-launcher")
+    assert other.wait() == "success"
+    (airflow.out / "release-launcher-killed").touch()
+    assert run.wait() == "success"
+    assert airflow.effects("long_running")[begun:] == ["begin 1", "end 1"]
+
+
+def test_dags_test_with_the_executor(airflow: Airflow) -> None:
+    done = airflow.run("airflow", "dags", "test", "shell", "--use-executor")
+    assert "state=success" in done.stdout + done.stderr
+    assert any(r.state is RunState.SUCCEEDED for r in airflow.records("shell"))
+
+
+def test_tasks_test_runs_in_the_terminal(airflow: Airflow) -> None:
+    before = len(airflow.records("shell"))
+    done = airflow.run("airflow", "tasks", "test", "shell", "bash")
+    assert "from bash: rendered" in done.stdout + done.stderr
+    assert len(airflow.records("shell")) == before
+
+
+def test_airflow_knows_the_provider_its_options_and_its_commands(airflow: Airflow) -> None:
+    providers = json.loads(airflow.run("airflow", "providers", "list", "-o", "json").stdout)
+    assert "air-executor" in {provider["package_name"] for provider in providers}
+    executors = airflow.run("airflow", "providers", "executors", "-o", "json").stdout
+    assert "air_executor.executor.AirExecutor" in executors
+    options = airflow.run("airflow", "config", "list", "--section", "air_executor", "--defaults").stdout
+    assert "launcher_idle_seconds" in options
+    status = json.loads(airflow.run("airflow", "air", "status", "--json").stdout)
+    assert status["launchers"]
+    doctor = airflow.run("air-executor", "doctor")
+    assert "FAIL" not in doctor.stdout
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("LAUNCH", "teleport", "launch = 'teleport' cannot be used"),
+        ("KEEP_DAYS", "many", "keep_days = 'many' cannot be used"),
+        ("STATE_DIR", "/proc/nowhere", "Set [air_executor] state_dir to a folder"),
+    ],
+)
+def test_a_wrong_option_stops_the_scheduler_with_its_name(
+    airflow: Airflow, option: str, value: str, message: str
+) -> None:
+    done = airflow.run("airflow", "scheduler", check=False, **{f"AIRFLOW__AIR_EXECUTOR__{option}": value})
+    assert done.returncode != 0
+    assert message in done.stdout + done.stderr
+
+
+def test_nothing_is_left_after_a_thousand_tasks(airflow: Airflow) -> None:
+    (launcher,) = json.loads(airflow.run("air-executor", "status", "--json").stdout)["launchers"]
+    process = psutil.Process(launcher["pid"])
+    scheduler = psutil.Process(airflow.processes["scheduler"].pid)
+    descriptors = process.num_fds(), scheduler.num_fds()
+    run = airflow.api.trigger("thousand")
+    assert run.wait(timeout_s=500) == "success"
+    wait_for(lambda: all(r.reported_at for r in airflow.records("thousand")), "all ends to be told")
+    records = airflow.records("thousand")
+    assert len(records) == 1001
+    assert {r.state for r in records} == {RunState.SUCCEEDED}
+    assert {r.identity.try_number for r in records} == {1}
+    assert len({r.identity.workload_id for r in records}) == 1001
+    assert airflow.effects("thousand").count("done") == 1000
+    assert list(airflow.store.locks.iterdir()) == []
+    assert process.children() == []
+    assert process.num_fds() <= descriptors[0]
+    # The database's connections come and go.
+    assert scheduler.num_fds() <= descriptors[1] + 5
+    assert all(not list(airflow.store.folder(r.id).glob(".*")) for r in records)
+
+
+def test_a_launcher_without_a_scheduler_ends(tmp_path_factory: pytest.TempPathFactory, shared_dir) -> None:  # type: ignore[no-untyped-def]
+    env = airflow_env.make(tmp_path_factory.mktemp("short") / "home", shared_dir)
+    env.start("scheduler")
+    try:
+        (socket,) = wait_for(lambda: list(env.store.launchers.glob("*.sock")), "the launcher")
+        env.stop("scheduler")
+        wait_for(lambda: not socket.exists() and not env.ours(), "the launcher to end")
+    finally:
+        env.end()
