@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -168,12 +169,27 @@ def log_file_of(workload: Any) -> str | None:
     return os.path.join(conf.get("logging", "base_log_folder"), relative) if relative else None
 
 
-def execution_api_url(conf: Any) -> str:
-    """Return where the execution API is, as LocalExecutor finds it, for a team's configuration or the global one."""
-    base = conf.get("api", "base_url", fallback="/") or "/"
+def team_getter(team_conf: Any) -> Callable[[str, str], str | None]:
+    """Return a lookup of options, by section and name, in a team's configuration and then in everybody's.
+
+    Without a team both are the same. Airflow itself knows only the team's, so that a team would need a copy of every
+    option that is not left at its default.
+    """
+    from airflow.configuration import conf
+
+    def get(section: str, name: str) -> str | None:
+        value = team_conf.get(section, name, fallback=None)
+        return value if value is not None else conf.get(section, name, fallback=None)
+
+    return get
+
+
+def execution_api_url(get: Callable[[str, str], str | None]) -> str:
+    """Return where the execution API is, by Airflow's rules, with the options that ``get`` looks up."""
+    base = get("api", "base_url") or "/"
     if base.startswith("/"):
         base = f"http://localhost:8080{base}"
-    return str(conf.get("core", "execution_api_server_url", fallback=f"{base.rstrip('/')}/execution/"))
+    return get("core", "execution_api_server_url") or f"{base.rstrip('/')}/execution/"
 
 
 # Supervision, in a runner

@@ -47,6 +47,8 @@ class AirExecutor(BaseExecutor):
         self._store: RunStore
         #: Live runs: the key by which the scheduler knows the workload, by run id.
         self._keys: dict[str, Any] = {}
+        #: Ends that the scheduler gets from this loop. In the next one it has dealt with them.
+        self._told: list[RunRecord] = []
         #: The scheduler saves audit entries through a generator, and SQLAlchemy holds them by weak references only:
         #: those that nobody else holds are saved empty, which fails and loses all of them.
         self._held_entries: list[Any] = []
@@ -63,13 +65,14 @@ class AirExecutor(BaseExecutor):
         :raises ConfigError: an option cannot be used. The scheduler does not start; the message names the option.
         :raises StateDirError: the state directory cannot be used.
         """
-        options = config.load(lambda name: self.conf.get(config.SECTION, name, fallback=None))
+        get = compat.team_getter(self.conf)
+        options = config.load(lambda name: get(config.SECTION, name))
         self._store = RunStore(options.state_dir)
         self._store.prepare()
         backend = LocalBackend(self._store, options)
         backend.warm_up()
         self._backend = backend
-        self._server = compat.execution_api_url(self.conf)
+        self._server = compat.execution_api_url(get)
 
     def _process_workloads(self, workload_items: Sequence[Any]) -> None:
         for workload in workload_items:
@@ -89,15 +92,12 @@ class AirExecutor(BaseExecutor):
     def sync(self) -> None:
         """Tell the scheduler of the runs that have ended."""
         self._held_entries = list(self._task_event_logs)
+        self._note_what_was_told()
         for record in self._backend.ended():
+            self._told.append(record)
             key = self._keys.pop(record.id, None)
-            if key is None:
-                continue
-            self._tell(key, record)
-            try:
-                self._store.mark_reported(record)
-            except StateDirError as error:
-                self.log.warning("Run %s is told, which cannot be recorded: %s", record.id, error)
+            if key is not None:
+                self._tell(key, record)
 
     def log_task_event(self, *, event: str, extra: str, ti_key: Any) -> None:
         """Add an entry to Airflow's audit log, for tasks."""
@@ -113,7 +113,6 @@ class AirExecutor(BaseExecutor):
             del self._keys[run_id]
             try:
                 self._backend.stop(run_id, "revoked by the scheduler")
-                self._backend.forget(run_id)
             except Exception:
                 self.log.exception("Run %s of %s cannot be stopped", run_id, ti)
 
@@ -128,7 +127,7 @@ class AirExecutor(BaseExecutor):
         """Let go. Runs go on; the next scheduler takes them over."""
         if hasattr(self, "_backend"):
             self.log.info("AirExecutor ends; %d runs go on", len(self._keys))
-            self.sync()
+            self._note_what_was_told()
             self._backend.close()
 
     def terminate(self) -> None:
@@ -175,6 +174,14 @@ class AirExecutor(BaseExecutor):
         elif compat.pre_assigned_id(workload) is None:
             self.change_state(key, states.QUEUED, run_id, remove_running=False)
 
+    def _note_what_was_told(self) -> None:
+        for record in self._told:
+            try:
+                self._store.mark_reported(record)
+            except StateDirError as error:
+                self.log.warning("Run %s is told, which can't be recorded: %s", record.id, error)
+        self._told = []
+
     def _fail(self, key: Any, reason: str) -> None:
         self.log_task_event(event=AUDIT_EVENT, extra=reason, ti_key=key)
         self.fail(key, info=reason)
@@ -209,5 +216,5 @@ class AirExecutor(BaseExecutor):
             return False
         self._keys[record.id] = ti.key
         self.running.add(ti.key)
-        self._backend.follow(record.id)
+        self._backend.follow(record)
         return True

@@ -152,7 +152,7 @@ def _api_server() -> Check:
 
     from air_executor import compat
 
-    url = compat.execution_api_url(conf)
+    url = compat.execution_api_url(compat.team_getter(conf))
     remedy = (
         "Tasks report to it. Start it (airflow api-server), or set [core] execution_api_server_url to where it is. "
         f"Proxy variables set here: {', '.join(name for name in os.environ if name.lower().endswith('_proxy')) or '-'}."

@@ -10,6 +10,7 @@ import contextlib
 import logging
 import os
 import select
+import signal
 import socket
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from filelock import FileLock
 
 from air_executor import system
 from air_executor.config import Config
-from air_executor.errors import AirExecutorError, ProtocolError, RecordError, StateDirError
+from air_executor.errors import AirExecutorError, ProtocolError, RecordError
 from air_executor.launcher import protocol
 from air_executor.launcher.address import Address, address, environment
 from air_executor.runs.backend import RunRequest
@@ -60,6 +61,8 @@ class LocalBackend:
         self._launcher: subprocess.Popen[bytes] | None = None
         self._deaths = 0
         self._retry_s = 0.0
+        #: Every run that is followed, as it was last known here.
+        self._records: dict[str, RunRecord] = {}
         #: Ordered, but no launcher has said yet that it has them.
         self._ordered: dict[str, RunRequest] = {}
         #: A launcher that is connected tells of their end.
@@ -81,15 +84,17 @@ class LocalBackend:
     def start(self, request: RunRequest, record: RunRecord) -> None:
         """See :meth:`air_executor.runs.backend.RunBackend.start`."""
         self._store.create(record)
+        self._records[request.id] = record
         self._ordered[request.id] = request
         self._order(request)
 
-    def follow(self, run_id: str) -> None:
+    def follow(self, record: RunRecord) -> None:
         """See :meth:`air_executor.runs.backend.RunBackend.follow`."""
-        self._alone[run_id] = time.monotonic()
+        self._records[record.id] = record
+        self._alone[record.id] = time.monotonic()
         self._looked_s = 0.0
         if self._connection is not None:
-            self._send({"type": "follow", "id": run_id})
+            self._send({"type": "follow", "id": record.id})
 
     def ended(self) -> list[RunRecord]:
         """See :meth:`air_executor.runs.backend.RunBackend.ended`."""
@@ -116,12 +121,6 @@ class LocalBackend:
         else:
             self._send({"type": "stop", "id": run_id})
 
-    def forget(self, run_id: str) -> None:
-        """See :meth:`air_executor.runs.backend.RunBackend.forget`."""
-        self._ordered.pop(run_id, None)
-        self._attached.discard(run_id)
-        self._alone.pop(run_id, None)
-
     def close(self) -> None:
         """See :meth:`air_executor.runs.backend.RunBackend.close`."""
         deadline = time.monotonic() + _CLOSE_S
@@ -129,16 +128,15 @@ class LocalBackend:
             select.select([], [self._connection], [], deadline - time.monotonic())
             self._flush()
         self._disconnect()
-        self._ordered.clear()
-        self._attached.clear()
-        self._alone.clear()
+        for runs in (self._records, self._ordered, self._attached, self._alone):
+            runs.clear()
 
     # The connection
 
     def _order(self, request: RunRequest) -> None:
         if self._connection is None:
-            self._reconnect()
-        if self._connection is not None:
+            self._reconnect()  # hands over all that is ordered
+        else:
             self._send({"type": "start", "request": request.to_message()})
 
     def _reconnect(self) -> None:
@@ -277,41 +275,42 @@ class LocalBackend:
         elif kind == "started":
             if self._ordered.pop(run_id, None) is not None:
                 self._attached.add(run_id)
-        elif kind == "refused":
+        elif kind == "refused" and run_id in self._ordered:
             self._fail(run_id, str(message.get("reason")))
         elif kind == "exited":
             self._exited(run_id, message.get("exit_code"))
 
     def _exited(self, run_id: str, exit_code: int | None) -> None:
-        if run_id not in self._attached and run_id not in self._alone:
+        if run_id not in self._records:
             return
         try:
             record = self._store.read(run_id)
         except AirExecutorError as error:
-            self.forget(run_id)
-            log.error("Run %s ended with exit code %s, but its record is gone: %s", run_id, exit_code, error)
+            self._fail(run_id, f"the runner ended with exit code {exit_code}, and its record can't be read: {error}")
             return
-        if not record.state.is_end:
-            reason = f"the runner ended with exit code {exit_code}, and its end could not be recorded"
-            record = record.advance(RunState.FAILED, exit_code=exit_code, reason=reason)
-        self._end(record)
+        if record.state.is_end:
+            self._end(record)
+        else:
+            self._fail(run_id, f"the runner ended with exit code {exit_code}, and its end could not be recorded")
 
     def _fail(self, run_id: str, reason: str) -> None:
-        """End a run that no runner has."""
+        """End a run that nobody else can: it has no runner, or nothing can be read or written of it."""
+        record = self._records[run_id]
+        with contextlib.suppress(AirExecutorError):
+            record = self._store.read(run_id)
+        record = record.advance(RunState.FAILED, reason=reason)
+        append_to_log(record.log_file, reason)
         try:
-            record = self._store.read(run_id).advance(RunState.FAILED, reason=reason)
-            append_to_log(record.log_file, reason)
             self._store.write(record)
-        except StateDirError as error:
-            log.error("Run %s failed (%s), which cannot be recorded: %s", run_id, reason, error)
         except AirExecutorError as error:
-            log.error("Run %s failed: %s; %s", run_id, reason, error)
-            self.forget(run_id)
-            return
+            log.error("Run %s failed (%s), which can't be recorded: %s", run_id, reason, error)
         self._end(record)
 
     def _end(self, record: RunRecord) -> None:
-        self.forget(record.id)
+        self._records.pop(record.id, None)
+        self._ordered.pop(record.id, None)
+        self._attached.discard(record.id)
+        self._alone.pop(record.id, None)
         self._ended.append(record)
 
     # Runs without a launcher
@@ -326,8 +325,7 @@ class LocalBackend:
                     reason = "its launcher died before the runner was born"
                     record = self._store.write(record.advance(RunState.LOST, reason=reason))
             except RecordError as error:
-                log.error("Run %s can no longer be followed: %s", run_id, error)
-                self.forget(run_id)
+                self._fail(run_id, f"the run can no longer be followed: {error}")
                 continue
             except AirExecutorError as error:
                 log.warning("Run %s cannot be looked at now: %s", run_id, error)
@@ -341,8 +339,6 @@ def stop_by_pid(store: RunStore, run_id: str) -> bool:
 
     :return: whether it was sent.
     """
-    import signal
-
     try:
         record = store.read(run_id)
     except AirExecutorError:

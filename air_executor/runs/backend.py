@@ -51,17 +51,14 @@ class RunBackend(Protocol):
         :raises StateDirError: the run cannot be recorded, so it was not ordered.
         """
 
-    def follow(self, run_id: str) -> None:
-        """Tell of a run that somebody else ordered: an executor that is gone."""
+    def follow(self, record: RunRecord) -> None:
+        """Tell of the end of a run that somebody else ordered: an executor that is gone."""
 
     def ended(self) -> list[RunRecord]:
         """Return the records of the runs that have ended since the last call, each once."""
 
     def stop(self, run_id: str, reason: str) -> None:
         """Ask for a run's end, which :meth:`ended` tells. The task gets time for ``on_kill``, then it is killed."""
-
-    def forget(self, run_id: str) -> None:
-        """Tell no more of a run."""
 
     def close(self) -> None:
         """Let go of everything here. Runs go on."""

@@ -101,7 +101,11 @@ class RunStore:
             folder.mkdir(mode=0o700)
         except OSError as error:
             raise StateDirError(f"cannot make {folder}: {error.strerror}") from error
-        self.write(record)
+        try:
+            self.write(record)
+        except StateDirError:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
 
     def write(self, record: RunRecord) -> RunRecord:
         """Put ``record`` in the place of the former one, whole or not at all, and return it.

@@ -164,12 +164,12 @@ class Airflow:
                 process.kill()
 
     def ours(self) -> list[psutil.Process]:
-        """Return all processes that carry this home in their environment."""
-        mark = str(self.home)
+        """Return all processes of this Airflow: they live in its home. (Their titles have overwritten the rest.)"""
+        home = str(self.home)
         found = []
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error):
-                if process.pid != os.getpid() and process.environ().get("AIRFLOW_HOME") == mark:
+                if process.pid != os.getpid() and process.cwd() == home:
                     found.append(process)
         return found
 

@@ -143,8 +143,4 @@ def test_the_log_file_is_where_airflow_looks_for_it() -> None:
     ],
 )
 def test_the_execution_api_is_found_as_local_executor_finds_it(options: dict[str, str], url: str) -> None:
-    class Conf:
-        def get(self, section: str, name: str, fallback: str) -> str:
-            return options.get(name, fallback)
-
-    assert compat.execution_api_url(Conf()) == url
+    assert compat.execution_api_url(lambda section, name: options.get(name)) == url
