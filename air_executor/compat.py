@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow import __version__ as _version
 from airflow.executors import workloads as _workloads
+from pydantic import ValidationError
 
 from air_executor.errors import ProtocolError
 from air_executor.runs.record import Identity
@@ -155,10 +156,15 @@ def parse_workload(kind: str, document: dict[str, Any]) -> Any:
 
     :raises ProtocolError: it is not one.
     """
+    cls = _CLASSES.get(kind)
+    if cls is None:
+        raise ProtocolError(f"this Airflow knows no workloads of kind {kind!r}")
     try:
-        return _CLASSES[kind].model_validate(document)
-    except (KeyError, ValueError) as error:
-        raise ProtocolError(f"not a workload of kind {kind!r}: {error}") from None
+        return cls.model_validate(document)
+    except ValidationError as error:
+        # The input holds the token.
+        problems = error.errors(include_input=False, include_url=False, include_context=False)
+        raise ProtocolError(f"not a workload of kind {kind!r}: {problems}") from None
 
 
 def log_file_of(workload: Any) -> str | None:

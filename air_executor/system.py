@@ -5,6 +5,7 @@ Each function has a plain fallback, so that macOS works, if less promptly.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import os
@@ -46,6 +47,14 @@ def start_time(pid: int) -> float | None:
         return float(psutil.Process(pid).create_time())
     except psutil.Error:
         return None
+
+
+def signal_name(number: int) -> str:
+    """Return the name of a signal; of one without a name, its number in words."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
 
 
 def is_process(pid: int, started: float | None) -> bool:
@@ -138,12 +147,18 @@ def kill_children() -> int:
             pid, _ = os.waitpid(-1, os.WNOHANG)
             if pid:
                 continue  # it had ended by itself, or from an earlier round
-            for child in psutil.Process().children():
-                if child.pid not in killed:
-                    killed.add(child.pid)
+            alive = [child for child in psutil.Process().children() if child.status() != psutil.STATUS_ZOMBIE]
+            for child in alive:
+                with contextlib.suppress(psutil.NoSuchProcess):
                     child.kill()
-            os.waitpid(-1, 0)
+                    killed.add(child.pid)
+            if alive:
+                os.waitpid(-1, 0)
     except ChildProcessError:
+        return len(killed)
+    except psutil.AccessDenied as error:
+        # Of another user, through sudo: it is its own, and nobody can wait for it here.
+        print(f"process {error.pid} is left behind, as it may not be killed", flush=True)
         return len(killed)
 
 

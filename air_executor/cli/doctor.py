@@ -12,6 +12,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from air_executor import __version__, config
@@ -57,7 +58,7 @@ def examine() -> list[Check]:
     checks.append(Check("options", True, f"launch = {options.launch}, preload = {', '.join(options.preload) or '-'}"))
     state = _state_dir(options)
     checks.append(state)
-    if state.ok:
+    if state.ok and Path(options.state_dir).exists():
         store = RunStore(options.state_dir)
         checks += [_space(store), _records(store), _launchers(store)]
     if has_airflow:
@@ -94,6 +95,9 @@ def _entry_point() -> Check:
 
 
 def _state_dir(options: Config) -> Check:
+    if not Path(options.state_dir).exists():
+        # Made here, it would belong to whoever asks.
+        return Check("state directory", True, f"{options.state_dir} (the scheduler will make it)")
     try:
         RunStore(options.state_dir).prepare()
     except AirExecutorError as error:

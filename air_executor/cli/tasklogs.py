@@ -18,7 +18,7 @@ _READ_S = 0.2
 
 def print_log(store: RunStore, record: RunRecord) -> None:
     """Print what there is."""
-    for line in _lines(record, 0)[1]:
+    for line in _lines(record, 0, whole=False)[1]:
         print(line)
     _print_output(store, record)
 
@@ -28,7 +28,7 @@ def follow(store: RunStore, record: RunRecord) -> None:
     position = 0
     while True:
         ended = record.state.is_end
-        position, lines = _lines(record, position)
+        position, lines = _lines(record, position, whole=not ended)
         for line in lines:
             print(line, flush=True)
         if ended:
@@ -46,22 +46,27 @@ def _print_output(store: RunStore, record: RunRecord) -> None:
         print(f"-- printed by the runner itself ({store.output_file(record.id)}):", output, sep="\n")
 
 
-def _lines(record: RunRecord, position: int) -> tuple[int, list[str]]:
-    """Return the whole lines after byte ``position`` of the task's log, and where they end."""
+def _lines(record: RunRecord, position: int, *, whole: bool) -> tuple[int, list[str]]:
+    """Return the lines after byte ``position`` of the task's log, and where they end.
+
+    :param whole: leave out a last line that is still being written.
+    """
     try:
         data = Path(record.log_file or "").read_bytes()[position:]
     except OSError:
         return position, []
-    whole = data[: data.rfind(b"\n") + 1]
-    return position + len(whole), list(_render(whole))
+    if whole:
+        data = data[: data.rfind(b"\n") + 1]
+    return position + len(data), list(_render(data))
 
 
 def _render(data: bytes) -> Iterator[str]:
     for line in data.splitlines():
         try:
-            yield _sentence(orjson.loads(line))
-        except (orjson.JSONDecodeError, AttributeError):
-            yield line.decode(errors="replace")
+            event = orjson.loads(line)
+        except orjson.JSONDecodeError:
+            event = None
+        yield _sentence(event) if isinstance(event, dict) else line.decode(errors="replace")
 
 
 def _sentence(event: dict[str, Any]) -> str:
@@ -77,9 +82,11 @@ def _sentence(event: dict[str, Any]) -> str:
 
 def _traceback(detail: Any) -> str:
     lines = []
-    for error in detail if isinstance(detail, list) else []:
-        lines += [
-            f"  File {frame['filename']}, line {frame['lineno']}, in {frame['name']}" for frame in error["frames"]
-        ]
-        lines.append(f"{error['exc_type']}: {error['exc_value']}")
+    try:
+        for error in detail:
+            for frame in error["frames"]:
+                lines.append(f"  File {frame['filename']}, line {frame['lineno']}, in {frame['name']}")
+            lines.append(f"{error['exc_type']}: {error['exc_value']}")
+    except (KeyError, TypeError):
+        lines = [str(detail)]  # not in the form that Airflow gives its errors
     return "".join(f"\n    {line}" for line in lines)

@@ -24,6 +24,7 @@ def main(argv: list[str]) -> int:
     """Warm up, then serve."""
     fd, key, options = argv
     listener = socket.socket(fileno=int(fd))
+    listener.set_inheritable(False)  # a runner that held it would make a dead launcher look alive
     config = Config.from_json(options)
     store = RunStore(config.state_dir)
     system.prepare()

@@ -83,6 +83,7 @@ class LocalBackend:
 
     def start(self, request: RunRequest, record: RunRecord) -> None:
         """See :meth:`air_executor.runs.backend.RunBackend.start`."""
+        protocol.encode({"type": "start", "request": request.to_message()})  # raises before anything is begun
         self._store.create(record)
         self._records[request.id] = record
         self._ordered[request.id] = request
@@ -219,15 +220,29 @@ class LocalBackend:
             return
         log.error("%s; giving up on %d runs that wait for it", why, len(self._ordered))
         for run_id in list(self._ordered):
-            self._fail(run_id, f"{why}. Its log is {self._address.log}; `air-executor doctor` tells more")
+            if self._is_begun(run_id):
+                del self._ordered[run_id]
+                self._alone[run_id] = time.monotonic()
+            else:
+                self._fail(run_id, f"{why}. Its log is {self._address.log}; `air-executor doctor` tells more")
         self._deaths = 0
+
+    def _is_begun(self, run_id: str) -> bool:
+        """Tell whether a launcher took an order before it died."""
+        try:
+            record = self._store.read(run_id)
+            return record.state is not RunState.QUEUED or self._store.has_runner(record)
+        except AirExecutorError:
+            return False
 
     def _lost_connection(self) -> None:
         self._disconnect()
         now_s = time.monotonic()
-        for run_id in self._attached:
+        attached, self._attached = self._attached, set()
+        for run_id in attached:
             self._alone[run_id] = now_s
-        self._attached.clear()
+            if self._store.stop_reason(run_id) is not None:
+                stop_by_pid(self._store, run_id)  # the launcher may have died with the request unread
         self._looked_s = 0.0
         # What was ordered may have been taken by the launcher that died. A second request for it is harmless: the
         # runner that finds the run begun, by its lock or its record, leaves it alone.

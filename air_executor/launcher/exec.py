@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 
 import orjson
@@ -32,12 +33,15 @@ def spawn_by_exec(store: RunStore, config: Config) -> Spawn:
                     (os.POSIX_SPAWN_OPEN, 1, output, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o600),
                     (os.POSIX_SPAWN_DUP2, 1, 2),
                 ],
+                setsigdef=[signal.SIGINT, signal.SIGPIPE],  # what is ignored stays ignored through an exec
             )
-            with open(sender, "wb", closefd=False) as pipe:
-                pipe.write(orjson.dumps(request.to_message()))
-            return pid
-        finally:
-            os.close(receiver)
+        except BaseException:
             os.close(sender)
+            raise
+        finally:
+            os.close(receiver)  # so that a runner that dies before it has read breaks the pipe
+        with open(sender, "wb") as pipe:
+            pipe.write(orjson.dumps(request.to_message()))
+        return pid
 
     return spawn

@@ -94,8 +94,8 @@ class Launcher:
                 key.data()
             self._reap()
             self._prune_now_and_then()
-            if self._is_useless():
-                self._stopping = self._retire()
+            if self._is_useless() and self._retire():
+                return
         self._address.socket.unlink(missing_ok=True)
 
     def _on_sigterm(self, *_: object) -> None:
@@ -123,13 +123,11 @@ class Launcher:
         # Whoever wants a launcher holds this lock while looking for one, so none connects to us as we leave.
         try:
             with FileLock(self._address.lock, timeout=0):
-                try:
-                    self._accept_one()
-                    return False
-                except BlockingIOError:
-                    self._address.socket.unlink(missing_ok=True)
-                    self._listener.close()
-                    return True
+                if self._selector.select(0):
+                    return False  # somebody has something to say
+                self._address.socket.unlink(missing_ok=True)
+                self._listener.close()
+                return True
         except Timeout:
             return False
 
@@ -193,8 +191,9 @@ class Launcher:
         except BlockingIOError:
             sent = 0
         except OSError:
-            self._drop(client)
-            return
+            # The client has gone. What it has ordered may still be to be read; reading finds the end.
+            client.outbox.clear()
+            sent = 0
         del client.outbox[:sent]
         events = selectors.EVENT_READ | (selectors.EVENT_WRITE if client.outbox else 0)
 
@@ -308,17 +307,15 @@ class Launcher:
         record = self._store.read(run_id)
         if record.state.is_end:
             return
-        words = self._store.output_tail(run_id)
-        asked = self._store.stop_reason(run_id)
+        asked, words = self._store.stop_reason(run_id), self._store.output_tail(run_id)
+        more = (f": {asked}" if asked else "") + (f". Its last words: {words}" if words else "")
         if code < 0:
-            name = signal.Signals(-code).name
-            reason = f"the runner was killed by {name} (signal {-code})" + (f": {asked}" if asked else "")
+            name = system.signal_name(-code)
+            reason = f"the runner was killed by {name} (signal {-code}){more}"
             record = record.advance(RunState.KILLED, signal=name, reason=reason)
         else:
-            reason = f"the runner ended with exit code {code} before it could record an outcome"
+            reason = f"the runner ended with exit code {code} before it could record an outcome{more}"
             record = record.advance(RunState.FAILED, exit_code=code, reason=reason)
-        if words:
-            reason += f". Its last words: {words}"
         self._store.write(record)
         append_to_log(record.log_file, reason)
 

@@ -83,7 +83,7 @@ def parse(raw: Any) -> Limits:
     for name, value in raw.items():
         try:
             values[name] = _PARSERS[name](value)
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, OverflowError) as error:
             raise _bad(name, value if name != "environment" else "…", str(error)) from None
     return Limits(**values)
 
@@ -93,7 +93,10 @@ def as_json(raw: Any) -> Any:
 
     What is not plain data becomes text, which :func:`parse` then refuses by name.
     """
-    return orjson.loads(orjson.dumps(raw, default=repr, option=orjson.OPT_NON_STR_KEYS))
+    try:
+        return orjson.loads(orjson.dumps(raw, default=repr, option=orjson.OPT_NON_STR_KEYS))
+    except (TypeError, ValueError):
+        return f"a {type(raw).__name__} that is not plain data"
 
 
 def public(raw: Any) -> dict[str, Any]:

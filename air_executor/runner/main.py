@@ -39,8 +39,10 @@ def run(request: RunRequest, store: RunStore, config: Config) -> int:
     lock = store.lock(request.identity.workload_id)
     try:
         if not lock.acquire(LOCK_WAIT_S):
-            reason = "another runner already executes this workload, and holds its lock"
-            store.write(store.read(request.id).advance(RunState.FAILED, outcome=UNWANTED, reason=reason))
+            record = store.read(request.id)
+            if record.state is RunState.QUEUED:  # else it is this very run that the other runner executes
+                reason = "another runner already executes this workload, and holds its lock"
+                store.write(record.advance(RunState.FAILED, outcome=UNWANTED, reason=reason))
             return EXIT_RECORDED
         record = store.read(request.id)
         if record.state is not RunState.QUEUED:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import os
 import selectors
-import signal
 import sys
 import time
 from collections.abc import Callable
@@ -134,7 +133,7 @@ class AirSupervisor(stock.ActivitySubprocess):
     def _outcome(self, exit_code: int) -> Outcome:
         state = str(getattr(self.final_state, "value", self.final_state))
         # psutil gives a Negsignal for a death by signal
-        name = signal.Signals(-exit_code).name if exit_code < 0 else None
+        name = system.signal_name(-exit_code) if exit_code < 0 else None
         told = compat.has_told_airflow(self)
         reason = self._run.ending.reason if self._run.ending else None
         if reason is None and state == stock.SERVER_TERMINATED:

@@ -17,7 +17,7 @@ class RunRequest:
     identity: Identity
     workload: dict[str, Any] = field(repr=False)
     """The workload as its own JSON document."""
-    air: Any = None
+    air: Any = field(default=None, repr=False)
     """``executor_config["air"]`` as the user wrote it; the runner checks it."""
     server: str | None = None
     """URL of Airflow's execution API."""

@@ -40,7 +40,7 @@ class KernelLock:
                 raise StateDirError(f"cannot open the lock file {self.path}: {error.strerror}") from error
             if _flock(fd, fcntl.LOCK_EX) and self._is_at_path(fd):
                 self._fd = fd
-                os.register_at_fork(after_in_child=self._close)
+                _held.add(self)
                 return True
             os.close(fd)
             if time.monotonic() >= deadline:
@@ -64,6 +64,19 @@ class KernelLock:
         if self._fd is not None:
             os.close(self._fd)
             self._fd = None
+            _held.discard(self)
+
+
+#: The locks that this process holds.
+_held: set[KernelLock] = set()
+
+
+def _leave_to_parent() -> None:
+    for lock in list(_held):
+        lock._close()
+
+
+os.register_at_fork(after_in_child=_leave_to_parent)
 
 
 def is_held(path: Path) -> bool:

@@ -16,6 +16,9 @@ from air_executor.errors import IllegalTransitionError, RecordError
 #: Version of the document. A reader refuses a newer one instead of guessing.
 VERSION = 1
 
+#: A reason is cut to this many characters.
+_MAX_REASON = 8000
+
 #: ``outcome`` of a run that Airflow, or another runner, made superfluous. Nothing is to be told to anybody.
 UNWANTED = "unwanted"
 
@@ -140,6 +143,9 @@ class RunRecord:
         """
         if state not in _FOLLOWERS[self.state]:
             raise IllegalTransitionError(f"run {self.id} is {self.state.value} and can not become {state.value}")
+        reason = changes.get("reason")
+        if reason is not None and len(reason) > _MAX_REASON:
+            changes["reason"] = reason[:_MAX_REASON] + " [shortened]"
         return dataclasses.replace(self, state=state, **{**changes, _MOMENT[state]: now()})
 
     def to_json(self) -> bytes:
@@ -162,6 +168,7 @@ class RunRecord:
             if version != VERSION:
                 raise RecordError(f"its version is {version}; this AirExecutor understands version {VERSION}")
             identity = Identity(**document.pop("identity"))
+            check_id(identity.workload_id)
             state = RunState(document.pop("state"))
             return cls(state=state, identity=identity, id=check_id(document.pop("id")), **document)
         except RecordError:

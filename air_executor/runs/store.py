@@ -14,6 +14,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import stat
@@ -127,6 +128,8 @@ class RunStore:
                 os.close(fd)
             os.replace(temporary, path)
         except OSError as error:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
             raise StateDirError(f"cannot write {path}: {error.strerror}") from error
 
     def read(self, run_id: str) -> RunRecord:
@@ -202,7 +205,7 @@ class RunStore:
 
     def has_runner(self, record: RunRecord) -> bool:
         """Tell whether a process holds the lock of the run's workload."""
-        return is_held(self.locks / record.identity.workload_id)
+        return is_held(self.locks / check_id(record.identity.workload_id))
 
     def settle(self, record: RunRecord) -> RunRecord:
         """Return the record as it is now; one with neither a runner nor an end becomes ``lost``, with the reason.
@@ -265,6 +268,8 @@ class RunStore:
         A run that is live, or whose end was not told yet, stays however old it is. Lock files that a dead runner
         left go too.
         """
+        if not self.runs.is_dir():
+            return Pruned(removed=0, kept=0)
         self._remove_free_locks()
         oldest_s = time.time() - keep_days * 86400
         folders = sorted(self._by_age(), key=lambda entry: entry[0], reverse=True)
