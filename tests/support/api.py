@@ -42,7 +42,7 @@ class DagRun:
             return state if state in ENDED else None
 
         try:
-            return wait_for(ended, f"the end of {self.dag_id}", timeout_s)
+            return wait_for(ended, f"the end of {self.dag_id}", timeout_s, every_s=0.3)
         except AssertionError as error:
             raise AssertionError(f"{error}; its tasks: {self.states()}") from None
 
@@ -67,7 +67,7 @@ class DagRun:
             ti = self.instance(task_id)
             return ti if ti["state"] in states else None
 
-        return wait_for(there, f"{self.dag_id}.{task_id} to be {states}", timeout_s)
+        return wait_for(there, f"{self.dag_id}.{task_id} to be {states}", timeout_s, every_s=0.2)
 
     def xcom(self, task_id: str, key: str = "return_value") -> Any:
         return self.api.get(f"{self.path}/taskInstances/{quote(task_id)}/xcomEntries/{key}?stringify=false")["value"]
@@ -125,7 +125,7 @@ class Api:
         return {dag["dag_id"] for dag in self.get("/dags?limit=1000")["dags"]}
 
     def unpause(self, dag_id: str) -> None:
-        wait_for(lambda: dag_id in self.dag_ids(), f"dag {dag_id!r} to be parsed", 120)
+        wait_for(lambda: dag_id in self.dag_ids(), f"dag {dag_id!r} to be parsed", 120, every_s=0.3)
         self.call("PATCH", f"/dags/{quote(dag_id)}", {"is_paused": False})
 
     def trigger(self, dag_id: str, conf: dict[str, Any] | None = None, run_id: str | None = None) -> DagRun:

@@ -9,7 +9,7 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-def wait_for(condition: Callable[[], T], what: str, timeout_s: float = 60.0) -> T:
+def wait_for(condition: Callable[[], T], what: str, timeout_s: float = 60.0, every_s: float = 0.05) -> T:
     """Return the first true value of ``condition``; fail after ``timeout_s`` seconds, saying ``what`` did not come."""
     deadline = time.monotonic() + timeout_s
     while True:
@@ -18,4 +18,4 @@ def wait_for(condition: Callable[[], T], what: str, timeout_s: float = 60.0) -> 
             return value
         if time.monotonic() > deadline:
             raise AssertionError(f"after {timeout_s:.0f} s still waiting for {what}; last seen: {value!r}")
-        time.sleep(0.05)
+        time.sleep(every_s)
