@@ -5,7 +5,6 @@ Each function has a plain fallback, so that macOS works, if less promptly.
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import functools
 import os
@@ -137,28 +136,34 @@ def adopt_orphans() -> None:
 
 
 def kill_children() -> int:
-    """Kill every child of this process, and theirs as they come to it, until none is left.
+    """Kill every child of this process, and theirs as they come to it, until none is left that may be killed.
+
+    One that belongs to another user, as through sudo, is left alone and reported.
 
     :return: how many were killed.
     """
     killed: set[int] = set()
+    spared: set[int] = set()
     try:
         while True:
             pid, _ = os.waitpid(-1, os.WNOHANG)
             if pid:
                 continue  # it had ended by itself, or from an earlier round
-            alive = [child for child in psutil.Process().children() if child.status() != psutil.STATUS_ZOMBIE]
-            for child in alive:
-                with contextlib.suppress(psutil.NoSuchProcess):
+            doomed = [child for child in psutil.Process().children() if child.pid not in spared]
+            if not doomed:
+                return len(killed)
+            for child in doomed:
+                try:
                     child.kill()
                     killed.add(child.pid)
-            if alive:
+                except psutil.NoSuchProcess:
+                    continue
+                except psutil.AccessDenied:
+                    spared.add(child.pid)
+                    print(f"process {child.pid} of another user is left behind", flush=True)
+            if any(child.pid in killed for child in doomed):
                 os.waitpid(-1, 0)
     except ChildProcessError:
-        return len(killed)
-    except psutil.AccessDenied as error:
-        # Of another user, through sudo: it is its own, and nobody can wait for it here.
-        print(f"process {error.pid} is left behind, as it may not be killed", flush=True)
         return len(killed)
 
 

@@ -346,17 +346,6 @@ def test_a_runner_that_is_killed_leaves_a_record_that_says_by_what_and_the_launc
     assert bench.status()["pid"] == launcher
 
 
-def test_a_run_that_is_forgotten_is_not_told_of(bench: Bench) -> None:
-    backend = bench.backend()
-    request = bench.start(backend, bench.waiting())
-    bench.wait_for_state(backend, request, RunState.STARTING)
-    backend.stop(request.id, "revoked")
-    backend.forget(request.id)
-    wait_for(lambda: backend.ended() or bench.store.read(request.id).state.is_end, "the end of the run")
-    other = bench.start(backend, bench.request())
-    bench.end_of(backend, other)
-
-
 def test_the_end_of_a_run_whose_record_is_gone_is_still_told(bench: Bench) -> None:
     import shutil
 
@@ -585,7 +574,7 @@ def test_another_backend_can_follow_a_run_to_its_end(bench: Bench, launch: str) 
     assert former.ended() == []
     heir = bench.backend(launch)
     heir.warm_up()
-    heir.follow(request.id)
+    heir.follow(bench.store.read(request.id))
     assert heir.ended() == []
     heir.stop(request.id, "inherited")
     record = bench.end_of(heir, request)
@@ -599,7 +588,7 @@ def test_a_run_that_ended_while_nobody_followed_is_told_to_who_follows(bench: Be
     wait_for(lambda: bench.store.read(request.id).state.is_end, "the end")
     former.close()
     heir = bench.backend()
-    heir.follow(request.id)
+    heir.follow(bench.store.read(request.id))
     assert bench.end_of(heir, request).state is RunState.FAILED
 
 
