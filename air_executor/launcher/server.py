@@ -39,6 +39,9 @@ _READ_BYTES = 1 << 18
 #: Exit code of a runner that died of an error of its own, after ``EX_SOFTWARE``.
 EXIT_RUNNER_ERROR = 70
 
+#: What asks a process to end.
+_STOPPING = (signal.SIGTERM, signal.SIGINT)
+
 #: Turns a request into a runner process and returns its pid.
 Spawn = Callable[[RunRequest], int]
 
@@ -247,12 +250,20 @@ class Launcher:
         self._tell(client, {"type": "started", "id": request.id, "pid": pid})
 
     def _fork(self, request: RunRequest) -> int:
-        pid = os.fork()
+        # A request to stop that comes before the child has let go of the launcher's handlers must wait, not vanish.
+        signal.pthread_sigmask(signal.SIG_BLOCK, _STOPPING)
+        pid = -1
+        try:
+            pid = os.fork()
+        finally:
+            if pid:
+                signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPPING)
         if pid:
             return pid
         code = EXIT_RUNNER_ERROR
         try:
             self._become_runner(request.id)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPPING)
             from air_executor.runner.main import run
 
             code = run(request, self._store, self._config)
@@ -267,7 +278,7 @@ class Launcher:
     def _let_go(self) -> None:
         """In a forked child: close and reset what is the launcher's."""
         signal.set_wakeup_fd(-1)
-        for signum in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT):
+        for signum in (signal.SIGCHLD, *_STOPPING):
             signal.signal(signum, signal.SIG_DFL)
         self._selector.close()
         for end in (self._listener, self._wake_receiver, self._wake_sender):

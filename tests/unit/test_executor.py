@@ -1,0 +1,204 @@
+"""AirExecutor as the scheduler calls it: a real launcher, real runners, and an API server that never answers."""
+
+from __future__ import annotations
+
+import os
+import resource
+import shutil
+import signal
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import psutil
+import pytest
+from airflow.utils.state import TaskInstanceState
+
+from air_executor import AirExecutor
+from air_executor.errors import ConfigError
+from air_executor.runs.record import RunState
+from tests.support.waiting import wait_for
+from tests.unit.processes import result_of
+from tests.unit.test_compat import task_workload
+
+
+@pytest.fixture
+def silent_server() -> Iterator[str]:
+    """An API server that takes every connection and says nothing."""
+    with socket.create_server(("127.0.0.1", 0), backlog=64) as server:
+        yield f"http://127.0.0.1:{server.getsockname()[1]}/execution/"
+
+
+@pytest.fixture
+def executor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, silent_server: str) -> Iterator[AirExecutor]:
+    monkeypatch.setenv("AIRFLOW__AIR_EXECUTOR__STATE_DIR", str(tmp_path / "state"))
+    monkeypatch.setenv("AIRFLOW__CORE__EXECUTION_API_SERVER_URL", silent_server)
+    monkeypatch.setenv("AIRFLOW__LOGGING__BASE_LOG_FOLDER", str(tmp_path / "logs"))
+    monkeypatch.setenv("AIRFLOW__API_AUTH__JWT_SECRET", "only-for-tests-but-long-enough" * 4)
+    executor = AirExecutor(parallelism=4)
+    executor.start()
+    yield executor
+    executor.terminate()
+    wait_until(executor, lambda: not executor._keys, "all runs to end")
+    executor.end()
+    for process in psutil.Process().children(recursive=True):
+        process.kill()
+        process.wait()
+
+
+def wait_until(executor: AirExecutor, condition: Any, what: str) -> None:
+    def synced() -> Any:
+        executor.sync()
+        return condition()
+
+    wait_for(synced, what, 60)
+
+
+def queue(executor: AirExecutor, **changes: Any) -> Any:
+    workload = task_workload(executor_config=None, **changes)
+    executor.queue_workload(workload, session=None)  # type: ignore[arg-type]
+    return workload
+
+
+def instance(workload: Any) -> Any:
+    """What the scheduler would pass for the task instance of a workload."""
+    return SimpleNamespace(id=workload.ti.id, key=workload.ti.key)
+
+
+def records(executor: AirExecutor) -> list[Any]:
+    return list(executor._store.records())
+
+
+def test_queued_tasks_become_runs_up_to_the_parallelism(executor: AirExecutor) -> None:
+    workloads = [queue(executor, task_id=f"t{number}", priority_weight=number) for number in range(6)]
+    executor.heartbeat()
+    assert len(executor.running) == 4
+    assert executor.slots_available == 4 - 4 - 2
+    # The heaviest came first.
+    started = {record.identity.task_id for record in records(executor)}
+    if executor.order_queued_tasks_by_priority()[0][1].ti.task_id == "t1":
+        assert started == {"t5", "t4", "t3", "t2"}
+    assert all(executor.has_task(instance(workload)) for workload in workloads)
+
+
+def test_revoking_a_task_stops_its_runner_and_frees_its_slot_without_an_event(executor: AirExecutor) -> None:
+    workload = queue(executor)
+    executor.heartbeat()
+    (record,) = records(executor)
+    wait_until(executor, lambda: executor._store.read(record.id).state is RunState.STARTING, "the runner")
+    executor.get_event_buffer()
+    executor.revoke_task(ti=instance(workload))
+    assert not executor.has_task(instance(workload))
+    assert executor.slots_available == 4
+    wait_until(executor, lambda: executor._store.read(record.id).reported_at, "the end of the runner")
+    ended = executor._store.read(record.id)
+    assert ended.state is RunState.KILLED
+    assert "revoked by the scheduler" in (ended.reason or "")
+    assert executor.get_event_buffer() == {}
+    assert not psutil.pid_exists(ended.pid)
+
+
+def test_revoking_a_task_that_is_still_queued_or_unknown_is_quiet(executor: AirExecutor) -> None:
+    workload = queue(executor)
+    executor.revoke_task(ti=instance(workload))
+    executor.revoke_task(ti=instance(task_workload()))
+    executor.heartbeat()
+    assert records(executor) == []
+
+
+def test_a_runner_that_is_killed_fails_its_task_with_the_reason(executor: AirExecutor) -> None:
+    workload = queue(executor)
+    executor.heartbeat()
+    (record,) = records(executor)
+    wait_until(executor, lambda: executor._store.read(record.id).state is RunState.STARTING, "the runner")
+    os.kill(executor._store.read(record.id).pid or 0, signal.SIGKILL)
+    wait_until(executor, lambda: executor.running == set(), "the end")
+    state, reason = executor.event_buffer[workload.ti.key]
+    assert state == TaskInstanceState.FAILED
+    assert "SIGKILL" in reason
+    assert "SIGKILL" in executor._task_event_logs[-1].extra
+
+
+def test_a_full_disk_fails_the_workload_and_nothing_else(executor: AirExecutor) -> None:
+    def order_with_no_room() -> Any:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (0, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+        workload = queue(executor)
+        executor.heartbeat()
+        state, reason = executor.event_buffer[workload.ti.key]
+        return [str(state), reason, len(executor.running), len(list(executor._store.ids()))]
+
+    state, reason, running, folders = result_of(order_with_no_room)
+    assert state.endswith("failed")
+    assert "cannot write" in reason
+    assert (running, folders) == (0, 0)
+    queue(executor)
+    executor.heartbeat()
+    assert len(executor.running) == 1
+
+
+def test_a_state_directory_that_has_gone_fails_the_workload_clearly(executor: AirExecutor) -> None:
+    shutil.rmtree(executor._store.root)
+    workload = queue(executor)
+    executor.heartbeat()
+    state, reason = executor.event_buffer[workload.ti.key]
+    assert state == TaskInstanceState.FAILED
+    assert "cannot make" in reason
+    assert executor.running == set()
+
+
+def test_a_resumed_task_waits_for_its_former_runner(executor: AirExecutor) -> None:
+    first = queue(executor)
+    executor.heartbeat()
+    (record,) = records(executor)
+    wait_until(executor, lambda: executor._store.read(record.id).state is RunState.STARTING, "the first runner")
+    queue(executor, id=str(first.ti.id))
+    executor.heartbeat()
+    (second,) = [other for other in records(executor) if other.id != record.id]
+    executor._backend.stop(record.id, "as if it had deferred")
+    wait_until(executor, lambda: executor._store.read(second.id).state is RunState.STARTING, "the second runner")
+    # One of the two has ended; the task instance is still this executor's.
+    assert executor.has_task(instance(first))
+    one, two = executor._store.read(record.id), executor._store.read(second.id)
+    assert one.ended_at is not None
+    assert two.starting_at is not None
+    assert two.starting_at >= one.ended_at
+
+
+def test_the_debug_dump_names_runs(executor: AirExecutor, caplog: pytest.LogCaptureFixture) -> None:
+    queue(executor)
+    executor.heartbeat()
+    executor.debug_dump()
+    (record,) = records(executor)
+    assert record.id in executor._keys
+
+
+def test_an_option_that_cannot_be_used_stops_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AIRFLOW__AIR_EXECUTOR__KEEP_RUNS", "-1")
+    monkeypatch.setenv("AIRFLOW__API_AUTH__JWT_SECRET", "only-for-tests-but-long-enough" * 4)
+    with pytest.raises(ConfigError, match="keep_runs"):
+        AirExecutor(parallelism=4).start()
+
+
+def test_runs_of_a_scheduler_that_is_gone_are_adopted(executor: AirExecutor) -> None:
+    workload = queue(executor)
+    executor.heartbeat()
+    (record,) = records(executor)
+    wait_until(executor, lambda: executor._store.read(record.id).state is RunState.STARTING, "the runner")
+    heir = AirExecutor(parallelism=4)
+    heir.start()
+    try:
+        lost = SimpleNamespace(id="x", key="lost", external_executor_id=None)
+        mine = SimpleNamespace(id=workload.ti.id, key=workload.ti.key, external_executor_id=record.id)
+        assert heir.try_adopt_task_instances([lost, mine]) == [lost]  # type: ignore[list-item]
+        assert heir.running == {workload.ti.key}
+        os.kill(executor._store.read(record.id).pid or 0, signal.SIGKILL)
+        wait_until(heir, lambda: heir.running == set(), "the end to be told to the heir")
+        assert heir.event_buffer[workload.ti.key][0] == TaskInstanceState.FAILED
+        # Told once: nobody can adopt it again.
+        heir.sync()
+        assert heir.try_adopt_task_instances([mine]) == [mine]  # type: ignore[list-item]
+    finally:
+        heir.end()
