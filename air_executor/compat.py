@@ -7,12 +7,16 @@ here has gone or changed.
 
 from __future__ import annotations
 
+import base64
 import importlib
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import httpx
+import orjson
 from airflow import __version__ as _version
 from airflow.executors import workloads as _workloads
 from pydantic import ValidationError
@@ -167,6 +171,12 @@ def parse_workload(kind: str, document: dict[str, Any]) -> Any:
         raise ProtocolError(f"not a workload of kind {kind!r}: {problems}") from None
 
 
+def workload_of(ti: Any, generator: Any, sentry_integration: str) -> Any:
+    """Return the workload of a task instance, as the scheduler makes it when it queues one."""
+    more = {"sentry_integration": sentry_integration} if AIRFLOW_VERSION >= (3, 2) else {}
+    return _CLASSES["task"].make(ti, generator=generator, **more)
+
+
 def log_file_of(workload: Any) -> str | None:
     """Return the absolute path of a workload's log, or ``None`` when it has none."""
     from airflow.configuration import conf
@@ -253,6 +263,121 @@ def run_other(workload: Any, server: str | None) -> None:
     )
     if not success:
         raise RuntimeError(message or "the callback failed")
+
+
+def use_retries(
+    try_again: Callable[[Any, BaseException], bool],
+    give_up: Callable[[Any, BaseException, int, float], bool],
+    sleep: Callable[[float], None],
+    shortest_s: float,
+    longest_s: float,
+) -> None:
+    """Replace the rules by which Airflow's client repeats requests, in this process.
+
+    :param try_again: of the client and the error.
+    :param give_up: of the client, the error, the number of attempts and the monotonic time of the first.
+    """
+    import tenacity
+    from airflow.sdk.api.client import Client
+
+    def error_of(state: tenacity.RetryCallState) -> BaseException | None:
+        return state.outcome.exception() if state.outcome is not None else None
+
+    def retry(state: tenacity.RetryCallState) -> bool:
+        error = error_of(state)
+        return error is not None and try_again(state.args[0], error)
+
+    def stop(state: tenacity.RetryCallState) -> bool:
+        error = error_of(state)
+        return error is not None and give_up(state.args[0], error, state.attempt_number, state.start_time)
+
+    retrying = Client.request.retry  # type: ignore[attr-defined]
+    retrying.retry, retrying.stop, retrying.sleep = retry, stop, sleep
+    retrying.wait = tenacity.wait_random_exponential(multiplier=shortest_s, max=longest_s)
+
+
+def stock_attempts() -> int:
+    """Return how often Airflow itself makes a request."""
+    from airflow.sdk.configuration import conf
+
+    return int(conf.getint("workers", "execution_api_retries"))
+
+
+def is_passing(error: BaseException) -> bool:
+    """Tell whether the same request may succeed later: no answer, or an error of the server's own."""
+    if isinstance(error, httpx.HTTPStatusError):
+        return error.response.status_code >= 500
+    return isinstance(error, httpx.RequestError)
+
+
+def is_internal_error(error: BaseException) -> bool:
+    """Tell whether the server said that it failed at this request, not that it is away."""
+    return isinstance(error, httpx.HTTPStatusError) and error.response.status_code in (500, 501)
+
+
+def is_well(client: Any) -> bool:
+    """Ask the API server once whether it is well."""
+    try:
+        answer = httpx.get(f"{str(client.base_url).rstrip('/')}/health", timeout=5.0)
+    except httpx.HTTPError:
+        return False
+    return answer.status_code == httpx.codes.OK
+
+
+def is_refused_token(error: BaseException) -> bool:
+    """Tell whether the server did not take our token."""
+    return isinstance(error, httpx.HTTPStatusError) and error.response.status_code in (401, 403)
+
+
+def _claims(client: Any) -> dict[str, Any]:
+    """Return what the client's token says, unverified."""
+    try:
+        body = client.auth.token.split(".")[1]
+        claims = orjson.loads(base64.urlsafe_b64decode(body + "=" * (-len(body) % 4)))
+    except (AttributeError, IndexError, ValueError):
+        return {}
+    return claims if isinstance(claims, dict) else {}
+
+
+def is_token_old(client: Any) -> bool:
+    """Tell whether the token is due to be renewed: the server does that with an answer in its last fifth."""
+    claims = _claims(client)
+    try:
+        left_s, life_s = claims["exp"] - time.time(), claims["exp"] - claims["iat"]
+    except (KeyError, TypeError):
+        return False
+    return bool(left_s <= max(life_s * 0.15, 25))
+
+
+def renew_expired_token(client: Any) -> bool:
+    """Give the client a new token, if its own has run out while the server was away.
+
+    Nobody can renew it then but who can sign one. A runner on the scheduler's machine has the scheduler's
+    configuration, and so its key; where it does not, the server's answer stands.
+
+    :return: whether it has a new one.
+    """
+    from airflow.sdk.api.client import BearerAuth
+
+    claims = _claims(client)
+    if not claims.get("sub") or claims.get("exp", 0) > time.time():
+        return False
+    try:
+        from airflow.api_fastapi.auth.tokens import JWTGenerator, get_signing_args
+        from airflow.configuration import conf
+
+        generator = JWTGenerator(
+            valid_for=conf.getint("execution_api", "jwt_expiration_time"),
+            audience=conf.get_mandatory_list_value("execution_api", "jwt_audience")[0],
+            issuer=conf.get("api_auth", "jwt_issuer", fallback=None),
+            **get_signing_args(make_secret_key_if_needed=False),
+        )
+        scope = {"scope": "execution"} if "scope" in claims else {}
+        client.auth = BearerAuth(generator.generate({"sub": claims["sub"], **scope}))
+    except Exception as error:
+        print(f"the token has expired, and no new one can be made here: {error}", flush=True)
+        return False
+    return True
 
 
 def refusal(error: Exception) -> str | None:

@@ -54,10 +54,17 @@ def _count(text: str) -> int:
     return value
 
 
+def _one_of(*values: str) -> Callable[[str], str]:
+    def parse(text: str) -> str:
+        if text not in values:
+            raise ValueError(f"must be {', '.join(values[:-1])} or {values[-1]}")
+        return text
+
+    return parse
+
+
 def _launch(text: str) -> str:
-    if text not in ("auto", "fork", "exec"):
-        raise ValueError("must be auto, fork or exec")
-    if text == "auto":
+    if _one_of("auto", "fork", "exec")(text) == "auto":
         return "exec" if sys.platform == "darwin" else "fork"
     return text
 
@@ -104,6 +111,35 @@ OPTIONS: tuple[Option, ...] = (
         "``auto``: exec on macOS, fork elsewhere.",
         None,
         _launch,
+    ),
+    Option(
+        "launcher",
+        "string",
+        "own",
+        "Who starts the launcher. ``own``: the executor, when it needs one. ``service``: somebody else, as systemd "
+        "or another container, with ``air-executor launcher``; the executor finds it through the state directory "
+        "and waits for it.",
+        None,
+        _one_of("own", "service"),
+    ),
+    Option(
+        "on_shutdown",
+        "string",
+        "detach",
+        "What becomes of running tasks when the scheduler is stopped. ``detach``: they run on, and the next "
+        "scheduler takes them over. ``drain``: the scheduler waits for them. ``kill``: they are stopped, with time "
+        "for ``on_kill``, and fail.",
+        None,
+        _one_of("detach", "drain", "kill"),
+    ),
+    Option(
+        "api_patience_seconds",
+        "float",
+        "3600",
+        "How long a runner whose API server can't be reached, or answers with errors, goes on and tries again, in "
+        "seconds. Its task runs meanwhile; what became of it is delivered when the server is back.",
+        None,
+        _duration_s,
     ),
     Option(
         "preload",
@@ -167,6 +203,9 @@ class Config:
 
     state_dir: str
     launch: str
+    launcher: str
+    on_shutdown: str
+    api_patience_seconds: float
     preload: tuple[str, ...]
     launcher_idle_seconds: float
     stop_grace_seconds: float

@@ -27,6 +27,10 @@ class ProtocolError(AirExecutorError):
     """A peer on the launcher's socket sent something that is not a message."""
 
 
+class LauncherAwayError(AirExecutorError):
+    """The launcher that should run as a service does not."""
+
+
 class LimitsError(AirExecutorError):
     """``executor_config["air"]`` of a task is not something a runner can apply."""
 

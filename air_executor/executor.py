@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import time
 import uuid
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from airflow.executors.base_executor import BaseExecutor
 from airflow.models.taskinstancekey import TaskInstanceKey
+from sqlalchemy.exc import SQLAlchemyError
 
 from air_executor import compat, config
+from air_executor.config import Config
 from air_executor.errors import AirExecutorError, StateDirError
 from air_executor.launcher.client import LocalBackend
+from air_executor.reconcile import Reconciler, fail_jobs_of_dead_executors
 from air_executor.runner import limits
 from air_executor.runs import record as runs
 from air_executor.runs.backend import RunBackend, RunRequest
+from air_executor.runs.lock import KernelLock
 from air_executor.runs.record import UNWANTED, RunRecord, RunState
 from air_executor.runs.store import RunStore
 from air_executor.runs.tasklog import append_to_log
@@ -24,6 +32,22 @@ if TYPE_CHECKING:
 
 #: Name of AirExecutor's entries in Airflow's audit log.
 AUDIT_EVENT = "air_executor run ended"
+
+#: A run that was asked to end gets this many seconds more than its task has for ``on_kill``. Then it is killed.
+_STUBBORN_S = 15.0
+
+#: How often an executor that drains looks whether its runs have ended, in seconds.
+_DRAIN_LOOK_S = 0.2
+
+
+@dataclass(frozen=True)
+class _Run:
+    """A live run of this executor."""
+
+    key: Any
+    """By which the scheduler knows the workload."""
+    ti_id: str | None
+    """Id of the task instance; ``None`` for what is not a task."""
 
 
 class AirExecutor(BaseExecutor):
@@ -43,19 +67,21 @@ class AirExecutor(BaseExecutor):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._backend: RunBackend
+        self._options: Config
         self._store: RunStore
-        #: Live runs: the key by which the scheduler knows the workload, by run id.
-        self._keys: dict[str, Any] = {}
+        self._backend: RunBackend
+        self._reconciler: Reconciler
+        #: Held for this executor's life: others see by it that its runs are followed. Its file's time says since when.
+        self._life: KernelLock
+        #: Live runs, by their ids.
+        self._runs: dict[str, _Run] = {}
+        #: Runs that were asked to end, and until when they have time, on the monotonic clock.
+        self._stopping: dict[str, float] = {}
         #: Ends that the scheduler gets from this loop. In the next one it has dealt with them.
         self._told: list[RunRecord] = []
         #: The scheduler saves audit entries through a generator, and SQLAlchemy holds them by weak references only:
         #: those that nobody else holds are saved empty, which fails and loses all of them.
         self._held_entries: list[Any] = []
-
-    @property
-    def _team(self) -> str | None:
-        return getattr(self, "team_name", None)
 
     # Airflow's calls, in the order in which they come
 
@@ -66,13 +92,20 @@ class AirExecutor(BaseExecutor):
         :raises StateDirError: the state directory cannot be used.
         """
         get = compat.team_getter(self.conf)
-        options = config.load(lambda name: get(config.SECTION, name))
-        self._store = RunStore(options.state_dir)
+        self._options = config.load(lambda name: get(config.SECTION, name))
+        self._server = compat.execution_api_url(get)
+        self._store = RunStore(self._options.state_dir)
         self._store.prepare()
-        backend = LocalBackend(self._store, options)
+        try:
+            fail_jobs_of_dead_executors(self._store)
+        except SQLAlchemyError as error:
+            self.log.warning("Schedulers that died can't be noted now: %s", error)
+        self._life = KernelLock(self._store.executors / f"{self.job_id or 'test'}.{uuid.uuid4()}")
+        self._life.acquire(timeout_s=0)
+        self._reconciler = Reconciler(self._store)
+        backend = LocalBackend(self._store, self._options)
         backend.warm_up()
         self._backend = backend
-        self._server = compat.execution_api_url(get)
 
     def _process_workloads(self, workload_items: Sequence[Any]) -> None:
         for workload in workload_items:
@@ -90,14 +123,19 @@ class AirExecutor(BaseExecutor):
                 self._fail(key, f"AirExecutor could not hand the workload to a runner: {error}")
 
     def sync(self) -> None:
-        """Tell the scheduler of the runs that have ended."""
+        """Tell the scheduler of the runs that have ended, and reconcile the others with the database now and then."""
         self._held_entries = list(self._task_event_logs)
         self._note_what_was_told()
         for record in self._backend.ended():
+            run = self._runs.pop(record.id, None)
+            self._stopping.pop(record.id, None)
+            if not self._is_mine(record.id):
+                continue
             self._told.append(record)
-            key = self._keys.pop(record.id, None)
-            if key is not None:
-                self._tell(key, record)
+            if run is not None:
+                self._tell(run.key, record)
+        if self._reconciler.is_due():
+            self._reconcile()
 
     def log_task_event(self, *, event: str, extra: str, ti_key: Any) -> None:
         """Add an entry to Airflow's audit log, for tasks."""
@@ -109,38 +147,45 @@ class AirExecutor(BaseExecutor):
         """Stop the runner of a task instance and free its slot, without an event."""
         self.queued_tasks.pop(ti.key, None)
         self.running.discard(ti.key)
-        for run_id in [run_id for run_id, key in self._keys.items() if key == ti.key]:
-            del self._keys[run_id]
-            try:
-                self._backend.stop(run_id, "revoked by the scheduler")
-            except Exception:
-                self.log.exception("Run %s of %s cannot be stopped", run_id, ti)
+        for run_id in [run_id for run_id, run in self._runs.items() if run.key == ti.key]:
+            del self._runs[run_id]
+            self._stop(run_id, "revoked by the scheduler", unwanted=True)
 
     def try_adopt_task_instances(self, tis: Sequence[TaskInstance]) -> Sequence[TaskInstance]:
         """Take over the runs of a scheduler that is gone.
 
-        :return: the instances that have no run to take over.
+        :return: the instances that have no run to take over, and were not queued but begun.
         """
         return [ti for ti in tis if not self._adopt(ti)]
 
     def end(self) -> None:
-        """Let go. Runs go on; the next scheduler takes them over."""
-        if hasattr(self, "_backend"):
-            self.log.info("AirExecutor ends; %d runs go on", len(self._keys))
-            self._note_what_was_told()
+        """Let go. What becomes of the runs, ``[air_executor] on_shutdown`` says."""
+        if not hasattr(self, "_backend"):
+            return
+        self._note_what_was_told()
+        policy = self._options.on_shutdown
+        self.log.info("AirExecutor ends; %d runs: %s", len(self._runs), policy)
+        try:
+            if policy == "drain":
+                self._wait_for_runs(None)
+            elif policy == "kill":
+                self.terminate()
+                self._wait_for_runs(self._options.stop_grace_seconds + _STUBBORN_S)
+        finally:
             self._backend.close()
+            self._life.release()
 
     def terminate(self) -> None:
         """Stop every run of this executor."""
-        for run_id in list(self._keys):
-            self._backend.stop(run_id, "the executor was terminated")
+        for run_id in list(self._runs):
+            self._stop(run_id, "the executor was terminated")
 
     def debug_dump(self) -> None:
         """Log what this executor has in hand, for SIGUSR2."""
         super().debug_dump()
         self.log.info("air_executor.state_dir %s", self._store.root)
-        lines = "\n\t".join(f"{run_id} {key}" for run_id, key in self._keys.items())
-        self.log.info("air_executor.runs (%d)\n\t%s", len(self._keys), lines)
+        lines = "\n\t".join(f"{run_id} {run.key}" for run_id, run in self._runs.items())
+        self.log.info("air_executor.runs (%d)\n\t%s", len(self._runs), lines)
 
     @staticmethod
     def get_cli_commands() -> list[Any]:
@@ -151,12 +196,14 @@ class AirExecutor(BaseExecutor):
 
         return get_cli_commands()
 
-    # Steps
+    # Beginning a run
 
     def _order(self, key: Any, workload: Any) -> None:
-        identity = compat.identity_of(workload, team=self._team)
+        identity = compat.identity_of(workload, team=getattr(self, "team_name", None))
         air = compat.executor_config(workload).get("air")
-        run_id = compat.pre_assigned_id(workload) or str(uuid.uuid4())
+        known_id = compat.pre_assigned_id(workload)
+        # One that was queued by a scheduler that died may have a run on record already, which never began.
+        run_id = known_id if known_id and not self._store.folder(known_id).exists() else str(uuid.uuid4())
         log_file = compat.log_file_of(workload)
         request = RunRequest(
             id=run_id,
@@ -166,13 +213,116 @@ class AirExecutor(BaseExecutor):
             server=self._server,
             log_file=log_file,
         )
-        self._backend.start(request, runs.queued(run_id, identity, limits=limits.public(air), log_file=log_file))
-        self._keys[run_id] = key
+        record = runs.queued(run_id, identity, limits=limits.public(air), log_file=log_file)
+        self._backend.start(request, record)
+        self._own(record, key)
         states = compat.states_of(identity.kind)
         if identity.kind != "task":
             self.change_state(key, states.RUNNING, remove_running=False)
-        elif compat.pre_assigned_id(workload) is None:
+        elif run_id != known_id:
             self.change_state(key, states.QUEUED, run_id, remove_running=False)
+
+    def _own(self, record: RunRecord, key: Any) -> None:
+        is_task = record.identity.kind == "task"
+        self._runs[record.id] = _Run(key, record.identity.workload_id if is_task else None)
+        self.running.add(key)
+        try:
+            self._store.set_owner(record.id, self._life.path.name)
+        except StateDirError as error:
+            self.log.warning("Run %s will send its heartbeats itself: %s", record.id, error)
+
+    def _is_mine(self, run_id: str) -> bool:
+        return self._store.owner(run_id) in (None, self._life.path.name)
+
+    def _adopt(self, ti: TaskInstance) -> bool:
+        try:
+            record = self._settled(ti.external_executor_id)
+            if record is None:
+                return self._order_again(ti)
+            if record.state.is_end and (record.reported_at or record.outcome == UNWANTED):
+                return False
+            self._own(record, ti.key)
+            self._backend.follow(record)
+        except AirExecutorError as error:
+            self.log.warning("%s is given back: %s", ti, error)
+            return False
+        return True
+
+    def _settled(self, run_id: str | None) -> RunRecord | None:
+        """Return the record of a run; ``None`` when it never began, and so will not any more."""
+        if not run_id or not self._store.folder(run_id).exists():
+            return None
+        record = self._store.settle(self._store.read(run_id))
+        if record.state is not RunState.QUEUED:
+            return record
+        lock = self._store.lock(record.identity.workload_id)
+        if not lock.acquire(timeout_s=0):
+            return record  # its runner is being born
+        try:
+            record = self._store.read(record.id)
+            if record.state is RunState.QUEUED:
+                # Whatever is left of its request finds it ended, and leaves it alone.
+                lost = record.advance(RunState.LOST, outcome=UNWANTED, reason="its scheduler died before it began")
+                self._store.mark_reported(lost)
+                return None
+            return record
+        finally:
+            lock.release()
+
+    def _order_again(self, ti: TaskInstance) -> bool:
+        """Queue an instance that was queued by a scheduler that died, and never reached a runner. It keeps its try."""
+        if ti.state != compat.states_of("task").QUEUED:
+            return False
+        try:
+            workload = compat.workload_of(ti, self.jwt_generator, self.sentry_integration)
+        except Exception:
+            self.log.exception("%s can't be queued again and is given back", ti)
+            return False
+        self.queued_tasks[ti.key] = workload
+        return True
+
+    # While it runs
+
+    def _reconcile(self) -> None:
+        with contextlib.suppress(OSError):
+            os.utime(self._life.path)  # our sign of life
+        for run_id in [run_id for run_id in self._runs if not self._is_mine(run_id)]:
+            self.log.info("Run %s was taken over by another scheduler", run_id)
+            self._release(run_id)
+        tasks = {run_id: run.ti_id for run_id, run in self._runs.items() if run.ti_id is not None}
+        for unwanted in self._reconciler.reconcile(tasks):
+            if unwanted.run_id not in self._stopping:
+                self._stop(unwanted.run_id, unwanted.reason, unwanted=True)
+        now_s = time.monotonic()
+        for run_id, until_s in list(self._stopping.items()):
+            if now_s > until_s:
+                self.log.warning("Run %s does not end by itself and is killed", run_id)
+                self._stopping[run_id] = now_s + _STUBBORN_S
+                self._backend.kill(run_id)
+
+    def _release(self, run_id: str) -> None:
+        run = self._runs.pop(run_id)
+        if all(other.key != run.key for other in self._runs.values()):
+            self.running.discard(run.key)
+
+    def _stop(self, run_id: str, reason: str, *, unwanted: bool = False) -> None:
+        self._stopping[run_id] = time.monotonic() + self._options.stop_grace_seconds + _STUBBORN_S
+        try:
+            self._backend.stop(run_id, reason, unwanted=unwanted)
+        except Exception:
+            self.log.exception("Run %s cannot be stopped", run_id)
+
+    def _wait_for_runs(self, timeout_s: float | None) -> None:
+        """Wait until all runs have ended. Their ends are told by the next scheduler, if not by the runners."""
+        end_s = None if timeout_s is None else time.monotonic() + timeout_s
+        while self._runs and (end_s is None or time.monotonic() < end_s):
+            for record in self._backend.ended():
+                self._runs.pop(record.id, None)
+            if self._reconciler.is_due():
+                self._reconcile()
+            time.sleep(_DRAIN_LOOK_S)
+
+    # The end of a run
 
     def _note_what_was_told(self) -> None:
         for record in self._told:
@@ -188,7 +338,7 @@ class AirExecutor(BaseExecutor):
 
     def _tell(self, key: Any, record: RunRecord) -> None:
         """Turn the end of a run into the scheduler's terms."""
-        is_last = key not in self._keys.values()
+        is_last = all(run.key != key for run in self._runs.values())
         if record.reason:
             self.log_task_event(event=AUDIT_EVENT, extra=f"run {record.id}: {record.reason}", ti_key=key)
         if record.outcome == UNWANTED:
@@ -202,19 +352,3 @@ class AirExecutor(BaseExecutor):
         ok = record.delivered or (record.identity.kind != "task" and record.state is RunState.SUCCEEDED)
         info = None if ok else record.reason
         self.change_state(key, states.SUCCESS if ok else states.FAILED, info, remove_running=is_last)
-
-    def _adopt(self, ti: TaskInstance) -> bool:
-        if not ti.external_executor_id:
-            return False
-        try:
-            record = self._store.settle(self._store.read(ti.external_executor_id))
-        except AirExecutorError:
-            return False
-        if record.state.is_end and (record.reported_at or record.outcome == UNWANTED):
-            return False
-        if record.state is RunState.QUEUED and not self._store.has_runner(record):
-            return False
-        self._keys[record.id] = ti.key
-        self.running.add(ti.key)
-        self._backend.follow(record)
-        return True

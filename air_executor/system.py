@@ -8,11 +8,13 @@ from __future__ import annotations
 import ctypes
 import functools
 import os
+import resource
 import signal
 import socket
 import struct
 import sys
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
@@ -196,9 +198,48 @@ def _resident_bytes(pid: int) -> int:
         return 0
 
 
-def peer_uid(connection: socket.socket) -> int | None:
-    """Return the user id of the process at the other end of a Unix socket; ``None`` where the kernel can't tell."""
+def peak_bytes() -> int:
+    """Return the largest resident size that this process, or a child that it has waited for, has had, in bytes."""
+    peaks = (resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return max(peaks) * (1 if sys.platform == "darwin" else 1024)
+
+
+def oom_kills() -> int | None:
+    """Return how many processes the kernel has killed for lack of memory in this control group; ``None``: unknown."""
+    try:
+        line = next(line for line in Path("/proc/self/cgroup").read_text().splitlines() if line.startswith("0::"))
+        events = Path("/sys/fs/cgroup" + line.removeprefix("0::")) / "memory.events"
+        counts = dict(line.split() for line in events.read_text().splitlines())
+        return int(counts["oom_kill"])
+    except (OSError, StopIteration, KeyError, ValueError):
+        return None
+
+
+@dataclass(frozen=True)
+class Peer:
+    """The process at the other end of a Unix socket. ``pid`` is 0 when it is in another namespace."""
+
+    pid: int
+    uid: int
+
+
+def peer(connection: socket.socket) -> Peer | None:
+    """Return who is at the other end of a Unix socket; ``None`` where the kernel can't tell."""
     if sys.platform == "linux":
         data = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
-        return int(struct.unpack("3i", data)[1])
+        pid, uid, _ = struct.unpack("3i", data)
+        return Peer(pid, uid)
     return None
+
+
+def ancestors(pid: int) -> list[int]:
+    """Return the process ids of the parents of ``pid``, its own included."""
+    line = []
+    try:
+        process: psutil.Process | None = psutil.Process(pid) if pid > 0 else None
+        while process is not None:
+            line.append(process.pid)
+            process = process.parent()
+    except psutil.Error:
+        pass  # one of them has just ended; what was found is what there is
+    return line

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -19,8 +20,9 @@ from air_executor.cli.observe import launchers, observe_runs
 from air_executor.cli.tasklogs import follow, print_log
 from air_executor.config import Config
 from air_executor.errors import AirExecutorError
-from air_executor.launcher.client import stop_by_pid
+from air_executor.launcher.client import signal_by_pid
 from air_executor.launcher.control import ask_to_stop
+from air_executor.launcher.service import serve_as_service
 from air_executor.runs.record import RunRecord, RunState
 from air_executor.runs.store import RunStore, public
 
@@ -140,7 +142,7 @@ def _stop(args: argparse.Namespace) -> int:
         print(f"run {record.id} has ended already: {record.state.value}", file=sys.stderr)
         return EXIT_NO
     store.request_stop(record.id, args.reason)
-    if not ask_to_stop(store, record.id) and not stop_by_pid(store, record.id):
+    if not ask_to_stop(store, record.id) and not signal_by_pid(store, record.id, signal.SIGTERM):
         print(
             f"run {record.id} is {record.state.value} on {record.host or 'an unknown host'}, and neither its launcher "
             "nor its process can be reached from here",
@@ -179,6 +181,14 @@ def _doctor(args: argparse.Namespace) -> int:
     else:
         Console().print(views.checks(checks))
     return EXIT_OK if all(check.ok for check in checks) else EXIT_NO
+
+
+def _launcher(_: argparse.Namespace) -> int:
+    options = _options()
+    store = RunStore(options.state_dir)
+    store.prepare()
+    serve_as_service(store, options)
+    return EXIT_OK
 
 
 def _at_least_zero(text: str) -> float:
@@ -259,5 +269,6 @@ COMMANDS: tuple[Command, ...] = (
             _JSON,
         ),
     ),
+    Command("launcher", "be the launcher, as a service of its own ([air_executor] launcher = service)", _launcher),
     Command("doctor", "check the installation and say how to mend it", _doctor, (_JSON,)),
 )

@@ -21,24 +21,28 @@ from air_executor.runs.store import RunStore
 
 
 def main(argv: list[str]) -> int:
-    """Warm up, then serve."""
+    """Be the launcher that an executor has started."""
     fd, key, options = argv
     listener = socket.socket(fileno=int(fd))
     listener.set_inheritable(False)  # a runner that held it would make a dead launcher look alive
     config = Config.from_json(options)
     store = RunStore(config.state_dir)
+    serve(listener, Address(key, store.launchers), store, config)
+    return 0
+
+
+def serve(listener: socket.socket, address: Address, store: RunStore, config: Config) -> None:
+    """Warm up, then serve."""
     system.prepare()
-    system.set_title(f"air-executor launcher {key}")
-    address = Address(key, store.launchers)
+    system.set_title(f"air-executor launcher {address.key}")
     if config.launch == "exec":
         Launcher(store, config, address, listener, spawn_by_exec(store, config)).serve()
-        return 0
+        return
     preload(config)
     # What is alive now lives as long as the launcher; out of the collector's sight its pages stay shared.
     gc.collect()
     gc.freeze()
     Launcher(store, config, address, listener).serve()
-    return 0
 
 
 def preload(config: Config) -> None:

@@ -66,6 +66,11 @@ def address(store: RunStore, config: Config) -> Address:
     return Address(key=digest[:16], folder=store.launchers)
 
 
+def service_address(store: RunStore) -> Address:
+    """Return the address of the launcher that runs as a service."""
+    return Address(key="service", folder=store.launchers)
+
+
 def all_addresses(store: RunStore) -> list[Address]:
     """Return the addresses of all launchers that have a socket."""
     return [Address(path.stem, store.launchers) for path in sorted(store.launchers.glob("*.sock"))]

@@ -21,9 +21,9 @@ from filelock import FileLock
 
 from air_executor import system
 from air_executor.config import Config
-from air_executor.errors import AirExecutorError, ProtocolError, RecordError
+from air_executor.errors import AirExecutorError, LauncherAwayError, ProtocolError, RecordError
 from air_executor.launcher import protocol
-from air_executor.launcher.address import Address, address, environment
+from air_executor.launcher.address import Address, address, environment, service_address
 from air_executor.runs.backend import RunRequest
 from air_executor.runs.record import RunRecord, RunState
 from air_executor.runs.store import RunStore
@@ -41,6 +41,9 @@ _BIRTH_S = 30.0
 #: runs that wait for one fail.
 _RESTART_S = (0.0, 1.0, 5.0)
 
+#: The same for a launcher that is a service: it may be restarted, or upgraded, by its own manager.
+_SERVICE_S = (1.0,) * 60
+
 #: How long :meth:`LocalBackend.close` may take to hand over what was ordered, in seconds.
 _CLOSE_S = 2.0
 
@@ -54,7 +57,8 @@ class LocalBackend:
     def __init__(self, store: RunStore, config: Config) -> None:
         self._store = store
         self._config = config
-        self._address: Address = address(store, config)
+        self._is_service = config.launcher == "service"
+        self._address: Address = service_address(store) if self._is_service else address(store, config)
         self._connection: socket.socket | None = None
         self._decoder = protocol.Decoder()
         self._outbox = bytearray()
@@ -111,16 +115,23 @@ class LocalBackend:
         ended, self._ended = self._ended, []
         return ended
 
-    def stop(self, run_id: str, reason: str) -> None:
+    def stop(self, run_id: str, reason: str, *, unwanted: bool = False) -> None:
         """See :meth:`air_executor.runs.backend.RunBackend.stop`."""
         try:
-            self._store.request_stop(run_id, reason)
+            self._store.request_stop(run_id, reason, unwanted=unwanted)
         except AirExecutorError as error:
             log.warning("The reason for stopping run %s is not on record: %s", run_id, error)
-        if run_id in self._alone or self._connection is None:
-            stop_by_pid(self._store, run_id)
+        self._signal(run_id, "stop", signal.SIGTERM)
+
+    def kill(self, run_id: str) -> None:
+        """See :meth:`air_executor.runs.backend.RunBackend.kill`."""
+        self._signal(run_id, "kill", signal.SIGKILL)
+
+    def _signal(self, run_id: str, message: str, signum: signal.Signals) -> None:
+        if self._connection is not None:
+            self._send({"type": message, "id": run_id})
         else:
-            self._send({"type": "stop", "id": run_id})
+            signal_by_pid(self._store, run_id, signum)
 
     def close(self) -> None:
         """See :meth:`air_executor.runs.backend.RunBackend.close`."""
@@ -160,6 +171,8 @@ class LocalBackend:
         try:
             connection = protocol.connect(self._address.socket)
         except (FileNotFoundError, ConnectionRefusedError):
+            if self._is_service:
+                raise LauncherAwayError("the launcher service does not run: start `air-executor launcher`") from None
             with FileLock(self._address.lock, timeout=_CLOSE_S, mode=0o600):
                 try:
                     connection = protocol.connect(self._address.socket)
@@ -213,10 +226,11 @@ class LocalBackend:
         """Note that a launcher died, or could not be born. Unless that happened too often, another is started."""
         if not self._ordered:
             return
-        if self._deaths < len(_RESTART_S):
-            self._retry_s = time.monotonic() + _RESTART_S[self._deaths]
+        waits_s = _SERVICE_S if self._is_service else _RESTART_S
+        if self._deaths < len(waits_s):
+            self._retry_s = time.monotonic() + waits_s[self._deaths]
             self._deaths += 1
-            log.warning("%s; trying again with another", why)
+            log.log(logging.WARNING if self._deaths == 1 else logging.DEBUG, "%s; trying again", why)
             return
         log.error("%s; giving up on %d runs that wait for it", why, len(self._ordered))
         for run_id in list(self._ordered):
@@ -241,8 +255,8 @@ class LocalBackend:
         attached, self._attached = self._attached, set()
         for run_id in attached:
             self._alone[run_id] = now_s
-            if self._store.stop_reason(run_id) is not None:
-                stop_by_pid(self._store, run_id)  # the launcher may have died with the request unread
+            if self._store.stop_request(run_id) is not None:
+                signal_by_pid(self._store, run_id, signal.SIGTERM)  # the launcher may have died with the request unread
         self._looked_s = 0.0
         # What was ordered may have been taken by the launcher that died. A second request for it is harmless: the
         # runner that finds the run begun, by its lock or its record, leaves it alone.
@@ -292,6 +306,9 @@ class LocalBackend:
                 self._attached.add(run_id)
         elif kind == "refused" and run_id in self._ordered:
             self._fail(run_id, str(message.get("reason")))
+        elif kind == "unknown" and message.get("asked") in ("stop", "kill"):
+            signum = signal.SIGTERM if message["asked"] == "stop" else signal.SIGKILL
+            signal_by_pid(self._store, run_id, signum)
         elif kind == "exited":
             self._exited(run_id, message.get("exit_code"))
 
@@ -349,8 +366,8 @@ class LocalBackend:
                 self._end(record)
 
 
-def stop_by_pid(store: RunStore, run_id: str) -> bool:
-    """Send SIGTERM to the runner of a run, if the process with its pid is still that runner.
+def signal_by_pid(store: RunStore, run_id: str, signum: signal.Signals) -> bool:
+    """Send a signal to the runner of a run, if the process with its pid is still that runner.
 
     :return: whether it was sent.
     """
@@ -360,7 +377,7 @@ def stop_by_pid(store: RunStore, run_id: str) -> bool:
         return False
     if record.state.is_end or record.pid is None or record.boot_id != system.boot_id():
         return False
-    return system.signal_process(record.pid, record.pid_started, signal.SIGTERM)
+    return system.signal_process(record.pid, record.pid_started, signum)
 
 
 def _private(path: str, flags: int) -> int:

@@ -1,8 +1,8 @@
 """What an executor and a launcher say to each other: JSON documents, each with its length before it.
 
-From the executor: ``start`` (with a run request), ``follow`` and ``stop`` (with a run's id), ``status``.
-From the launcher: ``hello`` once, ``started`` and ``refused``, ``exited``, ``unknown`` (a ``follow`` or ``stop``
-for a run that is not its child), ``status``.
+From the executor: ``start`` (with a run request), ``follow``, ``stop`` and ``kill`` (with a run's id), ``status``.
+From the launcher: ``hello`` once, ``started`` and ``refused``, ``exited``, ``unknown`` (a ``follow``, ``stop``
+or ``kill`` for a run that is not its child), ``status``.
 """
 
 from __future__ import annotations

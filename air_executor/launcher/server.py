@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import resource
 import selectors
@@ -117,7 +118,7 @@ class Launcher:
 
     def _patience_s(self) -> float:
         idle_s = self._config.launcher_idle_seconds
-        return idle_s if self._clients else min(idle_s, _ABANDONED_S)
+        return idle_s if self._clients or math.isinf(idle_s) else min(idle_s, _ABANDONED_S)
 
     def _is_useless(self) -> bool:
         return not self._children and time.monotonic() - self._active_s >= self._patience_s()
@@ -144,9 +145,8 @@ class Launcher:
     def _accept_one(self) -> None:
         connection, _ = self._listener.accept()
         self._active_s = time.monotonic()
-        uid = system.peer_uid(connection)
-        if uid is not None and uid != os.geteuid():
-            print(f"refused a connection from user id {uid}", flush=True)
+        if (objection := self._objection(connection)) is not None:
+            print(f"refused a connection from {objection}", flush=True)
             connection.close()
             return
         connection.setblocking(False)
@@ -154,6 +154,18 @@ class Launcher:
         self._clients.append(client)
         self._selector.register(connection, selectors.EVENT_READ, lambda: self._read(client))
         self._tell(client, {"type": "hello", **self._status()})
+
+    @staticmethod
+    def _objection(connection: socket.socket) -> str | None:
+        """Return who is at the other end, if it is nobody whose orders are taken."""
+        peer = system.peer(connection)
+        if peer is None:
+            return None
+        if peer.uid != os.geteuid():
+            return f"user id {peer.uid}"
+        if os.getpid() in system.ancestors(peer.pid):
+            return f"process {peer.pid}, a task or what it started"
+        return None
 
     def _read(self, client: _Client) -> None:
         try:
@@ -214,12 +226,13 @@ class Launcher:
             self._start(client, message.get("request"))
         elif kind == "status":
             self._tell(client, {"type": "status", **self._status()})
-        elif kind in ("follow", "stop"):
+        elif kind in ("follow", "stop", "kill"):
             pid = next((pid for pid, child in self._children.items() if child.run_id == run_id), None)
             if pid is None:
-                self._tell(client, {"type": "unknown", "id": run_id})
-            elif kind == "stop":
-                os.kill(pid, signal.SIGTERM)  # our child, not reaped yet: nobody else can have the pid
+                self._tell(client, {"type": "unknown", "id": run_id, "asked": kind})
+            elif kind != "follow":
+                # Our child, not reaped yet: nobody else can have the pid.
+                os.kill(pid, signal.SIGTERM if kind == "stop" else signal.SIGKILL)
             else:
                 self._children[pid].client = client
         else:
@@ -318,8 +331,8 @@ class Launcher:
         record = self._store.read(run_id)
         if record.state.is_end:
             return
-        asked, words = self._store.stop_reason(run_id), self._store.output_tail(run_id)
-        more = (f": {asked}" if asked else "") + (f". Its last words: {words}" if words else "")
+        asked, words = self._store.stop_request(run_id), self._store.output_tail(run_id)
+        more = (f": {asked.reason}" if asked else "") + (f". Its last words: {words}" if words else "")
         if code < 0:
             name = system.signal_name(-code)
             reason = f"the runner was killed by {name} (signal {-code}){more}"

@@ -13,12 +13,16 @@ from typing import Any
 import psutil
 
 from air_executor import system
+from air_executor.config import Config
 from air_executor.runner.limits import Limits, mebibytes
-from air_executor.runs.record import RunRecord, RunState
-from air_executor.runs.store import RunStore
+from air_executor.runs.record import UNWANTED, RunRecord, RunState
+from air_executor.runs.store import RunStore, is_fresh
 
 #: How often a task with a memory or CPU limit is measured, in seconds.
 _MEASURE_S = 0.2
+
+#: An executor that has not reconciled its runs for so many seconds is taken to be away.
+_ABSENT_S = 30.0
 
 
 class StopRequested(BaseException):
@@ -32,6 +36,8 @@ class Ending:
     reason: str
     signum: signal.Signals
     """What it is sent first. SIGTERM gives it time for ``on_kill``."""
+    unwanted: bool = False
+    """Airflow has given the task up already, and is told nothing more."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,11 +55,13 @@ class Outcome:
 class ActiveRun:
     """What a supervisor of the task process needs to know and to tell."""
 
-    def __init__(self, store: RunStore, record: RunRecord, limits: Limits, grace_s: float) -> None:
+    def __init__(self, store: RunStore, record: RunRecord, limits: Limits, config: Config) -> None:
         self._store = store
         self.record = record
         self._limits = limits
-        self.grace_s = grace_s
+        self.grace_s = config.stop_grace_seconds
+        self.patience_s = config.api_patience_seconds
+        self._oom_kills = system.oom_kills()
         self.ending: Ending | None = None
         """Why the task was made to end, once it was."""
         self.outcome: Outcome | None = None
@@ -103,18 +111,31 @@ class ActiveRun:
             times.append(self._measured_s + _MEASURE_S - now_s)
         return max(0.0, min(times)) if times else None
 
-    def check(self) -> Ending | None:
-        """Return why the task has to end, the first time there is a reason."""
+    def check(self, *, told: bool) -> Ending | None:
+        """Return why the task has to end, the first time there is a reason.
+
+        :param told: Airflow knows what became of the task, which is only finishing.
+        """
         if self.ending is None:
-            self.ending = self._stop() or self._overtime() or self._excess()
+            self.ending = self._stop(told=told) or self._overtime() or self._excess()
             return self.ending
         return None
 
-    def _stop(self) -> Ending | None:
+    def _stop(self, *, told: bool) -> Ending | None:
         if self._stop_signal is None:
             return None
-        reason = self._store.stop_reason(self.record.id) or f"{self._stop_signal.name} was sent to the runner"
-        return Ending(f"stopped: {reason}", signal.SIGTERM)
+        request = self._store.stop_request(self.record.id)
+        if request is None:
+            return Ending(f"stopped: {self._stop_signal.name} was sent to the runner", signal.SIGTERM)
+        if request.unwanted and told:
+            # Airflow has moved on because of what this very task has told it.
+            self._stop_signal = None
+            return None
+        return Ending(f"stopped: {request.reason}", signal.SIGTERM, request.unwanted)
+
+    def is_reconciled(self) -> bool:
+        """Tell whether an executor looks after this run: it passes heartbeats on, and asks for the end it wants."""
+        return is_fresh(self._store.last_reconciled_s(self.record.id), _ABSENT_S)
 
     def _overtime(self) -> Ending | None:
         limit = self._limits.timeout
@@ -145,6 +166,18 @@ class ActiveRun:
                 return Ending(f"CPU time limit of {limits.cpu_time:g} s reached; used {used_s:.1f} s", signal.SIGTERM)
         return None
 
+    def memory_evidence(self, signal_name: str) -> str:
+        """Return what is known of the kernel's part in a task's death by ``signal_name``, as the end of a sentence."""
+        if signal_name != "SIGKILL":
+            return ""
+        peak = f"; its largest process held {mebibytes(system.peak_bytes())}"
+        kills = system.oom_kills()
+        if kills is not None and self._oom_kills is not None:
+            if kills > self._oom_kills:
+                return f" by the kernel, for lack of memory in its control group{peak}"
+            return f"; its control group had no lack of memory{peak}"
+        return f"; when nobody sent it, the kernel did, for lack of memory{peak}"
+
     # Signals
 
     @contextlib.contextmanager
@@ -169,6 +202,14 @@ class ActiveRun:
                     signal.signal(signum, handler)
                 signal.set_wakeup_fd(wakeup)
 
+    def stop_if_asked(self) -> None:
+        """Heed a request to stop that came before its signal could be.
+
+        :raises StopRequested: there is one.
+        """
+        if self._store.stop_request(self.record.id) is not None:
+            self._on_signal(signal.SIGTERM, None)
+
     def _on_signal(self, signum: int, _frame: Any) -> None:
         self._stop_signal = signal.Signals(signum)
         if not self._is_monitored:
@@ -176,8 +217,11 @@ class ActiveRun:
 
     def stopped(self) -> Outcome:
         """Return the outcome of a run that was stopped with nobody to end its task gracefully."""
-        ending = self._stop()
-        return Outcome(state=RunState.KILLED, signal="SIGTERM", reason=ending.reason if ending else None)
+        ending = self.ending or self._stop(told=False)
+        outcome = UNWANTED if ending and ending.unwanted else None
+        return Outcome(
+            state=RunState.KILLED, outcome=outcome, signal="SIGTERM", reason=ending.reason if ending else None
+        )
 
 
 def _cpu_time_s(process: psutil.Process) -> float:

@@ -14,6 +14,7 @@ from air_executor.runs.record import UNWANTED, RunState
 def execute(request: RunRequest, active: ActiveRun) -> Outcome:
     """Execute the workload of ``request`` and return what became of it."""
     workload = compat.parse_workload(request.identity.kind, request.workload)
+    supervision.begin(active)
     if request.identity.kind == "task":
         return _execute_task(workload, request, active)
     active.started()
@@ -26,15 +27,18 @@ def execute(request: RunRequest, active: ActiveRun) -> Outcome:
 
 
 def _execute_task(workload: Any, request: RunRequest, active: ActiveRun) -> Outcome:
-    supervision.active = active
     try:
         exit_code = compat.run_task(workload, request.server)
     except Exception as error:
         refusal = compat.refusal(error)
-        if refusal is None:
-            raise
-        reason = f"Airflow does not want this run any more: {refusal}"
-        return Outcome(state=RunState.FAILED, outcome=UNWANTED, reason=reason)
+        if refusal is not None:
+            reason = f"Airflow does not want this run any more: {refusal}"
+            return Outcome(state=RunState.FAILED, outcome=UNWANTED, reason=reason)
+        if active.outcome is not None:
+            return active.outcome
+        if active.ending is not None:
+            return active.stopped()
+        raise
     if active.outcome is None:
         # A coordinator with a supervisor of its own, which has told Airflow.
         state = RunState.SUCCEEDED if exit_code == 0 else RunState.FAILED

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import resource
+import signal
 import sys
 import time
 import traceback
@@ -47,6 +48,9 @@ def run(request: RunRequest, store: RunStore, config: Config) -> int:
         record = store.read(request.id)
         if record.state is not RunState.QUEUED:
             return EXIT_RECORDED  # ordered twice, because the first launcher died: the run has begun or ended
+        for signum in (signal.SIGTERM, signal.SIGINT):
+            # From here on they mean "stop" while there is something to stop, and never keep the end from being written.
+            signal.signal(signum, signal.SIG_IGN)
         record = store.write(record.advance(RunState.STARTING, **_this_process()))
         active, outcome = _execute(request, record, store, config)
         return _write_end(active.record, outcome, store)
@@ -61,13 +65,14 @@ def _this_process() -> dict[str, Any]:
 
 def _execute(request: RunRequest, record: RunRecord, store: RunStore, config: Config) -> tuple[ActiveRun, Outcome]:
     """Execute the workload. Whatever goes wrong becomes its outcome."""
-    active = ActiveRun(store, record, Limits(), config.stop_grace_seconds)
+    active = ActiveRun(store, record, Limits(), config)
     leases: list[KernelLock] = []
     try:
         with active.heeding_signals():
             limits = task_limits.parse(request.air)
-            active = ActiveRun(store, record, limits, config.stop_grace_seconds)
+            active = ActiveRun(store, record, limits, config)
             with active.heeding_signals():
+                active.stop_if_asked()
                 limits.apply()
                 if limits.gpus:
                     leases = gpus.lease(store, config.gpus, limits.gpus)
@@ -98,7 +103,6 @@ def _refused(request: RunRequest, reason: str) -> Outcome:
 def _write_end(record: RunRecord, outcome: Outcome, store: RunStore) -> int:
     children = resource.getrusage(resource.RUSAGE_CHILDREN)
     own = resource.getrusage(resource.RUSAGE_SELF)
-    unit = 1 if sys.platform == "darwin" else 1024
     end = record.advance(
         outcome.state,
         outcome=outcome.outcome,
@@ -106,7 +110,7 @@ def _write_end(record: RunRecord, outcome: Outcome, store: RunStore) -> int:
         exit_code=outcome.exit_code,
         signal=outcome.signal,
         reason=outcome.reason,
-        peak_memory_bytes=max(children.ru_maxrss, own.ru_maxrss) * unit,
+        peak_memory_bytes=system.peak_bytes(),
         cpu_time_s=round(children.ru_utime + children.ru_stime + own.ru_utime + own.ru_stime, 3),
     )
     for wait_s in (0.0, 0.5, 2.0):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import selectors
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -18,11 +19,20 @@ import attrs
 from airflow.sdk.execution_time import supervisor as stock
 
 from air_executor import compat, system
-from air_executor.runner.active import ActiveRun, Outcome
+from air_executor.runner.active import ActiveRun, Ending, Outcome
+from air_executor.runner.patience import Patience
 from air_executor.runs.record import RunState
 
 #: The run of this process; there is one.
 active: ActiveRun | None = None
+
+#: The supervisor of its task process, once there is one.
+_supervisor: AirSupervisor | None = None
+
+_patience: Patience
+
+#: Waiting for the API server, the runner shows that it lives every so many seconds.
+_BEAT_S = 5.0
 
 #: Without a pidfd, how often it is looked whether the task process has ended, in seconds.
 _LOOK_S = 0.25
@@ -41,6 +51,30 @@ class _PidFd:
         os.close(self._fd)
 
 
+class TaskGoneError(Exception):
+    """The task process has ended; what it asked of the API server is of no use any more."""
+
+
+def begin(run: ActiveRun) -> None:
+    """Make ``run`` the run of this process, and let its requests to the API server be patient."""
+    global active, _patience
+    active = run
+    _patience = Patience(run.patience_s, nap)
+    _patience.install()
+
+
+def nap(seconds: float) -> None:
+    """Wait before a request is made again, and look after the task meanwhile."""
+    if _supervisor is not None and not _supervisor.is_finishing:
+        _supervisor.nap(seconds)
+        return
+    deadline_s = time.monotonic() + seconds
+    while (left_s := deadline_s - time.monotonic()) > 0:
+        if active is not None:
+            active.beat()
+        time.sleep(min(left_s, _BEAT_S))
+
+
 def _task_main() -> None:
     system.die_with_parent(_runner_pid)
     stock._subprocess_main()
@@ -55,6 +89,8 @@ class AirSupervisor(stock.ActivitySubprocess):
 
     _run: ActiveRun = attrs.field(init=False, repr=False)
     _has_pidfd: bool = attrs.field(init=False, default=False)
+    is_finishing: bool = attrs.field(init=False, default=False)
+    """The task process has ended, and Airflow is being told."""
 
     @classmethod
     def start(cls, *, target: Callable[[], None] = stock._subprocess_main, **kwargs: Any) -> AirSupervisor:
@@ -69,6 +105,8 @@ class AirSupervisor(stock.ActivitySubprocess):
         super()._register_pipe_readers(*args, **kwargs)
         if active is None:
             raise RuntimeError("no run is active in this process")
+        global _supervisor
+        _supervisor = self
         self._run = active
         self._run.attach(self.pid)
         fd = system.open_pidfd(self.pid)
@@ -111,54 +149,111 @@ class AirSupervisor(stock.ActivitySubprocess):
         if code is not None and self._open_sockets:
             # What the task left behind still holds its output; it would be waited for. What it wrote is not lost.
             self._run.end_leftovers()
-        if code is None and (ending := self._run.check()) is not None:
-            self.process_log.error("AirExecutor ends the task", reason=ending.reason)
-            self.kill(ending.signum, escalation_delay=self._run.grace_s, force=True)
+        if code is None and (ending := self._run.check(told=self._terminal_state is not None)) is not None:
+            self._end_task(ending)
             code = self._exit_code
         return code
 
+    def _end_task(self, ending: Ending) -> None:
+        self.process_log.error("AirExecutor ends the task", reason=ending.reason)
+        self.kill(ending.signum, escalation_delay=self._run.grace_s, force=True)
+        if ending.unwanted:
+            self._terminal_state = stock.SERVER_TERMINATED
+
+    # Heartbeats, and an API server that is away
+
     def _send_heartbeat_if_needed(self) -> None:
-        if time.monotonic() - self._last_heartbeat_attempt >= stock.MIN_HEARTBEAT_INTERVAL:
-            self._run.beat()
-        super()._send_heartbeat_if_needed()
+        now_s = time.monotonic()
+        if now_s - self._last_heartbeat_attempt < stock.MIN_HEARTBEAT_INTERVAL:
+            return
+        self._run.beat()
+        if self._run.is_reconciled() and not compat.is_token_old(self.client):
+            # The executor passes the heartbeat on, with those of all other runs, and stops what should not run.
+            self._last_heartbeat_attempt = self._last_successful_heartbeat = now_s
+            self.failed_heartbeats = 0
+            return
+        with _patience.only_once():
+            super()._send_heartbeat_if_needed()
+
+    def _handle_heartbeat_failures(self, exc: Exception) -> None:
+        if self.failed_heartbeats == 0:
+            self.process_log.warning("The API server can't be reached; the task goes on", error=str(exc))
+        self.failed_heartbeats += 1
+        away_s = time.monotonic() - self._last_successful_heartbeat
+        if away_s > _patience.limit_s and not self._run.is_reconciled():
+            self._run.ending = Ending(
+                f"neither the API server nor an executor could be reached for {away_s:.0f} s", signal.SIGTERM
+            )
+            self._end_task(self._run.ending)
+
+    def nap(self, seconds: float) -> None:
+        """Wait, while the task's output is read and its limits are kept.
+
+        :raises TaskGoneError: the task process has ended.
+        """
+        requests = next((sock for sock, kind in self._open_sockets.items() if kind == "requests"), None)
+        handler = None
+        if requests is not None and requests in self.selector.get_map():
+            # One request at a time: the one that waits now.
+            handler = self.selector.unregister(requests).data
+        try:
+            deadline_s = time.monotonic() + seconds
+            while (left_s := deadline_s - time.monotonic()) > 0:
+                self._run.beat()
+                if self._service_subprocess(min(left_s, _BEAT_S)) is not None:
+                    raise TaskGoneError("the task process ended while the API server was away")
+        finally:
+            if handler is not None and requests is not None and requests.fileno() >= 0:
+                self.selector.register(requests, selectors.EVENT_READ, handler)
+
+    # The end
+
+    def update_task_state_if_needed(self) -> None:
+        """Tell Airflow what became of the task, unless it has done so itself."""
+        self.is_finishing = True
+        super().update_task_state_if_needed()
 
     def wait(self) -> int:
         """Wait for the task's end, tell Airflow, and keep what became of it."""
         try:
-            return super().wait()  # type: ignore[no-any-return]
-        finally:
+            code = int(super().wait())
+        except Exception as error:
             if self._exit_code is not None:
-                self._run.outcome = self._outcome(self._exit_code)
-
-    def _outcome(self, exit_code: int) -> Outcome:
-        state = str(getattr(self.final_state, "value", self.final_state))
-        # psutil gives a Negsignal for a death by signal
-        name = system.signal_name(-exit_code) if exit_code < 0 else None
+                untold = f"Airflow could not be told: {type(error).__name__}: {error}"
+                self._run.outcome = self._outcome(self._exit_code, untold)
+            raise
         told = compat.has_told_airflow(self)
-        reason = self._run.ending.reason if self._run.ending else None
-        if reason is None and state == stock.SERVER_TERMINATED:
+        self._run.outcome = self._outcome(code, None if told else "nobody has told Airflow what became of the task")
+        return code
+
+    def _outcome(self, exit_code: int, untold: str | None) -> Outcome:
+        state = str(getattr(self.final_state, "value", self.final_state))
+        name = system.signal_name(-exit_code) if exit_code < 0 else None
+        ending = self._run.ending
+        if ending is not None:
+            reason: str | None = ending.reason
+        elif state == stock.SERVER_TERMINATED:
             reason = "Airflow ended it: the task instance was marked, cleared or deleted while it ran"
-            return Outcome(
-                state=RunState.KILLED, outcome=state, delivered=told, exit_code=int(exit_code), reason=reason
-            )
-        if reason is None and name:
-            reason = f"the task process was killed by {name} (signal {-exit_code})"
-            if name == "SIGKILL":
-                reason += "; when nobody sent it, the kernel did, for lack of memory"
-        elif reason is None and exit_code == 0 and not told:
-            reason = "the task process ended with exit code 0 without telling what became of the task"
-        elif reason is None and exit_code:
+        elif name:
+            reason = f"the task process was killed by {name} (signal {-exit_code})" + self._run.memory_evidence(name)
+        elif exit_code:
             reason = f"the task process ended with exit code {exit_code}"
-        if self._run.ending or name:
+        elif untold and self._terminal_state is None:
+            reason = "the task process ended with exit code 0 without telling what became of the task"
+        else:
+            reason = None
+        if untold and (reason is None or exit_code):
+            reason = f"{reason}; {untold}" if reason else untold
+        if ending is not None or name or state == stock.SERVER_TERMINATED:
             run_state = RunState.KILLED
-        elif state in ("failed", "up_for_retry") or not told:
+        elif state in ("failed", "up_for_retry") or untold:
             run_state = RunState.FAILED
         else:
             run_state = RunState.SUCCEEDED
         return Outcome(
             state=run_state,
-            outcome=state if told else None,
-            delivered=told,
+            outcome=None if untold else state,
+            delivered=untold is None,
             exit_code=int(exit_code) if name is None else None,
             signal=name,
             reason=reason,

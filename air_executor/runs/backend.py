@@ -57,8 +57,14 @@ class RunBackend(Protocol):
     def ended(self) -> list[RunRecord]:
         """Return the records of the runs that have ended since the last call, each once."""
 
-    def stop(self, run_id: str, reason: str) -> None:
-        """Ask for a run's end, which :meth:`ended` tells. The task gets time for ``on_kill``, then it is killed."""
+    def stop(self, run_id: str, reason: str, *, unwanted: bool = False) -> None:
+        """Ask for a run's end, which :meth:`ended` tells. The task gets time for ``on_kill``, then it is killed.
+
+        :param unwanted: Airflow has given the run up already; its outcome interests nobody.
+        """
+
+    def kill(self, run_id: str) -> None:
+        """End a run that does not end when it is asked to: its runner, and with it its task, are killed."""
 
     def close(self) -> None:
         """Let go of everything here. Runs go on."""

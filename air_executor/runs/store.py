@@ -4,11 +4,13 @@
 
     <state_dir>/
       runs/<run id>/state.json   the record; whole at every moment
+                    owner        a link that names the executor that follows the run
                     output.log   what the runner process itself printed: empty unless something went wrong
                     heartbeat    touched while the runner lives
                     stop.json    somebody asked for an end, and why
       locks/<workload id>        held by the runner for its whole life
       gpus/<gpu id>              held by the runner that leases the GPU
+      executors/<name>           held by an executor for its whole life, and touched while it works
       launchers/<key>.sock|.log  where launchers listen, and what they print
 """
 
@@ -35,6 +37,9 @@ from air_executor.runs.record import RunRecord, RunState, check_id, now
 #: No file that is read whole is larger than this many bytes.
 MAX_FILE_BYTES = 1 << 20
 
+#: File systems and processes may read clocks that differ by so many seconds.
+_CLOCK_STEP_S = 5.0
+
 
 @dataclass(frozen=True)
 class Pruned:
@@ -42,6 +47,14 @@ class Pruned:
 
     removed: int
     kept: int
+
+
+@dataclass(frozen=True)
+class StopRequest:
+    """Why a run is to stop, and whether its orderer has given it up."""
+
+    reason: str
+    unwanted: bool
 
 
 class RunStore:
@@ -52,6 +65,7 @@ class RunStore:
         self.runs = self.root / "runs"
         self.locks = self.root / "locks"
         self.gpus = self.root / "gpus"
+        self.executors = self.root / "executors"
         self.launchers = self.root / "launchers"
 
     def prepare(self) -> None:
@@ -61,7 +75,7 @@ class RunStore:
         """
         hint = "Set [air_executor] state_dir to a folder that the scheduler's user owns."
         try:
-            for folder in (self.root, self.runs, self.locks, self.gpus, self.launchers):
+            for folder in (self.root, self.runs, self.locks, self.gpus, self.executors, self.launchers):
                 folder.mkdir(mode=0o700, parents=folder is self.root, exist_ok=True)
                 status = folder.lstat()
                 if not stat.S_ISDIR(status.st_mode):
@@ -236,19 +250,23 @@ class RunStore:
         finally:
             os.close(fd)
 
-    def request_stop(self, run_id: str, reason: str) -> None:
+    def request_stop(self, run_id: str, reason: str, *, unwanted: bool = False) -> None:
         """Leave word why a run is about to be stopped, for whoever writes its end.
 
+        :param unwanted: whoever ordered the run has given it up, and wants to hear no outcome.
         :raises StateDirError: it cannot be written.
         """
-        self._replace(self.folder(run_id) / "stop.json", orjson.dumps({"reason": reason, "at": now()}))
+        request = {"reason": reason, "unwanted": unwanted, "at": now()}
+        self._replace(self.folder(run_id) / "stop.json", orjson.dumps(request))
 
-    def stop_reason(self, run_id: str) -> str | None:
+    def stop_request(self, run_id: str) -> StopRequest | None:
         """Return why the run is to stop, or ``None`` when nobody asked for it."""
-        data = self._read(self.folder(run_id) / "stop.json")
+        path = self.folder(run_id) / "stop.json"
         try:
-            return str(orjson.loads(data)["reason"]) if data else None
-        except (orjson.JSONDecodeError, KeyError, TypeError):
+            data = self._read(path)
+            request = orjson.loads(data or b"null")
+            return None if request is None else StopRequest(str(request["reason"]), bool(request["unwanted"]))
+        except (orjson.JSONDecodeError, KeyError, TypeError, RecordError):
             return None
 
     def output_tail(self, run_id: str, max_bytes: int = 2000) -> str:
@@ -259,6 +277,37 @@ class RunStore:
                 return file.read().decode(errors="replace").strip()
         except OSError:
             return ""
+
+    def last_heartbeat_s(self, run_id: str) -> float | None:
+        """Return when the runner last showed that it lives, in seconds since the epoch."""
+        return _modified_s(self.folder(run_id) / "heartbeat")
+
+    # Executors
+
+    def set_owner(self, run_id: str, executor: str) -> None:
+        """Note which executor follows a run from now on.
+
+        :raises StateDirError: it cannot be noted.
+        """
+        path = self.folder(run_id) / "owner"
+        temporary = path.with_name(f".owner.{executor}")
+        try:
+            temporary.symlink_to(executor)
+            temporary.replace(path)
+        except OSError as error:
+            raise StateDirError(f"cannot write {path}: {error.strerror}") from error
+
+    def owner(self, run_id: str) -> str | None:
+        """Return the name of the executor that follows a run. The link is read, never followed."""
+        try:
+            return os.readlink(self.folder(run_id) / "owner")
+        except OSError:
+            return None
+
+    def last_reconciled_s(self, run_id: str) -> float | None:
+        """Return when the executor that follows a run last reconciled its runs, in seconds since the epoch."""
+        owner = self.owner(run_id)
+        return None if owner is None or os.sep in owner else _modified_s(self.executors / owner)
 
     # Pruning
 
@@ -307,6 +356,21 @@ def _is_id(name: str) -> bool:
         return check_id(name) == name
     except RecordError:
         return False
+
+
+def _modified_s(path: Path) -> float | None:
+    try:
+        return path.lstat().st_mtime
+    except OSError:
+        return None
+
+
+def is_fresh(moment_s: float | None, limit_s: float) -> bool:
+    """Tell whether ``moment_s``, in seconds since the epoch, is less than ``limit_s`` seconds ago.
+
+    A moment in the future is not fresh: the clock was set back, and what it says of the past is worth nothing.
+    """
+    return moment_s is not None and -_CLOCK_STEP_S < time.time() - moment_s < limit_s
 
 
 def public(record: RunRecord) -> dict[str, Any]:

@@ -211,6 +211,9 @@ def config(state_dir: Path, **changes: Any) -> Config:
     values: dict[str, Any] = {
         "state_dir": str(state_dir),
         "launch": "fork",
+        "launcher": "own",
+        "on_shutdown": "detach",
+        "api_patience_seconds": 3600.0,
         "preload": (),
         "launcher_idle_seconds": 60.0,
         "stop_grace_seconds": 5.0,

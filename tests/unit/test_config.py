@@ -33,6 +33,9 @@ def test_every_option_has_a_default_that_can_be_used(home: Path) -> None:
     assert load(plain_getter()) == Config(
         state_dir=str(home / ".air-executor"),
         launch="exec" if sys.platform == "darwin" else "fork",
+        launcher="own",
+        on_shutdown="detach",
+        api_patience_seconds=3600.0,
         preload=(),
         launcher_idle_seconds=300.0,
         stop_grace_seconds=10.0,

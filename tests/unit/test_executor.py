@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
 import shutil
@@ -18,6 +19,7 @@ from airflow.utils.state import TaskInstanceState
 
 from air_executor import AirExecutor
 from air_executor.errors import ConfigError
+from air_executor.reconcile import Reconciler
 from air_executor.runs.record import RunState
 from tests.support.waiting import wait_for
 from tests.unit.processes import result_of
@@ -37,15 +39,19 @@ def executor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, silent_server: str
     monkeypatch.setenv("AIRFLOW__CORE__EXECUTION_API_SERVER_URL", silent_server)
     monkeypatch.setenv("AIRFLOW__LOGGING__BASE_LOG_FOLDER", str(tmp_path / "logs"))
     monkeypatch.setenv("AIRFLOW__API_AUTH__JWT_SECRET", "only-for-tests-but-long-enough" * 4)
+    # There is no scheduler that would queue these tasks in a database.
+    monkeypatch.setattr(Reconciler, "is_due", lambda _: False)
+    monkeypatch.setattr("air_executor.executor.fail_jobs_of_dead_executors", lambda _: None)
     executor = AirExecutor(parallelism=4)
     executor.start()
     yield executor
     executor.terminate()
-    wait_until(executor, lambda: not executor._keys, "all runs to end")
+    wait_until(executor, lambda: not executor._runs, "all runs to end")
     executor.end()
     for process in psutil.Process().children(recursive=True):
-        process.kill()
-        process.wait()
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+            process.wait()
 
 
 def wait_until(executor: AirExecutor, condition: Any, what: str) -> None:
@@ -172,7 +178,7 @@ def test_the_debug_dump_names_runs(executor: AirExecutor, caplog: pytest.LogCapt
     executor.heartbeat()
     executor.debug_dump()
     (record,) = records(executor)
-    assert record.id in executor._keys
+    assert record.id in executor._runs
 
 
 def test_an_option_that_cannot_be_used_stops_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -190,8 +196,8 @@ def test_runs_of_a_scheduler_that_is_gone_are_adopted(executor: AirExecutor) -> 
     heir = AirExecutor(parallelism=4)
     heir.start()
     try:
-        lost = SimpleNamespace(id="x", key="lost", external_executor_id=None)
-        mine = SimpleNamespace(id=workload.ti.id, key=workload.ti.key, external_executor_id=record.id)
+        lost = SimpleNamespace(id="x", key="lost", external_executor_id=None, state="running")
+        mine = SimpleNamespace(id=workload.ti.id, key=workload.ti.key, external_executor_id=record.id, state="running")
         assert heir.try_adopt_task_instances([lost, mine]) == [lost]  # type: ignore[list-item]
         assert heir.running == {workload.ti.key}
         os.kill(executor._store.read(record.id).pid or 0, signal.SIGKILL)

@@ -15,11 +15,11 @@ import pytest
 from air_executor import system
 from air_executor.errors import RecordError, StateDirError
 from air_executor.runs.record import RunState
-from air_executor.runs.store import MAX_FILE_BYTES, RunStore, public
+from air_executor.runs.store import MAX_FILE_BYTES, RunStore, StopRequest, public
 from tests.unit.documents import identity, kept, of_process, record
 from tests.unit.processes import forked, result_of
 
-FOLDERS = ("", "runs", "locks", "gpus", "launchers")
+FOLDERS = ("", "runs", "locks", "gpus", "executors", "launchers")
 LIVE = [state for state in RunState if not state.is_end]
 ENDS = [state for state in RunState if state.is_end]
 
@@ -169,7 +169,7 @@ def test_whatever_the_store_writes_it_can_read(store: RunStore) -> None:
 
 @pytest.mark.parametrize("run_id", ["../x", "..", "", "x", "/"])
 def test_an_id_that_is_not_a_uuid_leads_nowhere(store: RunStore, run_id: str) -> None:
-    for call in (store.folder, store.read, store.output_file, store.lock, store.heartbeat, store.stop_reason):
+    for call in (store.folder, store.read, store.output_file, store.lock, store.heartbeat, store.stop_request):
         with pytest.raises(RecordError, match="not a run or workload id"):
             call(run_id)
 
@@ -269,12 +269,12 @@ def test_a_run_is_found_by_the_beginning_of_its_id(store: RunStore) -> None:
 
 def test_a_stop_request_is_kept_until_it_is_read(store: RunStore) -> None:
     one = kept(store)
-    assert store.stop_reason(one.id) is None
+    assert store.stop_request(one.id) is None
     store.request_stop(one.id, "because\nof this")
-    assert store.stop_reason(one.id) == "because\nof this"
+    assert store.stop_request(one.id) == StopRequest("because\nof this", unwanted=False)
     for data in (b"", b"{", b"[]", b"{}", b"5"):
         (store.folder(one.id) / "stop.json").write_bytes(data)
-        assert store.stop_reason(one.id) is None
+        assert store.stop_request(one.id) is None
 
 
 def test_the_tail_of_the_output_is_given_whatever_is_in_it(store: RunStore) -> None:

@@ -259,7 +259,7 @@ def test_memory_of_several_is_added_and_of_the_dead_is_nothing(sleeper: int) -> 
 def test_the_user_at_the_other_end_of_a_socket_is_known() -> None:
     one, other = socket.socketpair()
     with one, other:
-        assert system.peer_uid(one) == os.geteuid()
+        assert system.peer(one) == system.Peer(os.getpid(), os.geteuid())
 
 
 def test_a_pidfd_tells_the_end_of_a_process(sleeper: int) -> None:

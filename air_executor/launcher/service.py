@@ -1,0 +1,37 @@
+"""The launcher as a service of its own, started by systemd, a container or a person, not by an executor."""
+
+from __future__ import annotations
+
+import dataclasses
+import socket
+
+from filelock import FileLock
+
+from air_executor.config import Config
+from air_executor.errors import StateDirError
+from air_executor.launcher import protocol
+from air_executor.launcher.__main__ import serve
+from air_executor.launcher.address import service_address
+from air_executor.runs.store import RunStore
+
+
+def serve_as_service(store: RunStore, config: Config) -> None:
+    """Be the launcher of a state directory, until SIGTERM. It does not end for lack of work.
+
+    :raises StateDirError: there is one already.
+    """
+    address = service_address(store)
+    with FileLock(address.lock, timeout=10, mode=0o600):
+        try:
+            protocol.connect(address.socket).close()
+        except OSError:
+            address.socket.unlink(missing_ok=True)
+        else:
+            raise StateDirError(f"a launcher listens at {address.socket} already; stop that one first")
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        with protocol.reachable(address.socket) as path:
+            listener.bind(path)
+        address.socket.chmod(0o600)
+        listener.listen(64)
+    print(f"listening at {address.socket}", flush=True)
+    serve(listener, address, store, dataclasses.replace(config, launcher_idle_seconds=float("inf")))

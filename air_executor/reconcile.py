@@ -1,0 +1,151 @@
+"""Making the records and Airflow's metadata database agree: all live runs in one pass, in three statements.
+
+Runners leave heartbeats in files. A pass writes all of them to the database in one UPDATE, and asks in one SELECT
+which task instances should no longer run: marked, cleared, deleted, or moved on to another try. While passes are made,
+no runner sends heartbeats to the API server.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from typing import Any
+
+from airflow.jobs.job import Job
+from airflow.models.taskinstance import TaskInstance
+from airflow.utils.session import create_session
+from airflow.utils.state import TaskInstanceState
+from sqlalchemy import select, update
+from sqlalchemy.exc import SQLAlchemyError
+
+from air_executor.runs.lock import is_held
+from air_executor.runs.store import RunStore, is_fresh
+
+log = logging.getLogger(__name__)
+
+#: Seconds between two passes: as often as Airflow's own supervisor would ask whether its task should still run.
+PASS_S = 5.0
+
+#: A runner that has shown no sign of life for so many seconds is not vouched for; Airflow's time-out then decides.
+_SILENT_S = 60.0
+
+#: So many ids go into one statement: SQLite before 3.32 takes at most 999.
+_CHUNK = 900
+
+#: States of a job. The enumeration has moved from one version of Airflow to another.
+_JOB_RUNNING, _JOB_FAILED = "running", "failed"
+
+#: In these states of its task instance a run is where it should be.
+_WANTED = frozenset({TaskInstanceState.QUEUED.value, TaskInstanceState.RUNNING.value})
+
+
+@dataclass(frozen=True)
+class Unwanted:
+    """A run that Airflow has given up, and why, for a person."""
+
+    run_id: str
+    reason: str
+
+
+class Reconciler:
+    """Makes the passes of one executor."""
+
+    def __init__(self, store: RunStore) -> None:
+        self._store = store
+        self._next_s = 0.0
+        self._is_database_away = False
+        #: Runs that were unwanted in the last pass. One that is so twice is stopped: the first time it may be about
+        #: to end because of what it has told Airflow itself.
+        self._suspects: dict[str, str] = {}
+
+    def is_due(self) -> bool:
+        """Tell whether it is time for a pass."""
+        return time.monotonic() >= self._next_s
+
+    def reconcile(self, runs: Mapping[str, str]) -> list[Unwanted]:
+        """Make a pass over live runs, and return those that should end.
+
+        A database that is away is reported once, and the pass made up for by the next.
+
+        :param runs: the ids of task instances, by the ids of their runs.
+        """
+        self._next_s = time.monotonic() + PASS_S
+        try:
+            states = self._exchange(runs)
+        except SQLAlchemyError as error:
+            if not self._is_database_away:
+                log.warning("The database can't be reached; runs go on and are reconciled later: %s", error)
+            self._is_database_away = True
+            return []
+        if self._is_database_away:
+            log.info("The database is back")
+        self._is_database_away = False
+        return self._judge(runs, states)
+
+    def _exchange(self, runs: Mapping[str, str]) -> dict[str, str | None]:
+        """Pass the heartbeats on, and return the state of each task instance that there still is, by its id."""
+        if not runs:
+            return {}
+        beating = [
+            _instance_id(ti_id)
+            for run_id, ti_id in runs.items()
+            if is_fresh(self._store.last_heartbeat_s(run_id), _SILENT_S)
+        ]
+        states: dict[str, str | None] = {}
+        with create_session() as session:
+            for some in _chunks([_instance_id(ti_id) for ti_id in runs.values()]):
+                found = select(TaskInstance.id, TaskInstance.state).where(TaskInstance.id.in_(some))
+                states.update({str(ti_id): state for ti_id, state in session.execute(found)})
+            for some in _chunks(beating):
+                session.execute(
+                    update(TaskInstance)
+                    .where(TaskInstance.id.in_(some), TaskInstance.state == TaskInstanceState.RUNNING)
+                    .values(last_heartbeat_at=datetime.now(tz=timezone.utc))
+                    .execution_options(synchronize_session=False)
+                )
+        return states
+
+    def _judge(self, runs: Mapping[str, str], states: Mapping[str, str | None]) -> list[Unwanted]:
+        suspects: dict[str, str] = {}
+        for run_id, ti_id in runs.items():
+            if ti_id not in states:
+                suspects[run_id] = "its task instance was deleted, cleared, or has moved on to another try"
+            elif states[ti_id] not in _WANTED:
+                suspects[run_id] = f"its task instance was set to {states[ti_id] or 'no state'}"
+        sure = [Unwanted(run_id, reason) for run_id, reason in suspects.items() if run_id in self._suspects]
+        self._suspects = suspects
+        return sure
+
+
+def fail_jobs_of_dead_executors(store: RunStore) -> None:
+    """Note in the database which schedulers are dead, as the kernel knows, so that their tasks can be taken over now.
+
+    Airflow itself waits for a heartbeat that is missing for long. A scheduler whose executor's lock is free is gone.
+    """
+    for path in store.executors.iterdir():
+        if is_held(path):
+            continue
+        job_id = path.name.split(".")[0]
+        if job_id.isdigit():
+            with create_session() as session:
+                session.execute(
+                    update(Job)
+                    .where(Job.id == int(job_id), Job.state == _JOB_RUNNING)
+                    .values(state=_JOB_FAILED)
+                    .execution_options(synchronize_session=False)
+                )
+            log.info("Scheduler job %s is dead; its tasks can be taken over", job_id)
+        path.unlink(missing_ok=True)
+
+
+def _instance_id(workload_id: str) -> Any:
+    """Return a task instance's id as its column wants it: a UUID from Airflow 3.3 on, text before."""
+    return TaskInstance.id.type.python_type(workload_id)
+
+
+def _chunks(ids: Sequence[Any]) -> Iterator[Sequence[Any]]:
+    for start in range(0, len(ids), _CHUNK):
+        yield ids[start : start + _CHUNK]

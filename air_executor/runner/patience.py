@@ -1,0 +1,54 @@
+"""How a runner waits for an API server that is away: it tries again for a long time, and its task runs meanwhile."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from air_executor import compat
+
+#: The first waits are about this long, in seconds; they double up to the longest. Each is random below that, so that
+#: many runners do not come back at the same moment.
+_SHORTEST_S, _LONGEST_S = 1.0, 30.0
+
+
+class Patience:
+    """Decides whether a request to the API server is made again, and when.
+
+    :param limit_s: seconds after which a server that does not answer is given up.
+    :param nap: waits for a number of seconds; may raise to end the waiting.
+    """
+
+    def __init__(self, limit_s: float, nap: Callable[[float], None]) -> None:
+        self.limit_s = limit_s
+        self._nap = nap
+        self._single = False
+
+    def install(self) -> None:
+        """Let all requests of this process to the API server be made with this patience."""
+        compat.use_retries(self._try_again, self._give_up, self._sleep, _SHORTEST_S, _LONGEST_S)
+
+    @contextlib.contextmanager
+    def only_once(self) -> Iterator[None]:
+        """Within this, a request is made once: it has time until the next occasion."""
+        self._single = True
+        try:
+            yield
+        finally:
+            self._single = False
+
+    def _try_again(self, client: Any, error: BaseException) -> bool:
+        if compat.is_refused_token(error) and compat.renew_expired_token(client):
+            return True
+        return not self._single and compat.is_passing(error)
+
+    def _give_up(self, client: Any, error: BaseException, attempt: int, since_s: float) -> bool:
+        if time.monotonic() - since_s > self.limit_s:
+            return True
+        # A server that is well but answers one request with an error, again and again, will go on so.
+        return attempt >= compat.stock_attempts() and compat.is_internal_error(error) and compat.is_well(client)
+
+    def _sleep(self, seconds: float) -> None:
+        self._nap(seconds)
