@@ -90,6 +90,13 @@ def key_of(workload: Any) -> Any:
     return workload.callback.key  # Airflow 3.2
 
 
+def callback_key(callback_id: str) -> Any:
+    """Return the key under which Airflow's scheduler knows an executor callback."""
+    if AIRFLOW_VERSION < (3, 3):
+        return callback_id
+    return importlib.import_module("airflow.models.callback").CallbackKey(id=callback_id)
+
+
 def states_of(kind: str) -> Any:
     """Return the enumeration of the states that Airflow has for workloads of a kind."""
     if kind == "task":
@@ -386,7 +393,11 @@ def refusal(error: Exception) -> str | None:
 
     if not isinstance(error, ServerResponseError) or error.response.status_code not in _REFUSALS:
         return None
-    return f"{error.response.status_code} {error.detail}"
+    detail = error.detail
+    if isinstance(detail, dict) and isinstance(detail.get("detail"), dict):
+        detail = detail["detail"]
+    # Airflow gives a reason; a server that is not the execution API at all answers 404 too.
+    return f"{error.response.status_code} {detail}" if isinstance(detail, dict) and "reason" in detail else None
 
 
 def has_told_airflow(supervisor: Any) -> bool:

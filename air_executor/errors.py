@@ -19,6 +19,10 @@ class RecordError(AirExecutorError):
     """A run's state document is missing or cannot be understood."""
 
 
+class RecordVersionError(RecordError):
+    """A run's state document was written by a newer AirExecutor."""
+
+
 class IllegalTransitionError(AirExecutorError):
     """A run was asked to take a state that cannot follow the state it is in."""
 

@@ -22,7 +22,7 @@ from air_executor.reconcile import Reconciler, fail_jobs_of_dead_executors
 from air_executor.runner import limits
 from air_executor.runs import record as runs
 from air_executor.runs.backend import RunBackend, RunRequest
-from air_executor.runs.lock import KernelLock
+from air_executor.runs.lock import KernelLock, is_held
 from air_executor.runs.record import UNWANTED, RunRecord, RunState
 from air_executor.runs.store import RunStore
 from air_executor.runs.tasklog import append_to_log
@@ -97,15 +97,15 @@ class AirExecutor(BaseExecutor):
         self._store = RunStore(self._options.state_dir)
         self._store.prepare()
         try:
-            fail_jobs_of_dead_executors(self._store)
+            fail_jobs_of_dead_executors(self._store, self.job_id)
         except SQLAlchemyError as error:
             self.log.warning("Schedulers that died can't be noted now: %s", error)
-        self._life = KernelLock(self._store.executors / f"{self.job_id or 'test'}.{uuid.uuid4()}")
-        self._life.acquire(timeout_s=0)
+        self._life = self._begin_life()
         self._reconciler = Reconciler(self._store)
         backend = LocalBackend(self._store, self._options)
         backend.warm_up()
         self._backend = backend
+        self._inherit_callbacks()
 
     def _process_workloads(self, workload_items: Sequence[Any]) -> None:
         for workload in workload_items:
@@ -130,6 +130,7 @@ class AirExecutor(BaseExecutor):
             run = self._runs.pop(record.id, None)
             self._stopping.pop(record.id, None)
             if not self._is_mine(record.id):
+                self._free(run)
                 continue
             self._told.append(record)
             if run is not None:
@@ -162,7 +163,7 @@ class AirExecutor(BaseExecutor):
         """Let go. What becomes of the runs, ``[air_executor] on_shutdown`` says."""
         if not hasattr(self, "_backend"):
             return
-        self._note_what_was_told()
+        # Whether the scheduler has dealt with the last ends is not known: the next one is told again.
         policy = self._options.on_shutdown
         self.log.info("AirExecutor ends; %d runs: %s", len(self._runs), policy)
         try:
@@ -170,7 +171,7 @@ class AirExecutor(BaseExecutor):
                 self._wait_for_runs(None)
             elif policy == "kill":
                 self.terminate()
-                self._wait_for_runs(self._options.stop_grace_seconds + _STUBBORN_S)
+                self._wait_for_runs(self._options.stop_grace_seconds + 2 * _STUBBORN_S)
         finally:
             self._backend.close()
             self._life.release()
@@ -196,7 +197,27 @@ class AirExecutor(BaseExecutor):
 
         return get_cli_commands()
 
-    # Beginning a run
+    # Beginning
+
+    def _begin_life(self) -> KernelLock:
+        while True:
+            life = KernelLock(self._store.executors / f"{self.job_id or 'test'}.{uuid.uuid4()}")
+            if life.acquire(timeout_s=0):  # another executor may be looking at the very file
+                return life
+
+    def _inherit_callbacks(self) -> None:
+        """Follow the callbacks of schedulers that are gone: nobody but an executor tells Airflow of their ends."""
+        for record in self._store.records():
+            owner = self._store.owner(record.id)
+            if (
+                record.identity.kind != "callback"
+                or record.reported_at
+                or (owner and is_held(self._store.executors / owner))
+            ):
+                continue
+            key = compat.callback_key(record.identity.workload_id)
+            self._own(record, key)
+            self._backend.follow(record)
 
     def _order(self, key: Any, workload: Any) -> None:
         identity = compat.identity_of(workload, team=getattr(self, "team_name", None))
@@ -284,25 +305,26 @@ class AirExecutor(BaseExecutor):
     # While it runs
 
     def _reconcile(self) -> None:
-        with contextlib.suppress(OSError):
-            os.utime(self._life.path)  # our sign of life
         for run_id in [run_id for run_id in self._runs if not self._is_mine(run_id)]:
             self.log.info("Run %s was taken over by another scheduler", run_id)
-            self._release(run_id)
+            self._free(self._runs.pop(run_id))
         tasks = {run_id: run.ti_id for run_id, run in self._runs.items() if run.ti_id is not None}
         for unwanted in self._reconciler.reconcile(tasks):
             if unwanted.run_id not in self._stopping:
                 self._stop(unwanted.run_id, unwanted.reason, unwanted=True)
+        if not self._reconciler.is_database_away:
+            with contextlib.suppress(OSError):
+                os.utime(self._life.path)  # our sign of life: runners need send no heartbeats
         now_s = time.monotonic()
         for run_id, until_s in list(self._stopping.items()):
-            if now_s > until_s:
+            if now_s > until_s and self._store.stop_request(run_id) is not None:
                 self.log.warning("Run %s does not end by itself and is killed", run_id)
                 self._stopping[run_id] = now_s + _STUBBORN_S
                 self._backend.kill(run_id)
 
-    def _release(self, run_id: str) -> None:
-        run = self._runs.pop(run_id)
-        if all(other.key != run.key for other in self._runs.values()):
+    def _free(self, run: _Run | None) -> None:
+        """Free the slot of a run that is no longer this executor's, unless its task instance has another."""
+        if run is not None and all(other.key != run.key for other in self._runs.values()):
             self.running.discard(run.key)
 
     def _stop(self, run_id: str, reason: str, *, unwanted: bool = False) -> None:

@@ -56,7 +56,7 @@ class Reconciler:
     def __init__(self, store: RunStore) -> None:
         self._store = store
         self._next_s = 0.0
-        self._is_database_away = False
+        self.is_database_away = False
         #: Runs that were unwanted in the last pass. One that is so twice is stopped: the first time it may be about
         #: to end because of what it has told Airflow itself.
         self._suspects: dict[str, str] = {}
@@ -76,13 +76,13 @@ class Reconciler:
         try:
             states = self._exchange(runs)
         except SQLAlchemyError as error:
-            if not self._is_database_away:
+            if not self.is_database_away:
                 log.warning("The database can't be reached; runs go on and are reconciled later: %s", error)
-            self._is_database_away = True
+            self.is_database_away = True
             return []
-        if self._is_database_away:
+        if self.is_database_away:
             log.info("The database is back")
-        self._is_database_away = False
+        self.is_database_away = False
         return self._judge(runs, states)
 
     def _exchange(self, runs: Mapping[str, str]) -> dict[str, str | None]:
@@ -95,7 +95,7 @@ class Reconciler:
             if is_fresh(self._store.last_heartbeat_s(run_id), _SILENT_S)
         ]
         states: dict[str, str | None] = {}
-        with create_session() as session:
+        with create_session(scoped=False) as session:
             for some in _chunks([_instance_id(ti_id) for ti_id in runs.values()]):
                 found = select(TaskInstance.id, TaskInstance.state).where(TaskInstance.id.in_(some))
                 states.update({str(ti_id): state for ti_id, state in session.execute(found)})
@@ -120,7 +120,7 @@ class Reconciler:
         return sure
 
 
-def fail_jobs_of_dead_executors(store: RunStore) -> None:
+def fail_jobs_of_dead_executors(store: RunStore, own_job_id: object) -> None:
     """Note in the database which schedulers are dead, as the kernel knows, so that their tasks can be taken over now.
 
     Airflow itself waits for a heartbeat that is missing for long. A scheduler whose executor's lock is free is gone.
@@ -129,11 +129,11 @@ def fail_jobs_of_dead_executors(store: RunStore) -> None:
         if is_held(path):
             continue
         job_id = path.name.split(".")[0]
-        if job_id.isdigit():
-            with create_session() as session:
+        if job_id.isdigit() and job_id != str(own_job_id):
+            with create_session(scoped=False) as session:
                 session.execute(
                     update(Job)
-                    .where(Job.id == int(job_id), Job.state == _JOB_RUNNING)
+                    .where(Job.id == int(job_id), Job.job_type == "SchedulerJob", Job.state == _JOB_RUNNING)
                     .values(state=_JOB_FAILED)
                     .execution_options(synchronize_session=False)
                 )

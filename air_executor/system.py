@@ -5,6 +5,7 @@ Each function has a plain fallback, so that macOS works, if less promptly.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import os
@@ -21,6 +22,7 @@ import psutil
 
 #: From ``<linux/prctl.h>``.
 _PR_SET_PDEATHSIG = 1
+_PR_SET_DUMPABLE = 4
 _PR_SET_CHILD_SUBREAPER = 36
 
 #: Two readings of one process's start time differ by less than this many seconds.
@@ -130,11 +132,27 @@ def die_with_parent(parent: int) -> None:
         os._exit(128 + signal.SIGKILL)
 
 
+def keep_memory_private() -> None:
+    """Let no other process of this user look into this one's memory. Does nothing where the kernel can't."""
+    libc = _libc()
+    if libc is not None:
+        libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
+
+
 def adopt_orphans() -> None:
     """Make this process the parent of its descendants whose own parent dies. Does nothing where the kernel can't."""
     libc = _libc()
     if libc is not None:
         libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def reap_orphans(task: int) -> None:
+    """Take descendants that came to this process and have ended off the process table; not its child ``task``."""
+    with contextlib.suppress(ChildProcessError):
+        while (ended := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)) is not None:
+            if ended.si_pid == task:
+                return
+            os.waitpid(ended.si_pid, 0)
 
 
 def kill_children() -> int:

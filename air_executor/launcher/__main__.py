@@ -34,6 +34,8 @@ def main(argv: list[str]) -> int:
 def serve(listener: socket.socket, address: Address, store: RunStore, config: Config) -> None:
     """Warm up, then serve."""
     system.prepare()
+    system.adopt_orphans()
+    system.keep_memory_private()
     system.set_title(f"air-executor launcher {address.key}")
     if config.launch == "exec":
         Launcher(store, config, address, listener, spawn_by_exec(store, config)).serve()

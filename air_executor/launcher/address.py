@@ -11,6 +11,7 @@ import hashlib
 import importlib.metadata
 import os
 import sys
+import sysconfig
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,9 +62,19 @@ def environment(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
 def address(store: RunStore, config: Config) -> Address:
     """Return the address of the launcher that fits this process's code, interpreter, environment and options."""
     parts = [sys.executable, sys.prefix, config.to_json(), _code_version(), _modified(_airflow_cfg())]
+    # Any package that is installed, upgraded or removed changes the folder.
+    parts += [_modified(Path(sysconfig.get_path(name))) for name in ("purelib", "platlib")]
     parts += sorted(f"{name}={value}" for name, value in environment().items() if name not in _VOLATILE)
     digest = hashlib.sha256(orjson.dumps(parts)).hexdigest()
     return Address(key=digest[:16], folder=store.launchers)
+
+
+def module_command(module: str) -> list[str]:
+    """Return the command that runs a module with this interpreter, without the working directory in its path."""
+    if hasattr(sys.flags, "safe_path"):  # from Python 3.11 on
+        return [sys.executable, "-P", "-m", module]
+    code = f"import sys; del sys.path[0]; import runpy; runpy.run_module({module!r}, run_name='__main__')"
+    return [sys.executable, "-c", code]
 
 
 def service_address(store: RunStore) -> Address:

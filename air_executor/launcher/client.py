@@ -13,7 +13,6 @@ import select
 import signal
 import socket
 import subprocess
-import sys
 import time
 from typing import Any
 
@@ -23,7 +22,7 @@ from air_executor import system
 from air_executor.config import Config
 from air_executor.errors import AirExecutorError, LauncherAwayError, ProtocolError, RecordError
 from air_executor.launcher import protocol
-from air_executor.launcher.address import Address, address, environment, service_address
+from air_executor.launcher.address import Address, address, environment, module_command, service_address
 from air_executor.runs.backend import RunRequest
 from air_executor.runs.record import RunRecord, RunState
 from air_executor.runs.store import RunStore
@@ -200,9 +199,7 @@ class LocalBackend:
             listener.listen(64)
             self._launcher = subprocess.Popen(
                 [
-                    sys.executable,
-                    "-m",
-                    "air_executor.launcher",
+                    *module_command("air_executor.launcher"),
                     str(listener.fileno()),
                     self._address.key,
                     self._config.to_json(),
@@ -235,11 +232,16 @@ class LocalBackend:
         log.error("%s; giving up on %d runs that wait for it", why, len(self._ordered))
         for run_id in list(self._ordered):
             if self._is_begun(run_id):
-                del self._ordered[run_id]
-                self._alone[run_id] = time.monotonic()
+                self._leave_alone(run_id)
             else:
                 self._fail(run_id, f"{why}. Its log is {self._address.log}; `air-executor doctor` tells more")
         self._deaths = 0
+
+    def _leave_alone(self, run_id: str) -> None:
+        """Follow a run through its record and lock: no launcher tells of it."""
+        self._ordered.pop(run_id, None)
+        self._attached.discard(run_id)
+        self._alone[run_id] = time.monotonic()
 
     def _is_begun(self, run_id: str) -> bool:
         """Tell whether a launcher took an order before it died."""
@@ -299,13 +301,14 @@ class LocalBackend:
 
     def _handle(self, message: dict[str, Any]) -> None:
         kind, run_id = message.get("type"), str(message.get("id"))
-        if kind == "hello":
+        if kind == "started":
             self._deaths = 0
-        elif kind == "started":
             if self._ordered.pop(run_id, None) is not None:
                 self._attached.add(run_id)
         elif kind == "refused" and run_id in self._ordered:
             self._fail(run_id, str(message.get("reason")))
+        elif kind == "elsewhere" and run_id in self._records:
+            self._leave_alone(run_id)
         elif kind == "unknown" and message.get("asked") in ("stop", "kill"):
             signum = signal.SIGTERM if message["asked"] == "stop" else signal.SIGKILL
             signal_by_pid(self._store, run_id, signum)
@@ -330,6 +333,12 @@ class LocalBackend:
         record = self._records[run_id]
         with contextlib.suppress(AirExecutorError):
             record = self._store.read(run_id)
+            if record.state.is_end:
+                self._end(record)
+                return
+            if self._store.has_runner(record):
+                self._leave_alone(run_id)
+                return
         record = record.advance(RunState.FAILED, reason=reason)
         append_to_log(record.log_file, reason)
         try:

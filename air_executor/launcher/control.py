@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from air_executor.errors import AirExecutorError
 from air_executor.launcher import protocol
 from air_executor.launcher.address import Address, all_addresses
@@ -32,6 +34,20 @@ def _exchange(address: Address, message: dict[str, Any], answers: frozenset[str]
 def status(address: Address) -> dict[str, Any] | None:
     """Return what a launcher says of itself, or ``None`` when nobody answers there."""
     return _exchange(address, {"type": "status"}, frozenset({"status"}))
+
+
+def remove_dead_launchers(store: RunStore) -> None:
+    """Remove the files of launchers that were killed and that nobody needs any more."""
+    for address in all_addresses(store):
+        try:
+            with FileLock(address.lock, timeout=0, mode=0o600):
+                try:
+                    protocol.connect(address.socket).close()
+                except (ConnectionRefusedError, FileNotFoundError):
+                    for path in (address.socket, address.log, address.lock):
+                        path.unlink(missing_ok=True)
+        except (Timeout, OSError):
+            continue  # somebody is busy with it
 
 
 def ask_to_stop(store: RunStore, run_id: str) -> bool:

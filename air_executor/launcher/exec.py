@@ -9,6 +9,7 @@ import sys
 import orjson
 
 from air_executor.config import Config
+from air_executor.launcher.address import module_command
 from air_executor.launcher.server import Spawn
 from air_executor.runs.backend import RunRequest
 from air_executor.runs.store import RunStore
@@ -26,7 +27,7 @@ def spawn_by_exec(store: RunStore, config: Config) -> Spawn:
         try:
             pid = os.posix_spawn(
                 sys.executable,
-                [sys.executable, "-m", "air_executor.runner", config.to_json()],
+                [*module_command("air_executor.runner"), config.to_json()],
                 os.environ,
                 file_actions=[
                     (os.POSIX_SPAWN_DUP2, receiver, 0),

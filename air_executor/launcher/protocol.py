@@ -23,6 +23,9 @@ MAX_MESSAGE_BYTES = 8 << 20
 
 _LENGTH_BYTES = 4
 
+#: A launcher whose queue of connections stays full for so many seconds does not work any more.
+_CONNECT_S = 1.0
+
 
 def encode(message: dict[str, Any]) -> bytes:
     """Return ``message`` as it goes over the socket.
@@ -97,6 +100,7 @@ def connect(path: Path) -> socket.socket:
     :raises OSError: nobody listens there.
     """
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    connection.settimeout(_CONNECT_S)
     try:
         with reachable(path) as address:
             connection.connect(address)

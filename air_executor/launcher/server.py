@@ -16,6 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import psutil
 from filelock import FileLock, Timeout
 
 from air_executor import __version__, system
@@ -23,8 +24,10 @@ from air_executor.config import Config
 from air_executor.errors import AirExecutorError, ProtocolError
 from air_executor.launcher import protocol
 from air_executor.launcher.address import Address
+from air_executor.launcher.control import remove_dead_launchers
+from air_executor.runner.codes import EXIT_ELSEWHERE, EXIT_RUNNER_ERROR
 from air_executor.runs.backend import RunRequest
-from air_executor.runs.record import RunState
+from air_executor.runs.record import UNWANTED, RunState
 from air_executor.runs.store import RunStore
 from air_executor.runs.tasklog import append_to_log
 
@@ -36,9 +39,6 @@ _PRUNE_S = 300.0
 
 #: How much is read from a client at once, in bytes. Fairness among clients, not a limit.
 _READ_BYTES = 1 << 18
-
-#: Exit code of a runner that died of an error of its own, after ``EX_SOFTWARE``.
-EXIT_RUNNER_ERROR = 70
 
 #: What asks a process to end.
 _STOPPING = (signal.SIGTERM, signal.SIGINT)
@@ -80,6 +80,7 @@ class Launcher:
         self._children: dict[int, _Child] = {}
         self._started_s = self._active_s = time.monotonic()
         self._pruned_s = 0.0
+        self._pruner = 0
         self._stopping = False
 
     def serve(self) -> None:
@@ -298,6 +299,7 @@ class Launcher:
             end.close()
         for client in self._clients:
             client.connection.close()
+        self._clients = []  # with what they have sent: other tasks' tokens
 
     def _become_runner(self, run_id: str) -> None:
         os.setsid()
@@ -320,11 +322,23 @@ class Launcher:
                 continue  # the pruner
             self._active_s = time.monotonic()
             code = os.waitstatus_to_exitcode(status)
+            if code == EXIT_ELSEWHERE:
+                self._tell(child.client, {"type": "elsewhere", "id": child.run_id})
+                continue
+            if code:
+                self._kill_strays()
             try:
                 self._write_end(child.run_id, code)
             except AirExecutorError as error:
                 print(f"run {child.run_id}: its end (exit code {code}) is not on record: {error}", flush=True)
             self._tell(child.client, {"type": "exited", "id": child.run_id, "exit_code": code})
+
+    def _kill_strays(self) -> None:
+        """Kill what a runner that died has left: its task's processes, which come to this process then."""
+        for process in psutil.Process().children():
+            if process.pid not in self._children and process.pid != self._pruner:
+                with contextlib.suppress(psutil.Error):
+                    process.kill()
 
     def _write_end(self, run_id: str, code: int) -> None:
         """Write the end of a run whose runner died before it could."""
@@ -336,7 +350,8 @@ class Launcher:
         if code < 0:
             name = system.signal_name(-code)
             reason = f"the runner was killed by {name} (signal {-code}){more}"
-            record = record.advance(RunState.KILLED, signal=name, reason=reason)
+            outcome = UNWANTED if asked and asked.unwanted else None
+            record = record.advance(RunState.KILLED, signal=name, outcome=outcome, reason=reason)
         else:
             reason = f"the runner ended with exit code {code} before it could record an outcome{more}"
             record = record.advance(RunState.FAILED, exit_code=code, reason=reason)
@@ -350,14 +365,15 @@ class Launcher:
             return
         self._pruned_s = time.monotonic()
         try:
-            pid = os.fork()
+            self._pruner = os.fork()
         except OSError:
             return
-        if pid:
+        if self._pruner:
             return
         try:
             self._let_go()
             self._store.prune(keep_days=self._config.keep_days, keep_runs=self._config.keep_runs)
+            remove_dead_launchers(self._store)
         except (AirExecutorError, OSError) as error:
             print(f"pruning failed: {error}", flush=True)
         finally:

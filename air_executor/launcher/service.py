@@ -21,10 +21,10 @@ def serve_as_service(store: RunStore, config: Config) -> None:
     :raises StateDirError: there is one already.
     """
     address = service_address(store)
-    with FileLock(address.lock, timeout=10, mode=0o600):
+    with FileLock(address.lock, mode=0o600):
         try:
             protocol.connect(address.socket).close()
-        except OSError:
+        except (FileNotFoundError, ConnectionRefusedError):
             address.socket.unlink(missing_ok=True)
         else:
             raise StateDirError(f"a launcher listens at {address.socket} already; stop that one first")

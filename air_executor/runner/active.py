@@ -73,6 +73,8 @@ class ActiveRun:
         self._peak_bytes = 0
         self._stop_signal: signal.Signals | None = None
         self._is_monitored = False
+        self.is_over = False
+        """The task process has ended. Airflow is being told, and logs may be uploaded, which nothing should disturb."""
 
     # What the supervisor tells
 
@@ -104,6 +106,8 @@ class ActiveRun:
     def due_in_s(self) -> float | None:
         """Return in how many seconds :meth:`check` wants to be called, or ``None`` for whenever something happens."""
         now_s = time.monotonic()
+        if self.ending is not None:
+            return None
         times = []
         if self._limits.timeout is not None:
             times.append(self._attached_s + self._limits.timeout - now_s)
@@ -130,6 +134,7 @@ class ActiveRun:
         if request.unwanted and told:
             # Airflow has moved on because of what this very task has told it.
             self._stop_signal = None
+            self._store.withdraw_stop(self.record.id)
             return None
         return Ending(f"stopped: {request.reason}", signal.SIGTERM, request.unwanted)
 
@@ -150,10 +155,12 @@ class ActiveRun:
             return None
         self._measured_s = now_s
         try:
-            family = [self._task, *self._task.children(recursive=True)]
+            # Everything below this runner: what the task has daemonized comes to it too.
+            family = psutil.Process().children(recursive=True)
+            title = self._task.cmdline()
         except psutil.Error:
             return None
-        held = system.memory_bytes(process.pid for process in family) - self._inherited_bytes
+        held = sum(self._held_bytes(process, title) for process in family)
         self._peak_bytes = max(self._peak_bytes, held)
         limits = self._limits
         if limits.memory is not None and self._peak_bytes > limits.memory:
@@ -177,6 +184,15 @@ class ActiveRun:
                 return f" by the kernel, for lack of memory in its control group{peak}"
             return f"; its control group had no lack of memory{peak}"
         return f"; when nobody sent it, the kernel did, for lack of memory{peak}"
+
+    def _held_bytes(self, process: psutil.Process, title: list[str]) -> int:
+        """Return what a process holds beyond the launcher's pages, which the task and its forks share."""
+        held = system.memory_bytes([process.pid])
+        try:
+            is_fork = process.cmdline() == title
+        except psutil.Error:
+            return 0
+        return max(0, held - self._inherited_bytes) if is_fork else held
 
     # Signals
 
@@ -212,8 +228,14 @@ class ActiveRun:
 
     def _on_signal(self, signum: int, _frame: Any) -> None:
         self._stop_signal = signal.Signals(signum)
-        if not self._is_monitored:
+        if self.is_over:
+            self.is_asked_to_stop()
+        elif not self._is_monitored:
             raise StopRequested
+
+    def is_asked_to_stop(self) -> bool:
+        """Tell whether a run whose task has ended should stop what it still does."""
+        return self._stop_signal is not None and self._stop(told=True) is not None
 
     def stopped(self) -> Outcome:
         """Return the outcome of a run that was stopped with nobody to end its task gracefully."""

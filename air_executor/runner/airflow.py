@@ -23,7 +23,8 @@ def execute(request: RunRequest, active: ActiveRun) -> Outcome:
     except Exception as error:
         # Callbacks: Airflow's supervisor of them raises when the callback failed.
         return Outcome(state=RunState.FAILED, reason=f"{type(error).__name__}: {error}")
-    return Outcome(state=RunState.SUCCEEDED, outcome="success", delivered=True)
+    # Of a callback Airflow knows only what its executor says; a connection test has told its result itself.
+    return Outcome(state=RunState.SUCCEEDED, outcome="success", delivered=request.identity.kind == "connection_test")
 
 
 def _execute_task(workload: Any, request: RunRequest, active: ActiveRun) -> Outcome:
@@ -41,6 +42,7 @@ def _execute_task(workload: Any, request: RunRequest, active: ActiveRun) -> Outc
         raise
     if active.outcome is None:
         # A coordinator with a supervisor of its own, which has told Airflow.
+        active.started()
         state = RunState.SUCCEEDED if exit_code == 0 else RunState.FAILED
         return Outcome(state=state, delivered=True, exit_code=exit_code)
     return active.outcome

@@ -94,9 +94,13 @@ def as_json(raw: Any) -> Any:
     What is not plain data becomes text, which :func:`parse` then refuses by name.
     """
     try:
-        return orjson.loads(orjson.dumps(raw, default=repr, option=orjson.OPT_NON_STR_KEYS))
+        return orjson.loads(orjson.dumps(raw, default=_stand_in, option=orjson.OPT_NON_STR_KEYS))
     except (TypeError, ValueError):
         return f"a {type(raw).__name__} that is not plain data"
+
+
+def _stand_in(value: Any) -> dict[str, list[str]]:
+    return {"not plain data": [type(value).__name__]}
 
 
 def public(raw: Any) -> dict[str, Any]:
@@ -116,8 +120,8 @@ def _size(value: Any) -> int:
     if isinstance(value, bool) or match is None or match.group(2) not in _UNITS:
         raise ValueError("it must be a number of bytes, or text such as '512MiB' or '2GB'")
     size = int(float(match.group(1)) * _UNITS[match.group(2)])
-    if size <= 0:
-        raise ValueError("it must be more than 0")
+    if not 0 < size < 1 << 63:
+        raise ValueError("it must be more than 0, and less than 8 EiB")
     return size
 
 

@@ -16,6 +16,7 @@ from air_executor.errors import AirExecutorError, StateDirError
 from air_executor.runner import gpus
 from air_executor.runner import limits as task_limits
 from air_executor.runner.active import ActiveRun, Outcome, StopRequested
+from air_executor.runner.codes import EXIT_ELSEWHERE, EXIT_RECORDED, EXIT_UNRECORDED
 from air_executor.runner.limits import Limits
 from air_executor.runs.backend import RunRequest
 from air_executor.runs.lock import KernelLock
@@ -27,27 +28,25 @@ from air_executor.runs.tasklog import append_to_log
 #: waits for the lock this long, in seconds.
 LOCK_WAIT_S = 60.0
 
-#: Exit code: the end is on record.
-EXIT_RECORDED = 0
-#: Exit code: the end could not be recorded (after ``EX_IOERR``).
-EXIT_UNRECORDED = 74
-
 
 def run(request: RunRequest, store: RunStore, config: Config) -> int:
     """Execute one run in this process, to its end, and return the process's exit code."""
     system.set_title(f"air-executor runner {request.id} {request.identity.name}")
     system.adopt_orphans()
+    if "numpy.random" in sys.modules:
+        sys.modules["numpy.random"].seed()  # a fork would share its sequence with all others
     lock = store.lock(request.identity.workload_id)
     try:
         if not lock.acquire(LOCK_WAIT_S):
             record = store.read(request.id)
-            if record.state is RunState.QUEUED:  # else it is this very run that the other runner executes
-                reason = "another runner already executes this workload, and holds its lock"
-                store.write(record.advance(RunState.FAILED, outcome=UNWANTED, reason=reason))
+            if record.state is not RunState.QUEUED:
+                return EXIT_ELSEWHERE  # it is this very run that the other runner executes
+            reason = "another runner already executes this workload, and holds its lock"
+            store.write(record.advance(RunState.FAILED, outcome=UNWANTED, reason=reason))
             return EXIT_RECORDED
         record = store.read(request.id)
         if record.state is not RunState.QUEUED:
-            return EXIT_RECORDED  # ordered twice, because the first launcher died: the run has begun or ended
+            return EXIT_ELSEWHERE  # ordered twice, because the first launcher died: the run has begun or ended
         for signum in (signal.SIGTERM, signal.SIGINT):
             # From here on they mean "stop" while there is something to stop, and never keep the end from being written.
             signal.signal(signum, signal.SIG_IGN)

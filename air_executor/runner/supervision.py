@@ -7,9 +7,11 @@ at once, limits and stop requests are heeded, the run's record is kept, and the 
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import selectors
 import signal
+import socket
 import sys
 import time
 from collections.abc import Callable
@@ -52,7 +54,7 @@ class _PidFd:
 
 
 class TaskGoneError(Exception):
-    """The task process has ended; what it asked of the API server is of no use any more."""
+    """The task process has ended, or is to end; what it asked of the API server is of no use any more."""
 
 
 def begin(run: ActiveRun) -> None:
@@ -72,7 +74,18 @@ def nap(seconds: float) -> None:
     while (left_s := deadline_s - time.monotonic()) > 0:
         if active is not None:
             active.beat()
+            if active.is_asked_to_stop():
+                raise TaskGoneError("the run was stopped while the API server was away")
         time.sleep(min(left_s, _BEAT_S))
+
+
+def _read_what_is_there(handler: Callable[[socket.socket], bool], sock: socket.socket) -> bool:
+    if sock.fileno() < 0:
+        return True  # closed, and unregistered, while a request was being handled
+    try:
+        return handler(sock)
+    except BlockingIOError:
+        return True
 
 
 def _task_main() -> None:
@@ -103,6 +116,7 @@ class AirSupervisor(stock.ActivitySubprocess):
 
     def _register_pipe_readers(self, *args: Any, **kwargs: Any) -> None:
         super()._register_pipe_readers(*args, **kwargs)
+        self._make_reentrant()
         if active is None:
             raise RuntimeError("no run is active in this process")
         global _supervisor
@@ -114,6 +128,27 @@ class AirSupervisor(stock.ActivitySubprocess):
             # A readable pidfd says no more than that the loop should look: it is unregistered and closed then.
             self.selector.register(_PidFd(fd), selectors.EVENT_READ, (lambda _: False, self.selector.unregister))
             self._has_pidfd = True
+
+    def _make_reentrant(self) -> None:
+        """Let the task's output be read while one of its requests is being handled, which :meth:`nap` does.
+
+        The loop that handles the request goes on to sockets that may have been read empty, or closed, meanwhile.
+        """
+        for sock, kind in self._open_sockets.items():
+            if kind != "requests" and sock.gettimeout() is None:
+                handler, on_close = self.selector.get_key(sock).data
+                sock.setblocking(False)
+                self.selector.modify(
+                    sock, selectors.EVENT_READ, (functools.partial(_read_what_is_there, handler), on_close)
+                )
+
+    def _send_new_log_fd(self, req_id: int) -> None:
+        super()._send_new_log_fd(req_id)
+        for key in list(self.selector.get_map().values()):
+            # Registered by the call, and not known as an open socket.
+            if isinstance(key.fileobj, socket.socket) and key.data[1] == self._on_socket_closed:
+                self._open_sockets.setdefault(key.fileobj, "logs")
+        self._make_reentrant()
 
     def _on_child_started(self, *args: Any, **kwargs: Any) -> None:
         super()._on_child_started(*args, **kwargs)
@@ -130,6 +165,7 @@ class AirSupervisor(stock.ActivitySubprocess):
                 # An unusual end has closed the selector with everything in it.
                 with contextlib.suppress(KeyError, RuntimeError):
                     self.selector.unregister(wake)
+                self._run.is_over = True
 
     @staticmethod
     def _woken(wake: Any) -> bool:
@@ -146,6 +182,7 @@ class AirSupervisor(stock.ActivitySubprocess):
         if not self._has_pidfd:
             max_wait_time = min(max_wait_time, _LOOK_S)
         code: int | None = super()._service_subprocess(max_wait_time, raise_on_timeout, expect_signal)
+        system.reap_orphans(self.pid)
         if code is not None and self._open_sockets:
             # What the task left behind still holds its output; it would be waited for. What it wrote is not lost.
             self._run.end_leftovers()

@@ -11,7 +11,7 @@ from typing import Any
 
 import orjson
 
-from air_executor.errors import IllegalTransitionError, RecordError
+from air_executor.errors import IllegalTransitionError, RecordError, RecordVersionError
 
 #: Version of the document. A reader refuses a newer one instead of guessing.
 VERSION = 1
@@ -166,7 +166,7 @@ class RunRecord:
             document = orjson.loads(data)
             version = document.pop("version")
             if version != VERSION:
-                raise RecordError(f"its version is {version}; this AirExecutor understands version {VERSION}")
+                raise RecordVersionError(f"a record's version is {version}; this AirExecutor understands {VERSION}")
             identity = Identity(**document.pop("identity"))
             check_id(identity.workload_id)
             state = RunState(document.pop("state"))

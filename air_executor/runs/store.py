@@ -17,6 +17,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
 import stat
@@ -30,12 +31,15 @@ from typing import Any
 import orjson
 
 from air_executor import system
-from air_executor.errors import RecordError, StateDirError
+from air_executor.errors import RecordError, RecordVersionError, StateDirError
 from air_executor.runs.lock import KernelLock, is_held
 from air_executor.runs.record import RunRecord, RunState, check_id, now
 
 #: No file that is read whole is larger than this many bytes.
 MAX_FILE_BYTES = 1 << 20
+
+#: An executor has read the end of a run after so many seconds.
+_READ_S = 600.0
 
 #: File systems and processes may read clocks that differ by so many seconds.
 _CLOCK_STEP_S = 5.0
@@ -160,6 +164,8 @@ class RunStore:
             if record.id != check_id(run_id):
                 raise RecordError(f"it is the document of run {record.id}")
             return record
+        except RecordVersionError:
+            raise
         except RecordError as error:
             aside = path.with_suffix(".json.unreadable")
             try:
@@ -174,7 +180,8 @@ class RunStore:
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:
-            raise RecordError(f"cannot read {path}: {error.strerror}") from error
+            kind = RecordError if error.errno == errno.ELOOP else StateDirError  # a link is no document of ours
+            raise kind(f"cannot read {path}: {error.strerror}") from error
         try:
             status = os.fstat(fd)
             if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_FILE_BYTES:
@@ -196,7 +203,7 @@ class RunStore:
         for run_id in self.ids():
             try:
                 yield self.read(run_id)
-            except RecordError:
+            except (RecordError, StateDirError):
                 continue  # set aside by read(); `doctor` counts them
 
     def find(self, prefix: str) -> RunRecord:
@@ -259,6 +266,11 @@ class RunStore:
         request = {"reason": reason, "unwanted": unwanted, "at": now()}
         self._replace(self.folder(run_id) / "stop.json", orjson.dumps(request))
 
+    def withdraw_stop(self, run_id: str) -> None:
+        """Take a request to stop back: the run is ending by itself."""
+        with contextlib.suppress(OSError):
+            (self.folder(run_id) / "stop.json").unlink(missing_ok=True)
+
     def stop_request(self, run_id: str) -> StopRequest | None:
         """Return why the run is to stop, or ``None`` when nobody asked for it."""
         path = self.folder(run_id) / "stop.json"
@@ -266,7 +278,7 @@ class RunStore:
             data = self._read(path)
             request = orjson.loads(data or b"null")
             return None if request is None else StopRequest(str(request["reason"]), bool(request["unwanted"]))
-        except (orjson.JSONDecodeError, KeyError, TypeError, RecordError):
+        except (orjson.JSONDecodeError, KeyError, TypeError, RecordError, StateDirError):
             return None
 
     def output_tail(self, run_id: str, max_bytes: int = 2000) -> str:
@@ -324,7 +336,7 @@ class RunStore:
         folders = sorted(self._by_age(), key=lambda entry: entry[0], reverse=True)
         removed = 0
         for rank, (changed_s, run_id) in enumerate(folders):
-            if (rank >= keep_runs or changed_s < oldest_s) and self._may_go(run_id):
+            if (rank >= keep_runs or changed_s < oldest_s) and self._may_go(run_id, changed_s):
                 shutil.rmtree(self.runs / run_id, ignore_errors=True)
                 removed += 1
         return Pruned(removed=removed, kept=len(folders) - removed)
@@ -335,13 +347,18 @@ class RunStore:
                 if _is_id(entry.name) and entry.is_dir(follow_symlinks=False):
                     yield entry.stat(follow_symlinks=False).st_mtime, entry.name
 
-    def _may_go(self, run_id: str) -> bool:
+    def _may_go(self, run_id: str, changed_s: float) -> bool:
         try:
             record = self.read(run_id)
+        except RecordVersionError:
+            return False
         except RecordError:
             # Nothing can be told of it any more; its age decides, as for the rest.
             return True
-        return record.state.is_end and (record.delivered or record.reported_at is not None)
+        if not record.state.is_end:
+            return False
+        # Of one that Airflow knows from the runner, the executor needs no more than to see it.
+        return record.reported_at is not None or (record.delivered and changed_s < time.time() - _READ_S)
 
     def _remove_free_locks(self) -> None:
         # A runner removes its own lock file as it ends; what is left belonged to one that was killed.

@@ -9,6 +9,8 @@ import orjson
 
 from air_executor.runs.record import now
 
+_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+
 
 def append_to_log(log_file: str | None, message: str) -> None:
     """Append ``message`` as an error to a task's log, in the JSON lines that Airflow writes and shows.
@@ -21,7 +23,7 @@ def append_to_log(log_file: str | None, message: str) -> None:
     path = Path(log_file)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o664)
+        fd = os.open(path, _FLAGS, 0o664)
     except OSError:
         return
     try:

@@ -152,7 +152,7 @@ def test_marking_a_running_task_ends_its_runner(airflow: Airflow) -> None:
     wait_for(lambda: "on_kill" in airflow.effects("on_kill"), "on_kill to be called")
     record = wait_for(lambda: [r for r in airflow.records("on_kill") if r.state.is_end], "the end of the run")[0]
     assert record.state is RunState.KILLED
-    assert "marked, cleared or deleted" in (record.reason or "")
+    assert "its task instance was set to failed" in (record.reason or "")
 
 
 def test_clearing_a_running_task_runs_it_again(airflow: Airflow) -> None:

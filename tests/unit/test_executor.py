@@ -41,7 +41,7 @@ def executor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, silent_server: str
     monkeypatch.setenv("AIRFLOW__API_AUTH__JWT_SECRET", "only-for-tests-but-long-enough" * 4)
     # There is no scheduler that would queue these tasks in a database.
     monkeypatch.setattr(Reconciler, "is_due", lambda _: False)
-    monkeypatch.setattr("air_executor.executor.fail_jobs_of_dead_executors", lambda _: None)
+    monkeypatch.setattr("air_executor.executor.fail_jobs_of_dead_executors", lambda *_: None)
     executor = AirExecutor(parallelism=4)
     executor.start()
     yield executor

@@ -23,6 +23,7 @@ from air_executor.launcher import control, protocol
 from air_executor.launcher.address import Address, all_addresses
 from air_executor.launcher.client import LocalBackend
 from air_executor.runner import main as runner
+from air_executor.runner.codes import EXIT_ELSEWHERE, EXIT_RECORDED
 from air_executor.runs.backend import RunRequest
 from air_executor.runs.lock import KernelLock, is_held
 from air_executor.runs.record import UNWANTED, RunRecord, RunState, queued
@@ -278,8 +279,8 @@ def test_a_run_that_is_requested_twice_runs_once(bench: Bench, launch: str, clie
     one = client()
     one.send(*[{"type": "start", "request": request.to_message()}] * 2)
     pids = {one.next("started")["pid"] for _ in range(2)}
-    codes = [one.next("exited")["exit_code"] for _ in range(2)]
-    assert codes == [0, 0]
+    assert one.next("exited")["exit_code"] == EXIT_RECORDED
+    assert one.next("elsewhere")["id"] == request.id
     record = bench.store.read(request.id)
     assert record.state is RunState.FAILED
     assert record.outcome != UNWANTED
@@ -295,7 +296,7 @@ def test_a_second_request_whose_wait_is_over_leaves_the_record_of_the_first_alon
     request = bench.start(backend, bench.waiting())
     record = bench.wait_for_state(backend, request, RunState.STARTING)
     monkeypatch.setattr(runner, "LOCK_WAIT_S", 0.1)
-    assert result_of(lambda: runner.run(request, bench.store, bench.options())) == 0
+    assert result_of(lambda: runner.run(request, bench.store, bench.options())) == EXIT_ELSEWHERE
     assert bench.store.read(request.id) == record
 
 
