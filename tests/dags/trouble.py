@@ -60,6 +60,16 @@ def trouble():
         for number in range(20_000):
             print(number, "x" * 100)
 
+    @task
+    def asks_the_launcher():
+        from air_executor.launcher import control
+        from air_executor.launcher.address import all_addresses
+        from air_executor.runs.store import RunStore
+
+        addresses = all_addresses(RunStore(Path(os.environ["AIRFLOW_HOME"]) / ".air-executor"))
+        return [control.status(address) for address in addresses]
+
+    asks_the_launcher()
     binary_output()
     closes_stdout()
     forks_children()

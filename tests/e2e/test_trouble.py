@@ -57,6 +57,7 @@ def audit_of(run: DagRun, task_id: str) -> str:
 
 def test_only_the_tasks_that_die_fail(trouble: DagRun) -> None:
     assert trouble.states() == {
+        "asks_the_launcher": "success",
         "binary_output": "success",
         "closes_stdout": "success",
         "forks_children": "success",
@@ -90,6 +91,10 @@ def test_processes_that_a_task_leaves_are_ended(env: Airflow, trouble: DagRun) -
     for name in ("forked-child", "daemon"):
         pid = int((env.out / name).read_text())
         wait_for(lambda pid=pid: not psutil.pid_exists(pid), f"{name} to be gone")
+
+
+def test_a_task_cannot_speak_to_the_launcher(trouble: DagRun) -> None:
+    assert trouble.xcom("asks_the_launcher") == [None]
 
 
 def test_all_of_a_long_output_is_in_the_log(trouble: DagRun) -> None:

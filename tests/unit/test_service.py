@@ -1,0 +1,78 @@
+"""The launcher as a service: started by somebody else, found through the state directory, never ended by idleness."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from air_executor.launcher import control
+from air_executor.launcher.address import service_address
+from air_executor.launcher.client import LocalBackend
+from air_executor.runs.backend import RunRequest
+from air_executor.runs.record import RunState, queued
+from air_executor.runs.store import RunStore
+from tests.support.airflow_env import config
+from tests.support.waiting import wait_for
+from tests.unit.documents import identity
+from tests.unit.processes import family
+
+
+@pytest.fixture(autouse=True)
+def _home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, store: RunStore) -> Iterator[None]:
+    monkeypatch.setenv("AIRFLOW_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("AIRFLOW__AIR_EXECUTOR__STATE_DIR", str(store.root))
+    monkeypatch.setenv("AIRFLOW__AIR_EXECUTOR__LAUNCHER_IDLE_SECONDS", "0")
+    with family():
+        yield
+
+
+def serve() -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "air_executor.cli", "launcher"]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def order(backend: LocalBackend, log_file: Path) -> str:
+    who = identity()
+    record = queued(os.urandom(16).hex(), who, limits={}, log_file=str(log_file))
+    # Not a workload: the runner refuses it, which is an end like any other.
+    backend.start(RunRequest(id=record.id, identity=who, workload={}, log_file=str(log_file)), record)
+    return record.id
+
+
+def test_runs_wait_for_a_service_that_starts_late_and_a_second_one_is_refused(store: RunStore, tmp_path: Path) -> None:
+    backend = LocalBackend(store, config(store.root, launcher="service"))
+    run_id = order(backend, tmp_path / "log")
+    assert backend.ended() == []
+    assert store.read(run_id).state is RunState.QUEUED
+    service = serve()
+    (ended,) = wait_for(backend.ended, "the end of the run")
+    assert ended.id == run_id
+    assert ended.state is RunState.FAILED
+    # Idle time over, and no client: it stays all the same.
+    backend.close()
+    answer = control.status(service_address(store))
+    assert answer is not None
+    assert answer["pid"] == service.pid
+    second = serve()
+    assert second.wait(60) == 2
+    assert "stop that one first" in (second.stdout.read() if second.stdout else "")
+    service.send_signal(signal.SIGTERM)
+    assert service.wait(60) == 0
+    assert not service_address(store).socket.exists()
+
+
+def test_without_the_service_runs_fail_in_the_end_and_say_what_to_start(
+    store: RunStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("air_executor.launcher.client._SERVICE_S", (0.0, 0.1))
+    backend = LocalBackend(store, config(store.root, launcher="service"))
+    order(backend, tmp_path / "log")
+    (ended,) = wait_for(backend.ended, "the failure")
+    assert "air-executor launcher" in (ended.reason or "")
+    assert "air-executor launcher" in (tmp_path / "log").read_text()
