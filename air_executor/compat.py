@@ -26,6 +26,7 @@ from air_executor.runs.record import Identity
 
 if TYPE_CHECKING:
     from airflow.executors.workloads import ExecutorWorkload as Workload
+    from airflow.sdk.api.client import ServerResponseError
 
 AIRFLOW_VERSION: tuple[int, int] = tuple(int(part) for part in _version.split(".")[:2])  # type: ignore[assignment]
 
@@ -62,6 +63,9 @@ _PRELOADED = (
     "jinja2.nativetypes",
     "jinja2.sandbox",
 )
+
+#: How long a question after a server's health may take, in seconds.
+_HEALTH_S = 5.0
 
 #: Answers of the execution API to "may this start?" that mean "not any more".
 _REFUSALS = frozenset({404, 409, 410})
@@ -285,7 +289,7 @@ def use_retries(
     :param give_up: of the client, the error, the number of attempts and the monotonic time of the first.
     """
     import tenacity
-    from airflow.sdk.api.client import Client
+    from airflow.sdk.api.client import Client, ServerResponseError
 
     def error_of(state: tenacity.RetryCallState) -> BaseException | None:
         return state.outcome.exception() if state.outcome is not None else None
@@ -298,9 +302,38 @@ def use_retries(
         error = error_of(state)
         return error is not None and give_up(state.args[0], error, state.attempt_number, state.start_time)
 
-    retrying = Client.request.retry  # type: ignore[attr-defined]
+    request = Client.request
+    retrying = request.retry  # type: ignore[attr-defined]
     retrying.retry, retrying.stop, retrying.sleep = retry, stop, sleep
     retrying.wait = tenacity.wait_random_exponential(multiplier=shortest_s, max=longest_s)
+
+    def request_once_done(self: Client, *args: Any, **kwargs: Any) -> httpx.Response:
+        try:
+            answer: httpx.Response = request(self, *args, **kwargs)
+            return answer
+        except ServerResponseError as error:
+            attempts = request.statistics.get("attempt_number", 1)  # type: ignore[attr-defined]
+            if not _is_done_already(error, attempts):
+                raise
+            return httpx.Response(httpx.codes.NO_CONTENT, request=error.request)
+
+    Client.request = request_once_done  # type: ignore[method-assign,assignment]
+
+
+def _is_done_already(error: ServerResponseError, attempts: int) -> bool:
+    """Tell whether a request to set a task's state was refused because it has been set.
+
+    When the answer to an earlier attempt was lost, the server says "conflict" to the next one: it did what it was
+    asked, and what followed from it may have changed the state again.
+    """
+    if error.response.status_code != httpx.codes.CONFLICT or not error.request.url.path.endswith("/state"):
+        return False
+    try:
+        wanted = orjson.loads(error.request.content)["state"]
+        found = _detail_of(error)["previous_state"]
+    except (KeyError, TypeError, ValueError):
+        return False
+    return attempts > 1 or wanted == found
 
 
 def stock_attempts() -> int:
@@ -322,13 +355,20 @@ def is_internal_error(error: BaseException) -> bool:
     return isinstance(error, httpx.HTTPStatusError) and error.response.status_code in (500, 501)
 
 
-def is_well(client: Any) -> bool:
-    """Ask the API server once whether it is well."""
+def is_well(client: Any, error: BaseException) -> bool:
+    """Ask the API server once whether it is well, after an ``error`` that it gave; its database too, if that failed."""
+    from airflow.sdk.api.client import ServerResponseError
+
+    url = str(client.base_url).rstrip("/")
     try:
-        answer = httpx.get(f"{str(client.base_url).rstrip('/')}/health", timeout=5.0)
-    except httpx.HTTPError:
+        if httpx.get(f"{url}/health", timeout=_HEALTH_S).status_code != httpx.codes.OK:
+            return False
+        if not isinstance(error, ServerResponseError) or _detail_of(error).get("reason") != "Database error":
+            return True
+        report = httpx.get(f"{url.removesuffix('/execution')}/api/v2/monitor/health", timeout=_HEALTH_S).json()
+        return bool(report["metadatabase"]["status"] == "healthy")
+    except (httpx.HTTPError, KeyError, TypeError, ValueError):
         return False
-    return answer.status_code == httpx.codes.OK
 
 
 def is_refused_token(error: BaseException) -> bool:
@@ -393,16 +433,27 @@ def refusal(error: Exception) -> str | None:
 
     if not isinstance(error, ServerResponseError) or error.response.status_code not in _REFUSALS:
         return None
-    detail = error.detail
+    detail = _detail_of(error)
+    # Airflow gives a reason; a server that is not the execution API at all answers 404 too.
+    return f"{error.response.status_code} {detail}" if "reason" in detail else None
+
+
+def _detail_of(error: ServerResponseError) -> dict[str, Any]:
+    """Return what the execution API says about an error, as far as it says it in fields."""
+    detail: Any = error.detail
     if isinstance(detail, dict) and isinstance(detail.get("detail"), dict):
         detail = detail["detail"]
-    # Airflow gives a reason; a server that is not the execution API at all answers 404 too.
-    return f"{error.response.status_code} {detail}" if isinstance(detail, dict) and "reason" in detail else None
+    return detail if isinstance(detail, dict) else {}
+
+
+def is_telling_airflow(supervisor: Any) -> bool:
+    """Tell whether the task has ended its work, and the call that tells Airflow so is being made (from Airflow 3.2)."""
+    return getattr(supervisor, "_pending_terminal_state_msg", None) is not None
 
 
 def has_told_airflow(supervisor: Any) -> bool:
     """Tell whether a supervisor that has finished waiting has told the API server what became of its task."""
-    if getattr(supervisor, "_pending_terminal_state_msg", None) is not None:
+    if is_telling_airflow(supervisor):
         return False  # the call that should tell it failed
     # A process that ends with 0 has told it itself, or nobody has.
     return supervisor._exit_code != 0 or supervisor._terminal_state is not None

@@ -24,7 +24,7 @@ class ByEnvironment(LoadScopeScheduling):
         for database in ("sqlite", "postgres"):
             if f"[{database}" in nodeid:
                 return database
-        return nodeid.split("::")[0] if "/e2e/" in nodeid else nodeid
+        return nodeid.split("::")[0] if "/e2e/" in nodeid or "/faults/" in nodeid else nodeid
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:

@@ -36,9 +36,14 @@ def status(address: Address) -> dict[str, Any] | None:
     return _exchange(address, {"type": "status"}, frozenset({"status"}))
 
 
-def remove_dead_launchers(store: RunStore) -> None:
-    """Remove the files of launchers that were killed and that nobody needs any more."""
+def remove_dead_launchers(store: RunStore, asking: Address | None = None) -> None:
+    """Remove the files of launchers that were killed and that nobody needs any more.
+
+    :param asking: the launcher that asks, and so lives.
+    """
     for address in all_addresses(store):
+        if address == asking:
+            continue
         try:
             with FileLock(address.lock, timeout=0, mode=0o600):
                 try:

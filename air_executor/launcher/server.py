@@ -373,7 +373,7 @@ class Launcher:
         try:
             self._let_go()
             self._store.prune(keep_days=self._config.keep_days, keep_runs=self._config.keep_runs)
-            remove_dead_launchers(self._store)
+            remove_dead_launchers(self._store, asking=self._address)
         except (AirExecutorError, OSError) as error:
             print(f"pruning failed: {error}", flush=True)
         finally:

@@ -48,7 +48,7 @@ class Patience:
         if time.monotonic() - since_s > self.limit_s:
             return True
         # A server that is well but answers one request with an error, again and again, will go on so.
-        return attempt >= compat.stock_attempts() and compat.is_internal_error(error) and compat.is_well(client)
+        return attempt >= compat.stock_attempts() and compat.is_internal_error(error) and compat.is_well(client, error)
 
     def _sleep(self, seconds: float) -> None:
         self._nap(seconds)

@@ -186,7 +186,8 @@ class AirSupervisor(stock.ActivitySubprocess):
         if code is not None and self._open_sockets:
             # What the task left behind still holds its output; it would be waited for. What it wrote is not lost.
             self._run.end_leftovers()
-        if code is None and (ending := self._run.check(told=self._terminal_state is not None)) is not None:
+        told = self._terminal_state is not None or compat.is_telling_airflow(self)
+        if code is None and (ending := self._run.check(told=told)) is not None:
             self._end_task(ending)
             code = self._exit_code
         return code
