@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import pty
+import select
+import signal
 import socket
 import subprocess
 import sys
@@ -203,6 +207,44 @@ def test_status_of_nothing_says_so(cli: Cli) -> None:
 
 
 # runs
+
+
+def test_status_stays_up_to_date_on_a_terminal_until_ctrl_c(cli: Cli, store: RunStore, alive: RunRecord) -> None:
+    screen, terminal = pty.openpty()
+    watching = subprocess.Popen(
+        cli.command("status", "--watch", "--interval", "0.05"),
+        env={**cli.env, "TERM": "xterm", "LINES": "40"},
+        stdin=terminal,
+        stdout=terminal,
+        stderr=terminal,
+        start_new_session=True,
+    )
+    os.close(terminal)
+    seen = b""
+
+    def shows(text: str) -> bool:
+        nonlocal seen
+        if select.select([screen], [], [], 0.1)[0]:
+            with contextlib.suppress(OSError):  # nobody has the terminal any more
+                seen += os.read(screen, 1 << 16)
+        return text.encode() in seen
+
+    try:
+        wait_for(lambda: shows(alive.id[:8]), "the run on the screen")
+        later = kept(store)
+        store.write(later.advance(RunState.STARTING, **of_process(os.getpid())))
+        lock = store.lock(later.identity.workload_id)
+        assert lock.acquire(timeout_s=0)
+        wait_for(lambda: shows(later.id[:8]), "the later run on the screen")
+        lock.release()
+        watching.send_signal(signal.SIGINT)
+        wait_for(lambda: (shows("never"), watching.poll())[1] is not None, "the end")
+        assert watching.returncode == 130
+        assert b"Traceback" not in seen
+    finally:
+        watching.kill()
+        watching.wait()
+        os.close(screen)
 
 
 def test_runs_are_listed_the_newest_first(cli: Cli, filled: dict[RunState, RunRecord]) -> None:
