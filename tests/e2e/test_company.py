@@ -96,6 +96,8 @@ def env(tmp_path_factory: pytest.TempPathFactory, shared_dir: Path) -> Iterator[
             "AIRFLOW__CORE__PARALLELISM": "8",
             "AIRFLOW__DAG_PROCESSOR__DAG_BUNDLE_CONFIG_LIST": json.dumps(bundles),
             "AIRFLOW__CORE__DEFAULT_IMPERSONATION": "",
+            "AIRFLOW__DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": "2",
+            "AIRFLOW__DAG_PROCESSOR__BUNDLE_REFRESH_CHECK_INTERVAL": "1",
         },
     )
     env.env["PATH"] = f"{tools}:{env.env['PATH']}"
@@ -168,7 +170,7 @@ def test_a_git_bundle_runs_at_the_version_of_its_run(env: Airflow, tmp_path_fact
     def at_second() -> bool:
         return env.api.get("/dags/versioned")["bundle_version"] == second
 
-    wait_for(at_second, "the new version to be parsed", 120)
+    wait_for(at_second, "the new version to be parsed", 300, every_s=0.5)
     later = env.api.trigger("versioned")
     assert later.wait() == "success"
     assert later.xcom("tell") == "second"
