@@ -87,6 +87,9 @@ class Airflow:
             "AIRFLOW__API__PORT": str(self.port),
             "AIRFLOW__API__BASE_URL": self.url,
             "AIRFLOW__API__WORKERS": "1",
+            # With the default of 5 the API server locks itself up for 30 s under load: its event loop waits for a
+            # connection, and the requests that have them wait for the event loop.
+            "AIRFLOW__DATABASE__SQL_ALCHEMY_POOL_SIZE": "40",
             "AIRFLOW__API__SECRET_KEY": "only-for-tests",
             "AIRFLOW__API_AUTH__JWT_SECRET": "only-for-tests-but-long-enough-for-its-algorithm-of-512-bits-" + "x" * 64,
             "AIRFLOW__CORE__FERNET_KEY": "81HqDtbqAywKSOumSha3BhWNOdQ26slT6K0YaZeZyPs=",
