@@ -218,6 +218,8 @@ def test_status_stays_up_to_date_on_a_terminal_until_ctrl_c(cli: Cli, store: Run
         stdout=terminal,
         stderr=terminal,
         start_new_session=True,
+        # A job in the background of a shell has SIGINT ignored, and so would its children.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     os.close(terminal)
     seen = b""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import resource
 import shutil
@@ -22,7 +21,7 @@ from air_executor.errors import ConfigError
 from air_executor.reconcile import Reconciler
 from air_executor.runs.record import RunState
 from tests.support.waiting import wait_for
-from tests.unit.processes import result_of
+from tests.unit.processes import family, result_of
 from tests.unit.test_compat import task_workload
 
 
@@ -43,15 +42,12 @@ def executor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, silent_server: str
     monkeypatch.setattr(Reconciler, "is_due", lambda _: False)
     monkeypatch.setattr("air_executor.executor.fail_jobs_of_dead_executors", lambda *_: None)
     executor = AirExecutor(parallelism=4)
-    executor.start()
-    yield executor
-    executor.terminate()
-    wait_until(executor, lambda: not executor._runs, "all runs to end")
-    executor.end()
-    for process in psutil.Process().children(recursive=True):
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process.kill()
-            process.wait()
+    with family():
+        executor.start()
+        yield executor
+        executor.terminate()
+        wait_until(executor, lambda: not executor._runs, "all runs to end")
+        executor.end()
 
 
 def wait_until(executor: AirExecutor, condition: Any, what: str) -> None:
