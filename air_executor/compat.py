@@ -110,23 +110,27 @@ def states_of(kind: str) -> Any:
     return importlib.import_module("airflow.models.connection_test").ConnectionTestState
 
 
+def identity_of_instance(ti: Any, *, team: str | None) -> Identity:
+    """Return what is written down about a task instance, Airflow's own or a workload's."""
+    return Identity(
+        kind="task",
+        workload_id=str(ti.id),
+        name=f"{ti.dag_id}.{ti.task_id}",
+        dag_id=ti.dag_id,
+        task_id=ti.task_id,
+        dag_run_id=ti.run_id,
+        map_index=ti.map_index,
+        try_number=ti.try_number,
+        team=team,
+        queue=ti.queue,
+    )
+
+
 def identity_of(workload: Any, *, team: str | None) -> Identity:
     """Return what is written down about a workload."""
     kind = kind_of(workload)
     if kind == "task":
-        ti = workload.ti
-        return Identity(
-            kind=kind,
-            workload_id=str(ti.id),
-            name=f"{ti.dag_id}.{ti.task_id}",
-            dag_id=ti.dag_id,
-            task_id=ti.task_id,
-            dag_run_id=ti.run_id,
-            map_index=ti.map_index,
-            try_number=ti.try_number,
-            team=team,
-            queue=ti.queue,
-        )
+        return identity_of_instance(workload.ti, team=team)
     if kind == "callback":
         path = str(workload.callback.data.get("path", "callback"))
         # .../<dag id>/<run id>/<callback id>, the only place where the ids are told

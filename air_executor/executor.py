@@ -16,7 +16,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from air_executor import compat, config
 from air_executor.config import Config
-from air_executor.errors import AirExecutorError, StateDirError
+from air_executor.errors import AirExecutorError, RecordError, RecordVersionError, StateDirError
 from air_executor.launcher.client import LocalBackend
 from air_executor.reconcile import Reconciler, fail_jobs_of_dead_executors
 from air_executor.runner import limits
@@ -105,7 +105,7 @@ class AirExecutor(BaseExecutor):
         backend = LocalBackend(self._store, self._options)
         backend.warm_up()
         self._backend = backend
-        self._inherit_callbacks()
+        self._inherit()
 
     def _process_workloads(self, workload_items: Sequence[Any]) -> None:
         for workload in workload_items:
@@ -205,19 +205,25 @@ class AirExecutor(BaseExecutor):
             if life.acquire(timeout_s=0):  # another executor may be looking at the very file
                 return life
 
-    def _inherit_callbacks(self) -> None:
-        """Follow the callbacks of schedulers that are gone: nobody but an executor tells Airflow of their ends."""
-        for record in self._store.records():
-            owner = self._store.owner(record.id)
-            if (
-                record.identity.kind != "callback"
-                or record.reported_at
-                or (owner and is_held(self._store.executors / owner))
-            ):
-                continue
-            key = compat.callback_key(record.identity.workload_id)
-            self._own(record, key)
-            self._backend.follow(record)
+    def _inherit(self) -> None:
+        """Follow the callbacks of schedulers that are gone: nobody but an executor tells Airflow of their ends.
+
+        Tasks are offered by Airflow. Those that it has given up meanwhile are not, so that nobody needs to hear of
+        their ends any more.
+        """
+        orphans = [r for r in self._store.records() if not r.reported_at and not self._is_followed(r.id)]
+        for record in orphans:
+            if record.identity.kind == "callback":
+                self._own(record, compat.callback_key(record.identity.workload_id))
+                self._backend.follow(record)
+        ended = {r.id: r for r in orphans if r.identity.kind == "task" and r.state.is_end}
+        for run_id in self._reconciler.given_up({r.id: r.identity.workload_id for r in ended.values()}):
+            with contextlib.suppress(StateDirError):
+                self._store.mark_reported(ended[run_id])
+
+    def _is_followed(self, run_id: str) -> bool:
+        owner = self._store.owner(run_id)
+        return owner is not None and is_held(self._store.executors / owner)
 
     def _order(self, key: Any, workload: Any) -> None:
         identity = compat.identity_of(workload, team=getattr(self, "team_name", None))
@@ -257,7 +263,12 @@ class AirExecutor(BaseExecutor):
 
     def _adopt(self, ti: TaskInstance) -> bool:
         try:
-            record = self._settled(ti.external_executor_id)
+            try:
+                record = self._settled(ti.external_executor_id)
+            except RecordVersionError:
+                raise
+            except RecordError:
+                record = self._with_lost_record(ti)
             if record is None:
                 return self._order_again(ti)
             if record.state.is_end and (record.reported_at or record.outcome == UNWANTED):
@@ -289,6 +300,17 @@ class AirExecutor(BaseExecutor):
             return record
         finally:
             lock.release()
+
+    def _with_lost_record(self, ti: TaskInstance) -> RunRecord:
+        """Return what can be told of a run whose record is lost, and whose runner lives. It writes another in the end.
+
+        :raises RecordError: there is no runner.
+        """
+        identity = compat.identity_of_instance(ti, team=getattr(self, "team_name", None))
+        if not is_held(self._store.locks / identity.workload_id):
+            raise RecordError(f"the record of run {ti.external_executor_id} is lost, and it has no runner")
+        record = runs.queued(str(ti.external_executor_id), identity, limits={}, log_file=None)
+        return record.advance(RunState.STARTING).advance(RunState.RUNNING)
 
     def _order_again(self, ti: TaskInstance) -> bool:
         """Queue an instance that was queued by a scheduler that died, and never reached a runner. It keeps its try."""

@@ -108,6 +108,19 @@ class Reconciler:
                 )
         return states
 
+    def given_up(self, runs: Mapping[str, str]) -> list[str]:
+        """Return those runs whose task instances are gone, or neither queued nor running any more."""
+        states: dict[str, str | None] = {}
+        try:
+            with create_session(scoped=False) as session:
+                for some in _chunks([_instance_id(ti_id) for ti_id in runs.values()]):
+                    found = select(TaskInstance.id, TaskInstance.state).where(TaskInstance.id.in_(some))
+                    states.update({str(ti_id): state for ti_id, state in session.execute(found)})
+        except SQLAlchemyError as error:
+            log.warning("What became of the tasks of dead schedulers can't be looked up now: %s", error)
+            return []
+        return [run_id for run_id, ti_id in runs.items() if states.get(ti_id) not in _WANTED]
+
     def _judge(self, runs: Mapping[str, str], states: Mapping[str, str | None]) -> list[Unwanted]:
         suspects: dict[str, str] = {}
         for run_id, ti_id in runs.items():

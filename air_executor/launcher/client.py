@@ -366,7 +366,9 @@ class LocalBackend:
                     reason = "its launcher died before the runner was born"
                     record = self._store.write(record.advance(RunState.LOST, reason=reason))
             except RecordError as error:
-                self._fail(run_id, f"the run can no longer be followed: {error}")
+                if not self._store.has_runner(self._records[run_id]):
+                    self._fail(run_id, f"the run can no longer be followed: {error}")
+                # Otherwise its runner writes the record anew with its end.
                 continue
             except AirExecutorError as error:
                 log.warning("Run %s cannot be looked at now: %s", run_id, error)

@@ -82,6 +82,8 @@ class Launcher:
         self._pruned_s = 0.0
         self._pruner = 0
         self._stopping = False
+        #: The socket's file, by which it is told from that of a launcher that came later.
+        self._socket_file = self._at_socket()
 
     def serve(self) -> None:
         """Serve until the idle time is over, everybody has gone, or SIGTERM comes. Runners outlive this."""
@@ -101,7 +103,7 @@ class Launcher:
             self._prune_now_and_then()
             if self._is_useless() and self._retire():
                 return
-        self._address.socket.unlink(missing_ok=True)
+        self._remove_socket()
 
     def _on_sigterm(self, *_: object) -> None:
         self._stopping = True
@@ -130,11 +132,23 @@ class Launcher:
             with FileLock(self._address.lock, timeout=0):
                 if self._selector.select(0):
                     return False  # somebody has something to say
-                self._address.socket.unlink(missing_ok=True)
+                self._remove_socket()
                 self._listener.close()
                 return True
         except Timeout:
             return False
+
+    def _at_socket(self) -> tuple[int, int] | None:
+        try:
+            status = self._address.socket.lstat()
+        except OSError:
+            return None
+        return status.st_dev, status.st_ino
+
+    def _remove_socket(self) -> None:
+        """Remove the socket, unless somebody has deleted it and another launcher listens at its place by now."""
+        if self._socket_file is not None and self._at_socket() == self._socket_file:
+            self._address.socket.unlink(missing_ok=True)
 
     # Clients
 

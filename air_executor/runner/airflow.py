@@ -9,6 +9,7 @@ from air_executor.runner import supervision
 from air_executor.runner.active import ActiveRun, Outcome
 from air_executor.runs.backend import RunRequest
 from air_executor.runs.record import UNWANTED, RunState
+from air_executor.runs.tasklog import append_to_log
 
 
 def execute(request: RunRequest, active: ActiveRun) -> Outcome:
@@ -39,7 +40,14 @@ def _execute_task(workload: Any, request: RunRequest, active: ActiveRun) -> Outc
             return active.outcome
         if active.ending is not None:
             return active.stopped()
-        raise
+        if not compat.is_passing(error):
+            raise
+        reason = (
+            f"the API server could not be told of the start within {active.patience_s:g} s "
+            f"([air_executor] api_patience_seconds): {type(error).__name__}: {error}"
+        )
+        append_to_log(request.log_file, reason)
+        return Outcome(state=RunState.FAILED, reason=reason)
     if active.outcome is None:
         # A coordinator with a supervisor of its own, which has told Airflow.
         active.started()

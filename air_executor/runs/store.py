@@ -33,7 +33,7 @@ import orjson
 from air_executor import system
 from air_executor.errors import RecordError, RecordVersionError, StateDirError
 from air_executor.runs.lock import KernelLock, is_held
-from air_executor.runs.record import RunRecord, RunState, check_id, now
+from air_executor.runs.record import UNWANTED, RunRecord, RunState, check_id, now
 
 #: No file that is read whole is larger than this many bytes.
 MAX_FILE_BYTES = 1 << 20
@@ -358,7 +358,8 @@ class RunStore:
         if not record.state.is_end:
             return False
         # Of one that Airflow knows from the runner, the executor needs no more than to see it.
-        return record.reported_at is not None or (record.delivered and changed_s < time.time() - _READ_S)
+        is_known = record.delivered or record.outcome == UNWANTED
+        return record.reported_at is not None or (is_known and changed_s < time.time() - _READ_S)
 
     def _remove_free_locks(self) -> None:
         # A runner removes its own lock file as it ends; what is left belonged to one that was killed.

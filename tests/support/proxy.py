@@ -34,16 +34,20 @@ class Proxy:
 
     ``pass``: as if it were not there. ``refuse``: nobody listens. ``black hole``: connections are taken, and nothing is
     ever said. ``error 500``: every request is answered so. ``slow``: every chunk is late. ``cut``: the server gets its
-    requests, and the connection is closed as soon as it answers. A change of mode cuts the connections that are open.
+    requests, and the connection is closed as soon as it answers one whose path ends in :attr:`cut_at`. A change of mode
+    cuts the connections that are open.
     """
 
     def __init__(self, upstream: Upstream | None = None) -> None:
         self.upstream = upstream
         self.delay_s = 0.5
+        self.cut_at = ""
         self._mode: Mode = "pass"
         self._lock = threading.Lock()
         self._connections: set[_Connection] = set()
         self._paths: list[tuple[Mode, str]] = []
+        #: Number of answers that clients did not get because of the mode ``cut``.
+        self.lost_answers = 0
         self._is_closed = False
         self._listener = self._listen_anywhere()
         self.port: int = self._listener.getsockname()[1]
@@ -126,10 +130,12 @@ class Proxy:
 
     # What connections tell
 
-    def note(self, mode: Mode, data: bytes) -> None:
-        if paths := [path.decode().partition("?")[0] for path in _REQUEST.findall(data)]:
-            with self._lock:
-                self._paths += [(mode, path) for path in paths]
+    def note(self, mode: Mode, data: bytes) -> list[str]:
+        """Count the requests in what a client has sent, and return their paths."""
+        paths = [path.decode().partition("?")[0] for path in _REQUEST.findall(data)]
+        with self._lock:
+            self._paths += [(mode, path) for path in paths]
+        return paths
 
     def forget(self, connection: _Connection) -> None:
         with self._lock:
@@ -183,6 +189,7 @@ class _Connection:
 
     def _pass_on(self) -> None:
         self._server = self._connect()
+        path = ""
         with selectors.DefaultSelector() as selector:
             selector.register(self._client, selectors.EVENT_READ, self._server)
             selector.register(self._server, selectors.EVENT_READ, self._client)
@@ -192,8 +199,9 @@ class _Connection:
                     if not data:
                         return
                     if key.fileobj is self._client:
-                        self._proxy.note(self._mode, data)
-                    elif self._mode == "cut":
+                        path = (self._proxy.note(self._mode, data) or [path])[-1]
+                    elif self._mode == "cut" and path.endswith(self._proxy.cut_at):
+                        self._proxy.lost_answers += 1
                         return
                     if self._mode == "slow" and self._closed.wait(self._proxy.delay_s):
                         return

