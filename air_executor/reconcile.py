@@ -1,4 +1,4 @@
-"""Making the records and Airflow's metadata database agree: all live runs in one pass, in three statements.
+"""Making the records and Airflow's metadata database agree: all live runs in one pass, in two statements.
 
 Runners leave heartbeats in files. A pass writes all of them to the database in one UPDATE, and asks in one SELECT
 which task instances should no longer run: marked, cleared, deleted, or moved on to another try. While passes are made,
@@ -20,6 +20,7 @@ from airflow.utils.session import create_session
 from airflow.utils.state import TaskInstanceState
 from sqlalchemy import select, update
 from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.orm import Session
 
 from air_executor.runs.lock import is_held
 from air_executor.runs.store import RunStore, is_fresh
@@ -94,11 +95,8 @@ class Reconciler:
             for run_id, ti_id in runs.items()
             if is_fresh(self._store.last_heartbeat_s(run_id), _SILENT_S)
         ]
-        states: dict[str, str | None] = {}
         with create_session(scoped=False) as session:
-            for some in _chunks([_instance_id(ti_id) for ti_id in runs.values()]):
-                found = select(TaskInstance.id, TaskInstance.state).where(TaskInstance.id.in_(some))
-                states.update({str(ti_id): state for ti_id, state in session.execute(found)})
+            states = _states(session, runs)
             for some in _chunks(beating):
                 session.execute(
                     update(TaskInstance)
@@ -110,12 +108,9 @@ class Reconciler:
 
     def given_up(self, runs: Mapping[str, str]) -> list[str]:
         """Return those runs whose task instances are gone, or neither queued nor running any more."""
-        states: dict[str, str | None] = {}
         try:
             with create_session(scoped=False) as session:
-                for some in _chunks([_instance_id(ti_id) for ti_id in runs.values()]):
-                    found = select(TaskInstance.id, TaskInstance.state).where(TaskInstance.id.in_(some))
-                    states.update({str(ti_id): state for ti_id, state in session.execute(found)})
+                states = _states(session, runs)
         except SQLAlchemyError as error:
             log.warning("What became of the tasks of dead schedulers can't be looked up now: %s", error)
             return []
@@ -152,6 +147,15 @@ def fail_jobs_of_dead_executors(store: RunStore, own_job_id: object) -> None:
                 )
             log.info("Scheduler job %s is dead; its tasks can be taken over", job_id)
         path.unlink(missing_ok=True)
+
+
+def _states(session: Session, runs: Mapping[str, str]) -> dict[str, str | None]:
+    """Return the state of each task instance of ``runs`` that there still is, by its id."""
+    states: dict[str, str | None] = {}
+    for some in _chunks([_instance_id(ti_id) for ti_id in runs.values()]):
+        found = select(TaskInstance.id, TaskInstance.state).where(TaskInstance.id.in_(some))
+        states.update({str(ti_id): state for ti_id, state in session.execute(found)})
+    return states
 
 
 def _instance_id(workload_id: str) -> Any:

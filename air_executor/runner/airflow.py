@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from air_executor import compat
+from air_executor.errors import AirExecutorError
 from air_executor.runner import supervision
 from air_executor.runner.active import ActiveRun, Outcome
 from air_executor.runs.backend import RunRequest
 from air_executor.runs.record import UNWANTED, RunState
-from air_executor.runs.tasklog import append_to_log
 
 
 def execute(request: RunRequest, active: ActiveRun) -> Outcome:
@@ -42,12 +42,10 @@ def _execute_task(workload: Any, request: RunRequest, active: ActiveRun) -> Outc
             return active.stopped()
         if not compat.is_passing(error):
             raise
-        reason = (
+        raise AirExecutorError(
             f"the API server could not be told of the start within {active.patience_s:g} s "
             f"([air_executor] api_patience_seconds): {type(error).__name__}: {error}"
-        )
-        append_to_log(request.log_file, reason)
-        return Outcome(state=RunState.FAILED, reason=reason)
+        ) from error
     if active.outcome is None:
         # A coordinator with a supervisor of its own, which has told Airflow.
         active.started()
