@@ -284,13 +284,14 @@ def use_retries(
     try_again: Callable[[Any, BaseException], bool],
     give_up: Callable[[Any, BaseException, int, float], bool],
     sleep: Callable[[float], None],
-    shortest_s: float,
-    longest_s: float,
+    wait_s: Callable[[int, float], float],
 ) -> None:
     """Replace the rules by which Airflow's client repeats requests, in this process.
 
     :param try_again: of the client and the error.
     :param give_up: of the client, the error, the number of attempts and the monotonic time of the first.
+    :param sleep: of a number of seconds.
+    :param wait_s: how long, of the number of attempts and the monotonic time of the first.
     """
     import tenacity
     from airflow.sdk.api.client import Client, ServerResponseError
@@ -309,7 +310,7 @@ def use_retries(
     request = Client.request
     retrying = request.retry  # type: ignore[attr-defined]
     retrying.retry, retrying.stop, retrying.sleep = retry, stop, sleep
-    retrying.wait = tenacity.wait_random_exponential(multiplier=shortest_s, max=longest_s)
+    retrying.wait = lambda state: wait_s(state.attempt_number, state.start_time)
 
     def request_once_done(self: Client, *args: Any, **kwargs: Any) -> httpx.Response:
         try:
@@ -400,8 +401,8 @@ def is_token_old(client: Any) -> bool:
     return bool(left_s <= max(life_s * 0.15, 25))
 
 
-def renew_expired_token(client: Any) -> bool:
-    """Give the client a new token, if its own has run out while the server was away.
+def replace_bad_token(client: Any) -> bool:
+    """Give the client a new token, if its own has run out while the server was away, or the clock was set back.
 
     Nobody can renew it then but who can sign one. A runner on the scheduler's machine has the scheduler's
     configuration, and so its key; where it does not, the server's answer stands.
@@ -411,7 +412,7 @@ def renew_expired_token(client: Any) -> bool:
     from airflow.sdk.api.client import BearerAuth
 
     claims = _claims(client)
-    if not claims.get("sub") or claims.get("exp", 0) > time.time():
+    if not claims.get("sub") or claims.get("iat", 0) <= time.time() < claims.get("exp", 0):
         return False
     try:
         from airflow.api_fastapi.auth.tokens import JWTGenerator, get_signing_args
@@ -426,7 +427,7 @@ def renew_expired_token(client: Any) -> bool:
         scope = {"scope": "execution"} if "scope" in claims else {}
         client.auth = BearerAuth(generator.generate({"sub": claims["sub"], **scope}))
     except Exception as error:
-        print(f"the token has expired, and no new one can be made here: {error}", flush=True)
+        print(f"the token is not valid now, and no new one can be made here: {error}", flush=True)
         return False
     return True
 

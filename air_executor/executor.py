@@ -16,7 +16,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from air_executor import compat, config
 from air_executor.config import Config
-from air_executor.errors import AirExecutorError, RecordError, RecordVersionError, StateDirError
+from air_executor.errors import AirExecutorError, RecordError, StateDirError
 from air_executor.launcher.client import LocalBackend
 from air_executor.reconcile import Reconciler, fail_jobs_of_dead_executors
 from air_executor.runner import limits
@@ -77,8 +77,10 @@ class AirExecutor(BaseExecutor):
         self._runs: dict[str, _Run] = {}
         #: Runs that were asked to end, and until when they have time, on the monotonic clock.
         self._stopping: dict[str, float] = {}
-        #: Ends that the scheduler gets from this loop. In the next one it has dealt with them.
+        #: Ends that the scheduler has, or gets from this loop. In the next one it has dealt with them.
         self._told: list[RunRecord] = []
+        #: It was logged that ends can't be recorded, and they still can't.
+        self._is_mute = False
         #: The scheduler saves audit entries through a generator, and SQLAlchemy holds them by weak references only:
         #: those that nobody else holds are saved empty, which fails and loses all of them.
         self._held_entries: list[Any] = []
@@ -265,8 +267,6 @@ class AirExecutor(BaseExecutor):
         try:
             try:
                 record = self._settled(ti.external_executor_id)
-            except RecordVersionError:
-                raise
             except RecordError:
                 record = self._with_lost_record(ti)
             if record is None:
@@ -369,12 +369,19 @@ class AirExecutor(BaseExecutor):
     # The end of a run
 
     def _note_what_was_told(self) -> None:
-        for record in self._told:
+        while self._told:
+            record = self._told[0]
             try:
                 self._store.mark_reported(record)
             except StateDirError as error:
-                self.log.warning("Run %s is told, which can't be recorded: %s", record.id, error)
-        self._told = []
+                if self._store.folder(record.id).exists():
+                    # It can't be written now. The next loop tries again, and says no more of it.
+                    if not self._is_mute:
+                        self.log.warning("Run %s is told, which can't be recorded yet: %s", record.id, error)
+                    self._is_mute = True
+                    return
+            del self._told[0]
+        self._is_mute = False
 
     def _fail(self, key: Any, reason: str) -> None:
         self.log_task_event(event=AUDIT_EVENT, extra=reason, ti_key=key)

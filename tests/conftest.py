@@ -31,6 +31,17 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeSch
     return ByEnvironment(config, log)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("faults by chance")
+    group.addoption("--faults-seed", type=int, help="run faults by chance, from this seed; 0 draws one")
+    group.addoption("--faults-minutes", type=float, default=10.0, help="for so long")
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    # Without its seed it is not wanted, which is not the same as skipped.
+    return True if collection_path.name == "test_random.py" and config.getoption("--faults-seed") is None else None
+
+
 @pytest.fixture(scope="session")
 def shared_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder that all workers of this test run share."""

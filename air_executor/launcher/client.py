@@ -185,18 +185,13 @@ class LocalBackend:
 
     def _launch(self) -> None:
         """Start a launcher. It inherits its listening socket, so it can be spoken to before it is warm."""
-        self._address.socket.unlink(missing_ok=True)
         with contextlib.suppress(FileNotFoundError):
             if self._address.log.stat().st_size > _MAX_LOG_BYTES:
                 self._address.log.unlink()
         with (
-            socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener,
+            protocol.listen(self._address.socket) as listener,
             open(self._address.log, "ab", opener=_private) as output,
         ):
-            with protocol.reachable(self._address.socket) as path:
-                listener.bind(path)
-            self._address.socket.chmod(0o600)
-            listener.listen(64)
             self._launcher = subprocess.Popen(
                 [
                     *module_command("air_executor.launcher"),
@@ -326,9 +321,10 @@ class LocalBackend:
         if record.state.is_end:
             self._end(record)
         else:
-            self._fail(run_id, f"the runner ended with exit code {exit_code}, and its end could not be recorded")
+            reason = f"the runner ended with exit code {exit_code}, and its end could not be recorded"
+            self._fail(run_id, reason, RunState.LOST)
 
-    def _fail(self, run_id: str, reason: str) -> None:
+    def _fail(self, run_id: str, reason: str, state: RunState = RunState.FAILED) -> None:
         """End a run that nobody else can: it has no runner, or nothing can be read or written of it."""
         record = self._records[run_id]
         with contextlib.suppress(AirExecutorError):
@@ -339,7 +335,7 @@ class LocalBackend:
             if self._store.has_runner(record):
                 self._leave_alone(run_id)
                 return
-        record = record.advance(RunState.FAILED, reason=reason)
+        record = record.advance(state, reason=reason)
         append_to_log(record.log_file, reason)
         try:
             self._store.write(record)

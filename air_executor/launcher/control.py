@@ -9,10 +9,13 @@ from filelock import FileLock, Timeout
 from air_executor.errors import AirExecutorError
 from air_executor.launcher import protocol
 from air_executor.launcher.address import Address, all_addresses
-from air_executor.runs.store import RunStore
+from air_executor.runs.store import RunStore, is_fresh, modified_s
 
 #: How long a launcher may take to answer, in seconds: one that starts up answers when it is warm.
 _ANSWER_S = 5.0
+
+#: What a launcher printed that has ended by itself is kept for so many seconds.
+_KEEP_S = 86_400.0
 
 
 def _exchange(address: Address, message: dict[str, Any], answers: frozenset[str]) -> dict[str, Any] | None:
@@ -37,12 +40,12 @@ def status(address: Address) -> dict[str, Any] | None:
 
 
 def remove_dead_launchers(store: RunStore, asking: Address | None = None) -> None:
-    """Remove the files of launchers that were killed and that nobody needs any more.
+    """Remove the files of launchers that were killed, and those that others left more than a day ago.
 
     :param asking: the launcher that asks, and so lives.
     """
-    for address in all_addresses(store):
-        if address == asking:
+    for address in {Address(path.stem, store.launchers) for path in store.launchers.iterdir()}:
+        if address == asking or not (address.socket.exists() or _is_old(address)):
             continue
         try:
             with FileLock(address.lock, timeout=0, mode=0o600):
@@ -53,6 +56,10 @@ def remove_dead_launchers(store: RunStore, asking: Address | None = None) -> Non
                         path.unlink(missing_ok=True)
         except (Timeout, OSError):
             continue  # somebody is busy with it
+
+
+def _is_old(address: Address) -> bool:
+    return not any(is_fresh(modified_s(path), _KEEP_S) for path in (address.log, address.lock))
 
 
 def ask_to_stop(store: RunStore, run_id: str) -> bool:

@@ -27,6 +27,25 @@ _LENGTH_BYTES = 4
 _CONNECT_S = 1.0
 
 
+def listen(path: Path) -> socket.socket:
+    """Return a socket that listens at ``path``, for this user alone.
+
+    :raises OSError: nobody can listen there.
+    :raises StateDirError: the path is too long.
+    """
+    path.unlink(missing_ok=True)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        with reachable(path) as short:
+            listener.bind(short)
+        path.chmod(0o600)
+        listener.listen(64)
+    except BaseException:
+        listener.close()
+        raise
+    return listener
+
+
 def encode(message: dict[str, Any]) -> bytes:
     """Return ``message`` as it goes over the socket.
 

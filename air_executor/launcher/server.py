@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import math
 import os
 import resource
@@ -37,6 +38,10 @@ _ABANDONED_S = 10.0
 #: How often records are pruned, in seconds.
 _PRUNE_S = 300.0
 
+#: While the machine has no process or memory for another runner, a request waits so many seconds before it is refused,
+#: and is tried again every so often.
+_NO_PROCESS_S, _TRY_S = 60.0, 1.0
+
 #: How much is read from a client at once, in bytes. Fairness among clients, not a limit.
 _READ_BYTES = 1 << 18
 
@@ -64,6 +69,15 @@ class _Child:
     client: _Client | None
 
 
+@dataclass
+class _Waiting:
+    """A request that waits for the machine to have room for its runner."""
+
+    request: RunRequest
+    client: _Client
+    until_s: float
+
+
 class Launcher:
     """Serves executors until there is nothing left to do."""
 
@@ -78,6 +92,7 @@ class Launcher:
         self._selector = selectors.DefaultSelector()
         self._clients: list[_Client] = []
         self._children: dict[int, _Child] = {}
+        self._waiting: list[_Waiting] = []
         self._started_s = self._active_s = time.monotonic()
         self._pruned_s = 0.0
         self._pruner = 0
@@ -100,6 +115,7 @@ class Launcher:
             for key, _ in self._selector.select(self._wait_s()):
                 key.data()
             self._reap()
+            self._start_waiting()
             self._prune_now_and_then()
             if self._is_useless() and self._retire():
                 return
@@ -115,6 +131,8 @@ class Launcher:
     # When to end
 
     def _wait_s(self) -> float | None:
+        if self._waiting:
+            return _TRY_S
         if self._children:
             return _PRUNE_S
         return max(0.0, min(self._patience_s() - (time.monotonic() - self._active_s), _PRUNE_S))
@@ -124,7 +142,7 @@ class Launcher:
         return idle_s if self._clients or math.isinf(idle_s) else min(idle_s, _ABANDONED_S)
 
     def _is_useless(self) -> bool:
-        return not self._children and time.monotonic() - self._active_s >= self._patience_s()
+        return not self._children and not self._waiting and time.monotonic() - self._active_s >= self._patience_s()
 
     def _retire(self) -> bool:
         # Whoever wants a launcher holds this lock while looking for one, so none connects to us as we leave.
@@ -270,12 +288,30 @@ class Launcher:
         run_id = message.get("id") if isinstance(message, dict) else None
         try:
             request = RunRequest.from_message(message)
-            pid = self._spawn(request)
-        except (AirExecutorError, OSError) as error:
-            self._tell(client, {"type": "refused", "id": run_id, "reason": f"no runner could be started: {error}"})
+        except AirExecutorError as error:
+            self._refuse(client, run_id, error)
             return
-        self._children[pid] = _Child(request.id, client)
-        self._tell(client, {"type": "started", "id": request.id, "pid": pid})
+        self._waiting.append(_Waiting(request, client, time.monotonic() + _NO_PROCESS_S))
+        if len(self._waiting) == 1:  # otherwise others have come before it
+            self._start_waiting()
+
+    def _start_waiting(self) -> None:
+        """Start a runner for each request that waits, in their order, until the machine has room for no more."""
+        while self._waiting:
+            order = self._waiting[0]
+            try:
+                pid = self._spawn(order.request)
+            except OSError as error:
+                if error.errno in (errno.EAGAIN, errno.ENOMEM) and time.monotonic() < order.until_s:
+                    return
+                self._refuse(order.client, order.request.id, error)
+            else:
+                self._children[pid] = _Child(order.request.id, order.client)
+                self._tell(order.client, {"type": "started", "id": order.request.id, "pid": pid})
+            del self._waiting[0]
+
+    def _refuse(self, client: _Client, run_id: Any, error: Exception) -> None:
+        self._tell(client, {"type": "refused", "id": run_id, "reason": f"no runner could be started: {error}"})
 
     def _fork(self, request: RunRequest) -> int:
         # A request to stop that comes before the child has let go of the launcher's handlers must wait, not vanish.
@@ -313,7 +349,7 @@ class Launcher:
             end.close()
         for client in self._clients:
             client.connection.close()
-        self._clients = []  # with what they have sent: other tasks' tokens
+        self._clients, self._waiting = [], []  # with what they have sent: other tasks' tokens
 
     def _become_runner(self, run_id: str) -> None:
         os.setsid()

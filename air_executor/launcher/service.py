@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import socket
 
 from filelock import FileLock
 
@@ -25,13 +24,8 @@ def serve_as_service(store: RunStore, config: Config) -> None:
         try:
             protocol.connect(address.socket).close()
         except (FileNotFoundError, ConnectionRefusedError):
-            address.socket.unlink(missing_ok=True)
+            listener = protocol.listen(address.socket)
         else:
             raise StateDirError(f"a launcher listens at {address.socket} already; stop that one first")
-        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        with protocol.reachable(address.socket) as path:
-            listener.bind(path)
-        address.socket.chmod(0o600)
-        listener.listen(64)
     print(f"listening at {address.socket}", flush=True)
     serve(listener, address, store, dataclasses.replace(config, launcher_idle_seconds=float("inf")))

@@ -14,6 +14,7 @@ import psutil
 
 from air_executor import system
 from air_executor.config import Config
+from air_executor.errors import StateDirError
 from air_executor.runner.limits import Limits, mebibytes
 from air_executor.runs.record import UNWANTED, RunRecord, RunState
 from air_executor.runs.store import RunStore, is_fresh
@@ -66,6 +67,8 @@ class ActiveRun:
         """Why the task was made to end, once it was."""
         self.outcome: Outcome | None = None
         """Set by the supervisor when the task process has ended."""
+        self._is_unwritten = False
+        self._is_mute = False
         self._task: psutil.Process | None = None
         self._attached_s = time.monotonic()
         self._measured_s = 0.0
@@ -88,12 +91,21 @@ class ActiveRun:
     def started(self) -> None:
         """Take note that the workload is being executed."""
         pid = self._task.pid if self._task else None
-        self.record = self._store.write(self.record.advance(RunState.RUNNING, task_pid=pid))
+        self.record = self.record.advance(RunState.RUNNING, task_pid=pid)
+        self._is_unwritten = True
+        self.beat()
 
     def beat(self) -> None:
-        """Leave a sign of life. One that can't be written must not end a task."""
-        with contextlib.suppress(OSError):
+        """Leave a sign of life, and write what could not be written before. A full disk must not end a task."""
+        try:
             self._store.heartbeat(self.record.id)
+            if self._is_unwritten:
+                self._store.write(self.record)
+                self._is_unwritten = False
+        except (OSError, StateDirError) as error:
+            if not self._is_mute:
+                print(f"no sign of life can be left: {error}", flush=True)
+            self._is_mute = True
 
     def end_leftovers(self) -> None:
         """Kill the processes that the task, which has ended, left behind."""

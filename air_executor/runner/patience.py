@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import random
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -28,7 +29,7 @@ class Patience:
 
     def install(self) -> None:
         """Let all requests of this process to the API server be made with this patience."""
-        compat.use_retries(self._try_again, self._give_up, self._sleep, _SHORTEST_S, _LONGEST_S)
+        compat.use_retries(self._try_again, self._give_up, self._sleep, self._wait_s)
 
     @contextlib.contextmanager
     def only_once(self) -> Iterator[None]:
@@ -40,15 +41,20 @@ class Patience:
             self._single = False
 
     def _try_again(self, client: Any, error: BaseException) -> bool:
-        if compat.is_refused_token(error) and compat.renew_expired_token(client):
+        if compat.is_refused_token(error) and compat.replace_bad_token(client):
             return True
         return not self._single and compat.is_passing(error)
 
     def _give_up(self, client: Any, error: BaseException, attempt: int, since_s: float) -> bool:
-        if time.monotonic() - since_s > self.limit_s:
+        if time.monotonic() - since_s >= self.limit_s:
             return True
         # A server that is well but answers one request with an error, again and again, will go on so.
         return attempt >= compat.stock_attempts() and compat.is_internal_error(error) and compat.is_well(client, error)
+
+    def _wait_s(self, attempt: int, since_s: float) -> float:
+        longest_s = min(_LONGEST_S, _SHORTEST_S * 2.0 ** min(attempt - 1, 16))
+        left_s = self.limit_s - (time.monotonic() - since_s)
+        return max(0.0, min(random.uniform(0, longest_s), left_s))
 
     def _sleep(self, seconds: float) -> None:
         self._nap(seconds)

@@ -7,6 +7,7 @@ at once, limits and stop requests are heeded, the run's record is kept, and the 
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import os
 import selectors
@@ -35,6 +36,9 @@ _patience: Patience
 
 #: Waiting for the API server, the runner shows that it lives every so many seconds.
 _BEAT_S = 5.0
+
+#: While the machine has no process or memory for a task, it is tried again for so many seconds, every so often.
+_NO_PROCESS_S, _TRY_S = 60.0, 2.0
 
 #: Without a pidfd, how often it is looked whether the task process has ended, in seconds.
 _LOOK_S = 0.25
@@ -112,7 +116,16 @@ class AirSupervisor(stock.ActivitySubprocess):
         _runner_pid = os.getpid()
         if target is stock._subprocess_main and sys.platform != "darwin":
             target = _task_main
-        return super().start(target=target, **kwargs)  # type: ignore[no-any-return]
+        until_s = time.monotonic() + _NO_PROCESS_S
+        while True:
+            try:
+                return super().start(target=target, **kwargs)  # type: ignore[no-any-return]
+            except OSError as error:
+                # The machine has no process or memory for it now. Once there is one, nothing is repeated.
+                is_passing = error.errno in (errno.EAGAIN, errno.ENOMEM) and _supervisor is None
+                if not is_passing or time.monotonic() > until_s:
+                    raise
+            nap(_TRY_S)
 
     def _register_pipe_readers(self, *args: Any, **kwargs: Any) -> None:
         super()._register_pipe_readers(*args, **kwargs)
@@ -257,7 +270,8 @@ class AirSupervisor(stock.ActivitySubprocess):
             code = int(super().wait())
         except Exception as error:
             if self._exit_code is not None:
-                untold = f"Airflow could not be told: {type(error).__name__}: {error}"
+                within = f" within {_patience.limit_s:g} s" if compat.is_passing(error) else ""
+                untold = f"Airflow could not be told{within}: {type(error).__name__}: {error}"
                 self._run.outcome = self._outcome(self._exit_code, untold)
             raise
         told = compat.has_told_airflow(self)

@@ -186,6 +186,8 @@ class RunStore:
             status = os.fstat(fd)
             if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_FILE_BYTES:
                 raise RecordError(f"{path} is not a plain file of at most {MAX_FILE_BYTES} bytes")
+            if status.st_uid != (owner := self.root.lstat().st_uid):
+                raise RecordError(f"{path} belongs to user id {status.st_uid}, not {owner}")
             return os.read(fd, MAX_FILE_BYTES)
         finally:
             os.close(fd)
@@ -292,7 +294,7 @@ class RunStore:
 
     def last_heartbeat_s(self, run_id: str) -> float | None:
         """Return when the runner last showed that it lives, in seconds since the epoch."""
-        return _modified_s(self.folder(run_id) / "heartbeat")
+        return modified_s(self.folder(run_id) / "heartbeat")
 
     # Executors
 
@@ -319,7 +321,7 @@ class RunStore:
     def last_reconciled_s(self, run_id: str) -> float | None:
         """Return when the executor that follows a run last reconciled its runs, in seconds since the epoch."""
         owner = self.owner(run_id)
-        return None if owner is None or os.sep in owner else _modified_s(self.executors / owner)
+        return None if owner is None or os.sep in owner else modified_s(self.executors / owner)
 
     # Pruning
 
@@ -376,7 +378,8 @@ def _is_id(name: str) -> bool:
         return False
 
 
-def _modified_s(path: Path) -> float | None:
+def modified_s(path: Path) -> float | None:
+    """Return when a file was last changed, in seconds since the epoch; ``None`` when it can't be told."""
     try:
         return path.lstat().st_mtime
     except OSError:

@@ -7,6 +7,7 @@ import time
 from datetime import timedelta
 from pathlib import Path
 
+from airflow.providers.standard.triggers.file import FileTrigger
 from airflow.sdk import BaseOperator, dag, get_current_context, task
 
 
@@ -18,8 +19,9 @@ def note(run_id: str, text: str) -> None:
 def work(index):
     context = get_current_context()
     run_id, attempt = context["dag_run"].run_id, context["ti"].try_number
-    note(run_id, f"begin {index} {attempt}")
     out = Path(os.environ["AIR_TEST_OUT"])
+    (out / f"pid-{run_id}-{index}").write_text(str(os.getpid()))
+    note(run_id, f"begin {index} {attempt}")
     while not any((out / name).exists() for name in (f"release-{run_id}", f"release-{run_id}-{index}")):
         time.sleep(0.1)
     note(run_id, f"end {index} {attempt}")
@@ -38,6 +40,24 @@ class Endless(BaseOperator):
         note(self.run_id, "on_kill")
 
 
+class Deferring(BaseOperator):
+    """Begins, gives its slot back until it is released, and ends in another runner."""
+
+    def execute(self, context):
+        run_id = context["dag_run"].run_id
+        note(run_id, f"begin 0 {context['ti'].try_number}")
+        release = Path(os.environ["AIR_TEST_OUT"]) / f"release-{run_id}"
+        self.defer(trigger=FileTrigger(filepath=str(release), poke_interval=0.5), method_name="resume")
+
+    def resume(self, context, event=None):
+        note(context["dag_run"].run_id, f"end 0 {context['ti'].try_number}")
+
+
+@dag(schedule=None)
+def deferring_flight():
+    Deferring(task_id="work", retries=1, retry_delay=timedelta(0))
+
+
 @dag(schedule=None)
 def flight_of_one():
     task(retries=1, retry_delay=timedelta(0))(work)(0)
@@ -53,10 +73,35 @@ def flight_of_sixteen():
     task(retries=1, retry_delay=timedelta(0))(work).expand(index=list(range(16)))
 
 
+@dag(schedule=None, max_active_runs=100, max_active_tasks=100)
+def load():
+    """Mapped tasks of as many seconds as the run is told."""
+
+    @task
+    def seconds():
+        return get_current_context()["dag_run"].conf["seconds"]
+
+    @task(retries=100, retry_delay=timedelta(0))
+    def busy(index_and_seconds):
+        index, seconds = index_and_seconds
+        context = get_current_context()
+        run_id, attempt = context["dag_run"].run_id, context["ti"].try_number
+        note(run_id, f"begin {index} {attempt}")
+        time.sleep(seconds)
+        note(run_id, f"end {index} {attempt}")
+        return index
+
+    @task(retries=100, retry_delay=timedelta(0))
+    def total(indexes):
+        return sorted(indexes)
+
+    total(busy.expand(index_and_seconds=seconds()))
+
+
 @dag(schedule=None)
 def endless():
     Endless(task_id="work")
 
 
-for build_dag in (flight_of_one, flight_of_five, flight_of_sixteen, endless):
+for build_dag in (load, deferring_flight, flight_of_one, flight_of_five, flight_of_sixteen, endless):
     build_dag()

@@ -1,17 +1,22 @@
-"""An Airflow whose runners reach the API server through a proxy that can fail."""
+"""Airflows whose runners reach the API server through a proxy that can fail, and work in flight."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import contextlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeAlias
 
+import psutil
 import pytest
 from filelock import FileLock
 
 from tests.conftest import postgres_url
-from tests.support import airflow_env
+from tests.support import airflow_env, flights
 from tests.support.airflow_env import Airflow
+from tests.support.flights import Flight
 from tests.support.proxy import Proxy
+from tests.support.waiting import wait_for
 
 
 @pytest.fixture(scope="module")
@@ -34,9 +39,9 @@ def env(
     tmp_path_factory: pytest.TempPathFactory,
     shared_dir: Path,
 ) -> Iterator[Airflow]:
+    """An Airflow on PostgreSQL whose runners reach the API server through the proxy."""
     name = request.module.__name__.rsplit(".", 1)[-1]
-    options = {"AIRFLOW__CORE__EXECUTION_API_SERVER_URL": f"http://127.0.0.1:{proxy.port}/execution/", **options}
-    env = airflow_env.make(tmp_path_factory.mktemp(name) / "home", shared_dir, options)
+    env = airflow_env.make(tmp_path_factory.mktemp(name) / "home", shared_dir, {**through(proxy), **options})
     env.env["AIRFLOW__DATABASE__SQL_ALCHEMY_CONN"] = own_database(env, shared_dir, name)
     proxy.upstream = ("127.0.0.1", env.port)
     try:
@@ -44,6 +49,62 @@ def env(
         yield env
     finally:
         env.end()
+
+
+def through(proxy: Proxy) -> dict[str, str]:
+    return {"AIRFLOW__CORE__EXECUTION_API_SERVER_URL": f"http://127.0.0.1:{proxy.port}/execution/"}
+
+
+@pytest.fixture(scope="module")
+def home(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the Airflow of a file's tests will be."""
+    return tmp_path_factory.mktemp(request.module.__name__.rsplit(".", 1)[-1]) / "home"
+
+
+@pytest.fixture(scope="module")
+def airflow(proxy: Proxy, options: dict[str, str], home: Path, shared_dir: Path) -> Iterator[Airflow]:
+    """The same on SQLite, where tests see that nothing is left behind in the end."""
+    # What is stopped and can't end is killed sooner than by default.
+    grace = {"AIRFLOW__AIR_EXECUTOR__STOP_GRACE_SECONDS": "2"}
+    airflow = airflow_env.make(home, shared_dir, {**through(proxy), **grace, **options})
+    proxy.upstream = ("127.0.0.1", airflow.port)
+    try:
+        airflow.start()
+        yield airflow
+        flights.check_nothing_left_behind(airflow)
+    finally:
+        airflow.end()
+
+
+Fly: TypeAlias = Callable[..., Flight]
+
+
+@pytest.fixture
+def fly(airflow: Airflow) -> Iterator[Fly]:
+    """Trigger work in flight; at the end it is over, and has left nothing behind."""
+    started: list[Flight] = []
+    before = {record.id for record in flights.unfinished(airflow)}  # what a test that failed has left
+
+    def start(name: str, tasks: int = 5, dag_id: str | None = None) -> Flight:
+        run = airflow.api.trigger(dag_id or flights.DAGS[tasks], run_id=name)
+        started.append(Flight(airflow, run, tasks))
+        return started[-1]
+
+    yield start
+    for flight in started:
+        flight.release()
+    for process in airflow.ours():
+        with contextlib.suppress(psutil.Error):
+            process.resume()
+    if "scheduler" not in airflow.processes or airflow.processes["scheduler"].poll() is not None:
+        airflow.start("scheduler")
+    try:
+        wait_for(lambda: {r.id for r in flights.unfinished(airflow)} <= before, "all runs to have ended and been told")
+        wait_for(lambda: not flights.strays(airflow), "all runners to be gone")
+    finally:
+        for process in flights.strays(airflow):
+            with contextlib.suppress(psutil.Error):
+                process.kill()  # the next test begins afresh
 
 
 @pytest.fixture(autouse=True)

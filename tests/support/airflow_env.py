@@ -114,7 +114,7 @@ class Airflow:
 
     @property
     def store(self) -> RunStore:
-        return RunStore(self.home / ".air-executor")
+        return RunStore(self.env.get("AIRFLOW__AIR_EXECUTOR__STATE_DIR") or self.home / ".air-executor")
 
     # Processes
 
@@ -146,8 +146,14 @@ class Airflow:
     def log_of(self, component: str) -> str:
         return (self.home / f"{component}.log").read_text(errors="replace")
 
-    def stop(self, *components: str, signum: signal.Signals = signal.SIGTERM, timeout_s: float = 60) -> None:
-        """End components, each with everything it started in its own session."""
+    def stop(
+        self,
+        *components: str,
+        signum: signal.Signals = signal.SIGTERM,
+        timeout_s: float = 60,
+        alone: bool = False,
+    ) -> None:
+        """End components, each with everything it started in its own process group, unless ``alone``."""
         for name in components or list(self.processes):
             process = self.processes.pop(name)
             if process.poll() is None:
@@ -157,8 +163,9 @@ class Airflow:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
+            if not alone:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
 
     def end(self) -> None:
         """End everything, runners and launchers too."""

@@ -1,0 +1,178 @@
+"""Schedulers stop, die and freeze: each task still runs once, and ends as it should."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Iterator
+
+import psutil
+import pytest
+
+from air_executor.runs.record import RunState
+from tests.faults.conftest import Fly
+from tests.support.airflow_env import Airflow
+from tests.support.flights import frozen, kill_scheduler, launcher, probe, start_scheduler
+from tests.support.waiting import wait_for
+
+pytestmark = pytest.mark.faults
+
+
+#: For how long a scheduler is frozen, in seconds.
+FROZEN_S = 60.0
+
+
+def test_a_scheduler_that_is_stopped_leaves_while_its_tasks_run_on(airflow: Airflow, fly: Fly) -> None:
+    flight = fly("scheduler-sigterm").begun()
+    airflow.processes["scheduler"].terminate()
+    assert airflow.processes["scheduler"].wait(60) == 0
+    assert len(flight.live()) == flight.tasks
+    assert all(airflow.store.has_runner(record) for record in flight.live())
+    airflow.stop("scheduler")
+    start_scheduler(airflow)
+    flight.assert_each_ran_once()
+
+
+def test_the_tasks_of_a_killed_scheduler_are_taken_over_before_anything_else(airflow: Airflow, fly: Fly) -> None:
+    flight = fly("scheduler-sigkill").begun()
+    kill_scheduler(airflow)
+    # Nobody hears of these two now.
+    os.kill(flight.record(0).pid or 0, signal.SIGKILL)
+    flight.release(1)
+    flight.wait_for("end 1 1")
+    job = start_scheduler(airflow)
+    # With stock settings Airflow looks for orphans at the start and then after 300 s: long after this task.
+    probe(airflow, "after-the-sigkill")
+    assert {row["queued_by_job_id"] for row in flight.rows() if row["map_index"] != 1} == {job}
+    flight.wait_for("begin 0 2")
+    os.kill(flight.record(2).pid or 0, signal.SIGKILL)
+    flight.wait_for("begin 2 2")
+    flight.release()
+    assert flight.run.wait() == "success"
+    again = ["begin 0 2", "end 0 2", "begin 2 2", "end 2 2"]
+    once = [f"{word} {index} 1" for index in (1, 3, 4) for word in ("begin", "end")]
+    assert sorted(flight.effects) == sorted(["begin 0 1", "begin 2 1", *again, *once])
+
+
+@pytest.mark.parametrize("fate", ["goes-on-before", "goes-on-after", "dies"])
+def test_what_was_queued_when_the_scheduler_was_killed_runs_once(airflow: Airflow, fly: Fly, fate: str) -> None:
+    process = launcher(airflow)
+    with frozen(process):
+        flight = fly(f"queued-launcher-{fate}").queued()
+        kill_scheduler(airflow)
+        if fate == "dies":
+            process.kill()
+        elif fate == "goes-on-before":
+            process.resume()
+            flight.begun()
+        job = start_scheduler(airflow)
+        wait_for(lambda: {row["queued_by_job_id"] for row in flight.rows()} == {job}, "the tasks to be taken over")
+    flight.begun()
+    flight.assert_each_ran_once()
+
+
+def test_a_scheduler_that_was_frozen_makes_up_for_it(airflow: Airflow, fly: Fly) -> None:
+    flight = fly("scheduler-frozen").begun()
+    with frozen(psutil.Process(airflow.processes["scheduler"].pid)):
+        os.kill(flight.record(0).pid or 0, signal.SIGKILL)
+        flight.release(1)
+        time.sleep(FROZEN_S)
+    flight.wait_for("begin 0 2", "end 1 1")
+    flight.release()
+    assert flight.run.wait() == "success"
+    once = [f"{word} {index} 1" for index in (1, 2, 3, 4) for word in ("begin", "end")]
+    assert sorted(flight.effects) == sorted(["begin 0 1", "begin 0 2", "end 0 2", *once])
+
+
+def test_tasks_do_not_notice_that_the_scheduler_is_restarted_again_and_again(airflow: Airflow, fly: Fly) -> None:
+    flight = fly("scheduler-restarts").begun()
+    for signum in (signal.SIGKILL, signal.SIGTERM, signal.SIGKILL, signal.SIGKILL, signal.SIGTERM) * 2:
+        airflow.stop("scheduler", signum=signum)
+        start_scheduler(airflow)
+    later = fly("scheduler-restarts-later", 1).begun()
+    flight.assert_each_ran_once()
+    later.assert_each_ran_once()
+
+
+def test_of_two_schedulers_one_may_be_killed(airflow: Airflow, fly: Fly) -> None:
+    flight = fly("two-schedulers").begun()
+    airflow.processes["first"] = airflow.processes.pop("scheduler")
+    start_scheduler(airflow)
+    airflow.stop("first", signum=signal.SIGKILL)
+    later = fly("two-schedulers-later", 1).begun()
+    os.kill(flight.record(0).pid or 0, signal.SIGKILL)
+    airflow.processes["second"] = airflow.processes.pop("scheduler")
+    start_scheduler(airflow)
+    flight.wait_for("begin 0 2")
+    flight.release()
+    assert flight.run.wait() == "success"
+    once = [f"{word} {index} 1" for index in (1, 2, 3, 4) for word in ("begin", "end")]
+    assert sorted(flight.effects) == sorted(["begin 0 1", "begin 0 2", "end 0 2", *once])
+    later.assert_each_ran_once()
+    airflow.stop("second")
+
+
+def test_tasks_outlive_scheduler_and_launcher_and_are_followed_without_them(airflow: Airflow, fly: Fly) -> None:
+    flight = fly("scheduler-and-launcher").begun()
+    kill_scheduler(airflow)
+    launcher(airflow).kill()
+    killed, later = flight.record(0), flight.record(1)
+    os.kill(killed.pid or 0, signal.SIGKILL)  # nobody is there to see it
+    start_scheduler(airflow)
+    flight.wait_for("begin 0 2")
+    assert airflow.store.read(killed.id).state is RunState.LOST
+    os.kill(later.pid or 0, signal.SIGKILL)  # no launcher has it as its child
+    flight.wait_for("begin 1 2")
+    assert airflow.store.read(later.id).state is RunState.LOST
+    flight.release()
+    assert flight.run.wait() == "success"
+    again = [f"{word} {index} 2" for index in (0, 1) for word in ("begin", "end")]
+    once = [f"{word} {index} 1" for index in (2, 3, 4) for word in ("begin", "end")]
+    assert sorted(flight.effects) == sorted(["begin 0 1", "begin 1 1", *again, *once])
+
+
+# Its policy for running tasks
+
+
+@contextlib.contextmanager
+def on_shutdown(airflow: Airflow, policy: str) -> Iterator[None]:
+    airflow.stop("scheduler")
+    airflow.env["AIRFLOW__AIR_EXECUTOR__ON_SHUTDOWN"] = policy
+    try:
+        start_scheduler(airflow)
+        yield
+    finally:
+        del airflow.env["AIRFLOW__AIR_EXECUTOR__ON_SHUTDOWN"]
+        if "scheduler" in airflow.processes:
+            airflow.stop("scheduler")
+        start_scheduler(airflow)
+
+
+def test_a_scheduler_that_drains_leaves_after_its_last_task(airflow: Airflow, fly: Fly) -> None:
+    with on_shutdown(airflow, "drain"):
+        flight = fly("drained").begun()
+        scheduler = airflow.processes["scheduler"]
+        scheduler.terminate()
+        wait_for(lambda: "AirExecutor ends; 5 runs: drain" in airflow.log_of("scheduler"), "the scheduler to drain")
+        flight.release(0)
+        wait_for(lambda: len(flight.live()) == 4, "the first task to end")
+        assert scheduler.poll() is None
+        flight.release()
+        assert scheduler.wait(60) == 0
+        assert {record.state for record in flight.records()} == {RunState.SUCCEEDED}
+    flight.assert_each_ran_once()
+
+
+def test_a_scheduler_that_kills_asks_its_tasks_to_end_before_it_leaves(airflow: Airflow, fly: Fly) -> None:
+    with on_shutdown(airflow, "kill"):
+        run = airflow.api.trigger("endless", run_id="killed-at-shutdown")
+        wait_for(lambda: airflow.effects("effects-killed-at-shutdown"), "the task to begin")
+        airflow.processes["scheduler"].terminate()
+        assert airflow.processes["scheduler"].wait(60) == 0
+        assert airflow.effects("effects-killed-at-shutdown") == ["begin", "on_kill"]
+        (record,) = airflow.records("endless")
+        assert record.state is RunState.KILLED
+        assert record.reason == "stopped: the executor was terminated"
+    assert run.wait() == "failed"

@@ -1,0 +1,101 @@
+"""What a machine can run out of, for real: disk space, processes, and a clock that can be relied upon."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+_CGROUPS = Path("/sys/fs/cgroup")
+
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount, give files away and limit others")
+
+
+class SmallDisk:
+    """A file system of a few megabytes of its own, mounted at a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    @contextlib.contextmanager
+    def mounted(self) -> Iterator[None]:
+        _run("mount", "-t", "tmpfs", "-o", "size=8m,mode=0700", "tmpfs", self.folder)
+        try:
+            yield
+        finally:
+            _run("umount", "--lazy", self.folder)
+
+    @contextlib.contextmanager
+    def full(self) -> Iterator[None]:
+        """Within this, nothing more can be written."""
+        filler = self.folder / "filler"
+        with filler.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+            while True:
+                file.write(bytes(4096))
+        try:
+            yield
+        finally:
+            filler.unlink()
+
+    @contextlib.contextmanager
+    def read_only(self) -> Iterator[None]:
+        """Within this, nothing can be changed. Files that are open stay what they were."""
+        _run("mount", "--bind", self.folder, self.folder)
+        try:
+            _run("mount", "-o", "remount,bind,ro", self.folder)
+            yield
+        finally:
+            _run("umount", "--lazy", self.folder)
+
+
+@contextlib.contextmanager
+def no_more_processes(process: psutil.Process) -> Iterator[Callable[[], bool]]:
+    """Within this, ``process`` can't fork. What is yielded tells whether it has tried to."""
+    parent = _CGROUPS / "pids" if (_CGROUPS / "pids").is_dir() else _CGROUPS
+    group = parent / f"air-executor-test-{process.pid}"
+    group.mkdir()
+    try:
+        (group / "cgroup.procs").write_text(str(process.pid))
+        (group / "pids.max").write_text((group / "pids.current").read_text())
+        yield lambda: (group / "pids.events").read_text().split() > ["max", "0"]
+    finally:
+        (group / "pids.max").write_text("max")
+        for pid in (group / "cgroup.procs").read_text().split():
+            with contextlib.suppress(OSError):  # it has ended, or is about to
+                (parent / "cgroup.procs").write_text(pid)
+        with contextlib.suppress(OSError):
+            group.rmdir()
+
+
+class Clock:
+    """The time of day as it is told to processes that are started with :attr:`environment`."""
+
+    def __init__(self, file: Path) -> None:
+        import libfaketime
+
+        self._file = file
+        self.shift("+0")
+        library = Path(libfaketime.__file__).parent / "vendor" / "libfaketime" / "src" / "libfaketime.so.1"
+        assert library.exists()
+        self.environment = {
+            "LD_PRELOAD": str(library),
+            "FAKETIME_TIMESTAMP_FILE": str(file),
+            "FAKETIME_NO_CACHE": "1",
+            "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+            "NO_FAKE_STAT": "1",  # files keep the time that they were given before
+        }
+
+    def shift(self, by: str) -> None:
+        """Set the clock: ``by`` is as in "-1h", from the true time."""
+        temporary = self._file.with_name(f".{self._file.name}")
+        temporary.write_text(by + "\n")
+        temporary.replace(self._file)
+
+
+def _run(*command: str | Path) -> None:
+    subprocess.run(command, check=True)

