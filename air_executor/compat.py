@@ -282,14 +282,14 @@ def run_other(workload: Any, server: str | None) -> None:
 
 def use_retries(
     try_again: Callable[[Any, BaseException], bool],
-    give_up: Callable[[Any, BaseException, int, float], bool],
+    give_up: Callable[[Any, BaseException, float], bool],
     sleep: Callable[[float], None],
     wait_s: Callable[[int, float], float],
 ) -> None:
     """Replace the rules by which Airflow's client repeats requests, in this process.
 
     :param try_again: of the client and the error.
-    :param give_up: of the client, the error, the number of attempts and the monotonic time of the first.
+    :param give_up: of the client, the error and the monotonic time of the first attempt.
     :param sleep: of a number of seconds.
     :param wait_s: how long, of the number of attempts and the monotonic time of the first.
     """
@@ -305,7 +305,7 @@ def use_retries(
 
     def stop(state: tenacity.RetryCallState) -> bool:
         error = error_of(state)
-        return error is not None and give_up(state.args[0], error, state.attempt_number, state.start_time)
+        return error is not None and give_up(state.args[0], error, state.start_time)
 
     request = Client.request
     retrying = request.retry  # type: ignore[attr-defined]

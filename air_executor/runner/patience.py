@@ -26,6 +26,8 @@ class Patience:
         self.limit_s = limit_s
         self._nap = nap
         self._single = False
+        #: When the present request was first made, and how often it has failed since the server is well.
+        self._since_s, self._refusals = 0.0, 0
 
     def install(self) -> None:
         """Let all requests of this process to the API server be made with this patience."""
@@ -45,11 +47,16 @@ class Patience:
             return True
         return not self._single and compat.is_passing(error)
 
-    def _give_up(self, client: Any, error: BaseException, attempt: int, since_s: float) -> bool:
+    def _give_up(self, client: Any, error: BaseException, since_s: float) -> bool:
         if time.monotonic() - since_s >= self.limit_s:
             return True
-        # A server that is well but answers one request with an error, again and again, will go on so.
-        return attempt >= compat.stock_attempts() and compat.is_internal_error(error) and compat.is_well(client, error)
+        if since_s != self._since_s:
+            self._since_s, self._refusals = since_s, 0  # another request
+        # A server that is well but answers one request with an error, again and again, will go on so. Errors from a
+        # time when it was not well do not count.
+        is_refusal = compat.is_internal_error(error) and compat.is_well(client, error)
+        self._refusals = self._refusals + 1 if is_refusal else 0
+        return self._refusals >= compat.stock_attempts()
 
     def _wait_s(self, attempt: int, since_s: float) -> float:
         longest_s = min(_LONGEST_S, _SHORTEST_S * 2.0 ** min(attempt - 1, 16))

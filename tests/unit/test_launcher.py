@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import signal
 import socket
@@ -22,6 +23,7 @@ from air_executor.errors import AirExecutorError
 from air_executor.launcher import control, protocol
 from air_executor.launcher.address import Address, all_addresses
 from air_executor.launcher.client import LocalBackend
+from air_executor.launcher.server import Launcher
 from air_executor.runner import main as runner
 from air_executor.runner.codes import EXIT_ELSEWHERE, EXIT_RECORDED
 from air_executor.runs.backend import RunRequest
@@ -754,6 +756,39 @@ def test_a_long_request_reaches_its_runner_whole(bench: Bench) -> None:
     backend = bench.backend("exec")
     record = bench.end_of(backend, bench.start(backend, bench.request(workload={"long": "x" * 3_000_000})))
     assert "'memory'" in (record.reason or "")
+
+
+def test_requests_wait_in_their_order_while_no_process_can_be_born_and_are_refused_in_the_end(bench: Bench) -> None:
+    room, born = 1, []
+
+    def spawn(request: RunRequest) -> int:
+        nonlocal room
+        if not room:
+            raise BlockingIOError(errno.EAGAIN, "no process to be had")
+        room -= 1
+        born.append(request.id)
+        return -len(born)  # nobody waits for these
+
+    address = Address("by-hand", bench.store.launchers)
+    with protocol.listen(address.socket) as listener:
+        launcher = Launcher(bench.store, bench.options(), address, listener, spawn)
+        one = Client(address)
+        listener.setblocking(False)
+        launcher._accept()
+        requests = [bench.request() for _ in range(4)]
+        for request in requests:
+            launcher._start(launcher._clients[0], request.to_message())
+        assert born == [requests[0].id]
+        assert not launcher._is_useless()
+        room = 2
+        launcher._start_waiting()
+        assert born == [request.id for request in requests[:3]]
+        launcher._waiting[0].until_s = 0.0
+        launcher._start_waiting()
+        refused = one.next("refused")
+        assert refused["id"] == requests[3].id
+        assert "no process to be had" in refused["reason"]
+        one.connection.close()
 
 
 @LAUNCH

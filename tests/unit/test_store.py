@@ -220,6 +220,15 @@ def test_a_link_in_the_place_of_a_record_is_not_followed(store: RunStore, tmp_pa
     assert elsewhere.read_bytes() == before, "writing replaces the link, not what it leads to"
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+def test_a_record_of_somebody_else_is_not_believed(store: RunStore) -> None:
+    ours = record(RunState.RUNNING)
+    store.create(ours)
+    os.chown(store.folder(ours.id) / "state.json", 12345, 12345)
+    with pytest.raises(RecordError, match="belongs to user id 12345"):
+        store.read(ours.id)
+
+
 def test_a_file_that_is_too_large_is_not_read(store: RunStore) -> None:
     one, good = kept(store), kept(store)
     with (store.folder(one.id) / "state.json").open("ab") as file:

@@ -1,0 +1,83 @@
+"""How long a runner waits for an API server, and with which token."""
+
+from __future__ import annotations
+
+import base64
+import time
+from types import SimpleNamespace
+from typing import Any
+
+import orjson
+import pytest
+
+from air_executor import compat
+from air_executor.runner.patience import Patience
+
+
+@pytest.fixture
+def patience() -> Patience:
+    return Patience(100.0, time.sleep)
+
+
+def test_waits_grow_and_are_never_longer_than_half_a_minute(patience: Patience) -> None:
+    now_s = time.monotonic()
+    waits = {attempt: [patience._wait_s(attempt, now_s) for _ in range(300)] for attempt in (1, 3, 1000)}
+    assert min(waits[1]) >= 0 and max(waits[1]) <= 1
+    assert 2 < max(waits[3]) <= 4
+    assert 20 < max(waits[1000]) <= 30
+    assert len(set(waits[1000])) > 250  # many runners do not come back at the same moment
+
+
+def test_the_last_wait_ends_when_the_patience_does(patience: Patience) -> None:
+    began_s = time.monotonic() - 99.0
+    assert max(patience._wait_s(1000, began_s) for _ in range(100)) <= 1
+    assert patience._wait_s(1000, began_s - 10) == 0
+
+
+def test_patience_ends_at_its_limit(patience: Patience) -> None:
+    error = OSError("away")
+    assert not patience._give_up(None, error, time.monotonic() - 98)
+    assert patience._give_up(None, error, time.monotonic() - 100)
+
+
+def test_only_errors_of_a_server_that_is_well_count(patience: Patience, monkeypatch: pytest.MonkeyPatch) -> None:
+    well = True
+    monkeypatch.setattr(compat, "is_internal_error", lambda error: True)
+    monkeypatch.setattr(compat, "is_well", lambda client, error: well)
+    most, began_s, error = compat.stock_attempts(), time.monotonic(), OSError("500")
+    assert most > 1
+    assert not any(patience._give_up(None, error, began_s) for _ in range(most - 1))
+    well = False
+    assert not any(patience._give_up(None, error, began_s) for _ in range(10 * most))
+    well = True
+    assert not any(patience._give_up(None, error, began_s) for _ in range(most - 1))
+    assert not any(patience._give_up(None, error, began_s + 1) for _ in range(most - 1))  # another request
+    assert patience._give_up(None, error, began_s + 1)
+
+
+def client(**claims: Any) -> Any:
+    body = base64.urlsafe_b64encode(orjson.dumps(claims)).decode().rstrip("=")
+    return SimpleNamespace(auth=SimpleNamespace(token=f"header.{body}.signature"))
+
+
+@pytest.mark.parametrize(
+    ("issued_s", "expires_s", "is_replaced"),
+    [(-100, 500, False), (-600, -100, True), (3600, 4200, True)],
+    ids=["valid", "expired", "of the future, since the clock was set back"],
+)
+def test_a_token_that_is_not_valid_now_is_replaced_by_one_that_is(
+    monkeypatch: pytest.MonkeyPatch, issued_s: int, expires_s: int, is_replaced: bool
+) -> None:
+    monkeypatch.setenv("AIRFLOW__API_AUTH__JWT_SECRET", "x" * 64)
+    now_s = time.time()
+    old = client(sub="an-id", iat=now_s + issued_s, exp=now_s + expires_s)
+    before = old.auth
+    assert compat.replace_bad_token(old) is is_replaced
+    assert (old.auth is not before) is is_replaced
+    claims = compat._claims(old)
+    assert claims["sub"] == "an-id"
+    assert (claims["iat"] <= time.time() + 1 < claims["exp"]) is (is_replaced or issued_s == -100)
+
+
+def test_a_token_without_a_subject_cannot_be_replaced() -> None:
+    assert not compat.replace_bad_token(client(iat=0, exp=1))
