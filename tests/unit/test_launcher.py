@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import selectors
 import signal
 import socket
 import subprocess
@@ -20,7 +21,7 @@ import pytest
 
 from air_executor.config import Config
 from air_executor.errors import AirExecutorError
-from air_executor.launcher import control, protocol
+from air_executor.launcher import control, protocol, server
 from air_executor.launcher.address import Address, all_addresses
 from air_executor.launcher.client import LocalBackend
 from air_executor.launcher.server import Launcher
@@ -770,14 +771,15 @@ def test_requests_wait_in_their_order_while_no_process_can_be_born_and_are_refus
         return -len(born)  # nobody waits for these
 
     address = Address("by-hand", bench.store.launchers)
-    with protocol.listen(address.socket) as listener:
+    ours, theirs = socket.socketpair()
+    with ours, theirs, protocol.listen(address.socket) as listener:
         launcher = Launcher(bench.store, bench.options(), address, listener, spawn)
-        one = Client(address)
-        listener.setblocking(False)
-        launcher._accept()
+        client = server._Client(theirs)
+        launcher._clients.append(client)
+        launcher._selector.register(theirs, selectors.EVENT_READ)
         requests = [bench.request() for _ in range(4)]
         for request in requests:
-            launcher._start(launcher._clients[0], request.to_message())
+            launcher._start(client, request.to_message())
         assert born == [requests[0].id]
         assert not launcher._is_useless()
         room = 2
@@ -785,10 +787,10 @@ def test_requests_wait_in_their_order_while_no_process_can_be_born_and_are_refus
         assert born == [request.id for request in requests[:3]]
         launcher._waiting[0].until_s = 0.0
         launcher._start_waiting()
-        refused = one.next("refused")
-        assert refused["id"] == requests[3].id
+        *started, refused = protocol.Decoder().feed(ours.recv(1 << 16))
+        assert [message["type"] for message in started] == ["started"] * 3
+        assert (refused["type"], refused["id"]) == ("refused", requests[3].id)
         assert "no process to be had" in refused["reason"]
-        one.connection.close()
 
 
 @LAUNCH
