@@ -16,6 +16,9 @@ from air_executor.runs.store import RunStore
 from tests.support import airflow_env
 from tests.support.airflow_env import Airflow
 
+#: For tests that do not depend on the database.
+ONE_DATABASE = pytest.mark.parametrize("airflow", [pytest.param("sqlite", marks=pytest.mark.core)], indirect=True)
+
 
 class ByEnvironment(LoadScopeScheduling):
     """Gives all tests of one Airflow to one worker, so that each Airflow is started once."""

@@ -8,7 +8,7 @@ from datetime import timedelta
 from pathlib import Path
 
 from airflow.providers.standard.triggers.file import FileTrigger
-from airflow.sdk import BaseOperator, dag, get_current_context, task
+from airflow.sdk import BaseHook, BaseOperator, dag, get_current_context, task
 
 
 def note(run_id: str, text: str) -> None:
@@ -99,9 +99,23 @@ def load():
 
 
 @dag(schedule=None)
+def secretive():
+    """Uses secrets of all kinds, which nobody else should come to know."""
+
+    @task(executor_config={"air": {"environment": {"AIR_TEST_LIMITED": "planted-in-the-limits"}, "memory": "1GiB"}})
+    def use():
+        password = BaseHook.get_connection("bank").password
+        found = [password, os.environ["AIR_TEST_SECRET"], os.environ["AIR_TEST_LIMITED"]]
+        assert [secret.startswith("planted") for secret in found] == [True] * 3
+        work(0)
+
+    use()
+
+
+@dag(schedule=None)
 def endless():
     Endless(task_id="work")
 
 
-for build_dag in (load, deferring_flight, flight_of_one, flight_of_five, flight_of_sixteen, endless):
+for build_dag in (secretive, load, deferring_flight, flight_of_one, flight_of_five, flight_of_sixteen, endless):
     build_dag()

@@ -10,6 +10,7 @@ import psutil
 import pytest
 
 from air_executor.runs.record import RunState
+from tests.conftest import ONE_DATABASE
 from tests.support import airflow_env
 from tests.support.airflow_env import Airflow
 from tests.support.waiting import wait_for
@@ -75,6 +76,7 @@ def test_tasks_test_runs_in_the_terminal(airflow: Airflow) -> None:
     assert len(airflow.records("shell")) == before
 
 
+@ONE_DATABASE
 def test_airflow_knows_the_provider_its_options_and_its_commands(airflow: Airflow) -> None:
     providers = json.loads(airflow.run("airflow", "providers", "list", "-o", "json").stdout)
     assert "air-executor" in {provider["package_name"] for provider in providers}
@@ -96,6 +98,7 @@ def test_airflow_knows_the_provider_its_options_and_its_commands(airflow: Airflo
         ("STATE_DIR", "/proc/nowhere", "Set [air_executor] state_dir to a folder"),
     ],
 )
+@pytest.mark.parametrize("airflow", ["postgres"], indirect=True)
 def test_a_wrong_option_stops_the_scheduler_with_its_name(
     airflow: Airflow, option: str, value: str, message: str
 ) -> None:

@@ -32,10 +32,17 @@ def options() -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
+def components() -> tuple[str, ...]:
+    """The components of this file's Airflow. Where nothing is deferred there is no triggerer."""
+    return tuple(name for name in airflow_env.COMPONENTS if name != "triggerer")
+
+
+@pytest.fixture(scope="module")
 def env(
     request: pytest.FixtureRequest,
     proxy: Proxy,
     options: dict[str, str],
+    components: tuple[str, ...],
     tmp_path_factory: pytest.TempPathFactory,
     shared_dir: Path,
 ) -> Iterator[Airflow]:
@@ -45,7 +52,7 @@ def env(
     env.env["AIRFLOW__DATABASE__SQL_ALCHEMY_CONN"] = own_database(env, shared_dir, name)
     proxy.upstream = ("127.0.0.1", env.port)
     try:
-        env.start()
+        env.start(*components)
         yield env
     finally:
         env.end()
@@ -62,14 +69,16 @@ def home(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 
 @pytest.fixture(scope="module")
-def airflow(proxy: Proxy, options: dict[str, str], home: Path, shared_dir: Path) -> Iterator[Airflow]:
+def airflow(
+    proxy: Proxy, options: dict[str, str], components: tuple[str, ...], home: Path, shared_dir: Path
+) -> Iterator[Airflow]:
     """The same on SQLite, where tests see that nothing is left behind in the end."""
     # What is stopped and can't end is killed sooner than by default.
     grace = {"AIRFLOW__AIR_EXECUTOR__STOP_GRACE_SECONDS": "2"}
     airflow = airflow_env.make(home, shared_dir, {**through(proxy), **grace, **options})
     proxy.upstream = ("127.0.0.1", airflow.port)
     try:
-        airflow.start()
+        airflow.start(*components)
         yield airflow
         flights.check_nothing_left_behind(airflow)
     finally:

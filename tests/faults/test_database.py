@@ -28,15 +28,19 @@ FULL_S = 15.0
 
 
 @pytest.fixture(scope="module")
-def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
-    server = Postgres(tmp_path_factory.mktemp("database") / "postgres")
+def postgres() -> Iterator[Postgres]:
+    server = Postgres()
     yield server
     server.stop()
 
 
 @pytest.fixture(scope="module")
 def env(
-    proxy: Proxy, postgres: Postgres, tmp_path_factory: pytest.TempPathFactory, shared_dir: Path
+    proxy: Proxy,
+    postgres: Postgres,
+    components: tuple[str, ...],
+    tmp_path_factory: pytest.TempPathFactory,
+    shared_dir: Path,
 ) -> Iterator[Airflow]:
     proxy.upstream = postgres.socket
     url = f"postgresql+psycopg2://postgres@127.0.0.1:{proxy.port}/postgres"
@@ -47,7 +51,7 @@ def env(
     )
     try:
         env.run("airflow", "db", "migrate")
-        env.start()
+        env.start(*components)
         yield env
     finally:
         env.end()

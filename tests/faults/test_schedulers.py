@@ -133,6 +133,27 @@ def test_tasks_outlive_scheduler_and_launcher_and_are_followed_without_them(airf
     assert sorted(flight.effects) == sorted(["begin 0 1", "begin 1 1", *again, *once])
 
 
+def test_tasks_that_were_taken_over_keep_their_slots(airflow: Airflow, fly: Fly) -> None:
+    flight = fly("slots").begun()
+    kill_scheduler(airflow)
+    airflow.env["AIRFLOW__CORE__PARALLELISM"] = "6"
+    try:
+        start_scheduler(airflow)
+        later = fly("slots-later")
+        wait_for(lambda: later.live(), "the last slot to be taken")
+        for index, others in ((0, 2), (1, 3)):
+            flight.release(index)
+            wait_for(lambda others=others: len(later.live()) >= others, "the slot that is free to be taken")
+            assert len(later.live()) == others
+        later.release()
+        flight.assert_each_ran_once()
+        later.assert_each_ran_once()
+    finally:
+        del airflow.env["AIRFLOW__CORE__PARALLELISM"]
+        airflow.stop("scheduler")
+        start_scheduler(airflow)
+
+
 # Its policy for running tasks
 
 

@@ -1,14 +1,20 @@
-"""A task's token lives shorter than the task."""
+"""A task's token lives shorter than the task, and is, like all secrets, nowhere to be found."""
 
 from __future__ import annotations
 
+import contextlib
+import os
+import re
+import signal
 import time
 
+import psutil
 import pytest
 
 from air_executor.runs.record import RunState
 from tests.support import away
 from tests.support.airflow_env import Airflow
+from tests.support.flights import Flight
 from tests.support.proxy import Proxy
 
 pytestmark = pytest.mark.faults
@@ -22,7 +28,11 @@ LONGER_S = 45.0
 
 @pytest.fixture(scope="module")
 def options() -> dict[str, str]:
-    return {"AIRFLOW__EXECUTION_API__JWT_EXPIRATION_TIME": str(TOKEN_S)}
+    return {
+        "AIRFLOW__EXECUTION_API__JWT_EXPIRATION_TIME": str(TOKEN_S),
+        "AIRFLOW_CONN_BANK": "postgres://user:planted-in-a-connection@localhost/bank",
+        "AIR_TEST_SECRET": "planted-in-the-environment",
+    }
 
 
 def test_a_task_that_outlives_its_token_is_a_success(env: Airflow, proxy: Proxy) -> None:
@@ -40,3 +50,30 @@ def test_a_task_whose_token_expires_while_the_server_is_away_is_a_success(env: A
     assert work.record.state is RunState.RUNNING
     proxy.set("pass")
     work.check_done_once()
+
+
+def test_no_secret_is_in_any_file_nor_on_any_command_line(env: Airflow) -> None:
+    flight = Flight(env, env.api.trigger("secretive", run_id="secretive"), 1)
+    killed = Flight(env, env.api.trigger("secretive", run_id="secretive-killed"), 1)
+    for each in (flight, killed):
+        each.wait_for("begin 0 1")
+    titles = []
+    for process in env.ours():
+        with contextlib.suppress(psutil.Error):
+            titles.append(" ".join(process.cmdline()))
+    assert [title for title in titles if "air-executor runner" in title]
+    os.kill(killed.record().pid or 0, signal.SIGKILL)
+    flight.release()
+    assert flight.run.wait() == "success"
+    assert killed.run.wait() == "failed"
+
+    secret = re.compile(
+        rb"planted-in-[a-z-]+|eyJ[\w-]{8,}\.[\w-]{8,}|" + env.env["AIRFLOW__API_AUTH__JWT_SECRET"].encode()
+    )
+    assert secret.search(b"planted-in-x") and secret.search(b"eyJhbGciOiJIUzUxMiJ9.eyJzdWIiOiIwMTkifQ.x")
+    assert [title for title in titles if secret.search(title.encode())] == []
+    files = [path for path in env.home.rglob("*") if path.is_file() and env.dags not in path.parents]
+    assert [path for path in files if path.name == "state.json"]
+    assert [path for path in files if path.suffix == ".log" and env.home / "logs" in path.parents]
+    assert [path for path in files if path.parent == env.store.launchers]
+    assert {str(path): secret.findall(path.read_bytes()) for path in files if secret.search(path.read_bytes())} == {}

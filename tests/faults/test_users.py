@@ -10,13 +10,18 @@ import pytest
 
 from air_executor.runs.record import RunState
 from tests.faults.conftest import Fly
-from tests.support.airflow_env import Airflow
+from tests.support.airflow_env import COMPONENTS, Airflow
 from tests.support.api import DagRun, quote
 from tests.support.flights import Flight, frozen, kill_scheduler, launcher, start_scheduler, unfinished
 from tests.support.proxy import Proxy
 from tests.support.waiting import wait_for
 
 pytestmark = pytest.mark.faults
+
+
+@pytest.fixture(scope="module")
+def components() -> tuple[str, ...]:
+    return COMPONENTS
 
 
 def delete(run: DagRun) -> None:

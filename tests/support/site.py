@@ -59,7 +59,7 @@ def site(folder: Path, executor: str, *, small_disk: bool = False, **options: st
     """Start an Airflow with ``executor``, and end it with everything that belongs to it."""
     folder.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
-        postgres = Postgres(folder / "postgres")
+        postgres = Postgres()
         stack.callback(postgres.stop)
         api, database = stack.enter_context(Proxy()), stack.enter_context(Proxy(postgres.socket))
         disk = None

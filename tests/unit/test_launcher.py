@@ -793,6 +793,14 @@ def test_requests_wait_in_their_order_while_no_process_can_be_born_and_are_refus
         assert "no process to be had" in refused["reason"]
 
 
+def open_files(pid: int) -> set[str]:
+    names = set()
+    for path in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+            names.add(os.readlink(path))
+    return names
+
+
 @LAUNCH
 def test_a_runner_has_nothing_of_its_launcher_open(bench: Bench, launch: str) -> None:
     backend = bench.backend(launch)
@@ -800,8 +808,7 @@ def test_a_runner_has_nothing_of_its_launcher_open(bench: Bench, launch: str) ->
     running = bench.wait_for_state(backend, request, RunState.STARTING)
     assert running.pid
     launcher = psutil.Process(bench.status()["pid"])
-    of_launcher = {os.readlink(path) for path in Path(f"/proc/{launcher.pid}/fd").iterdir()}
-    of_runner = {os.readlink(path) for path in Path(f"/proc/{running.pid}/fd").iterdir()}
+    of_launcher, of_runner = open_files(launcher.pid), open_files(running.pid)
     assert {name for name in of_launcher & of_runner if name.startswith(("socket:", "pipe:"))} == set()
     assert os.getsid(running.pid) == running.pid
 
