@@ -85,8 +85,13 @@ class DagRun:
 
     def events(self, task_id: str) -> list[dict[str, Any]]:
         """Return the audit log of a task."""
-        query = urllib.parse.urlencode({"dag_id": self.dag_id, "run_id": self.run_id, "task_id": task_id, "limit": 100})
-        return self.api.get(f"/eventLogs?{query}")["event_logs"]
+        found: list[dict[str, Any]] = []
+        while True:
+            query = {"dag_id": self.dag_id, "run_id": self.run_id, "task_id": task_id, "offset": len(found)}
+            page = self.api.get(f"/eventLogs?{urllib.parse.urlencode({**query, 'limit': 100})}")
+            found += page["event_logs"]
+            if len(found) >= page["total_entries"]:
+                return found
 
     def mark(self, task_id: str, state: str) -> None:
         self.api.call("PATCH", f"{self.path}/taskInstances/{quote(task_id)}", {"new_state": state})
