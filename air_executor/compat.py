@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import importlib
 import os
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -40,29 +41,6 @@ _CLASSES: dict[str, Any] = {
     )
     if hasattr(_workloads, name)
 }
-
-#: Imported before the first fork: what every task imports anyway, much of it only once it runs.
-_PRELOADED = (
-    "air_executor.runner.main",
-    "air_executor.runner.airflow",
-    "airflow.sdk.execution_time.task_runner",
-    "airflow.sdk.execution_time.callback_supervisor",
-    "airflow.sdk.execution_time.connection_test_supervisor",
-    "airflow.sdk.execution_time.secrets.execution_api",
-    "airflow.sdk.definitions.connection",
-    "airflow.dag_processing.bundles.manager",
-    "airflow.dag_processing.bundles.local",
-    "airflow.dag_processing.dagbag",
-    "airflow.providers.standard.operators.bash",
-    "airflow.providers.standard.operators.empty",
-    "airflow.providers.standard.operators.python",
-    "airflow.providers.standard.decorators.bash",
-    "airflow.providers.standard.decorators.python",
-    "airflow.providers.standard.sensors.python",
-    "jinja2.ext",
-    "jinja2.nativetypes",
-    "jinja2.sandbox",
-)
 
 #: How long a question after a server's health may take, in seconds.
 _HEALTH_S = 5.0
@@ -221,6 +199,29 @@ def execution_api_url(get: Callable[[str, str], str | None]) -> str:
     if base.startswith("/"):
         base = f"http://localhost:8080{base}"
     return get("core", "execution_api_server_url") or f"{base.rstrip('/')}/execution/"
+
+
+# The scheduler
+
+
+class _Clock:
+    """The module ``time``, but for the way in which it sleeps."""
+
+    def __init__(self, sleep: Callable[[float], None]) -> None:
+        self.sleep = sleep
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(time, name)
+
+
+def use_idle_wait(wait: Callable[[float], None]) -> None:
+    """Let the scheduler of this process, if it has one, call ``wait`` where it would sleep for want of work.
+
+    The scheduler's loop offers no way to end that sleep early. It is the only one in its module.
+    """
+    module = sys.modules.get("airflow.jobs.scheduler_job_runner")
+    if module is not None:
+        module.time = _Clock(wait)  # type: ignore[attr-defined]
 
 
 # Supervision, in a runner
@@ -462,19 +463,3 @@ def has_told_airflow(supervisor: Any) -> bool:
         return False  # the call that should tell it failed
     # A process that ends with 0 has told it itself, or nobody has.
     return supervisor._exit_code != 0 or supervisor._terminal_state is not None
-
-
-def preload() -> None:
-    """Import and build what every task needs, before the first fork.
-
-    Modules that this Airflow does not have, or that can't be imported, are left to the tasks.
-    """
-    for name in _PRELOADED:
-        try:
-            importlib.import_module(name)
-        except ImportError as error:
-            print(f"not preloaded: {name}: {error}", flush=True)
-    from airflow.sdk.api.client import Client
-
-    # The first client reads the trust store, which the process keeps, and so do its children.
-    Client(base_url="http://preload.invalid", token="").close()

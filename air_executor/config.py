@@ -72,7 +72,7 @@ def _launch(text: str) -> str:
 def _modules(text: str) -> tuple[str, ...]:
     names = tuple(part.strip() for part in text.split(",") if part.strip())
     for name in names:
-        if not all(piece.isidentifier() for piece in name.split(".")):
+        if not all(piece.isidentifier() for piece in name.removeprefix("-").split(".")):
             raise ValueError(f"{name!r} is not a module name")
     return names
 
@@ -144,11 +144,14 @@ OPTIONS: tuple[Option, ...] = (
     Option(
         "preload",
         "string",
-        "",
-        "Modules that the launcher imports once, so that tasks find them imported. A list with commas. Name "
-        "installed packages, never modules of the DAG folder: those would go stale. A module that cannot be "
-        "imported is reported in the launcher's log and left to the tasks.",
-        "pandas,sqlalchemy",
+        "auto",
+        "Modules that the launcher imports once, so that tasks find them imported. ``auto`` learns: what tasks import "
+        "of installed packages, takes time and survives a fork is imported ahead; ``air-executor doctor`` tells which "
+        "and why not. ``off`` imports nothing ahead. Modules can be named, too, in a list with commas: those are "
+        "imported without a trial; with a minus before it, a module is left to the tasks, for example because they set "
+        "variables that it reads when it is imported. Name installed packages, never modules of the DAG folder: those "
+        "would go stale.",
+        "auto,sqlalchemy,-torch",
         _modules,
     ),
     Option(
@@ -212,6 +215,11 @@ class Config:
     keep_days: float
     keep_runs: int
     gpus: tuple[str, ...]
+
+    @property
+    def learns_imports(self) -> bool:
+        """Whether launchers import ahead what they have seen tasks import."""
+        return self.launch == "fork" and "auto" in self.preload
 
     def to_json(self) -> str:
         """Return the options as one line of JSON, for a child process's command line."""

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import time
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow.executors.base_executor import BaseExecutor
 from airflow.models.taskinstancekey import TaskInstanceKey
@@ -65,6 +66,9 @@ class AirExecutor(BaseExecutor):
     #: The scheduler commits the run's id with the state "queued", so that another scheduler can find the runner.
     pre_assigns_external_executor_id = True
 
+    #: The executors of this process that have started: each team may have one.
+    _working: ClassVar[list[AirExecutor]] = []
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._options: Config
@@ -108,6 +112,8 @@ class AirExecutor(BaseExecutor):
         backend.warm_up()
         self._backend = backend
         self._inherit()
+        self._working.append(self)
+        compat.use_idle_wait(self._wait_for_news)
 
     def _process_workloads(self, workload_items: Sequence[Any]) -> None:
         for workload in workload_items:
@@ -137,8 +143,7 @@ class AirExecutor(BaseExecutor):
             self._told.append(record)
             if run is not None:
                 self._tell(run.key, record)
-        if self._reconciler.is_due():
-            self._reconcile()
+        self._reconcile()
 
     def log_task_event(self, *, event: str, extra: str, ti_key: Any) -> None:
         """Add an entry to Airflow's audit log, for tasks."""
@@ -175,6 +180,8 @@ class AirExecutor(BaseExecutor):
                 self.terminate()
                 self._wait_for_runs(self._options.stop_grace_seconds + 2 * _STUBBORN_S)
         finally:
+            if self in self._working:
+                self._working.remove(self)
             self._backend.close()
             self._life.release()
 
@@ -198,6 +205,23 @@ class AirExecutor(BaseExecutor):
         from air_executor.provider import get_cli_commands
 
         return get_cli_commands()
+
+    @classmethod
+    def _wait_for_news(cls, seconds: float) -> None:
+        """Wait until a run has ended, at most so many seconds: what the scheduler does when it has nothing to do.
+
+        What follows a task is scheduled when it ends, not up to a second later.
+        """
+        until_s = time.monotonic() + seconds
+        while not sum(each._backend.has_news() for each in cls._working):
+            left_s = until_s - time.monotonic()
+            if left_s <= 0:
+                return
+            poll = select.poll()
+            for each in cls._working:
+                if (fd := each._backend.fileno()) is not None:
+                    poll.register(fd, select.POLLIN)
+            poll.poll(left_s * 1000)
 
     # Beginning
 
@@ -327,12 +351,18 @@ class AirExecutor(BaseExecutor):
     # While it runs
 
     def _reconcile(self) -> None:
-        for run_id in [run_id for run_id in self._runs if not self._is_mine(run_id)]:
+        """Begin a pass when it is time for one, and heed what it has found when it is over."""
+        if self._reconciler.is_due():
+            instances = {run_id: run.ti_id for run_id, run in self._runs.items()}
+            self._reconciler.begin(instances, self._life.path.name)
+        found = self._reconciler.outcome()
+        if found is None:
+            return
+        for run_id in found.lost & self._runs.keys():
             self.log.info("Run %s was taken over by another scheduler", run_id)
             self._free(self._runs.pop(run_id))
-        tasks = {run_id: run.ti_id for run_id, run in self._runs.items() if run.ti_id is not None}
-        for unwanted in self._reconciler.reconcile(tasks):
-            if unwanted.run_id not in self._stopping:
+        for unwanted in found.unwanted:
+            if unwanted.run_id in self._runs and unwanted.run_id not in self._stopping:
                 self._stop(unwanted.run_id, unwanted.reason, unwanted=True)
         if not self._reconciler.is_database_away:
             with contextlib.suppress(OSError):
@@ -362,8 +392,7 @@ class AirExecutor(BaseExecutor):
         while self._runs and (end_s is None or time.monotonic() < end_s):
             for record in self._backend.ended():
                 self._runs.pop(record.id, None)
-            if self._reconciler.is_due():
-                self._reconcile()
+            self._reconcile()
             time.sleep(_DRAIN_LOOK_S)
 
     # The end of a run

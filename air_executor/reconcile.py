@@ -2,12 +2,14 @@
 
 Runners leave heartbeats in files. A pass writes all of them to the database in one UPDATE, and asks in one SELECT
 which task instances should no longer run: marked, cleared, deleted, or moved on to another try. While passes are made,
-no runner sends heartbeats to the API server.
+no runner sends heartbeats to the API server. A pass is made in a thread of its own, so that the scheduler's loop waits
+neither for the database nor for a thousand files.
 """
 
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -51,29 +53,61 @@ class Unwanted:
     reason: str
 
 
+@dataclass(frozen=True)
+class Outcome:
+    """What a pass has found."""
+
+    lost: set[str]
+    """Runs that another executor follows by now."""
+    unwanted: list[Unwanted]
+
+
 class Reconciler:
     """Makes the passes of one executor."""
 
     def __init__(self, store: RunStore) -> None:
         self._store = store
         self._next_s = 0.0
+        self._thread: threading.Thread | None = None
+        self._found: Outcome | None = None
         self.is_database_away = False
         #: Runs that were unwanted in the last pass. One that is so twice is stopped: the first time it may be about
         #: to end because of what it has told Airflow itself.
         self._suspects: dict[str, str] = {}
 
     def is_due(self) -> bool:
-        """Tell whether it is time for a pass."""
-        return time.monotonic() >= self._next_s
+        """Tell whether it is time for a pass, and the last one is over."""
+        return self._thread is None and time.monotonic() >= self._next_s
 
-    def reconcile(self, runs: Mapping[str, str]) -> list[Unwanted]:
-        """Make a pass over live runs, and return those that should end.
+    def begin(self, runs: Mapping[str, str | None], owner: str) -> None:
+        """Begin a pass over live runs.
 
-        A database that is away is reported once, and the pass made up for by the next.
-
-        :param runs: the ids of task instances, by the ids of their runs.
+        :param runs: the ids of task instances, by the ids of their runs; ``None`` for what is no task.
+        :param owner: the name of the executor that follows them.
         """
         self._next_s = time.monotonic() + PASS_S
+        # Not from a pool: a database that never answers must not keep the scheduler from ending.
+        self._thread = threading.Thread(target=self._pass, args=(dict(runs), owner), name="reconcile", daemon=True)
+        self._thread.start()
+
+    def outcome(self) -> Outcome | None:
+        """Return what the pass has found, once it is over."""
+        if self._thread is None or self._thread.is_alive():
+            return None
+        self._thread = None
+        found, self._found = self._found, None
+        return found
+
+    def _pass(self, runs: Mapping[str, str | None], owner: str) -> None:
+        try:
+            lost = {run_id for run_id in runs if self._store.owner(run_id) not in (None, owner)}
+            tasks = {run_id: ti_id for run_id, ti_id in runs.items() if ti_id is not None and run_id not in lost}
+            self._found = Outcome(lost, self._unwanted(tasks))
+        except Exception:
+            log.exception("The runs can't be reconciled; the next pass tries again")
+
+    def _unwanted(self, runs: Mapping[str, str]) -> list[Unwanted]:
+        """Exchange news with the database. One that is away is reported once, and made up for by the next pass."""
         try:
             states = self._exchange(runs)
         except SQLAlchemyError as error:

@@ -20,6 +20,7 @@ from air_executor.cli.observe import launchers
 from air_executor.config import Config
 from air_executor.errors import AirExecutorError
 from air_executor.launcher.address import all_addresses
+from air_executor.launcher.preload import read_verdicts
 from air_executor.runs.store import RunStore
 
 #: Supported versions of Airflow, from and below.
@@ -60,7 +61,7 @@ def examine() -> list[Check]:
     checks.append(state)
     if state.ok and Path(options.state_dir).exists():
         store = RunStore(options.state_dir)
-        checks += [_space(store), _records(store), _launchers(store)]
+        checks += [_space(store), _records(store), _launchers(store), _preload(store)]
     if has_airflow:
         # Airflow's own messages would stand between the findings.
         logging.disable(logging.CRITICAL)
@@ -126,6 +127,13 @@ def _launchers(store: RunStore) -> Check:
     if not answers:
         return Check("launcher", True, "none; one is started with the next workload")
     return Check("launcher", True, ", ".join(f"pid {one['pid']}, {one['runners']} runners" for one in answers))
+
+
+def _preload(store: RunStore) -> Check:
+    verdicts = read_verdicts(store)
+    ahead = [f"{each.package} ({each.seconds:.2f} s)" for each in verdicts if each.refused is None]
+    left = [f"{each.package} ({each.refused})" for each in verdicts if each.refused and not each.is_cheap]
+    return Check("preload", True, f"imported ahead: {', '.join(ahead) or '-'}; left to tasks: {', '.join(left) or '-'}")
 
 
 def _guarded(name: str, remedy: str) -> Callable[[Callable[[], Check]], Callable[[], Check]]:

@@ -6,11 +6,8 @@
 
 from __future__ import annotations
 
-import gc
-import importlib
 import socket
 import sys
-import traceback
 
 from air_executor import system
 from air_executor.config import Config
@@ -40,24 +37,16 @@ def serve(listener: socket.socket, address: Address, store: RunStore, config: Co
     if config.launch == "exec":
         Launcher(store, config, address, listener, spawn_by_exec(store, config)).serve()
         return
-    preload(config)
-    # What is alive now lives as long as the launcher; out of the collector's sight its pages stay shared.
-    gc.collect()
-    gc.freeze()
-    Launcher(store, config, address, listener).serve()
+    from air_executor.launcher.preload import Preloader, freeze
+    from air_executor.launcher.warmup import warm_up
 
-
-def preload(config: Config) -> None:
-    """Import what every task needs, and what the user named."""
-    from air_executor import compat
-
-    compat.preload()
-    for name in config.preload:
-        try:
-            importlib.import_module(name)
-        except Exception:
-            print(f"[air_executor] preload: {name} cannot be imported; tasks will try themselves.", flush=True)
-            traceback.print_exc()
+    warm_up(name for name in config.preload if name not in ("auto", "off") and not name.startswith("-"))
+    preloader = None
+    if config.learns_imports:
+        preloader = Preloader(store, [name[1:] for name in config.preload if name.startswith("-")])
+        preloader.import_remembered()
+    freeze()
+    Launcher(store, config, address, listener, preloader=preloader).serve()
 
 
 if __name__ == "__main__":

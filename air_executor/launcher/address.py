@@ -61,12 +61,17 @@ def environment(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
 
 def address(store: RunStore, config: Config) -> Address:
     """Return the address of the launcher that fits this process's code, interpreter, environment and options."""
-    parts = [sys.executable, sys.prefix, config.to_json(), _code_version(), _modified(_airflow_cfg())]
-    # Any package that is installed, upgraded or removed changes the folder.
-    parts += [_modified(Path(sysconfig.get_path(name))) for name in ("purelib", "platlib")]
+    parts = [sys.executable, sys.prefix, config.to_json(), code_version(), _modified(_airflow_cfg())]
+    parts.append(packages_stamp())
     parts += sorted(f"{name}={value}" for name, value in environment().items() if name not in _VOLATILE)
     digest = hashlib.sha256(orjson.dumps(parts)).hexdigest()
     return Address(key=digest[:16], folder=store.launchers)
+
+
+def packages_stamp() -> str:
+    """Return what tells one set of installed packages from another."""
+    # Any package that is installed, upgraded or removed changes the folder.
+    return " ".join([sys.prefix, *(_modified(Path(sysconfig.get_path(name))) for name in ("purelib", "platlib"))])
 
 
 def module_command(module: str) -> list[str]:
@@ -98,7 +103,8 @@ def _modified(path: Path) -> str:
         return ""
 
 
-def _code_version() -> str:
+def code_version() -> str:
+    """Return what tells one version of AirExecutor and Airflow from another."""
     versions = [
         f"{name}={importlib.metadata.version(name)}"
         for name in ("air-executor", "apache-airflow-core", "apache-airflow-task-sdk")

@@ -22,7 +22,15 @@ from air_executor import system
 from air_executor.config import Config
 from air_executor.errors import AirExecutorError, LauncherAwayError, ProtocolError, RecordError
 from air_executor.launcher import protocol
-from air_executor.launcher.address import Address, address, environment, module_command, service_address
+from air_executor.launcher.address import (
+    Address,
+    address,
+    code_version,
+    environment,
+    module_command,
+    packages_stamp,
+    service_address,
+)
 from air_executor.runs.backend import RunRequest
 from air_executor.runs.record import RunRecord, RunState
 from air_executor.runs.store import RunStore
@@ -32,6 +40,12 @@ log = logging.getLogger(__name__)
 
 #: How often runs without a launcher are looked at, in seconds.
 _LOOK_S = 1.0
+
+#: How often it is looked whether packages were installed or upgraded, in seconds.
+_PACKAGES_S = 5.0
+
+#: So long they are looked at in one call, in seconds.
+_LOOK_BUDGET_S = 0.004
 
 #: From the order to the runner's lock it takes at most this many seconds, on the slowest machine.
 _BIRTH_S = 30.0
@@ -58,6 +72,8 @@ class LocalBackend:
         self._config = config
         self._is_service = config.launcher == "service"
         self._address: Address = service_address(store) if self._is_service else address(store, config)
+        self._packages, self._code = packages_stamp(), code_version()
+        self._checked_s = 0.0
         self._connection: socket.socket | None = None
         self._decoder = protocol.Decoder()
         self._outbox = bytearray()
@@ -73,6 +89,8 @@ class LocalBackend:
         #: No launcher tells of them; the value is when this became so, on the monotonic clock.
         self._alone: dict[str, float] = {}
         self._looked_s = 0.0
+        #: Those among them that are still to be looked at in this round.
+        self._unseen: list[str] = []
         self._ended: list[RunRecord] = []
 
     def warm_up(self) -> None:
@@ -87,6 +105,7 @@ class LocalBackend:
     def start(self, request: RunRequest, record: RunRecord) -> None:
         """See :meth:`air_executor.runs.backend.RunBackend.start`."""
         protocol.encode({"type": "start", "request": request.to_message()})  # raises before anything is begun
+        self._leave_outdated_launcher()
         self._store.create(record)
         self._records[request.id] = record
         self._ordered[request.id] = request
@@ -109,10 +128,20 @@ class LocalBackend:
             self._receive()
         if self._launcher is not None and self._launcher.poll() is not None:
             self._launcher = None  # reaped
-        if self._alone and time.monotonic() - self._looked_s >= _LOOK_S:
+        if self._alone and (self._unseen or time.monotonic() - self._looked_s >= _LOOK_S):
             self._look_after_the_lonely()
         ended, self._ended = self._ended, []
         return ended
+
+    def fileno(self) -> int | None:
+        """See :meth:`air_executor.runs.backend.RunBackend.fileno`."""
+        return None if self._connection is None else self._connection.fileno()
+
+    def has_news(self) -> bool:
+        """See :meth:`air_executor.runs.backend.RunBackend.has_news`."""
+        was_connected = self._connection is not None
+        self._receive()
+        return bool(self._ended) or (was_connected and self._connection is None)
 
     def stop(self, run_id: str, reason: str, *, unwanted: bool = False) -> None:
         """See :meth:`air_executor.runs.backend.RunBackend.stop`."""
@@ -143,6 +172,25 @@ class LocalBackend:
             runs.clear()
 
     # The connection
+
+    def _leave_outdated_launcher(self) -> None:
+        """Go to another launcher when packages were installed, upgraded or removed: this one has the former in memory.
+
+        Not when this very code, or Airflow's, was: that takes a new scheduler.
+        """
+        now_s = time.monotonic()
+        if self._is_service or self._ordered or now_s < self._checked_s + _PACKAGES_S:
+            return
+        self._checked_s = now_s
+        if packages_stamp() == self._packages or code_version() != self._code:
+            return
+        self._packages = packages_stamp()
+        self._address = address(self._store, self._config)
+        log.info("Installed packages have changed; going on with a new launcher, %s", self._address.key)
+        self._disconnect()
+        for run_id in self._attached:
+            self._alone[run_id] = now_s
+        self._attached = set()
 
     def _order(self, request: RunRequest) -> None:
         if self._connection is None:
@@ -300,6 +348,9 @@ class LocalBackend:
             self._deaths = 0
             if self._ordered.pop(run_id, None) is not None:
                 self._attached.add(run_id)
+        elif kind == "followed":
+            if self._alone.pop(run_id, None) is not None:
+                self._attached.add(run_id)
         elif kind == "refused" and run_id in self._ordered:
             self._fail(run_id, str(message.get("reason")))
         elif kind == "elsewhere" and run_id in self._records:
@@ -353,22 +404,30 @@ class LocalBackend:
     # Runs without a launcher
 
     def _look_after_the_lonely(self) -> None:
-        self._looked_s = time.monotonic()
-        for run_id, since_s in list(self._alone.items()):
-            try:
-                record = self._store.settle(self._store.read(run_id))
-                unborn = record.state is RunState.QUEUED and not self._store.has_runner(record)
-                if unborn and self._looked_s - since_s > _BIRTH_S:
-                    reason = "its launcher died before the runner was born"
-                    record = self._store.write(record.advance(RunState.LOST, reason=reason))
-            except RecordError as error:
-                if not self._store.has_runner(self._records[run_id]):
-                    self._fail(run_id, f"the run can no longer be followed: {error}")
-                # Otherwise its runner writes the record anew with its end.
-                continue
-            except AirExecutorError as error:
-                log.warning("Run %s cannot be looked at now: %s", run_id, error)
-                continue
+        """Look at as many as can be in little time; the next call goes on with the others."""
+        began_s = time.monotonic()
+        if not self._unseen:
+            self._looked_s = began_s
+            self._unseen = list(self._alone)
+        while self._unseen and time.monotonic() - began_s < _LOOK_BUDGET_S:
+            run_id = self._unseen.pop()
+            if (since_s := self._alone.get(run_id)) is not None:
+                self._look_at(run_id, since_s)
+
+    def _look_at(self, run_id: str, since_s: float) -> None:
+        try:
+            record = self._store.settle(self._store.read(run_id))
+            unborn = record.state is RunState.QUEUED and not self._store.has_runner(record)
+            if unborn and time.monotonic() - since_s > _BIRTH_S:
+                reason = "its launcher died before the runner was born"
+                record = self._store.write(record.advance(RunState.LOST, reason=reason))
+        except RecordError as error:
+            if not self._store.has_runner(self._records[run_id]):
+                self._fail(run_id, f"the run can no longer be followed: {error}")
+            # Otherwise its runner writes the record anew with its end.
+        except AirExecutorError as error:
+            log.warning("Run %s cannot be looked at now: %s", run_id, error)
+        else:
             if record.state.is_end:
                 self._end(record)
 

@@ -5,14 +5,17 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from collections.abc import Callable
 
 import orjson
 
 from air_executor.config import Config
 from air_executor.launcher.address import module_command
-from air_executor.launcher.server import Spawn
 from air_executor.runs.backend import RunRequest
 from air_executor.runs.store import RunStore
+
+#: Turns a request into a runner process and returns its pid.
+Spawn = Callable[[RunRequest], int]
 
 
 def spawn_by_exec(store: RunStore, config: Config) -> Spawn:

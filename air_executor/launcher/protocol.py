@@ -1,8 +1,8 @@
 """What an executor and a launcher say to each other: JSON documents, each with its length before it.
 
 From the executor: ``start`` (with a run request), ``follow``, ``stop`` and ``kill`` (with a run's id), ``status``.
-From the launcher: ``hello`` once, ``started`` and ``refused``, ``exited``, ``unknown`` (a ``follow``, ``stop``
-or ``kill`` for a run that is not its child), ``status``.
+From the launcher: ``hello`` once, ``started`` and ``refused``, ``followed``, ``exited``, ``unknown`` (a ``follow``,
+``stop`` or ``kill`` for a run that is not its child), ``status``.
 """
 
 from __future__ import annotations
@@ -88,6 +88,18 @@ class Decoder:
             if not isinstance(message, dict):
                 raise ProtocolError("a message is not a JSON object")
             yield message
+
+
+def receive(connection: socket.socket) -> dict[str, Any] | None:
+    """Wait for one message and return it; ``None`` when the peer goes without having sent it.
+
+    :raises ProtocolError: the peer does not speak this protocol.
+    """
+    decoder = Decoder()
+    while data := connection.recv(1 << 18):
+        for message in decoder.feed(data):
+            return message
+    return None
 
 
 @contextlib.contextmanager

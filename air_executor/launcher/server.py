@@ -26,7 +26,9 @@ from air_executor.errors import AirExecutorError, ProtocolError
 from air_executor.launcher import protocol
 from air_executor.launcher.address import Address
 from air_executor.launcher.control import remove_dead_launchers
-from air_executor.runner.codes import EXIT_ELSEWHERE, EXIT_RUNNER_ERROR
+from air_executor.launcher.exec import Spawn, spawn_by_exec
+from air_executor.launcher.preload import Preloader
+from air_executor.runner.codes import EXIT_ELSEWHERE, EXIT_RECORDED, EXIT_RUNNER_ERROR
 from air_executor.runs.backend import RunRequest
 from air_executor.runs.record import UNWANTED, RunState
 from air_executor.runs.store import RunStore
@@ -48,9 +50,6 @@ _READ_BYTES = 1 << 18
 #: What asks a process to end.
 _STOPPING = (signal.SIGTERM, signal.SIGINT)
 
-#: Turns a request into a runner process and returns its pid.
-Spawn = Callable[[RunRequest], int]
-
 
 @dataclass
 class _Client:
@@ -70,6 +69,14 @@ class _Child:
 
 
 @dataclass
+class _Spare:
+    """A process that waits for the request that makes it a runner."""
+
+    pid: int
+    connection: socket.socket
+
+
+@dataclass
 class _Waiting:
     """A request that waits for the machine to have room for its runner."""
 
@@ -78,17 +85,30 @@ class _Waiting:
     until_s: float
 
 
+def _sets_environment(request: RunRequest) -> bool:
+    return isinstance(request.air, dict) and bool(request.air.get("environment"))
+
+
 class Launcher:
     """Serves executors until there is nothing left to do."""
 
     def __init__(
-        self, store: RunStore, config: Config, address: Address, listener: socket.socket, spawn: Spawn | None = None
+        self,
+        store: RunStore,
+        config: Config,
+        address: Address,
+        listener: socket.socket,
+        spawn: Spawn | None = None,
+        preloader: Preloader | None = None,
     ) -> None:
         self._store = store
         self._config = config
         self._address = address
         self._listener = listener
         self._spawn = spawn or self._fork
+        self._preloader = preloader
+        #: The process that tries a package, while there is one.
+        self._trial = 0
         self._selector = selectors.DefaultSelector()
         self._clients: list[_Client] = []
         self._children: dict[int, _Child] = {}
@@ -96,6 +116,7 @@ class Launcher:
         self._started_s = self._active_s = time.monotonic()
         self._pruned_s = 0.0
         self._pruner = 0
+        self._spare: _Spare | None = None
         self._stopping = False
         #: The socket's file, by which it is told from that of a launcher that came later.
         self._socket_file = self._at_socket()
@@ -117,9 +138,12 @@ class Launcher:
             self._reap()
             self._start_waiting()
             self._prune_now_and_then()
+            self._try_package()
+            self._fork_spare()
             if self._is_useless() and self._retire():
                 return
         self._remove_socket()
+        self._dismiss_spare()
 
     def _on_sigterm(self, *_: object) -> None:
         self._stopping = True
@@ -152,6 +176,7 @@ class Launcher:
                     return False  # somebody has something to say
                 self._remove_socket()
                 self._listener.close()
+                self._dismiss_spare()
                 return True
         except Timeout:
             return False
@@ -268,6 +293,7 @@ class Launcher:
                 os.kill(pid, signal.SIGTERM if kind == "stop" else signal.SIGKILL)
             else:
                 self._children[pid].client = client
+                self._tell(client, {"type": "followed", "id": run_id})
         else:
             raise ProtocolError(f"a message of type {kind!r}")
 
@@ -314,6 +340,43 @@ class Launcher:
         self._tell(client, {"type": "refused", "id": run_id, "reason": f"no runner could be started: {error}"})
 
     def _fork(self, request: RunRequest) -> int:
+        """Make the spare process the runner, if there is one, or fork it now."""
+        if self._preloader is not None and self._preloader.has_imported and _sets_environment(request):
+            # What it imports may read those variables, so it must not find it imported.
+            return spawn_by_exec(self._store, self._config)(request)
+        if (spare := self._spare) is not None:
+            self._spare = None
+            with spare.connection, contextlib.suppress(OSError):  # it has died
+                spare.connection.sendall(protocol.encode(request.to_message()))
+                return spare.pid
+        return self._fork_child(lambda: request)
+
+    def _fork_spare(self) -> None:
+        """Fork the next runner ahead, when there is nothing else to do and somebody may order one."""
+        if self._spare or not self._clients or self._waiting or self._spawn != self._fork or self._selector.select(0):
+            return
+        ours, theirs = socket.socketpair()
+
+        def wait_for_request() -> RunRequest | None:
+            ours.close()
+            system.set_title("air-executor spare")
+            with theirs:
+                message = protocol.receive(theirs)
+            return None if message is None else RunRequest.from_message(message)
+
+        with theirs:
+            try:
+                self._spare = _Spare(self._fork_child(wait_for_request), ours)
+            except OSError:
+                ours.close()  # no room for it; the next request meets the same
+
+    def _dismiss_spare(self) -> None:
+        if self._spare is not None:
+            self._spare.connection.close()
+            self._spare = None
+
+    def _fork_child(self, get_request: Callable[[], RunRequest | None]) -> int:
+        """Fork a process that becomes the runner for a request, once it has it; it ends if there is none."""
         # A request to stop that comes before the child has let go of the launcher's handlers must wait, not vanish.
         signal.pthread_sigmask(signal.SIG_BLOCK, _STOPPING)
         pid = -1
@@ -326,7 +389,12 @@ class Launcher:
             return pid
         code = EXIT_RUNNER_ERROR
         try:
-            self._become_runner(request.id)
+            os.setsid()
+            self._let_go()
+            request = get_request()
+            if request is None:
+                os._exit(EXIT_RECORDED)
+            self._redirect_output(request.id)
             signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPPING)
             from air_executor.runner.main import run
 
@@ -350,10 +418,9 @@ class Launcher:
         for client in self._clients:
             client.connection.close()
         self._clients, self._waiting = [], []  # with what they have sent: other tasks' tokens
+        self._dismiss_spare()  # in this process only: who waits for a request from the launcher has its end elsewhere
 
-    def _become_runner(self, run_id: str) -> None:
-        os.setsid()
-        self._let_go()
+    def _redirect_output(self, run_id: str) -> None:
         output = os.open(self._store.output_file(run_id), os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o600)
         os.dup2(output, 1)
         os.dup2(output, 2)
@@ -368,9 +435,13 @@ class Launcher:
             if not pid:
                 return
             child = self._children.pop(pid, None)
-            if child is None:
-                continue  # the pruner
+            if child is None:  # the pruner, a trial, or the spare
+                if self._spare is not None and pid == self._spare.pid:
+                    self._dismiss_spare()
+                continue
             self._active_s = time.monotonic()
+            if self._preloader is not None:
+                self._preloader.take_note(child.run_id)
             code = os.waitstatus_to_exitcode(status)
             if code == EXIT_ELSEWHERE:
                 self._tell(child.client, {"type": "elsewhere", "id": child.run_id})
@@ -386,7 +457,12 @@ class Launcher:
     def _kill_strays(self) -> None:
         """Kill what a runner that died has left: its task's processes, which come to this process then."""
         for process in psutil.Process().children():
-            if process.pid not in self._children and process.pid != self._pruner:
+            if process.pid not in (
+                *self._children,
+                self._pruner,
+                self._trial,
+                self._spare and self._spare.pid,
+            ):
                 with contextlib.suppress(psutil.Error):
                     process.kill()
 
@@ -407,6 +483,35 @@ class Launcher:
             record = record.advance(RunState.FAILED, exit_code=code, reason=reason)
         self._store.write(record)
         append_to_log(record.log_file, reason)
+
+    # Importing ahead
+
+    def _try_package(self) -> None:
+        """Try a package that tasks import, one at a time, in a process that is thrown away."""
+        if self._preloader is None or self._trial or (package := self._preloader.candidate()) is None:
+            return
+        ours, theirs = socket.socketpair()
+        with theirs:
+            try:
+                self._trial = os.fork()
+            except OSError:
+                ours.close()
+                return
+            if not self._trial:
+                os.setsid()
+                ours.close()
+                self._let_go()
+                self._preloader.try_here(package, theirs)
+        self._selector.register(ours, selectors.EVENT_READ, lambda: self._end_trial(package, ours))
+
+    def _end_trial(self, package: str, answer: socket.socket) -> None:
+        self._selector.unregister(answer)
+        with answer:
+            data = answer.recv(1 << 16)
+        self._trial = 0
+        self._dismiss_spare()  # it has not imported what is imported now
+        if self._preloader is not None:
+            self._preloader.judge(package, data)
 
     # Pruning
 

@@ -15,6 +15,7 @@ import psutil
 from air_executor import system
 from air_executor.config import Config
 from air_executor.errors import StateDirError
+from air_executor.runner.imports import new_packaged_modules
 from air_executor.runner.limits import Limits, mebibytes
 from air_executor.runs.record import UNWANTED, RunRecord, RunState
 from air_executor.runs.store import RunStore, is_fresh
@@ -67,6 +68,7 @@ class ActiveRun:
         """Why the task was made to end, once it was."""
         self.outcome: Outcome | None = None
         """Set by the supervisor when the task process has ended."""
+        self._learns_imports = config.learns_imports
         self._is_unwritten = False
         self._is_mute = False
         self._task: psutil.Process | None = None
@@ -106,6 +108,12 @@ class ActiveRun:
             if not self._is_mute:
                 print(f"no sign of life can be left: {error}", flush=True)
             self._is_mute = True
+
+    def note_imports(self, known: int) -> None:
+        """In the task process: note what it has imported, since it had ``known`` modules, for who imports it ahead."""
+        if self._learns_imports and (names := new_packaged_modules(known)):
+            with contextlib.suppress(StateDirError):
+                self._store.write_imports(self.record.id, names)
 
     def end_leftovers(self) -> None:
         """Kill the processes that the task, which has ended, left behind."""

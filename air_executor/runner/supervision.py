@@ -94,7 +94,12 @@ def _read_what_is_there(handler: Callable[[socket.socket], bool], sock: socket.s
 
 def _task_main() -> None:
     system.die_with_parent(_runner_pid)
-    stock._subprocess_main()
+    known = len(sys.modules)
+    try:
+        stock._subprocess_main()
+    finally:
+        if active is not None:
+            active.note_imports(known)
 
 
 _runner_pid = 0

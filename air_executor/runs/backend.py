@@ -57,6 +57,12 @@ class RunBackend(Protocol):
     def ended(self) -> list[RunRecord]:
         """Return the records of the runs that have ended since the last call, each once."""
 
+    def fileno(self) -> int | None:
+        """Return a descriptor that becomes readable when there may be news; ``None`` when nothing tells."""
+
+    def has_news(self) -> bool:
+        """Take in what there is to be read, and tell whether :meth:`ended` should be called."""
+
     def stop(self, run_id: str, reason: str, *, unwanted: bool = False) -> None:
         """Ask for a run's end, which :meth:`ended` tells. The task gets time for ``on_kill``, then it is killed.
 

@@ -8,10 +8,12 @@
                     output.log   what the runner process itself printed: empty unless something went wrong
                     heartbeat    touched while the runner lives
                     stop.json    somebody asked for an end, and why
+                    imports.json modules that the task had to import, if there were any
       locks/<workload id>        held by the runner for its whole life
       gpus/<gpu id>              held by the runner that leases the GPU
       executors/<name>           held by an executor for its whole life, and touched while it works
       launchers/<key>.sock|.log  where launchers listen, and what they print
+      preload.json               which packages launchers import ahead, and which not and why
 """
 
 from __future__ import annotations
@@ -295,6 +297,37 @@ class RunStore:
     def last_heartbeat_s(self, run_id: str) -> float | None:
         """Return when the runner last showed that it lives, in seconds since the epoch."""
         return modified_s(self.folder(run_id) / "heartbeat")
+
+    # What launchers import ahead
+
+    def write_imports(self, run_id: str, names: list[str]) -> None:
+        """Leave word which modules the task of a run has imported.
+
+        :raises StateDirError: it cannot be written.
+        """
+        self._replace(self.folder(run_id) / "imports.json", orjson.dumps(names))
+
+    def imports(self, run_id: str) -> list[str]:
+        """Return which modules the task of a run has imported, as far as it has left word."""
+        return [name for name in self._read_list(self.folder(run_id) / "imports.json") if isinstance(name, str)]
+
+    def write_preload(self, verdicts: list[dict[str, Any]]) -> None:
+        """Remember what was learned about packages.
+
+        :raises StateDirError: it cannot be written.
+        """
+        self._replace(self.root / "preload.json", orjson.dumps(verdicts, option=orjson.OPT_INDENT_2))
+
+    def preload(self) -> list[dict[str, Any]]:
+        """Return what was learned about packages."""
+        return [each for each in self._read_list(self.root / "preload.json") if isinstance(each, dict)]
+
+    def _read_list(self, path: Path) -> list[Any]:
+        try:
+            found = orjson.loads(self._read(path) or b"[]")
+        except (orjson.JSONDecodeError, RecordError, StateDirError):
+            return []
+        return found if isinstance(found, list) else []
 
     # Executors
 

@@ -10,6 +10,8 @@ import psutil
 from air_executor.runs.record import RunRecord, RunState
 from tests.support.airflow_env import Airflow
 from tests.support.api import DagRun
+from tests.support.titles import is_spare
+from tests.support.titles import title as title_of
 from tests.support.waiting import wait_for
 
 
@@ -82,9 +84,9 @@ def runners(env: Airflow) -> list[str]:
     titles = []
     for process in env.ours():
         with contextlib.suppress(psutil.Error):
-            title = " ".join(process.cmdline())
+            title = title_of(process)
             if title.startswith("air-executor launcher"):
-                titles += [" ".join(child.cmdline()) for child in process.children(recursive=True)]
-            elif title.startswith("air-executor"):
+                titles += [title_of(child) for child in process.children(recursive=True) if not is_spare(child)]
+            elif title.startswith("air-executor") and not is_spare(process):
                 titles.append(title)
     return titles

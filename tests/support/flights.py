@@ -14,6 +14,7 @@ import sqlalchemy
 from air_executor.runs.record import UNWANTED, RunRecord, RunState
 from tests.support.airflow_env import Airflow
 from tests.support.api import DagRun
+from tests.support.titles import is_spare, title
 from tests.support.waiting import wait_for
 
 DAGS = {1: "flight_of_one", 5: "flight_of_five", 16: "flight_of_sixteen"}
@@ -109,8 +110,7 @@ def components(airflow: Airflow) -> set[int]:
 
 
 def is_launcher(process: psutil.Process) -> bool:
-    title = " ".join(process.cmdline())
-    return "air-executor launcher" in title or "air_executor.launcher" in title  # warm, or starting
+    return any(name in title(process) for name in ("air-executor launcher", "air_executor.launcher"))  # warm, starting
 
 
 def strays(airflow: Airflow) -> list[psutil.Process]:
@@ -119,7 +119,7 @@ def strays(airflow: Airflow) -> list[psutil.Process]:
     known = components(airflow)
     for process in airflow.ours():
         with contextlib.suppress(psutil.Error):
-            if process.pid not in known and not is_launcher(process):
+            if process.pid not in known and not is_launcher(process) and not is_spare(process):
                 found.append(process)
     return found
 

@@ -506,6 +506,7 @@ def test_doctor_finds_what_is_right_and_what_is_not_and_how_to_mend_it(cli: Cli,
             "disk space": True,
             "records": True,
             "launcher": True,
+            "preload": True,
             "executor": True,
             "api server": False,
         }

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import os
+import re
 import uuid
 from pathlib import Path
 from typing import Any
@@ -11,10 +13,13 @@ import pytest
 from airflow.executors import workloads
 from airflow.executors.base_executor import BaseExecutor
 from airflow.executors.local_executor import LocalExecutor
+from airflow.jobs import scheduler_job_runner
+from airflow.sdk.execution_time import comms, task_runner
 from airflow.sdk.execution_time import supervisor as stock
 
 from air_executor import AirExecutor, compat
 from air_executor.errors import ProtocolError
+from air_executor.launcher import warmup
 
 pytestmark = pytest.mark.core
 
@@ -144,3 +149,29 @@ def test_the_log_file_is_where_airflow_looks_for_it() -> None:
 )
 def test_the_execution_api_is_found_as_local_executor_finds_it(options: dict[str, str], url: str) -> None:
     assert compat.execution_api_url(lambda section, name: options.get(name)) == url
+
+
+def test_the_scheduler_sleeps_in_one_place_which_can_be_replaced() -> None:
+    source = inspect.getsource(scheduler_job_runner)
+    assert re.findall(r"time\.sleep\(.*", source) == [
+        "time.sleep(min(self._scheduler_idle_sleep_time, next_event or 0))"
+    ]
+    assert re.search(r"^import time$", source, re.MULTILINE)
+
+
+def test_messages_are_validated_through_names_that_can_be_replaced() -> None:
+    for module, calls in ((comms, ["ToTask", "ToTask"]), (task_runner, ["StartupDetails", "JsonValue", "JsonValue"])):
+        assert re.findall(r"TypeAdapter\((\w+)\)", inspect.getsource(module)) == calls
+
+
+def test_a_launcher_can_rehearse_what_tasks_do(capfd: pytest.CaptureFixture[str]) -> None:
+    pid = os.fork()  # this process stays as it is
+    if not pid:
+        try:
+            warmup.warm_up(["json"])
+        finally:
+            os._exit(0)
+    os.waitpid(pid, 0)
+    printed = "".join(capfd.readouterr())
+    assert "Traceback" not in printed
+    assert "does not work with this Airflow" not in printed

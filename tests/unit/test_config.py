@@ -36,7 +36,7 @@ def test_every_option_has_a_default_that_can_be_used(home: Path) -> None:
         launcher="own",
         on_shutdown="detach",
         api_patience_seconds=3600.0,
-        preload=(),
+        preload=("auto",),
         launcher_idle_seconds=300.0,
         stop_grace_seconds=10.0,
         keep_days=7.0,

@@ -7,16 +7,18 @@ import resource
 import shutil
 import signal
 import socket
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import psutil
 import pytest
 from airflow.utils.state import TaskInstanceState
 
-from air_executor import AirExecutor
+from air_executor import AirExecutor, compat
 from air_executor.errors import ConfigError
 from air_executor.reconcile import Reconciler
 from air_executor.runs.record import RunState
@@ -204,3 +206,22 @@ def test_runs_of_a_scheduler_that_is_gone_are_adopted(executor: AirExecutor) -> 
         assert heir.try_adopt_task_instances([mine]) == [mine]  # type: ignore[list-item]
     finally:
         heir.end()
+
+
+def test_a_scheduler_with_nothing_to_do_is_woken_by_the_end_of_a_run(
+    executor: AirExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scheduler: Any = ModuleType("airflow.jobs.scheduler_job_runner")
+    scheduler.time = time
+    monkeypatch.setitem(sys.modules, scheduler.__name__, scheduler)
+    compat.use_idle_wait(executor._wait_for_news)
+    queue(executor)
+    executor.trigger_tasks(1)
+    wait_until(executor, lambda: records(executor)[0].pid, "the runner")
+    os.kill(records(executor)[0].pid, signal.SIGKILL)
+    scheduler.time.sleep(500)  # returns when the run has ended; this test has no such patience
+    executor.sync()
+    assert not executor._runs
+    before_s = scheduler.time.monotonic()
+    scheduler.time.sleep(0.05)  # with nothing to wait for it is a sleep like any other
+    assert scheduler.time.monotonic() >= before_s + 0.05

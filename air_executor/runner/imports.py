@@ -1,0 +1,23 @@
+"""What a task process had to import, for the launcher to import ahead next time."""
+
+from __future__ import annotations
+
+import os
+import sys
+import sysconfig
+from itertools import islice
+
+#: So many modules are named at most.
+_MOST = 3000
+
+
+def new_packaged_modules(known: int) -> list[str]:
+    """Return the modules of installed packages imported since there were ``known`` modules in all, in order."""
+    # From the end, as looking at all of them would make each one's page a private one.
+    new = list(islice(reversed(sys.modules), max(0, len(sys.modules) - known)))[::-1]
+    folders = tuple({sysconfig.get_path(name) + os.sep for name in ("purelib", "platlib")})
+    return [name for name in new if _origin(name).startswith(folders)][:_MOST]
+
+
+def _origin(name: str) -> str:
+    return str(getattr(getattr(sys.modules.get(name), "__spec__", None), "origin", None))

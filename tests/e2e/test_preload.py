@@ -1,0 +1,51 @@
+"""What is imported ahead of tasks, and that an edited dag file takes effect with the next task all the same."""
+
+from __future__ import annotations
+
+from tests.conftest import ONE_DATABASE
+from tests.support.airflow_env import Airflow
+from tests.support.waiting import wait_for
+
+#: A dag file that imports a package from the index, and a module beside it.
+DAG = """
+import sys
+WAS_THERE = "git" in sys.modules
+import git
+from airflow.sdk import dag, task
+from edited_module import VALUE
+
+@dag(schedule=None)
+def edited():
+    @task
+    def tell():
+        return {"was_there": WAS_THERE, "dag": "DAG_VALUE", "module": VALUE}
+    tell()
+
+edited()
+"""
+
+
+@ONE_DATABASE
+def test_packages_are_imported_ahead_and_what_users_edit_is_not(airflow: Airflow) -> None:
+    dag_file, module = airflow.dags / "edited.py", airflow.dags / "edited_module.py"
+
+    def edit(value: str) -> None:
+        module.write_text(f"VALUE = {value!r}\n")  # first: a dag file that can't import it is not soon read again
+        dag_file.write_text(DAG.replace("DAG_VALUE", value))
+
+    def told() -> dict[str, object]:
+        run = airflow.api.trigger("edited")
+        assert run.wait() == "success"
+        value = run.xcom("tell")
+        assert isinstance(value, dict)
+        return value
+
+    edit("first")
+    assert told() == {"was_there": False, "dag": "first", "module": "first"}
+    edit("second")
+    assert told() == {"was_there": False, "dag": "second", "module": "second"}
+    wait_for(lambda: "git (" in airflow.run("air-executor", "doctor", check=False).stdout, "git to be imported ahead")
+    edit("third")
+    assert told() == {"was_there": True, "dag": "third", "module": "third"}
+    for path in (dag_file, module):
+        path.unlink()
