@@ -5,9 +5,10 @@
 Each fault meets sixteen mapped tasks, each with a second try, that say when they begin and wait to be released; then it
 is mended, the tasks are released, and the dag run is followed to its end. Counted are, from what the tasks themselves
 have left in a file and from the REST API: how many tasks succeeded, how many executions began beyond the first of each
-task, how long the dag run took to end once all was mended and released, and which processes of tasks were left
-afterwards. Airflow is configured alike for both, with its defaults for everything that has to do with time-outs,
-heartbeats and orphans. Components that end by themselves are started again, as a service manager does.
+task, how long the dag run took to end once all was mended and released, and how many processes were left that belong to
+no component (one of them may be the log server of a scheduler that was killed). Airflow is configured alike for both,
+with its defaults for everything that has to do with time-outs, heartbeats and orphans. Components that end by themselves
+are started again, as a service manager does.
 """
 
 from __future__ import annotations
@@ -54,6 +55,10 @@ BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
 Fault = Callable[[Site, Flight], None]
 
 
+#: Here it counts how long the fault itself takes.
+STOPPED = "scheduler stopped and started (SIGTERM)"
+
+
 @dataclass(frozen=True)
 class Outcome:
     """What became of the tasks."""
@@ -73,7 +78,8 @@ class Outcome:
     left_processes: int
 
     def __str__(self) -> str:
-        parts = [f"{self.succeeded} of {TASKS} succeeded" if self.succeeded < TASKS else "all succeeded"]
+        parts = [f"took {self.fault_s:.0f} s"] if self.fault == STOPPED else []
+        parts += [f"{self.succeeded} of {TASKS} succeeded" if self.succeeded < TASKS else "all succeeded"]
         parts.append(f"{self.executed_again} executed again" if self.executed_again else "each ran once")
         if self.twice_in_one_try:
             parts.append(f"{self.twice_in_one_try} twice in one try")
@@ -126,7 +132,7 @@ def lasting(fault: places.Fault, lasts_s: float) -> Fault:
 
 
 FAULTS: dict[str, Fault] = {
-    "scheduler stopped and started (SIGTERM)": stopped,
+    STOPPED: stopped,
     "scheduler killed (SIGKILL) and started, tasks run on for 6 minutes": killed,
     "scheduler killed and started five times": restarted,
     "scheduler frozen for 60 s": lasting(places.scheduler_frozen, 60),
@@ -199,9 +205,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="", metavar="REGEX", help="faults to measure")
     parser.add_argument("--json", type=Path, help="where to leave the figures")
+    parser.add_argument("--from", type=Path, dest="source", help="figures to show again instead of measuring")
     parser.add_argument("--write", type=Path, help="a document whose marked part becomes the table")
     arguments = parser.parse_args()
-    outcomes: list[Outcome] = []
+    outcomes = [Outcome(**each) for each in json.loads(arguments.source.read_text())] if arguments.source else []
 
     def measure_all(name: str, executor: str, folder: Path) -> None:
         with site(folder / name, executor) as place:
@@ -213,7 +220,7 @@ def main() -> int:
 
     with tempfile.TemporaryDirectory(prefix="air-executor-faults-") as folder:
         # One after the other: they would share the machine's two cores otherwise.
-        for name, executor in EXECUTORS.items():
+        for name, executor in EXECUTORS.items() if not arguments.source else ():
             measure_all(name, executor, Path(folder))
     print(table(outcomes))
     if arguments.json:

@@ -1,0 +1,1 @@
+"""What AirExecutor costs, beside Airflow's other executors: ``scripts/benchmark``."""
