@@ -6,8 +6,8 @@ Each fault meets sixteen mapped tasks, each with a second try, that say when the
 is mended, the tasks are released, and the dag run is followed to its end. Counted are, from what the tasks themselves
 have left in a file and from the REST API: how many tasks succeeded, how many executions began beyond the first of each
 task, how long the dag run took to end once all was mended and released, and how many processes were left that belong to
-no component (one of them may be the log server of a scheduler that was killed). Airflow is configured alike for both,
-with its defaults for everything that has to do with time-outs, heartbeats and orphans. Components that end by themselves
+no component (one may be the log server of a scheduler that was killed). Airflow is configured alike for both,
+with its defaults for everything about time-outs, heartbeats and orphans. Components that end by themselves
 are started again, as a service manager does.
 """
 
