@@ -79,6 +79,8 @@ class AirExecutor(BaseExecutor):
         self._life: KernelLock
         #: Live runs, by their ids.
         self._runs: dict[str, _Run] = {}
+        #: Task instances that were taken over with a runner that this executor can't see, by their ids.
+        self._elsewhere: dict[str, Any] = {}
         #: Runs that were asked to end, and until when they have time, on the monotonic clock.
         self._stopping: dict[str, float] = {}
         #: Ends that the scheduler has, or gets from this loop. In the next one it has dealt with them.
@@ -155,6 +157,7 @@ class AirExecutor(BaseExecutor):
         """Stop the runner of a task instance and free its slot, without an event."""
         self.queued_tasks.pop(ti.key, None)
         self.running.discard(ti.key)
+        self._elsewhere.pop(str(ti.id), None)
         for run_id in [run_id for run_id, run in self._runs.items() if run.key == ti.key]:
             del self._runs[run_id]
             self._stop(run_id, "revoked by the scheduler", unwanted=True)
@@ -294,7 +297,7 @@ class AirExecutor(BaseExecutor):
             except RecordError:
                 record = self._with_lost_record(ti)
             if record is None:
-                return self._order_again(ti)
+                return self._order_again(ti) or self._leave_elsewhere(ti)
             if record.state.is_end and (record.reported_at or record.outcome == UNWANTED):
                 return False
             self._own(record, ti.key)
@@ -348,19 +351,34 @@ class AirExecutor(BaseExecutor):
         self.queued_tasks[ti.key] = workload
         return True
 
+    def _leave_elsewhere(self, ti: TaskInstance) -> bool:
+        """Keep the slot of an instance that runs where this executor can't see it, while its runner sends heartbeats.
+
+        It is of a scheduler on another machine, or one with another state directory. Its runner tells Airflow its end;
+        if it dies, Airflow misses its heartbeats.
+        """
+        if ti.state != compat.states_of("task").RUNNING or not self._reconciler.is_beating(str(ti.id)):
+            return False
+        self._elsewhere[str(ti.id)] = ti.key
+        self.running.add(ti.key)
+        self.log.info("%s runs elsewhere and goes on", ti)
+        return True
+
     # While it runs
 
     def _reconcile(self) -> None:
         """Begin a pass when it is time for one, and heed what it has found when it is over."""
         if self._reconciler.is_due():
             instances = {run_id: run.ti_id for run_id, run in self._runs.items()}
-            self._reconciler.begin(instances, self._life.path.name)
+            self._reconciler.begin(instances, self._life.path.name, list(self._elsewhere))
         found = self._reconciler.outcome()
         if found is None:
             return
         for run_id in found.lost & self._runs.keys():
             self.log.info("Run %s was taken over by another scheduler", run_id)
             self._free(self._runs.pop(run_id))
+        for ti_id in found.over & self._elsewhere.keys():
+            self.running.discard(self._elsewhere.pop(ti_id))
         for unwanted in found.unwanted:
             if unwanted.run_id in self._runs and unwanted.run_id not in self._stopping:
                 self._stop(unwanted.run_id, unwanted.reason, unwanted=True)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Any
@@ -60,6 +60,8 @@ class Outcome:
     lost: set[str]
     """Runs that another executor follows by now."""
     unwanted: list[Unwanted]
+    over: set[str]
+    """Instances without a run here that do not run any more, by their ids."""
 
 
 class Reconciler:
@@ -79,15 +81,18 @@ class Reconciler:
         """Tell whether it is time for a pass, and the last one is over."""
         return self._thread is None and time.monotonic() >= self._next_s
 
-    def begin(self, runs: Mapping[str, str | None], owner: str) -> None:
+    def begin(self, runs: Mapping[str, str | None], owner: str, elsewhere: Sequence[str] = ()) -> None:
         """Begin a pass over live runs.
 
         :param runs: the ids of task instances, by the ids of their runs; ``None`` for what is no task.
         :param owner: the name of the executor that follows them.
+        :param elsewhere: the ids of further task instances, whose runs nobody here can see.
         """
         self._next_s = time.monotonic() + PASS_S
         # Not from a pool: a database that never answers must not keep the scheduler from ending.
-        self._thread = threading.Thread(target=self._pass, args=(dict(runs), owner), name="reconcile", daemon=True)
+        self._thread = threading.Thread(
+            target=self._pass, args=(dict(runs), owner, elsewhere), name="reconcile", daemon=True
+        )
         self._thread.start()
 
     def outcome(self) -> Outcome | None:
@@ -98,31 +103,32 @@ class Reconciler:
         found, self._found = self._found, None
         return found
 
-    def _pass(self, runs: Mapping[str, str | None], owner: str) -> None:
+    def _pass(self, runs: Mapping[str, str | None], owner: str, elsewhere: Sequence[str]) -> None:
         try:
             lost = {run_id for run_id in runs if self._store.owner(run_id) not in (None, owner)}
             tasks = {run_id: ti_id for run_id, ti_id in runs.items() if ti_id is not None and run_id not in lost}
-            self._found = Outcome(lost, self._unwanted(tasks))
+            self._found = Outcome(lost, *self._look_up(tasks, elsewhere))
         except Exception:
             log.exception("The runs can't be reconciled; the next pass tries again")
 
-    def _unwanted(self, runs: Mapping[str, str]) -> list[Unwanted]:
+    def _look_up(self, runs: Mapping[str, str], elsewhere: Sequence[str]) -> tuple[list[Unwanted], set[str]]:
         """Exchange news with the database. One that is away is reported once, and made up for by the next pass."""
         try:
-            states = self._exchange(runs)
+            states = self._exchange(runs, elsewhere)
         except SQLAlchemyError as error:
             if not self.is_database_away:
                 log.warning("The database can't be reached; runs go on and are reconciled later: %s", error)
             self.is_database_away = True
-            return []
+            return [], set()
         if self.is_database_away:
             log.info("The database is back")
         self.is_database_away = False
-        return self._judge(runs, states)
+        over = {ti_id for ti_id in elsewhere if states.get(ti_id) != TaskInstanceState.RUNNING}
+        return self._judge(runs, states), over
 
-    def _exchange(self, runs: Mapping[str, str]) -> dict[str, str | None]:
+    def _exchange(self, runs: Mapping[str, str], elsewhere: Sequence[str]) -> dict[str, str | None]:
         """Pass the heartbeats on, and return the state of each task instance that there still is, by its id."""
-        if not runs:
+        if not runs and not elsewhere:
             return {}
         beating = [
             _instance_id(ti_id)
@@ -130,7 +136,7 @@ class Reconciler:
             if is_fresh(self._store.last_heartbeat_s(run_id), _SILENT_S)
         ]
         with create_session(scoped=False) as session:
-            states = _states(session, runs)
+            states = _states(session, [*runs.values(), *elsewhere])
             for some in _chunks(beating):
                 session.execute(
                     update(TaskInstance)
@@ -140,11 +146,22 @@ class Reconciler:
                 )
         return states
 
+    def is_beating(self, ti_id: str) -> bool:
+        """Tell whether a task instance has shown a sign of life in the database lately."""
+        try:
+            with create_session(scoped=False) as session:
+                beat = select(TaskInstance.last_heartbeat_at).where(TaskInstance.id == _instance_id(ti_id))
+                last: datetime | None = session.scalar(beat)
+        except SQLAlchemyError as error:
+            log.warning("Whether task instance %s lives can't be looked up now: %s", ti_id, error)
+            return False
+        return last is not None and is_fresh(last.timestamp(), _SILENT_S)
+
     def given_up(self, runs: Mapping[str, str]) -> list[str]:
         """Return those runs whose task instances are gone, or neither queued nor running any more."""
         try:
             with create_session(scoped=False) as session:
-                states = _states(session, runs)
+                states = _states(session, runs.values())
         except SQLAlchemyError as error:
             log.warning("What became of the tasks of dead schedulers can't be looked up now: %s", error)
             return []
@@ -183,10 +200,10 @@ def fail_jobs_of_dead_executors(store: RunStore, own_job_id: object) -> None:
         path.unlink(missing_ok=True)
 
 
-def _states(session: Session, runs: Mapping[str, str]) -> dict[str, str | None]:
-    """Return the state of each task instance of ``runs`` that there still is, by its id."""
+def _states(session: Session, ti_ids: Iterable[str]) -> dict[str, str | None]:
+    """Return the state of each of these task instances that there still is, by its id."""
     states: dict[str, str | None] = {}
-    for some in _chunks([_instance_id(ti_id) for ti_id in runs.values()]):
+    for some in _chunks([_instance_id(ti_id) for ti_id in ti_ids]):
         found = select(TaskInstance.id, TaskInstance.state).where(TaskInstance.id.in_(some))
         states.update({str(ti_id): state for ti_id, state in session.execute(found)})
     return states

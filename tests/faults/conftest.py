@@ -69,8 +69,19 @@ def home(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 
 @pytest.fixture(scope="module")
+def final_check() -> Callable[[Airflow], None]:
+    """What has to be true after all tests of a file."""
+    return flights.check_nothing_left_behind
+
+
+@pytest.fixture(scope="module")
 def airflow(
-    proxy: Proxy, options: dict[str, str], components: tuple[str, ...], home: Path, shared_dir: Path
+    proxy: Proxy,
+    options: dict[str, str],
+    components: tuple[str, ...],
+    final_check: Callable[[Airflow], None],
+    home: Path,
+    shared_dir: Path,
 ) -> Iterator[Airflow]:
     """The same on SQLite, where tests see that nothing is left behind in the end."""
     # What is stopped and can't end is killed sooner than by default.
@@ -80,7 +91,7 @@ def airflow(
     try:
         airflow.start(*components)
         yield airflow
-        flights.check_nothing_left_behind(airflow)
+        final_check(airflow)
     finally:
         airflow.end()
 

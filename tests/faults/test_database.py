@@ -66,6 +66,14 @@ def revive(env: Airflow) -> list[str]:
     return ended
 
 
+def begin(env: Airflow, run_id: str) -> away.Work:
+    """Trigger a run, and wait until its task is at work, while whatever of Airflow has ended is started again."""
+    work = away.order(env, run_id)
+    wait_for(lambda: revive(env) or work.effects, f"{run_id} to begin", 120, every_s=0.5)
+    work.wait_for_begin()
+    return work
+
+
 def check_success(env: Airflow, work: away.Work) -> None:
     """Check that ``work`` is a success in its first try, while whatever of Airflow has ended is started again."""
 
@@ -78,7 +86,7 @@ def check_success(env: Airflow, work: away.Work) -> None:
 
 
 def test_tasks_outlive_a_restart_of_the_database(env: Airflow, postgres: Postgres) -> None:
-    running, ending = away.begin(env, "restart-runs"), away.begin(env, "restart-ends")
+    running, ending = begin(env, "restart-runs"), begin(env, "restart-ends")
     postgres.restart()
     ending.finish_work()
     check_success(env, ending)
@@ -90,7 +98,7 @@ def test_tasks_outlive_a_restart_of_the_database(env: Airflow, postgres: Postgre
 @pytest.mark.parametrize(("mode", "lasts_s"), [("refuse", REFUSED_S), ("black hole", SILENT_S)])
 def test_tasks_go_on_while_the_database_is_away(env: Airflow, proxy: Proxy, mode: Mode, lasts_s: float) -> None:
     name = mode.replace(" ", "-")
-    ending, running = away.begin(env, f"{name}-ends"), away.begin(env, f"{name}-runs")
+    ending, running = begin(env, f"{name}-ends"), begin(env, f"{name}-runs")
     proxy.set(mode)
     ending.finish_work()
     time.sleep(lasts_s)
@@ -107,7 +115,7 @@ def test_tasks_go_on_while_the_database_is_away(env: Airflow, proxy: Proxy, mode
 
 
 def test_tasks_go_on_while_the_database_has_no_connection_to_spare(env: Airflow, postgres: Postgres) -> None:
-    ending, running = away.begin(env, "no-slots-ends"), away.begin(env, "no-slots-runs")
+    ending, running = begin(env, "no-slots-ends"), begin(env, "no-slots-runs")
     with postgres.without_slots():
         ending.finish_work()
         time.sleep(FULL_S)

@@ -96,7 +96,8 @@ def test_work_waits_while_the_machine_has_no_room_for_another_process(airflow: A
         wait_for(no_room, "a runner that could not be born")
         before.release()
         assert before.run.wait() == "success"
-        assert {record.state for record in flight.records()} == {RunState.QUEUED}
+        # All but the one that found a process forked ahead.
+        assert len([record for record in flight.records() if record.state is not RunState.QUEUED]) <= 1
     flight.begun()
     flight.assert_each_ran_once()
 

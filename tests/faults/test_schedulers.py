@@ -154,6 +154,34 @@ def test_tasks_that_were_taken_over_keep_their_slots(airflow: Airflow, fly: Fly)
         start_scheduler(airflow)
 
 
+def test_what_runs_with_another_state_directory_goes_on_and_keeps_its_slots(airflow: Airflow, fly: Fly) -> None:
+    flight = fly("elsewhere").begun()
+    kill_scheduler(airflow)
+    options = {
+        "AIRFLOW__AIR_EXECUTOR__STATE_DIR": str(airflow.home / "other"),
+        "AIRFLOW__CORE__PARALLELISM": "6",
+        # Nothing in that directory tells that the other scheduler is dead.
+        "AIRFLOW__SCHEDULER__ORPHANED_TASKS_CHECK_INTERVAL": "3",
+        "AIRFLOW__SCHEDULER__SCHEDULER_HEALTH_CHECK_THRESHOLD": "5",
+    }
+    airflow.env.update(options)
+    try:
+        job = start_scheduler(airflow)
+        wait_for(lambda: {row["queued_by_job_id"] for row in flight.rows()} == {job}, "the tasks to be taken over")
+        later = fly("elsewhere-later")
+        wait_for(lambda: later.live(), "the last slot to be taken")
+        flight.release(0)
+        wait_for(lambda: len(later.live()) >= 2, "the slot that is free to be taken")
+        assert len(later.live()) == 2
+        flight.assert_each_ran_once()
+        later.assert_each_ran_once()
+        airflow.stop("scheduler")
+    finally:
+        for name in options:
+            del airflow.env[name]
+    start_scheduler(airflow)
+
+
 # Its policy for running tasks
 
 

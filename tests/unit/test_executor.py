@@ -9,6 +9,7 @@ import signal
 import socket
 import sys
 import time
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -194,7 +195,7 @@ def test_runs_of_a_scheduler_that_is_gone_are_adopted(executor: AirExecutor) -> 
     heir = AirExecutor(parallelism=4)
     heir.start()
     try:
-        lost = SimpleNamespace(id="x", key="lost", external_executor_id=None, state="running")
+        lost = SimpleNamespace(id=uuid.uuid4(), key="lost", external_executor_id=None, state="running")
         mine = SimpleNamespace(id=workload.ti.id, key=workload.ti.key, external_executor_id=record.id, state="running")
         assert heir.try_adopt_task_instances([lost, mine]) == [lost]  # type: ignore[list-item]
         assert heir.running == {workload.ti.key}
