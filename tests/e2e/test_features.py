@@ -40,7 +40,7 @@ def runs(airflow: Airflow) -> dict[str, DagRun]:
 def test_a_task_is_retried_until_it_succeeds(airflow: Airflow, runs: dict[str, DagRun]) -> None:
     assert runs["retries"].states() == {"third_time_lucky": "success"}
     assert airflow.effects("retries") == ["1", "2", "3"]
-    records = sorted(airflow.records("retries"), key=lambda record: record.identity.try_number or 0)
+    records = sorted(airflow.ended_records("retries"), key=lambda record: record.identity.try_number or 0)
     assert [record.state for record in records] == [RunState.FAILED, RunState.FAILED, RunState.SUCCEEDED]
     assert airflow.effects("callbacks").count("task retry") == 2
 
@@ -52,13 +52,13 @@ def test_a_deferred_task_is_resumed_in_a_new_run(airflow: Airflow, runs: dict[st
     assert before.startswith("before ")
     assert after.startswith("after ")
     assert before.split()[1] != after.split()[1]
-    assert sorted(record.outcome or "" for record in airflow.records("deferral")) == ["deferred", "success"]
+    assert sorted(record.outcome or "" for record in airflow.ended_records("deferral")) == ["deferred", "success"]
 
 
 def test_a_sensor_in_reschedule_mode_gets_a_run_for_each_poke(airflow: Airflow, runs: dict[str, DagRun]) -> None:
     assert runs["reschedule"].states() == {"third_poke": "success"}
     assert len(airflow.effects("reschedule")) == 3
-    outcomes = sorted(record.outcome or "" for record in airflow.records("reschedule"))
+    outcomes = sorted(record.outcome or "" for record in airflow.ended_records("reschedule"))
     assert outcomes == ["success", "up_for_reschedule", "up_for_reschedule"]
 
 

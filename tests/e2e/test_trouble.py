@@ -47,7 +47,7 @@ def limited(env: Airflow, trouble: DagRun) -> DagRun:
 
 
 def record_of(env: Airflow, dag_id: str, task_id: str) -> RunRecord:
-    (record,) = [record for record in env.records(dag_id) if record.identity.task_id == task_id]
+    (record,) = [record for record in env.ended_records(dag_id) if record.identity.task_id == task_id]
     return record
 
 

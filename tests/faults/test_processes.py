@@ -158,7 +158,7 @@ def test_a_task_process_that_is_killed_is_tried_again_and_the_others_run_on(airf
     record = flight.record(3)
     os.kill(record.task_pid or 0, signal.SIGKILL)
     flight.wait_for("begin 3 2")
-    assert "killed by SIGKILL" in (airflow.store.read(record.id).reason or "")
+    wait_for(lambda: "killed by SIGKILL" in (airflow.store.read(record.id).reason or ""), "the reason to be on record")
     flight.release()
     assert flight.run.wait() == "success"
     once = [f"{word} {index} 1" for index in (0, 1, 2, 4) for word in ("begin", "end")]

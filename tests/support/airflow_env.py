@@ -204,6 +204,11 @@ class Airflow:
     def records(self, dag_id: str | None = None) -> list[RunRecord]:
         return [record for record in self.store.records() if dag_id in (None, record.identity.dag_id)]
 
+    def ended_records(self, dag_id: str) -> list[RunRecord]:
+        """Return a dag's records when all have their end. Airflow knows of the end of a task a moment earlier."""
+        wait_for(lambda: all(record.state.is_end for record in self.records(dag_id)), f"the ends of {dag_id}")
+        return self.records(dag_id)
+
     def effects(self, name: str) -> list[str]:
         """Return the lines that tasks have appended to the file ``name``."""
         path = self.out / name

@@ -55,6 +55,7 @@ class Work:
         assert self.effects == ["begin 1", "end 1"]
         assert self.run.instance("work")["try_number"] == 1
         assert self.run.xcom("work") == "done"
+        wait_for(lambda: self.record.state.is_end, "the end to be on record")
         record = self.record
         assert (record.state, record.identity.try_number, record.reason) == (RunState.SUCCEEDED, 1, None)
         assert record.delivered
