@@ -36,6 +36,7 @@ def env(tmp_path_factory: pytest.TempPathFactory, shared_dir) -> Iterator[Airflo
 def trouble(env: Airflow) -> DagRun:
     run = env.api.trigger("trouble")
     assert run.wait() == "failed"
+    env.ended_records("trouble")
     return run
 
 
@@ -43,11 +44,12 @@ def trouble(env: Airflow) -> DagRun:
 def limited(env: Airflow, trouble: DagRun) -> DagRun:
     run = env.api.trigger("limited")
     assert run.wait() == "failed"
+    env.ended_records("limited")
     return run
 
 
 def record_of(env: Airflow, dag_id: str, task_id: str) -> RunRecord:
-    (record,) = [record for record in env.ended_records(dag_id) if record.identity.task_id == task_id]
+    (record,) = [record for record in env.records(dag_id) if record.identity.task_id == task_id]
     return record
 
 
