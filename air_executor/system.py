@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import functools
 import os
 import resource
@@ -24,6 +25,9 @@ import psutil
 _PR_SET_PDEATHSIG = 1
 _PR_SET_DUMPABLE = 4
 _PR_SET_CHILD_SUBREAPER = 36
+
+#: A process that the machine has no room for is tried again for so many seconds.
+NO_ROOM_S = 60.0
 
 #: Two readings of one process's start time differ by less than this many seconds.
 _START_TIME_TOLERANCE_S = 0.05
@@ -58,6 +62,11 @@ def signal_name(number: int) -> str:
         return signal.Signals(number).name
     except ValueError:
         return f"signal {number}"
+
+
+def has_no_room(error: OSError) -> bool:
+    """Tell whether a process could not be born because the machine has none, or no memory, to spare now."""
+    return error.errno in (errno.EAGAIN, errno.ENOMEM)
 
 
 def is_process(pid: int, started: float | None) -> bool:

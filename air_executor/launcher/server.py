@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import math
 import os
 import resource
@@ -40,9 +39,8 @@ _ABANDONED_S = 10.0
 #: How often records are pruned, in seconds.
 _PRUNE_S = 300.0
 
-#: While the machine has no process or memory for another runner, a request waits so many seconds before it is refused,
-#: and is tried again every so often.
-_NO_PROCESS_S, _TRY_S = 60.0, 1.0
+#: How often requests that wait for the machine to have room for their runners are tried again, in seconds.
+_TRY_S = 1.0
 
 #: How much is read from a client at once, in bytes. Fairness among clients, not a limit.
 _READ_BYTES = 1 << 18
@@ -317,7 +315,7 @@ class Launcher:
         except AirExecutorError as error:
             self._refuse(client, run_id, error)
             return
-        self._waiting.append(_Waiting(request, client, time.monotonic() + _NO_PROCESS_S))
+        self._waiting.append(_Waiting(request, client, time.monotonic() + system.NO_ROOM_S))
         if len(self._waiting) == 1:  # otherwise others have come before it
             self._start_waiting()
 
@@ -328,7 +326,7 @@ class Launcher:
             try:
                 pid = self._spawn(order.request)
             except OSError as error:
-                if error.errno in (errno.EAGAIN, errno.ENOMEM) and time.monotonic() < order.until_s:
+                if system.has_no_room(error) and time.monotonic() < order.until_s:
                     return
                 self._refuse(order.client, order.request.id, error)
             else:

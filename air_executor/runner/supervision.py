@@ -7,7 +7,6 @@ at once, limits and stop requests are heeded, the run's record is kept, and the 
 from __future__ import annotations
 
 import contextlib
-import errno
 import functools
 import os
 import selectors
@@ -37,8 +36,8 @@ _patience: Patience
 #: Waiting for the API server, the runner shows that it lives every so many seconds.
 _BEAT_S = 5.0
 
-#: While the machine has no process or memory for a task, it is tried again for so many seconds, every so often.
-_NO_PROCESS_S, _TRY_S = 60.0, 2.0
+#: How often a task process is tried again while the machine has no room for it, in seconds.
+_TRY_S = 2.0
 
 #: Without a pidfd, how often it is looked whether the task process has ended, in seconds.
 _LOOK_S = 0.25
@@ -121,13 +120,13 @@ class AirSupervisor(stock.ActivitySubprocess):
         _runner_pid = os.getpid()
         if target is stock._subprocess_main and sys.platform != "darwin":
             target = _task_main
-        until_s = time.monotonic() + _NO_PROCESS_S
+        until_s = time.monotonic() + system.NO_ROOM_S
         while True:
             try:
                 return super().start(target=target, **kwargs)  # type: ignore[no-any-return]
             except OSError as error:
                 # The machine has no process or memory for it now. Once there is one, nothing is repeated.
-                is_passing = error.errno in (errno.EAGAIN, errno.ENOMEM) and _supervisor is None
+                is_passing = system.has_no_room(error) and _supervisor is None
                 if not is_passing or time.monotonic() > until_s:
                     raise
             nap(_TRY_S)

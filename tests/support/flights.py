@@ -95,7 +95,7 @@ def launcher(airflow: Airflow) -> psutil.Process:
     """Return the one launcher, when it is warm."""
     wait_for(lambda: len(launchers(airflow)) == 1, "there to be one launcher")
     (process,) = launchers(airflow)
-    wait_for(lambda: "air-executor launcher" in " ".join(process.cmdline()), "the launcher to be warm")
+    wait_for(lambda: "air-executor launcher" in title(process), "the launcher to be warm")
     return process
 
 
