@@ -165,9 +165,12 @@ class AirExecutor(BaseExecutor):
     def try_adopt_task_instances(self, tis: Sequence[TaskInstance]) -> Sequence[TaskInstance]:
         """Take over the runs of a scheduler that is gone.
 
+        A scheduler whose heartbeat was late may take itself for gone: what is in hand already stays as it is.
+
         :return: the instances that have no run to take over, and were not queued but begun.
         """
-        return [ti for ti in tis if not self._adopt(ti)]
+        in_hand = {run.key for run_id, run in self._runs.items() if self._is_mine(run_id)} | self.queued_tasks.keys()
+        return [ti for ti in tis if ti.key not in in_hand and not self._adopt(ti)]
 
     def end(self) -> None:
         """Let go. What becomes of the runs, ``[air_executor] on_shutdown`` says."""
@@ -299,7 +302,7 @@ class AirExecutor(BaseExecutor):
             if record is None:
                 return self._order_again(ti) or self._leave_elsewhere(ti)
             if record.state.is_end and (record.reported_at or record.outcome == UNWANTED):
-                return False
+                return self._order_again(ti)  # its next run was ordered by a scheduler that died before it was noted
             self._own(record, ti.key)
             self._backend.follow(record)
         except AirExecutorError as error:
@@ -340,7 +343,7 @@ class AirExecutor(BaseExecutor):
         return record.advance(RunState.STARTING).advance(RunState.RUNNING)
 
     def _order_again(self, ti: TaskInstance) -> bool:
-        """Queue an instance that was queued by a scheduler that died, and never reached a runner. It keeps its try."""
+        """Queue an instance that was queued by a scheduler that died, and has not begun. It keeps its try."""
         if ti.state != compat.states_of("task").QUEUED:
             return False
         try:

@@ -23,6 +23,8 @@ pytestmark = pytest.mark.faults
 #: For how long a scheduler is frozen, in seconds.
 FROZEN_S = 60.0
 
+ON_SHUTDOWN = "AIRFLOW__AIR_EXECUTOR__ON_SHUTDOWN"
+
 
 def test_a_scheduler_that_is_stopped_leaves_while_its_tasks_run_on(airflow: Airflow, fly: Fly) -> None:
     flight = fly("scheduler-sigterm").begun()
@@ -154,6 +156,22 @@ def test_tasks_that_were_taken_over_keep_their_slots(airflow: Airflow, fly: Fly)
         start_scheduler(airflow)
 
 
+@contextlib.contextmanager
+def scheduler_with(airflow: Airflow, options: dict[str, str]) -> Iterator[int]:
+    """Replace the scheduler by one with other options, for a while; its job's id is what this is entered with."""
+    if "scheduler" in airflow.processes:
+        airflow.stop("scheduler")
+    airflow.env.update(options)
+    try:
+        yield start_scheduler(airflow)
+    finally:
+        for name in options:
+            del airflow.env[name]
+        if "scheduler" in airflow.processes:
+            airflow.stop("scheduler")
+        start_scheduler(airflow)
+
+
 def test_what_runs_with_another_state_directory_goes_on_and_keeps_its_slots(airflow: Airflow, fly: Fly) -> None:
     flight = fly("elsewhere").begun()
     kill_scheduler(airflow)
@@ -164,9 +182,7 @@ def test_what_runs_with_another_state_directory_goes_on_and_keeps_its_slots(airf
         "AIRFLOW__SCHEDULER__ORPHANED_TASKS_CHECK_INTERVAL": "3",
         "AIRFLOW__SCHEDULER__SCHEDULER_HEALTH_CHECK_THRESHOLD": "5",
     }
-    airflow.env.update(options)
-    try:
-        job = start_scheduler(airflow)
+    with scheduler_with(airflow, options) as job:
         wait_for(lambda: {row["queued_by_job_id"] for row in flight.rows()} == {job}, "the tasks to be taken over")
         later = fly("elsewhere-later")
         wait_for(lambda: later.live(), "the last slot to be taken")
@@ -175,11 +191,22 @@ def test_what_runs_with_another_state_directory_goes_on_and_keeps_its_slots(airf
         assert len(later.live()) == 2
         flight.assert_each_ran_once()
         later.assert_each_ran_once()
-        airflow.stop("scheduler")
-    finally:
-        for name in options:
-            del airflow.env[name]
-    start_scheduler(airflow)
+
+
+def test_a_scheduler_that_takes_itself_for_dead_keeps_what_it_has(airflow: Airflow, fly: Fly) -> None:
+    options = {
+        # No heartbeat is recent enough: it tries to adopt its own tasks all the time, in whatever state they are.
+        "AIRFLOW__SCHEDULER__ORPHANED_TASKS_CHECK_INTERVAL": "0.05",
+        "AIRFLOW__SCHEDULER__SCHEDULER_HEALTH_CHECK_THRESHOLD": "0",
+        "AIRFLOW__CORE__PARALLELISM": "6",
+    }
+    with scheduler_with(airflow, options):
+        flights = [fly(f"of-the-dead-{number}") for number in range(4)]
+        wait_for(lambda: any(flight.live() for flight in flights), "the first tasks to run")
+        for flight in flights:
+            flight.release()
+        for flight in flights:
+            flight.assert_each_ran_once()
 
 
 # Its policy for running tasks
@@ -200,7 +227,7 @@ def on_shutdown(airflow: Airflow, policy: str) -> Iterator[None]:
 
 
 def test_a_scheduler_that_drains_leaves_after_its_last_task(airflow: Airflow, fly: Fly) -> None:
-    with on_shutdown(airflow, "drain"):
+    with scheduler_with(airflow, {ON_SHUTDOWN: "drain"}):
         flight = fly("drained").begun()
         scheduler = airflow.processes["scheduler"]
         scheduler.terminate()
@@ -215,7 +242,7 @@ def test_a_scheduler_that_drains_leaves_after_its_last_task(airflow: Airflow, fl
 
 
 def test_a_scheduler_that_kills_asks_its_tasks_to_end_before_it_leaves(airflow: Airflow, fly: Fly) -> None:
-    with on_shutdown(airflow, "kill"):
+    with scheduler_with(airflow, {ON_SHUTDOWN: "kill"}):
         run = airflow.api.trigger("endless", run_id="killed-at-shutdown")
         wait_for(lambda: airflow.effects("effects-killed-at-shutdown"), "the task to begin")
         airflow.processes["scheduler"].terminate()

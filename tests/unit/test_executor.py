@@ -22,7 +22,8 @@ from airflow.utils.state import TaskInstanceState
 from air_executor import AirExecutor, compat
 from air_executor.errors import ConfigError
 from air_executor.reconcile import Reconciler
-from air_executor.runs.record import RunState
+from air_executor.runs import record as runs
+from air_executor.runs.record import UNWANTED, RunState
 from tests.support.waiting import wait_for
 from tests.unit.processes import family, result_of
 from tests.unit.test_compat import task_workload
@@ -207,6 +208,39 @@ def test_runs_of_a_scheduler_that_is_gone_are_adopted(executor: AirExecutor) -> 
         assert heir.try_adopt_task_instances([mine]) == [mine]  # type: ignore[list-item]
     finally:
         heir.end()
+
+
+def test_what_a_scheduler_has_in_hand_stays_as_it_is_when_it_takes_itself_for_gone(executor: AirExecutor) -> None:
+    executor.parallelism = 1
+    ordered, waiting = queue(executor), queue(executor, task_id="later")
+    executor.heartbeat()
+    (before,) = records(executor)
+    orphans = [
+        SimpleNamespace(id=ordered.ti.id, key=ordered.ti.key, external_executor_id=before.id, state="queued"),
+        SimpleNamespace(id=waiting.ti.id, key=waiting.ti.key, external_executor_id=None, state="queued"),
+    ]
+    assert executor.try_adopt_task_instances(orphans) == []  # type: ignore[arg-type]
+    assert executor.running == {ordered.ti.key}
+    assert executor.queued_tasks == {waiting.ti.key: waiting}
+    (record,) = records(executor)
+    assert not record.state.is_end
+
+
+def test_what_was_ordered_again_by_a_scheduler_that_died_at_once_is_ordered_again(
+    executor: AirExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workload = task_workload(executor_config=None)
+    monkeypatch.setattr(compat, "workload_of", lambda *_: workload)
+    never_began = runs.queued(str(uuid.uuid4()), compat.identity_of(workload, team=None), limits={}, log_file=None)
+    executor._store.create(never_began.advance(RunState.LOST, outcome=UNWANTED, reason="its scheduler died"))
+    # The database does not know the id of the next run: that scheduler had no time to note it.
+    orphan = SimpleNamespace(id=workload.ti.id, key=workload.ti.key, external_executor_id=never_began.id)
+    orphan.state = "queued"
+    assert executor.try_adopt_task_instances([orphan]) == []  # type: ignore[list-item]
+    assert executor.queued_tasks == {workload.ti.key: workload}
+    orphan.state = "running"
+    executor.queued_tasks.clear()
+    assert executor.try_adopt_task_instances([orphan]) == [orphan]  # type: ignore[list-item]
 
 
 def test_a_scheduler_with_nothing_to_do_is_woken_by_the_end_of_a_run(
