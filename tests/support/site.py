@@ -23,6 +23,9 @@ from tests.support.waiting import wait_for
 #: How long a scheduler may take to stop, in seconds, before it is killed.
 _STOP_S = 600.0
 
+#: After so many seconds without an answer an API server is taken for hung.
+_SILENT_S = 90.0
+
 
 @dataclass(frozen=True)
 class Site:
@@ -251,5 +254,11 @@ AIR_FAULTS: dict[str, AirFault] = {
 
 
 def mended(site: Site) -> None:
-    """Wait until everything works again."""
-    wait_for(site.is_working, "Airflow to work again", 180, every_s=0.5)
+    """Wait until everything works again. An API server that stays silent is started again, as by a health check."""
+    try:
+        wait_for(site.is_working, "Airflow to work again", _SILENT_S, every_s=0.5)
+    except AssertionError as error:
+        print(f"the API server is started again: {error}; {site.airflow.log_of('api-server')[-2000:]}", flush=True)
+        site.airflow.stop("api-server", signum=signal.SIGKILL)
+        site.airflow.start("api-server")
+        wait_for(site.is_working, "Airflow to work again", 180, every_s=0.5)
