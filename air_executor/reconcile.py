@@ -24,7 +24,7 @@ from sqlalchemy import select, update
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
-from air_executor.runs.lock import is_held
+from air_executor.runs.lock import KernelLock
 from air_executor.runs.store import RunStore, is_fresh
 
 log = logging.getLogger(__name__)
@@ -107,14 +107,17 @@ class Reconciler:
         try:
             lost = {run_id for run_id in runs if self._store.owner(run_id) not in (None, owner)}
             tasks = {run_id: ti_id for run_id, ti_id in runs.items() if ti_id is not None and run_id not in lost}
-            self._found = Outcome(lost, *self._look_up(tasks, elsewhere))
+            self._found = Outcome(lost, *self._look_up(tasks, elsewhere, owner))
         except Exception:
             log.exception("The runs can't be reconciled; the next pass tries again")
 
-    def _look_up(self, runs: Mapping[str, str], elsewhere: Sequence[str]) -> tuple[list[Unwanted], set[str]]:
+    def _look_up(
+        self, runs: Mapping[str, str], elsewhere: Sequence[str], owner: str
+    ) -> tuple[list[Unwanted], set[str]]:
         """Exchange news with the database. One that is away is reported once, and made up for by the next pass."""
         try:
             states = self._exchange(runs, elsewhere)
+            fail_jobs_of_dead_executors(self._store, owner.split(".")[0])
         except SQLAlchemyError as error:
             if not self.is_database_away:
                 log.warning("The database can't be reached; runs go on and are reconciled later: %s", error)
@@ -183,21 +186,28 @@ def fail_jobs_of_dead_executors(store: RunStore, own_job_id: object) -> None:
     """Note in the database which schedulers are dead, as the kernel knows, so that their tasks can be taken over now.
 
     Airflow itself waits for a heartbeat that is missing for long. A scheduler whose executor's lock is free is gone.
+
+    :raises SQLAlchemyError: the database can't be reached. The next call tries again.
     """
-    for path in store.executors.iterdir():
-        if is_held(path):
+    for path in store.executors.glob("*"):
+        lock = KernelLock(path)
+        if not lock.acquire(timeout_s=0):
             continue
         job_id = path.name.split(".")[0]
-        if job_id.isdigit() and job_id != str(own_job_id):
-            with create_session(scoped=False) as session:
-                session.execute(
-                    update(Job)
-                    .where(Job.id == int(job_id), Job.job_type == "SchedulerJob", Job.state == _JOB_RUNNING)
-                    .values(state=_JOB_FAILED)
-                    .execution_options(synchronize_session=False)
-                )
-            log.info("Scheduler job %s is dead; its tasks can be taken over", job_id)
-        path.unlink(missing_ok=True)
+        try:
+            if job_id.isdigit() and job_id != str(own_job_id):
+                with create_session(scoped=False) as session:
+                    session.execute(
+                        update(Job)
+                        .where(Job.id == int(job_id), Job.job_type == "SchedulerJob", Job.state == _JOB_RUNNING)
+                        .values(state=_JOB_FAILED)
+                        .execution_options(synchronize_session=False)
+                    )
+                log.info("Scheduler job %s is dead; its tasks can be taken over", job_id)
+        except SQLAlchemyError:
+            lock.release(keep_file=True)
+            raise
+        lock.release()
 
 
 def _states(session: Session, ti_ids: Iterable[str]) -> dict[str, str | None]:

@@ -54,10 +54,11 @@ class KernelLock:
         except FileNotFoundError:
             return False
 
-    def release(self) -> None:
-        """Remove the lock file and free the lock."""
+    def release(self, *, keep_file: bool = False) -> None:
+        """Free the lock, and remove its file first unless it shall be found by others."""
         if self._fd is not None:
-            self.path.unlink(missing_ok=True)
+            if not keep_file:
+                self.path.unlink(missing_ok=True)
             self._close()
 
     def _close(self) -> None:

@@ -6,12 +6,14 @@ faults and their order; which of the running tasks they meet depends on the mome
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
+import psutil
 import pytest
 
 from air_executor.runs.record import UNWANTED, RunState
@@ -109,9 +111,19 @@ def test_nothing_is_lost_whatever_happens(place: Site, request: pytest.FixtureRe
         assert flight.run.wait() == state
         assert max(Counter(flight.effects).values()) == 1, flight.effects
     wait_for(lambda: not flights.unfinished(place.airflow), "all ends to be told")
+    end_log_servers(place)
     wait_for(lambda: not flights.strays(place.airflow), "all runners to be gone")
     flights.check_nothing_left_behind(place.airflow)
     print(f"{len(faults)} faults, {len(loads.runs)} dag runs, {len(hit)} runs ended by force")
+
+
+def end_log_servers(place: Site) -> None:
+    """End the log servers of schedulers that were killed: Airflow leaves them behind, whatever the executor."""
+    port = int(place.airflow.env["AIRFLOW__LOGGING__WORKER_LOG_SERVER_PORT"])
+    for process in flights.strays(place.airflow):
+        with contextlib.suppress(psutil.Error):
+            if any(each.laddr.port == port and each.status == psutil.CONN_LISTEN for each in process.net_connections()):
+                process.kill()
 
 
 def check_load(place: Site, run: DagRun, hit: set[str], excuses: Sequence[str]) -> None:

@@ -14,7 +14,7 @@ import pytest
 from air_executor.runs.record import RunState
 from tests.faults.conftest import Fly
 from tests.support.airflow_env import Airflow
-from tests.support.flights import frozen, kill_scheduler, launcher, probe, start_scheduler
+from tests.support.flights import frozen, kill_scheduler, last_job, launcher, probe, query, start_scheduler
 from tests.support.waiting import wait_for
 
 pytestmark = pytest.mark.faults
@@ -100,9 +100,17 @@ def test_tasks_do_not_notice_that_the_scheduler_is_restarted_again_and_again(air
 
 def test_of_two_schedulers_one_may_be_killed(airflow: Airflow, fly: Fly) -> None:
     flight = fly("two-schedulers").begun()
+    first = last_job(airflow)
     airflow.processes["first"] = airflow.processes.pop("scheduler")
     start_scheduler(airflow)
     airflow.stop("first", signum=signal.SIGKILL)
+
+    def first_is_failed() -> bool:
+        (row,) = query(airflow, "SELECT state FROM job WHERE id = :id", id=first)
+        return bool(row["state"] == "failed")
+
+    # Airflow itself would look for it after 300 s.
+    wait_for(first_is_failed, "the other scheduler to note its death")
     later = fly("two-schedulers-later", 1).begun()
     os.kill(flight.record(0).pid or 0, signal.SIGKILL)
     airflow.processes["second"] = airflow.processes.pop("scheduler")

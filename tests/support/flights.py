@@ -171,7 +171,7 @@ def check_nothing_left_behind(airflow: Airflow) -> None:
     wait_for(lambda: not unfinished(airflow), "all ends to be told")
     airflow.run("air-executor", "prune")  # the lock files of killed runners; the launcher does this now and then
     assert list(airflow.store.locks.iterdir()) == []
-    assert len(list(airflow.store.executors.iterdir())) == 1
+    wait_for(lambda: len(list(airflow.store.executors.iterdir())) == 1, "what dead executors have left to be gone")
     airflow.stop("scheduler")
     wait_for(lambda: not launchers(airflow), "the launcher to end")
     wait_for(lambda: not [p for p in airflow.ours() if p.pid not in components(airflow)], "all processes to be gone")
