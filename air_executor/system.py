@@ -26,6 +26,12 @@ _PR_SET_PDEATHSIG = 1
 _PR_SET_DUMPABLE = 4
 _PR_SET_CHILD_SUBREAPER = 36
 
+# From <linux/mman.h>.
+_MADV_COLLAPSE = 25
+
+#: What a huge page is aligned to, on x86-64 and most others.
+_HUGE_BYTES = 1 << 21
+
 #: A process that the machine has no room for is tried again for so many seconds.
 NO_ROOM_S = 60.0
 
@@ -128,6 +134,24 @@ def set_title(title: str) -> None:
     except ImportError:
         return
     setproctitle.setproctitle(title)
+
+
+def use_huge_pages() -> None:
+    """Move this process's memory into huge pages. It is forked and freed faster then: by the page, not by the byte.
+
+    What a forked child writes to is copied in small pages as ever. Does nothing where the kernel can't: see
+    ``MADV_COLLAPSE`` in madvise(2), from Linux 6.1 on.
+    """
+    libc = _libc()
+    if libc is None:
+        return
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        area, access, _offset, _device, inode, *name = line.split(maxsplit=5)
+        if access == "rw-p" and inode == "0" and name in ([], ["[heap]"]):
+            begin, end = (int(each, 16) for each in area.split("-"))
+            begin, end = -(-begin // _HUGE_BYTES) * _HUGE_BYTES, end // _HUGE_BYTES * _HUGE_BYTES
+            if begin < end:
+                libc.madvise(ctypes.c_void_p(begin), ctypes.c_size_t(end - begin), _MADV_COLLAPSE)
 
 
 def die_with_parent(parent: int) -> None:

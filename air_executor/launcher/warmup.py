@@ -66,7 +66,7 @@ def warm_up(modules: Iterable[str]) -> None:
             importlib.import_module(name)
         except ImportError as error:
             print(f"not preloaded: {name}: {error}", flush=True)
-    for rehearse in (share_type_adapters, _rehearse_requests, _rehearse_parsing):
+    for rehearse in (share_type_adapters, _rehearse_requests, _rehearse_parsing, _leave_database):
         try:
             rehearse()
         except Exception:
@@ -97,6 +97,13 @@ def share_type_adapters() -> None:
         adapter(kind)
     for module in (comms, task_runner):
         module.TypeAdapter = adapter  # type: ignore[attr-defined]
+
+
+def _leave_database() -> None:
+    """Let go of the database engines that Airflow makes on import: no task may use them, and each fork renews them."""
+    from airflow import settings
+
+    settings.dispose_orm(do_log=False)
 
 
 def _rehearse_requests() -> None:

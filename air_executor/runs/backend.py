@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from air_executor.errors import ProtocolError
@@ -25,7 +25,7 @@ class RunRequest:
 
     def to_message(self) -> dict[str, Any]:
         """Return the request as plain data."""
-        return asdict(self)
+        return {**vars(self), "identity": vars(self.identity)}
 
     @classmethod
     def from_message(cls, message: Any) -> RunRequest:

@@ -151,8 +151,8 @@ class RunRecord:
     def to_json(self) -> bytes:
         """Return the document: readable, always in the same order, without what is not set."""
         document: dict[str, Any] = {"version": VERSION, "id": self.id, "state": self.state.value}
-        document["identity"] = _filled(dataclasses.asdict(self.identity))
-        for name, value in _filled(dataclasses.asdict(self)).items():
+        document["identity"] = _filled(vars(self.identity))
+        for name, value in _filled(vars(self)).items():
             document.setdefault(name, value)
         return orjson.dumps(document, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
 

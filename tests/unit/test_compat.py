@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import inspect
-import os
 import re
 import uuid
 from pathlib import Path
 from typing import Any
 
 import pytest
+from airflow import settings
 from airflow.executors import workloads
 from airflow.executors.base_executor import BaseExecutor
 from airflow.executors.local_executor import LocalExecutor
@@ -20,6 +20,7 @@ from airflow.sdk.execution_time import supervisor as stock
 from air_executor import AirExecutor, compat
 from air_executor.errors import ProtocolError
 from air_executor.launcher import warmup
+from tests.unit.processes import result_of
 
 pytestmark = pytest.mark.core
 
@@ -165,13 +166,11 @@ def test_messages_are_validated_through_names_that_can_be_replaced() -> None:
 
 
 def test_a_launcher_can_rehearse_what_tasks_do(capfd: pytest.CaptureFixture[str]) -> None:
-    pid = os.fork()  # this process stays as it is
-    if not pid:
-        try:
-            warmup.warm_up(["json"])
-        finally:
-            os._exit(0)
-    os.waitpid(pid, 0)
+    def warm() -> bool:
+        warmup.warm_up(["json"])
+        return settings.engine is None  # each fork would make a new one
+
+    assert result_of(warm) is True  # in a child: this process stays as it is
     printed = "".join(capfd.readouterr())
     assert "Traceback" not in printed
     assert "does not work with this Airflow" not in printed

@@ -11,12 +11,15 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from air_executor import system
 from tests.support.waiting import wait_for
 from tests.unit.processes import forked, is_alive, reap, result_of, wait_for_death
+
+THP = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 SLEEPER = [sys.executable, "-c", "import time; time.sleep(600)"]
 
@@ -251,6 +254,29 @@ def test_memory_of_several_is_added_and_of_the_dead_is_nothing(sleeper: int) -> 
     both = system.memory_bytes([sleeper, os.getpid(), gone])
     assert both > system.memory_bytes([os.getpid()]) * 0.9
     assert both > one
+
+
+def test_memory_moves_into_huge_pages_and_is_the_same() -> None:
+    size = 16 << 20
+
+    def huge_kb() -> int:
+        lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith("AnonHugePages:"))
+
+    def move() -> list[Any]:
+        with mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as own:
+            for offset in range(0, size, 4096):
+                own[offset : offset + 4] = offset.to_bytes(4, "little")
+            before = huge_kb()
+            system.use_huge_pages()
+            same = all(own[offset : offset + 4] == offset.to_bytes(4, "little") for offset in range(0, size, 4096))
+            return [same, huge_kb() - before]
+
+    same, more_kb = result_of(move)
+    assert same
+    # Older kernels can't be asked for it, and it may be turned off.
+    if tuple(int(part) for part in os.uname().release.split(".")[:2]) >= (6, 1) and "[never]" not in THP.read_text():
+        assert more_kb >= size // 1024 // 2
 
 
 # The other end
