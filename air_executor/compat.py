@@ -344,7 +344,7 @@ def _is_done_already(error: ServerResponseError, attempts: int) -> bool:
 
 def stock_attempts() -> int:
     """Return how often Airflow itself makes a request."""
-    from airflow.sdk.configuration import conf
+    from airflow.configuration import conf
 
     return int(conf.getint("workers", "execution_api_retries"))
 
@@ -352,13 +352,28 @@ def stock_attempts() -> int:
 def is_passing(error: BaseException) -> bool:
     """Tell whether the same request may succeed later: no answer, or an error of the server's own."""
     if isinstance(error, httpx.HTTPStatusError):
-        return error.response.status_code >= 500
+        return error.response.status_code >= 500 or _is_collision(error)
     return isinstance(error, httpx.RequestError)
+
+
+def _is_collision(error: httpx.HTTPStatusError) -> bool:
+    """Tell whether the server was about to write what was there already, by the time it did.
+
+    So ends a request that sets an XCom while the server still works on its former attempt, whose answer did not come in
+    time: each deletes what it finds, and one of them comes second.
+    """
+    from airflow.sdk.api.client import ServerResponseError
+
+    if error.response.status_code != httpx.codes.CONFLICT or not isinstance(error, ServerResponseError):
+        return False
+    return bool(_detail_of(error).get("reason") == "Unique constraint violation")
 
 
 def is_internal_error(error: BaseException) -> bool:
     """Tell whether the server said that it failed at this request, not that it is away."""
-    return isinstance(error, httpx.HTTPStatusError) and error.response.status_code in (500, 501)
+    if not isinstance(error, httpx.HTTPStatusError):
+        return False
+    return error.response.status_code in (500, 501) or _is_collision(error)
 
 
 def is_well(client: Any, error: BaseException) -> bool:

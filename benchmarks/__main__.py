@@ -23,7 +23,7 @@ from benchmarks import report
 from benchmarks.database import Database
 from benchmarks.results import Results, Sample, machine, version
 from benchmarks.sizes import QUICK, Sizes
-from benchmarks.stage import EXECUTORS, SETTINGS, Stage, postgres, stage
+from benchmarks.stage import EXECUTORS, SETTINGS, Stage, postgres, scheduler_alone_bytes, stage
 from benchmarks.workloads import WORKLOADS, Workload
 from tests.support.airflow_env import REPOSITORY
 from tests.support.postgres import Postgres
@@ -43,6 +43,7 @@ class Benchmark:
         self._sizes = sizes
         self._settings = settings
         self._version = version()
+        self._alone_bytes = scheduler_alone_bytes(server, folder, sizes, settings)
         self.samples: list[Sample] = []
 
     def round(self, number: int, executors: Sequence[str], workloads: Sequence[Workload]) -> None:
@@ -63,7 +64,15 @@ class Benchmark:
         dag_ids = dict.fromkeys([*warm_up, *(dag_id for workload in workloads for dag_id in workload.warm_up)])
         left = list(workloads)
         try:
-            with stage(executor, self._server, self._folder / name, self._sizes, settings, through_proxy=proxy) as made:
+            with stage(
+                executor,
+                self._server,
+                self._folder / name,
+                self._sizes,
+                settings,
+                alone_bytes=self._alone_bytes,
+                through_proxy=proxy,
+            ) as made:
                 for dag_id in dag_ids:
                     made.run(dag_id, getattr(self._sizes, dag_id))
                 made.rest()

@@ -20,8 +20,9 @@ Figures are medians over the rounds, with the least and the greatest in brackets
 the same round: its median over the rounds, and its range. A round brings up an Airflow with each executor in turn, in
 another order every time, runs a warm-up that is not counted, and then all workloads. CPU is that of all of Airflow's
 processes with their children; PostgreSQL and redis are not counted. Memory is PSS, of the scheduler and all that runs
-tasks or could (workers, launcher, runners, task processes). Times of tasks are from Airflow's database. All values are
-in [results.json](results.json)."""
+tasks or could (workers, launcher, runners, task processes). "A scheduler with no executor work" has scheduled as many
+no-ops with an executor that runs nothing and says that they succeeded. Times of tasks are from Airflow's database. All
+values are in [results.json](results.json)."""
 
 #: Plots: file, title, unit, and the figures in it with their labels.
 _PLOTS = (

@@ -36,6 +36,9 @@ EXECUTORS = {
     "AirExecutor": "air_executor.AirExecutor",
 }
 
+#: What runs nothing.
+NOTHING = "benchmarks.nothing.NullExecutor"
+
 #: Parts of Airflow that have nothing to do with executors.
 OTHER_PARTS = ("api-server", "dag-processor", "triggerer")
 
@@ -75,9 +78,8 @@ class Stage:
     proxy: Proxy
     """Between runners and API server, for workloads that count requests."""
     sizes: Sizes
-    alone_bytes: int | None
-    """PSS of a scheduler with no executor work: of the scheduler's own processes, the launcher left out, before the
-    first task. ``None`` for LocalExecutor, whose workers share their pages with the scheduler from the beginning."""
+    alone_bytes: int
+    """PSS of a scheduler that has scheduled as much with no executor work: :func:`scheduler_alone_bytes`."""
 
     # Dags
 
@@ -211,11 +213,12 @@ def stage(
     sizes: Sizes,
     settings: Mapping[str, str],
     *,
+    alone_bytes: int = 0,
     through_proxy: bool = False,
 ) -> Iterator[Stage]:
     """Bring up an Airflow that has not run a task yet, and end it with everything that belongs to it.
 
-    :param executor: a name in :data:`EXECUTORS`.
+    :param executor: a name in :data:`EXECUTORS`, or :data:`NOTHING`.
     :param folder: a folder that does not exist yet.
     :param settings: environment variables beyond :data:`SETTINGS`.
     :param through_proxy: whether runners reach the API server through :attr:`Stage.proxy`, which costs a little.
@@ -229,7 +232,7 @@ def stage(
         database = stack.enter_context(contextlib.closing(Database(server, name)))
         proxy = stack.enter_context(Proxy())
         options = {
-            "AIRFLOW__CORE__EXECUTOR": EXECUTORS[executor],
+            "AIRFLOW__CORE__EXECUTOR": EXECUTORS.get(executor, executor),
             "AIRFLOW__CORE__PARALLELISM": str(sizes.parallelism),
             **SETTINGS,
             "BENCHMARK_RELEASE": str(folder / "release"),
@@ -258,9 +261,20 @@ def stage(
         check_parts(airflow)
         launchers = flights.launchers(airflow)
         assert len(launchers) == (executor == "AirExecutor"), f"there are {len(launchers)} launchers"
-        scheduler = family(psutil.Process(airflow.processes["scheduler"].pid)) - family(*launchers)
-        alone_bytes = None if executor == "LocalExecutor" else memory(scheduler).pss_bytes
         yield Stage(airflow, database, proxy, sizes, alone_bytes)
+
+
+def scheduler_alone_bytes(server: Postgres, folder: Path, sizes: Sizes, settings: Mapping[str, str]) -> int:
+    """Return the PSS of a scheduler, and the processes that are its own, that has worked with no executor work.
+
+    Its executor runs nothing, and says that all tasks have succeeded. What a scheduler remembers of its work, and grows
+    by, is no executor's.
+    """
+    with stage(NOTHING, server, folder / "nothing", sizes, settings) as made:
+        for _ in range(2):  # as often as the others before they are looked at: warm-up and measurement
+            made.run("noops", sizes.noops)
+        made.rest()
+        return made.executing_memory().pss_bytes
 
 
 def _kill_what_is_left(airflow: Airflow) -> None:

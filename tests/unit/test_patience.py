@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import base64
+import inspect
 import time
 from types import SimpleNamespace
 from typing import Any
 
+import httpx
 import orjson
 import pytest
+from airflow.api_fastapi.common import exceptions
+from airflow.sdk.api.client import ServerResponseError
 
 from air_executor import compat
 from air_executor.runner.patience import Patience
+
+pytestmark = pytest.mark.core
 
 
 @pytest.fixture
@@ -53,6 +59,33 @@ def test_only_errors_of_a_server_that_is_well_count(patience: Patience, monkeypa
     assert not any(patience._give_up(None, error, began_s) for _ in range(most - 1))
     assert not any(patience._give_up(None, error, began_s + 1) for _ in range(most - 1))  # another request
     assert patience._give_up(None, error, began_s + 1)
+
+
+def refusal(status: int, detail: dict[str, Any]) -> ServerResponseError:
+    """The error that Airflow's client makes of an answer."""
+    request = httpx.Request("POST", "http://localhost/execution/xcoms/d/r/t/return_value")
+    response = httpx.Response(status, json={"detail": detail}, request=request)
+    error = ServerResponseError.from_response(response)
+    assert error is not None
+    return error
+
+
+def test_a_request_that_collides_with_its_former_attempt_is_made_again_a_few_times(
+    patience: Patience, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compat, "is_well", lambda client, error: True)
+    collision = refusal(409, {"reason": "Unique constraint violation", "statement": "hidden"})
+    assert patience._try_again(None, collision)
+    began_s = time.monotonic()
+    given_up = [patience._give_up(None, collision, began_s) for _ in range(compat.stock_attempts())]
+    assert given_up == [False] * (compat.stock_attempts() - 1) + [True]
+    assert not patience._try_again(None, refusal(409, {"reason": "invalid_state", "previous_state": "success"}))
+
+
+def test_airflow_says_so_when_two_write_the_same() -> None:
+    source = inspect.getsource(exceptions)
+    assert "UniqueConstraint" in source
+    assert '"Unique constraint violation"' in source
 
 
 def client(**claims: Any) -> Any:
