@@ -204,12 +204,12 @@ def test_what_runs_with_another_state_directory_goes_on_and_keeps_its_slots(airf
 def test_a_scheduler_that_takes_itself_for_dead_keeps_what_it_has(airflow: Airflow, fly: Fly) -> None:
     options = {
         # No heartbeat is recent enough: it tries to adopt its own tasks all the time, in whatever state they are.
-        "AIRFLOW__SCHEDULER__ORPHANED_TASKS_CHECK_INTERVAL": "0.05",
+        "AIRFLOW__SCHEDULER__ORPHANED_TASKS_CHECK_INTERVAL": "0.1",
         "AIRFLOW__SCHEDULER__SCHEDULER_HEALTH_CHECK_THRESHOLD": "0",
-        "AIRFLOW__CORE__PARALLELISM": "6",
+        "AIRFLOW__CORE__PARALLELISM": "3",
     }
     with scheduler_with(airflow, options):
-        flights = [fly(f"of-the-dead-{number}") for number in range(4)]
+        flights = [fly(f"of-the-dead-{number}") for number in range(2)]
         wait_for(lambda: any(flight.live() for flight in flights), "the first tasks to run")
         for flight in flights:
             flight.release()
