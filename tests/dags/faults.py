@@ -77,11 +77,11 @@ def flight_of_sixteen():
 def load():
     """Mapped tasks of as many seconds as the run is told."""
 
-    @task(retries=100, retry_delay=timedelta(0))
+    @task(retries=100, retry_delay=timedelta(seconds=1))
     def seconds():
         return get_current_context()["dag_run"].conf["seconds"]
 
-    @task(retries=100, retry_delay=timedelta(0))
+    @task(retries=100, retry_delay=timedelta(seconds=1))
     def busy(index_and_seconds):
         index, seconds = index_and_seconds
         context = get_current_context()
@@ -91,7 +91,7 @@ def load():
         note(run_id, f"end {index} {attempt}")
         return index
 
-    @task(retries=100, retry_delay=timedelta(0))
+    @task(retries=100, retry_delay=timedelta(seconds=1))
     def total(indexes):
         return sorted(indexes)
 
