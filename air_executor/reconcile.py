@@ -24,7 +24,8 @@ from sqlalchemy import select, update
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
-from air_executor.runs.lock import KernelLock
+from air_executor.errors import StateDirError
+from air_executor.runs.lock import KernelLock, is_held
 from air_executor.runs.store import RunStore, is_fresh
 
 log = logging.getLogger(__name__)
@@ -191,7 +192,11 @@ def fail_jobs_of_dead_executors(store: RunStore, own_job_id: object) -> None:
     """
     for path in store.executors.glob("*"):
         lock = KernelLock(path)
-        if not lock.acquire(timeout_s=0):
+        try:
+            if is_held(path) or not lock.acquire(timeout_s=0):
+                continue
+        except StateDirError as error:  # as on a disk that takes nothing now; whoever is alive needs no lock of ours
+            log.warning("Whether a scheduler is dead can't be told now: %s", error)
             continue
         job_id = path.name.split(".")[0]
         try:
@@ -204,7 +209,7 @@ def fail_jobs_of_dead_executors(store: RunStore, own_job_id: object) -> None:
                         .execution_options(synchronize_session=False)
                     )
                 log.info("Scheduler job %s is dead; its tasks can be taken over", job_id)
-        except SQLAlchemyError:
+        except BaseException:
             lock.release(keep_file=True)
             raise
         lock.release()

@@ -137,7 +137,7 @@ def set_title(title: str) -> None:
 
 
 def use_huge_pages() -> None:
-    """Move this process's memory into huge pages. It is forked and freed faster then: by the page, not by the byte.
+    """Move this process's memory into huge pages: a fork copies, and an end frees, fewer entries of page tables then.
 
     What a forked child writes to is copied in small pages as ever. Does nothing where the kernel can't: see
     ``MADV_COLLAPSE`` in madvise(2), from Linux 6.1 on.

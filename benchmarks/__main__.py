@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import os
 import shutil
 import signal
@@ -43,8 +44,11 @@ class Benchmark:
         self._sizes = sizes
         self._settings = settings
         self._version = version()
-        self._alone_bytes = scheduler_alone_bytes(server, folder, sizes, settings)
         self.samples: list[Sample] = []
+
+    @functools.cached_property
+    def _alone_bytes(self) -> int:
+        return scheduler_alone_bytes(self._server, self._folder, self._sizes, self._settings)
 
     def round(self, number: int, executors: Sequence[str], workloads: Sequence[Workload]) -> None:
         """Measure workloads under each executor; with each round another one is the first."""
@@ -64,13 +68,14 @@ class Benchmark:
         dag_ids = dict.fromkeys([*warm_up, *(dag_id for workload in workloads for dag_id in workload.warm_up)])
         left = list(workloads)
         try:
+            alone_bytes = self._alone_bytes if any(workload.compares_with_nothing for workload in workloads) else 0
             with stage(
                 executor,
                 self._server,
                 self._folder / name,
                 self._sizes,
                 settings,
-                alone_bytes=self._alone_bytes,
+                alone_bytes=alone_bytes,
                 through_proxy=proxy,
             ) as made:
                 for dag_id in dag_ids:

@@ -221,6 +221,7 @@ def stage(
     :param executor: a name in :data:`EXECUTORS`, or :data:`NOTHING`.
     :param folder: a folder that does not exist yet.
     :param settings: environment variables beyond :data:`SETTINGS`.
+    :param alone_bytes: :attr:`Stage.alone_bytes`, for workloads that compare with it.
     :param through_proxy: whether runners reach the API server through :attr:`Stage.proxy`, which costs a little.
     """
     folder.mkdir()

@@ -46,6 +46,8 @@ class Workload:
     is_long: bool = False
     """It has an Airflow to itself that is not warmed up but for the above, runs once, and by default under AirExecutor
     only."""
+    compares_with_nothing: bool = False
+    """It uses :attr:`Stage.alone_bytes`."""
     counts_requests: bool = False
     """Runners reach the API server through a proxy."""
     settings: Callable[[Sizes], Mapping[str, str]] = lambda _: {}
@@ -218,6 +220,7 @@ WORKLOADS = (
             Figure("all_mb", "PSS of all of it while they sleep", "MB"),
             Figure("scheduler_cpu_ms", "CPU of the scheduler while they sleep", "ms/s", "≤ 1 x"),
         ),
+        compares_with_nothing=True,
     ),
     Workload(
         "pandas",
@@ -238,6 +241,7 @@ WORKLOADS = (
             Figure("more_processes", "more processes than before", "", "0"),
         ),
         is_long=True,
+        compares_with_nothing=True,
         settings=lambda _: {"AIRFLOW__AIR_EXECUTOR__LAUNCHER_IDLE_SECONDS": str(RETIRE_S)},
     ),
     Workload(

@@ -46,6 +46,8 @@ def serve(listener: socket.socket, address: Address, store: RunStore, config: Co
         preloader = Preloader(store, [name[1:] for name in config.preload if name.startswith("-")])
         preloader.import_remembered()
     freeze()
+    # Before the first fork: later it would take from runners that live what they share with this process.
+    system.use_huge_pages()
     Launcher(store, config, address, listener, preloader=preloader).serve()
 
 

@@ -27,7 +27,6 @@ from typing import Any, NoReturn
 
 import orjson
 
-from air_executor import system
 from air_executor.errors import AirExecutorError
 from air_executor.launcher.address import packages_stamp
 from air_executor.runs.store import RunStore
@@ -166,7 +165,6 @@ def freeze() -> None:
     """Put all objects out of the garbage collector's sight: what it does not touch stays shared with forks."""
     gc.collect()
     gc.freeze()
-    system.use_huge_pages()
 
 
 def _import_all(names: Iterable[str], *, careful: bool = False) -> list[str] | None:
