@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import importlib
+import logging
 import os
 import sys
 import time
@@ -235,6 +236,35 @@ def use_supervisor(cls: Any) -> None:
     from airflow.sdk.execution_time import supervisor
 
     supervisor.ActivitySubprocess = cls  # type: ignore[misc]
+
+
+def share_log_setup() -> None:
+    """Set logging up as every task process does, once, for those that this process forks to take over.
+
+    Setting it up touches each logger that there is. Whether the way there is still the same, and what becomes of logs
+    that go elsewhere as well, is Airflow's matter: without such handlers only.
+    """
+    import structlog
+    from airflow.sdk.execution_time import supervisor
+    from airflow.sdk.log import load_remote_log_handler
+
+    if load_remote_log_handler() is not None:
+        return
+    root, before = logging.getLogger(), structlog.get_config()
+    handlers, hook = root.handlers[:], sys.excepthook
+    # The number that the channel has in every task process, which dup2 gives it.
+    channel = os.open(os.devnull, os.O_WRONLY)
+    supervisor._configure_logs_over_json_channel(channel)
+    shared, shared_handlers, shared_hook = structlog.get_config(), root.handlers[:], sys.excepthook
+    structlog.configure(**before)
+    root.handlers[:], sys.excepthook = handlers, hook
+
+    def configure(log_fd: int) -> None:
+        os.dup2(log_fd, channel, inheritable=False)
+        structlog.configure(**shared)
+        root.handlers[:], sys.excepthook = shared_handlers, shared_hook
+
+    supervisor._configure_logs_over_json_channel = configure
 
 
 def run_task(workload: Any, server: str | None) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import select
 import time
@@ -37,6 +38,12 @@ AUDIT_EVENT = "air_executor run ended"
 #: A run that was asked to end gets this many seconds more than its task has for ``on_kill``. Then it is killed.
 _STUBBORN_S = 15.0
 
+#: While there is plenty of work, the scheduler rests up to so many times as long as it has worked.
+_GATHER_FACTOR = 3.0
+
+#: So many live runs for each CPU are plenty of work.
+_PLENTY_PER_CPU = 4
+
 #: How often an executor that drains looks whether its runs have ended, in seconds.
 _DRAIN_LOOK_S = 0.2
 
@@ -68,6 +75,8 @@ class AirExecutor(BaseExecutor):
 
     #: The executors of this process that have started: each team may have one.
     _working: ClassVar[list[AirExecutor]] = []
+    #: When the scheduler last ended such a wait, on the monotonic clock.
+    _woken_s: ClassVar[float] = math.inf
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -116,6 +125,26 @@ class AirExecutor(BaseExecutor):
         self._inherit()
         self._working.append(self)
         compat.use_idle_wait(self._wait_for_news)
+
+    # The slot of a run that has ended is free, before the scheduler has heard of it: that takes another of its loops.
+
+    @property
+    def slots_available(self) -> int:
+        """How many more workloads this executor can take."""
+        return int(super().slots_available) + self._vacant()
+
+    @property
+    def slots_occupied(self) -> int:
+        """How many workloads keep this executor busy."""
+        return int(super().slots_occupied) - self._vacant()
+
+    def trigger_tasks(self, open_slots: int) -> None:
+        """Order the runs of queued tasks, as many as there are slots."""
+        super().trigger_tasks(open_slots + self._vacant())
+
+    def _vacant(self) -> int:
+        ended = {self._runs[run_id].key for run_id in self._backend.ends() if run_id in self._runs}
+        return len(ended & self.running)
 
     def _process_workloads(self, workload_items: Sequence[Any]) -> None:
         for workload in workload_items:
@@ -216,18 +245,25 @@ class AirExecutor(BaseExecutor):
     def _wait_for_news(cls, seconds: float) -> None:
         """Wait until a run has ended, at most so many seconds: what the scheduler does when it has nothing to do.
 
-        What follows a task is scheduled when it ends, not up to a second later.
+        What follows a task is scheduled when it ends, not up to a second later. Only while there is plenty of work for
+        every CPU, ends are left to gather: a loop of the scheduler costs about as much for many of them as for one.
         """
-        until_s = time.monotonic() + seconds
-        while not sum(each._backend.has_news() for each in cls._working):
-            left_s = until_s - time.monotonic()
-            if left_s <= 0:
-                return
-            poll = select.poll()
-            for each in cls._working:
-                if (fd := each._backend.fileno()) is not None:
-                    poll.register(fd, select.POLLIN)
-            poll.poll(left_s * 1000)
+        begin_s = time.monotonic()
+        gather_s = begin_s + min(seconds, max(0.0, _GATHER_FACTOR * (begin_s - cls._woken_s)))
+        plenty = _PLENTY_PER_CPU * (os.cpu_count() or 1)
+        try:
+            while (now_s := time.monotonic()) < begin_s + seconds:
+                has_news = sum(each._backend.has_news() for each in cls._working)
+                live = sum(len(each._runs) - len(each._backend.ends()) for each in cls._working)
+                if has_news and (now_s >= gather_s or live < plenty):
+                    return
+                poll = select.poll()
+                for each in cls._working:
+                    if (fd := each._backend.fileno()) is not None:
+                        poll.register(fd, select.POLLIN)
+                poll.poll(((gather_s if has_news else begin_s + seconds) - now_s) * 1000)
+        finally:
+            cls._woken_s = time.monotonic()
 
     # Beginning
 

@@ -1,9 +1,9 @@
 """Making the records and Airflow's metadata database agree: all live runs in one pass, in two statements.
 
-Runners leave heartbeats in files. A pass writes all of them to the database in one UPDATE, and asks in one SELECT
-which task instances should no longer run: marked, cleared, deleted, or moved on to another try. While passes are made,
-no runner sends heartbeats to the API server. A pass is made in a thread of its own, so that the scheduler's loop waits
-neither for the database nor for a thousand files.
+Runners leave heartbeats in files. A pass writes all of them to the database in one UPDATE, every third time, and asks
+in one SELECT which task instances should no longer run: marked, cleared, deleted, or moved on to another try. While
+passes are made, no runner sends heartbeats to the API server. A pass is made in a thread of its own, so that the
+scheduler's loop waits neither for the database nor for a thousand files.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Any
 
+from airflow.configuration import conf
 from airflow.jobs.job import Job
 from airflow.models.taskinstance import TaskInstance
 from airflow.utils.session import create_session
@@ -32,6 +33,9 @@ log = logging.getLogger(__name__)
 
 #: Seconds between two passes: as often as Airflow's own supervisor would ask whether its task should still run.
 PASS_S = 5.0
+
+#: Heartbeats are passed on every so many seconds, or four times within Airflow's time-out for them if that is shorter.
+_BEAT_S = 15.0
 
 #: A runner that has shown no sign of life for so many seconds is not vouched for; Airflow's time-out then decides.
 _SILENT_S = 60.0
@@ -70,7 +74,8 @@ class Reconciler:
 
     def __init__(self, store: RunStore) -> None:
         self._store = store
-        self._next_s = 0.0
+        self._next_s = self._next_beat_s = 0.0
+        self._beat_s = min(_BEAT_S, conf.getfloat("scheduler", "task_instance_heartbeat_timeout") / 4)
         self._thread: threading.Thread | None = None
         self._found: Outcome | None = None
         self.is_database_away = False
@@ -134,10 +139,11 @@ class Reconciler:
         """Pass the heartbeats on, and return the state of each task instance that there still is, by its id."""
         if not runs and not elsewhere:
             return {}
+        is_time = time.monotonic() >= self._next_beat_s
         beating = [
             _instance_id(ti_id)
             for run_id, ti_id in runs.items()
-            if is_fresh(self._store.last_heartbeat_s(run_id), _SILENT_S)
+            if is_time and is_fresh(self._store.last_heartbeat_s(run_id), _SILENT_S)
         ]
         with create_session(scoped=False) as session:
             states = _states(session, [*runs.values(), *elsewhere])
@@ -148,6 +154,8 @@ class Reconciler:
                     .values(last_heartbeat_at=datetime.now(tz=timezone.utc))
                     .execution_options(synchronize_session=False)
                 )
+        if beating:
+            self._next_beat_s = time.monotonic() + self._beat_s
         return states
 
     def is_beating(self, ti_id: str) -> bool:

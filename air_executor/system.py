@@ -154,6 +154,12 @@ def use_huge_pages() -> None:
                 libc.madvise(ctypes.c_void_p(begin), ctypes.c_size_t(end - begin), _MADV_COLLAPSE)
 
 
+def renew_random_state() -> None:
+    """In a forked process: draw random numbers of its own. Python sees to its own; NumPy would go on as its parent."""
+    if "numpy.random" in sys.modules:
+        sys.modules["numpy.random"].seed()
+
+
 def die_with_parent(parent: int) -> None:
     """Let the kernel kill this process when ``parent``, its parent, dies. Does nothing where the kernel can't."""
     libc = _libc()

@@ -140,8 +140,12 @@ class LocalBackend:
     def has_news(self) -> bool:
         """See :meth:`air_executor.runs.backend.RunBackend.has_news`."""
         was_connected = self._connection is not None
+        return bool(self.ends()) or (was_connected and self._connection is None)
+
+    def ends(self) -> list[str]:
+        """See :meth:`air_executor.runs.backend.RunBackend.ends`."""
         self._receive()
-        return bool(self._ended) or (was_connected and self._connection is None)
+        return [record.id for record in self._ended]
 
     def stop(self, run_id: str, reason: str, *, unwanted: bool = False) -> None:
         """See :meth:`air_executor.runs.backend.RunBackend.stop`."""

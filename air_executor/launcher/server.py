@@ -12,7 +12,6 @@ import socket
 import sys
 import time
 import traceback
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -41,6 +40,9 @@ _PRUNE_S = 300.0
 
 #: How often requests that wait for the machine to have room for their runners are tried again, in seconds.
 _TRY_S = 1.0
+
+#: The next runner is forked ahead when the last one has had so many seconds to begin undisturbed.
+_SPARE_AFTER_S = 0.05
 
 #: How much is read from a client at once, in bytes. Fairness among clients, not a limit.
 _READ_BYTES = 1 << 18
@@ -72,6 +74,15 @@ class _Spare:
 
     pid: int
     connection: socket.socket
+
+    def become_runner(self, request: RunRequest) -> int:
+        """Send it the request that it waited for, and return its process id.
+
+        :raises OSError: it has died.
+        """
+        with self.connection:
+            self.connection.sendall(protocol.encode(request.to_message()))
+        return self.pid
 
 
 @dataclass
@@ -112,7 +123,7 @@ class Launcher:
         self._children: dict[int, _Child] = {}
         self._waiting: list[_Waiting] = []
         self._started_s = self._active_s = time.monotonic()
-        self._pruned_s = 0.0
+        self._spare_due_s = self._pruned_s = 0.0
         self._pruner = 0
         self._spare: _Spare | None = None
         self._stopping = False
@@ -155,6 +166,8 @@ class Launcher:
     def _wait_s(self) -> float | None:
         if self._waiting:
             return _TRY_S
+        if self._wants_spare():
+            return max(0.0, self._spare_due_s - time.monotonic())
         if self._children:
             return _PRUNE_S
         return max(0.0, min(self._patience_s() - (time.monotonic() - self._active_s), _PRUNE_S))
@@ -331,6 +344,7 @@ class Launcher:
                 self._refuse(order.client, order.request.id, error)
             else:
                 self._children[pid] = _Child(order.request.id, order.client)
+                self._spare_due_s = time.monotonic() + _SPARE_AFTER_S
                 self._tell(order.client, {"type": "started", "id": order.request.id, "pid": pid})
             del self._waiting[0]
 
@@ -344,37 +358,33 @@ class Launcher:
             return spawn_by_exec(self._store, self._config)(request)
         if (spare := self._spare) is not None:
             self._spare = None
-            with spare.connection, contextlib.suppress(OSError):  # it has died
-                spare.connection.sendall(protocol.encode(request.to_message()))
-                return spare.pid
-        return self._fork_child(lambda: request)
+            with contextlib.suppress(OSError):  # it has died
+                return spare.become_runner(request)
+        return self._fork_ahead().become_runner(request)
+
+    def _wants_spare(self) -> bool:
+        return not self._spare and bool(self._clients) and not self._waiting and self._spawn == self._fork
 
     def _fork_spare(self) -> None:
         """Fork the next runner ahead, when there is nothing else to do and somebody may order one."""
-        if self._spare or not self._clients or self._waiting or self._spawn != self._fork or self._selector.select(0):
+        if not self._wants_spare() or time.monotonic() < self._spare_due_s or self._selector.select(0):
             return
-        ours, theirs = socket.socketpair()
-
-        def wait_for_request() -> RunRequest | None:
-            ours.close()
-            system.set_title("air-executor spare")
-            with theirs:
-                message = protocol.receive(theirs)
-            return None if message is None else RunRequest.from_message(message)
-
-        with theirs:
-            try:
-                self._spare = _Spare(self._fork_child(wait_for_request), ours)
-            except OSError:
-                ours.close()  # no room for it; the next request meets the same
+        try:
+            self._spare = self._fork_ahead()
+        except OSError:
+            self._spare_due_s = time.monotonic() + _TRY_S  # no room for it; a request would meet the same
 
     def _dismiss_spare(self) -> None:
         if self._spare is not None:
             self._spare.connection.close()
             self._spare = None
 
-    def _fork_child(self, get_request: Callable[[], RunRequest | None]) -> int:
-        """Fork a process that becomes the runner for a request, once it has it; it ends if there is none."""
+    def _fork_ahead(self) -> _Spare:
+        """Fork a process that becomes the runner for the request that it is sent; it ends if none comes.
+
+        :raises OSError: the machine has no room for it.
+        """
+        ours, theirs = socket.socketpair()
         # A request to stop that comes before the child has let go of the launcher's handlers must wait, not vanish.
         signal.pthread_sigmask(signal.SIG_BLOCK, _STOPPING)
         pid = -1
@@ -383,20 +393,28 @@ class Launcher:
         finally:
             if pid:
                 signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPPING)
+                theirs.close()
+            if pid < 0:
+                ours.close()
         if pid:
-            return pid
+            return _Spare(pid, ours)
         code = EXIT_RUNNER_ERROR
         try:
             os.setsid()
             self._let_go()
-            request = get_request()
-            if request is None:
+            ours.close()
+            system.set_title("air-executor spare")
+            from air_executor.runner import main as runner
+
+            runner.prepare(self._store, self._config, theirs)
+            with theirs:
+                message = protocol.receive(theirs)
+            if message is None:
                 os._exit(EXIT_RECORDED)
+            request = RunRequest.from_message(message)
             self._redirect_output(request.id)
             signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPPING)
-            from air_executor.runner.main import run
-
-            code = run(request, self._store, self._config)
+            code = runner.run(request, self._store, self._config)
         except BaseException:
             traceback.print_exc()
         finally:

@@ -66,7 +66,13 @@ def warm_up(modules: Iterable[str]) -> None:
             importlib.import_module(name)
         except ImportError as error:
             print(f"not preloaded: {name}: {error}", flush=True)
-    for rehearse in (share_type_adapters, _rehearse_requests, _rehearse_parsing, _leave_database):
+    for rehearse in (
+        share_type_adapters,
+        _rehearse_requests,
+        _rehearse_parsing,
+        compat.share_log_setup,
+        _leave_database,
+    ):
         try:
             rehearse()
         except Exception:

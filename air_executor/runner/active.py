@@ -15,7 +15,7 @@ import psutil
 from air_executor import system
 from air_executor.config import Config
 from air_executor.errors import StateDirError
-from air_executor.runner.imports import new_packaged_modules
+from air_executor.runner import imports
 from air_executor.runner.limits import Limits, mebibytes
 from air_executor.runs.record import UNWANTED, RunRecord, RunState
 from air_executor.runs.store import RunStore, is_fresh
@@ -72,6 +72,7 @@ class ActiveRun:
         self._is_unwritten = False
         self._is_mute = False
         self._task: psutil.Process | None = None
+        self._task_pid: int | None = None
         self._attached_s = time.monotonic()
         self._measured_s = 0.0
         self._inherited_bytes = 0
@@ -85,15 +86,16 @@ class ActiveRun:
 
     def attach(self, pid: int) -> None:
         """Take note of the task process, just born."""
-        self._task = psutil.Process(pid)
+        self._task_pid = pid
         self._attached_s = time.monotonic()
-        # A forked task begins with the launcher's pages, which it shares and did not ask for.
-        self._inherited_bytes = system.memory_bytes([pid])
+        if self._limits.are_measured:
+            self._task = psutil.Process(pid)
+            # A forked task begins with the launcher's pages, which it shares and did not ask for.
+            self._inherited_bytes = system.memory_bytes([pid])
 
     def started(self) -> None:
         """Take note that the workload is being executed."""
-        pid = self._task.pid if self._task else None
-        self.record = self.record.advance(RunState.RUNNING, task_pid=pid)
+        self.record = self.record.advance(RunState.RUNNING, task_pid=self._task_pid)
         self._is_unwritten = True
         self.beat()
 
@@ -111,9 +113,8 @@ class ActiveRun:
 
     def note_imports(self, known: int) -> None:
         """In the task process: note what it has imported, since it had ``known`` modules, for who imports it ahead."""
-        if self._learns_imports and (names := new_packaged_modules(known)):
-            with contextlib.suppress(StateDirError):
-                self._store.write_imports(self.record.id, names)
+        if self._learns_imports:
+            imports.note(self._store, self.record.id, known)
 
     def end_leftovers(self) -> None:
         """Kill the processes that the task, which has ended, left behind."""

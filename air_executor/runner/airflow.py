@@ -2,14 +2,41 @@
 
 from __future__ import annotations
 
+import signal
+import socket
+import sys
+from collections.abc import Callable
 from typing import Any
 
-from air_executor import compat
+from air_executor import compat, system
+from air_executor.config import Config
 from air_executor.errors import AirExecutorError
-from air_executor.runner import supervision
+from air_executor.runner import imports, supervision
 from air_executor.runner.active import ActiveRun, Outcome
 from air_executor.runs.backend import RunRequest
 from air_executor.runs.record import UNWANTED, RunState
+from air_executor.runs.store import RunStore
+
+
+def fork_ahead(store: RunStore, config: Config, connection: socket.socket) -> Callable[[], None]:
+    """Fork a task process ahead of its workload, which does not keep ``connection``.
+
+    :return: ends it, unless it has a workload by then.
+    """
+
+    def let_go() -> None:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM, signal.SIGINT))
+        connection.close()
+        system.set_title("air-executor spare task")
+        system.renew_random_state()
+
+    def note(run_id: str, known: int) -> None:
+        if config.learns_imports:
+            imports.note(store, run_id, known)
+
+    if sys.platform != "darwin":
+        supervision.fork_ahead(let_go, note)
+    return supervision.dismiss
 
 
 def execute(request: RunRequest, active: ActiveRun) -> Outcome:

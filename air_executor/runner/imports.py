@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import sysconfig
 from itertools import islice
 
+from air_executor.errors import StateDirError
+from air_executor.runs.store import RunStore
+
 #: So many modules are named at most.
 _MOST = 3000
+
+
+def note(store: RunStore, run_id: str, known: int) -> None:
+    """In the task process of a run: note what it has imported, since it had ``known`` modules."""
+    if names := new_packaged_modules(known):
+        with contextlib.suppress(StateDirError):
+            store.write_imports(run_id, names)
 
 
 def new_packaged_modules(known: int) -> list[str]:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import resource
 import signal
+import socket
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from typing import Any
 
 from air_executor import system
@@ -29,12 +31,23 @@ from air_executor.runs.tasklog import append_to_log
 LOCK_WAIT_S = 60.0
 
 
+def prepare(store: RunStore, config: Config, connection: socket.socket) -> None:
+    """Do in a process that was forked ahead what can be done before its request comes, through ``connection``."""
+    global _dismiss
+    from air_executor.runner import airflow
+
+    _dismiss = airflow.fork_ahead(store, config, connection)
+
+
+#: Ends the task process that was forked ahead, unless it has a workload.
+_dismiss: Callable[[], None] = lambda: None  # noqa: E731
+
+
 def run(request: RunRequest, store: RunStore, config: Config) -> int:
     """Execute one run in this process, to its end, and return the process's exit code."""
     system.set_title(f"air-executor runner {request.id} {request.identity.name}")
     system.adopt_orphans()
-    if "numpy.random" in sys.modules:
-        sys.modules["numpy.random"].seed()  # a fork would share its sequence with all others
+    system.renew_random_state()
     lock = store.lock(request.identity.workload_id)
     try:
         if not lock.acquire(LOCK_WAIT_S):
@@ -64,6 +77,8 @@ def _this_process() -> dict[str, Any]:
 
 def _execute(request: RunRequest, record: RunRecord, store: RunStore, config: Config) -> tuple[ActiveRun, Outcome]:
     """Execute the workload. Whatever goes wrong becomes its outcome."""
+    if request.air or request.identity.kind != "task":
+        _dismiss()
     active = ActiveRun(store, record, Limits(), config)
     leases: list[KernelLock] = []
     try:
@@ -88,6 +103,7 @@ def _execute(request: RunRequest, record: RunRecord, store: RunStore, config: Co
         traceback.print_exc()
         outcome = _refused(request, f"the runner failed: {type(error).__name__}: {error}")
     finally:
+        _dismiss()
         active.end_leftovers()
         for lease in leases:
             lease.release()

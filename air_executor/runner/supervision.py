@@ -15,6 +15,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import attrs
@@ -104,20 +105,99 @@ def _task_main() -> None:
 _runner_pid = 0
 
 
+@dataclass(frozen=True)
+class _Ahead:
+    """A task process that was forked before its workload was known, and waits for it."""
+
+    supervisor: AirSupervisor
+    starter: int
+    """A pipe: the run's id, written there, lets the task process begin."""
+
+
+_ahead: _Ahead | None = None
+
+_is_forking_ahead = False
+
+
+def fork_ahead(let_go: Callable[[], None], note_imports: Callable[[str, int], None]) -> None:
+    """Fork the task process now, for a workload that comes later.
+
+    So nobody waits for the fork, and the two processes share with the launcher, and do not copy for each other, what
+    the runner writes to before it knows its workload. What the runner changes for its task's sake from here on (the
+    environment, priorities) does not reach it: a run with limits of its own has to :func:`dismiss` it.
+
+    :param let_go: called in the task process, to close what is the runner's.
+    :param note_imports: called there at the end, with the id of the run and the number of modules at the start.
+    """
+    global _ahead, _is_forking_ahead, _runner_pid
+    _runner_pid = os.getpid()
+    receiver, starter = os.pipe()
+
+    def main() -> None:
+        system.die_with_parent(_runner_pid)
+        let_go()
+        os.close(starter)
+        with open(receiver) as file:
+            run_id = file.read()
+        if not run_id:
+            return
+        known = len(sys.modules)
+        try:
+            stock._subprocess_main()
+        finally:
+            note_imports(run_id, known)
+
+    _is_forking_ahead = True
+    try:
+        supervisor = AirSupervisor.start(what=_Unknown, dag_rel_path="", bundle_info=None, client=None, target=main)
+        _ahead = _Ahead(supervisor, starter)
+    except OSError as error:
+        os.close(starter)
+        if not system.has_no_room(error):
+            raise
+    finally:
+        _is_forking_ahead = False
+        os.close(receiver)
+
+
+class _Unknown:
+    """Stands for the task instance of a workload that is to come."""
+
+    id = None
+
+
+def dismiss() -> None:
+    """End the task process that waits, if there is one."""
+    global _ahead
+    if _ahead is not None:
+        os.close(_ahead.starter)
+        _ahead.supervisor.give_up()
+        _ahead = None
+
+
 @attrs.define(kw_only=True)
 class AirSupervisor(stock.ActivitySubprocess):
     """Supervises the task process of the active run."""
 
     _run: ActiveRun = attrs.field(init=False, repr=False)
     _has_pidfd: bool = attrs.field(init=False, default=False)
+    _pipes: tuple[tuple[Any, ...], dict[str, Any]] | None = attrs.field(init=False, default=None, repr=False)
+    """What leads to a task process that was forked ahead, until it begins."""
     is_finishing: bool = attrs.field(init=False, default=False)
     """The task process has ended, and Airflow is being told."""
 
     @classmethod
     def start(cls, *, target: Callable[[], None] = stock._subprocess_main, **kwargs: Any) -> AirSupervisor:
-        """Start the task process."""
-        global _runner_pid
+        """Start the task process, or let the one begin that was forked ahead."""
+        global _ahead, _runner_pid
         _runner_pid = os.getpid()
+        if _ahead is not None and target is stock._subprocess_main:
+            ahead, _ahead = _ahead, None
+            if ahead.supervisor.is_alive():
+                ahead.supervisor._begin(ahead.starter, **kwargs)
+                return ahead.supervisor
+            os.close(ahead.starter)
+            ahead.supervisor.give_up()
         if target is stock._subprocess_main and sys.platform != "darwin":
             target = _task_main
         until_s = time.monotonic() + system.NO_ROOM_S
@@ -126,12 +206,44 @@ class AirSupervisor(stock.ActivitySubprocess):
                 return super().start(target=target, **kwargs)  # type: ignore[no-any-return]
             except OSError as error:
                 # The machine has no process or memory for it now. Once there is one, nothing is repeated.
-                is_passing = system.has_no_room(error) and _supervisor is None
+                is_passing = system.has_no_room(error) and _supervisor is None and not _is_forking_ahead
                 if not is_passing or time.monotonic() > until_s:
                     raise
             nap(_TRY_S)
 
+    def _begin(self, starter: int, *, what: Any, client: Any, logger: Any = None, **details: Any) -> None:
+        """Execute a workload in the task process that was forked ahead; the arguments are those of :meth:`start`."""
+        self.id, self.client, self.start_time = what.id, client, time.monotonic()
+        if logger is not None:
+            self.process_log = logger
+        for name in attrs.fields_dict(type(self)).keys() & details.keys():
+            setattr(self, name, details.pop(name))
+        pipes, self._pipes = self._pipes, None
+        if active is None or pipes is None:
+            raise RuntimeError("no run is active in this process")
+        self._register_pipe_readers(*pipes[0], **pipes[1])
+        os.write(starter, active.record.id.encode())
+        os.close(starter)
+        self._on_child_started(ti=what, **details)
+
+    def is_alive(self) -> bool:
+        """Tell whether the task process has not ended."""
+        return os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
+
+    def give_up(self) -> None:
+        """End a task process that was forked ahead, and close what leads to it."""
+        os.kill(self.pid, signal.SIGKILL)
+        os.waitpid(self.pid, 0)
+        pipes = self._pipes or ((), {})
+        for pipe in (*pipes[0], *pipes[1].values()):
+            if isinstance(pipe, socket.socket):
+                pipe.close()
+        self.selector.close()
+
     def _register_pipe_readers(self, *args: Any, **kwargs: Any) -> None:
+        if _is_forking_ahead:
+            self._pipes = args, kwargs
+            return
         super()._register_pipe_readers(*args, **kwargs)
         self._make_reentrant()
         if active is None:
@@ -168,6 +280,8 @@ class AirSupervisor(stock.ActivitySubprocess):
         self._make_reentrant()
 
     def _on_child_started(self, *args: Any, **kwargs: Any) -> None:
+        if _is_forking_ahead:
+            return
         super()._on_child_started(*args, **kwargs)
         self._run.started()
         # The start call was a sign of life; the next one is due in a heartbeat's time, not now.

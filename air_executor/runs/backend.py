@@ -63,6 +63,9 @@ class RunBackend(Protocol):
     def has_news(self) -> bool:
         """Take in what there is to be read, and tell whether :meth:`ended` should be called."""
 
+    def ends(self) -> list[str]:
+        """Take in what there is to be read, and return the ids of the runs that :meth:`ended` would tell of."""
+
     def stop(self, run_id: str, reason: str, *, unwanted: bool = False) -> None:
         """Ask for a run's end, which :meth:`ended` tells. The task gets time for ``on_kill``, then it is killed.
 

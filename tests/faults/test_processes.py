@@ -16,6 +16,7 @@ from tests.faults.conftest import Fly
 from tests.support import machine
 from tests.support.airflow_env import REPOSITORY, Airflow
 from tests.support.flights import frozen, launcher, launchers, probe, start_scheduler
+from tests.support.titles import title
 from tests.support.waiting import wait_for
 
 pytestmark = pytest.mark.faults
@@ -45,6 +46,19 @@ def options(broken: Path) -> dict[str, str]:
 
 
 # The launcher
+
+
+@pytest.mark.parametrize("which", ["air-executor spare task", "air-executor spare"])
+def test_processes_that_were_forked_ahead_and_killed_cost_no_try(airflow: Airflow, fly: Fly, which: str) -> None:
+    def waiting() -> list[psutil.Process]:
+        return [child for child in launcher(airflow).children(recursive=True) if title(child).strip() == which]
+
+    [process] = wait_for(waiting, f"one {which}")
+    process.kill()
+    flight = fly(f"{which.split()[-1]}-killed")
+    flight.begun()
+    flight.assert_each_ran_once()
+    wait_for(waiting, f"another {which}")
 
 
 def test_a_launcher_that_is_killed_while_it_forks_loses_no_task_and_runs_none_twice(airflow: Airflow, fly: Fly) -> None:

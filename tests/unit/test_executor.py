@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import resource
 import shutil
@@ -21,6 +22,7 @@ from airflow.utils.state import TaskInstanceState
 
 from air_executor import AirExecutor, compat
 from air_executor.errors import ConfigError
+from air_executor.executor import _PLENTY_PER_CPU, _Run
 from air_executor.reconcile import Reconciler
 from air_executor.runs import record as runs
 from air_executor.runs.record import UNWANTED, RunState
@@ -260,3 +262,73 @@ def test_a_scheduler_with_nothing_to_do_is_woken_by_the_end_of_a_run(
     before_s = scheduler.time.monotonic()
     scheduler.time.sleep(0.05)  # with nothing to wait for it is a sleep like any other
     assert scheduler.time.monotonic() >= before_s + 0.05
+
+
+class Runs:
+    """Stands for the backend of an executor whose runs end when the test says so."""
+
+    def __init__(self, executor: AirExecutor, count: int) -> None:
+        self._looks = 0
+        self._ended: list[str] = []
+        self._endings: list[str] = []
+        for number in range(count):
+            executor._runs[f"run-{number}"] = _Run(key=f"key-{number}", ti_id=None)
+            executor.running.add(f"key-{number}")  # type: ignore[arg-type]
+
+    def end(self, *run_ids: str) -> None:
+        """Let runs end, one with each look."""
+        self._endings += run_ids
+
+    def has_news(self) -> bool:
+        if self._endings:
+            self._ended.append(self._endings.pop(0))
+        return bool(self._ended)
+
+    def ends(self) -> list[str]:
+        return self._ended
+
+    def fileno(self) -> int | None:
+        return self._always_readable
+
+    _always_readable = os.open(os.devnull, os.O_RDONLY)
+
+
+@pytest.fixture
+def many() -> Iterator[tuple[AirExecutor, Runs]]:
+    """An executor with 100 live runs, of the 120 that it may have."""
+    executor = AirExecutor(parallelism=120)
+    executor._backend = runs_ = Runs(executor, 100)  # type: ignore[assignment]
+    AirExecutor._working.append(executor)
+    AirExecutor._woken_s = time.monotonic() - 1000  # the scheduler was busy for long
+    yield executor, runs_
+    AirExecutor._working.remove(executor)
+    AirExecutor._woken_s = math.inf
+
+
+def test_the_slot_of_a_run_that_has_ended_is_free_before_the_scheduler_knows(many: tuple[AirExecutor, Runs]) -> None:
+    executor, backend = many
+    assert (executor.slots_available, executor.slots_occupied) == (20, 100)
+    backend.end("run-1", "run-2", "somebody-elses")
+    while backend._endings:
+        backend.has_news()
+    assert (executor.slots_available, executor.slots_occupied) == (22, 98)
+    executor.running.discard("key-2")  # type: ignore[arg-type]
+    assert (executor.slots_available, executor.slots_occupied) == (22, 98)
+
+
+def test_ends_gather_while_there_is_plenty_of_work(
+    many: tuple[AirExecutor, Runs], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    executor, backend = many
+    monkeypatch.setattr(os, "cpu_count", lambda: 5)
+    backend.end(*executor._runs)
+    executor._wait_for_news(500)
+    assert len(backend.ends()) == 100 - 5 * _PLENTY_PER_CPU + 1
+
+
+def test_a_scheduler_that_has_not_worked_long_is_woken_by_the_first_end(many: tuple[AirExecutor, Runs]) -> None:
+    executor, backend = many
+    AirExecutor._woken_s = math.inf
+    backend.end(*executor._runs)
+    executor._wait_for_news(500)
+    assert len(backend.ends()) == 1

@@ -10,6 +10,7 @@ import sysconfig
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -189,7 +190,8 @@ def test_a_task_with_variables_of_its_own_finds_nothing_imported_ahead(
         return spawn
 
     monkeypatch.setattr(server, "spawn_by_exec", spawn_by_exec)
-    monkeypatch.setattr(server.Launcher, "_fork_child", lambda *_: next(pids))
+    spare = SimpleNamespace(become_runner=lambda _: next(pids))
+    monkeypatch.setattr(server.Launcher, "_fork_ahead", lambda _: spare)
     preloader = Preloader(store)
     address = Address("by-hand", store.launchers)
     with protocol.listen(address.socket) as listener:
