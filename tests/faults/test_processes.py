@@ -55,7 +55,7 @@ def test_processes_that_were_forked_ahead_and_killed_cost_no_try(airflow: Airflo
 
     [process] = wait_for(waiting, f"one {which}")
     process.kill()
-    flight = fly(f"{which.split()[-1]}-killed")
+    flight = fly(which.replace(" ", "-"))
     flight.begun()
     flight.assert_each_ran_once()
     wait_for(waiting, f"another {which}")
