@@ -65,7 +65,6 @@ class Benchmark:
         name = f"{executor.lower()}-{number}-{workloads[0].name}"
         settings = {**workloads[0].settings(self._sizes), **self._settings}
         proxy = workloads[0].counts_requests
-        dag_ids = dict.fromkeys([*warm_up, *(dag_id for workload in workloads for dag_id in workload.warm_up)])
         left = list(workloads)
         try:
             alone_bytes = self._alone_bytes if any(workload.compares_with_nothing for workload in workloads) else 0
@@ -78,10 +77,13 @@ class Benchmark:
                 alone_bytes=alone_bytes,
                 through_proxy=proxy,
             ) as made:
-                for dag_id in dag_ids:
-                    made.run(dag_id, getattr(self._sizes, dag_id))
-                made.rest()
+                warm: set[str] = set()
                 while left:
+                    # Just before its workload: what one makes an executor remember must not burden the others.
+                    for dag_id in [each for each in (*warm_up, *left[0].warm_up) if each not in warm]:
+                        made.run(dag_id, getattr(self._sizes, dag_id))
+                        warm.add(dag_id)
+                    made.rest()
                     self._measure(made, number, executor, left[0])
                     del left[0]
         except Exception as error:

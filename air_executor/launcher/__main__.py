@@ -38,13 +38,14 @@ def serve(listener: socket.socket, address: Address, store: RunStore, config: Co
         Launcher(store, config, address, listener, spawn_by_exec(store, config)).serve()
         return
     from air_executor.launcher.preload import Preloader, freeze
-    from air_executor.launcher.warmup import warm_up
+    from air_executor.launcher.warmup import rehearse, warm_up
 
     warm_up(name for name in config.preload if name not in ("auto", "off") and not name.startswith("-"))
     preloader = None
     if config.learns_imports:
-        preloader = Preloader(store, [name[1:] for name in config.preload if name.startswith("-")])
+        preloader = Preloader(store, [name[1:] for name in config.preload if name.startswith("-")], rehearse)
         preloader.import_remembered()
+    rehearse()
     freeze()
     # Before the first fork: later it would take from runners that live what they share with this process.
     system.use_huge_pages()

@@ -20,7 +20,7 @@ import sys
 import time
 import traceback
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
@@ -70,12 +70,16 @@ class Verdict:
 class Preloader:
     """Decides what a launcher imports ahead."""
 
-    def __init__(self, store: RunStore, excluded: Iterable[str] = ()) -> None:
+    def __init__(
+        self, store: RunStore, excluded: Iterable[str] = (), rehearse: Callable[[], None] = lambda: None
+    ) -> None:
         """Prepare for learning.
 
         :param excluded: packages and modules that are always left to the tasks.
+        :param rehearse: what is to be done after an import, for tasks to find done.
         """
         self._store = store
+        self._rehearse = rehearse
         self._excluded = tuple(excluded)
         self._packages = packages_stamp()
         self._verdicts = {each.package: each for each in read_verdicts(store) if each.packages == self._packages}
@@ -142,6 +146,7 @@ class Preloader:
             verdict = replace(verdict, modules=needed or [], refused=None if needed else "cannot be imported after all")
         self._verdicts[package] = verdict
         print(f"preload: {package}: {verdict.refused or f'imported ahead, saves {verdict.seconds:.2f} s'}", flush=True)
+        self._rehearse()
         freeze()
         try:
             self._store.write_preload([asdict(each) for each in self._verdicts.values()])

@@ -11,7 +11,7 @@ import importlib
 import sys
 import traceback
 import uuid
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -57,7 +57,7 @@ _REHEARSED = Path(__file__).with_name("rehearsed_dag.py")
 
 
 def warm_up(modules: Iterable[str]) -> None:
-    """Import what every task needs and ``modules``, which the user named, and rehearse what every task does.
+    """Import what every task needs and ``modules``, which the user named, and prepare what tasks share.
 
     What this Airflow does not have, or what fails, is left to the tasks.
     """
@@ -66,23 +66,30 @@ def warm_up(modules: Iterable[str]) -> None:
             importlib.import_module(name)
         except ImportError as error:
             print(f"not preloaded: {name}: {error}", flush=True)
-    for rehearse in (
-        share_type_adapters,
-        _rehearse_requests,
-        _rehearse_parsing,
-        compat.share_log_setup,
-        _leave_database,
-    ):
-        try:
-            rehearse()
-        except Exception:
-            print(f"{rehearse.__name__} does not work with this Airflow; tasks are only slower for it", flush=True)
-            traceback.print_exc()
+    _try(share_type_adapters, compat.share_log_setup, _leave_database)
     for name in modules:
         try:
             importlib.import_module(name)
         except Exception:
             print(f"[air_executor] preload: {name} cannot be imported; tasks will try themselves.", flush=True)
+            traceback.print_exc()
+
+
+def rehearse() -> None:
+    """Do what every task does, after the last import.
+
+    The interpreter remembers where it has found attributes and which classes are whose, but not through an import of
+    many classes: then each task would find out anew, and make private what it looks at.
+    """
+    _try(_rehearse_requests, _rehearse_parsing)
+
+
+def _try(*steps: Callable[[], None]) -> None:
+    for step in steps:
+        try:
+            step()
+        except Exception:
+            print(f"{step.__name__} does not work with this Airflow; tasks are only slower for it", flush=True)
             traceback.print_exc()
 
 

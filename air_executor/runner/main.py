@@ -47,7 +47,6 @@ def run(request: RunRequest, store: RunStore, config: Config) -> int:
     """Execute one run in this process, to its end, and return the process's exit code."""
     system.set_title(f"air-executor runner {request.id} {request.identity.name}")
     system.adopt_orphans()
-    system.renew_random_state()
     lock = store.lock(request.identity.workload_id)
     try:
         if not lock.acquire(LOCK_WAIT_S):

@@ -94,6 +94,7 @@ def _read_what_is_there(handler: Callable[[socket.socket], bool], sock: socket.s
 
 def _task_main() -> None:
     system.die_with_parent(_runner_pid)
+    system.renew_random_state()
     known = len(sys.modules)
     try:
         stock._subprocess_main()
