@@ -75,7 +75,7 @@ class AirExecutor(BaseExecutor):
 
     #: The executors of this process that have started: each team may have one.
     _working: ClassVar[list[AirExecutor]] = []
-    #: When the scheduler last ended such a wait, on the monotonic clock.
+    #: When the scheduler of this process last ended its wait for news, on the monotonic clock.
     _woken_s: ClassVar[float] = math.inf
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:

@@ -95,12 +95,15 @@ def _read_what_is_there(handler: Callable[[socket.socket], bool], sock: socket.s
 def _task_main() -> None:
     system.die_with_parent(_runner_pid)
     system.renew_random_state()
+    _execute_task(active.note_imports if active is not None else lambda _: None)
+
+
+def _execute_task(note_imports: Callable[[int], None]) -> None:
     known = len(sys.modules)
     try:
         stock._subprocess_main()
     finally:
-        if active is not None:
-            active.note_imports(known)
+        note_imports(known)
 
 
 _runner_pid = 0
@@ -140,13 +143,8 @@ def fork_ahead(let_go: Callable[[], None], note_imports: Callable[[str, int], No
         os.close(starter)
         with open(receiver) as file:
             run_id = file.read()
-        if not run_id:
-            return
-        known = len(sys.modules)
-        try:
-            stock._subprocess_main()
-        finally:
-            note_imports(run_id, known)
+        if run_id:
+            _execute_task(functools.partial(note_imports, run_id))
 
     _is_forking_ahead = True
     try:

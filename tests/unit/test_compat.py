@@ -94,6 +94,20 @@ def test_the_supervisor_has_the_methods_that_are_overridden() -> None:
     assert stock.SERVER_TERMINATED
 
 
+def test_a_task_process_that_was_forked_ahead_can_be_given_its_workload() -> None:
+    assert {"what", "client", "logger"} <= set(parameters(stock.ActivitySubprocess.start))
+    fields = {field.name for field in stock.ActivitySubprocess.__attrs_attrs__}
+    assert {"id", "client", "process_log", "start_time", "subprocess_logs_to_stdout"} <= fields
+
+
+def test_a_task_process_sets_its_logs_up_through_the_function_that_is_replaced() -> None:
+    assert parameters(stock._configure_logs_over_json_channel) == ["log_fd"]
+    assert "_configure_logs_over_json_channel(log_fd)" in inspect.getsource(stock._fork_main)
+    from airflow.sdk.log import load_remote_log_handler
+
+    assert parameters(load_remote_log_handler) == []
+
+
 def test_airflow_looks_its_supervisor_up_by_name() -> None:
     if compat.AIRFLOW_VERSION >= (3, 3):
         from airflow.sdk.execution_time import coordinator

@@ -268,7 +268,6 @@ class Runs:
     """Stands for the backend of an executor whose runs end when the test says so."""
 
     def __init__(self, executor: AirExecutor, count: int) -> None:
-        self._looks = 0
         self._ended: list[str] = []
         self._endings: list[str] = []
         for number in range(count):
