@@ -143,9 +143,11 @@ def test_everything_below_is_killed_daemons_too(tmp_path: Path) -> None:
         subprocess.Popen(SLEEPER, start_new_session=True)
         if not os.fork():  # a child with a child
             daemonize(note)
+            with note.open("a") as file:  # only now is the process between it and its daemon gone for certain
+                file.write(f"{os.getpid()}\n")
             while True:
                 signal.pause()
-        wait_for(lambda: note.exists() and len(note.read_text().splitlines()) == 3, "the daemons")
+        wait_for(lambda: note.exists() and len(note.read_text().splitlines()) == 4, "the daemons and the child")
         killed = system.kill_children()
         assert system.kill_children() == 0
         with pytest.raises(ChildProcessError):
