@@ -45,6 +45,9 @@ OTHER_PARTS = ("api-server", "dag-processor", "triggerer")
 DAGS = REPOSITORY / "benchmarks" / "dags"
 DAG_IDS = {"noops", "pandas_warm_up", "pandas", "chain", "single", "sleepers"}
 
+#: A benchmark leaves so much of the machine's memory alone, in bytes.
+SPARE_BYTES = 700 << 20
+
 #: What is not as Airflow has it by default, for every executor; the sizes come on top.
 SETTINGS = {
     "AIRFLOW__CORE__MAX_ACTIVE_TASKS_PER_DAG": "1000",
@@ -112,13 +115,16 @@ class Stage:
         release = Path(self.airflow.env["BENCHMARK_RELEASE"])
         release.unlink(missing_ok=True)
         run = self.start("sleepers")
+
+        def all_run() -> bool:
+            states = self.database.states(run)
+            left = psutil.virtual_memory().available
+            # Before the kernel makes room by killing what it likes.
+            assert left > SPARE_BYTES, f"the machine's memory is used up with {states.get('running', 0)} tasks running"
+            return states == {"running": tasks}
+
         try:
-            wait_for(
-                lambda: self.database.states(run) == {"running": tasks},
-                f"{tasks} tasks to run at once",
-                RUN_S + TASK_S * tasks,
-                LOOK_S,
-            )
+            wait_for(all_run, f"{tasks} tasks to run at once", RUN_S + TASK_S * tasks, LOOK_S)
             yield run
         finally:
             release.touch()
