@@ -215,6 +215,8 @@ class Config:
     keep_days: float
     keep_runs: int
     gpus: tuple[str, ...]
+    serves: str = "airflow"
+    """For what launchers are warm: ``airflow``, or ``jobs`` of the standalone engine, without Airflow."""
 
     @property
     def learns_imports(self) -> bool:

@@ -41,3 +41,7 @@ class LimitsError(AirExecutorError):
 
 class RunBusyError(AirExecutorError):
     """Another runner holds the lock of this workload."""
+
+
+class JobError(AirExecutorError):
+    """A job, or a task of one, is not what it should be. The message names the file, the task and the field."""

@@ -38,6 +38,14 @@ def serve(listener: socket.socket, address: Address, store: RunStore, config: Co
         Launcher(store, config, address, listener, spawn_by_exec(store, config)).serve()
         return
     from air_executor.launcher.preload import Preloader, freeze
+
+    if config.serves == "jobs":
+        import air_executor.runner.command
+        import air_executor.runner.main  # noqa: F401
+
+        freeze()
+        Launcher(store, config, address, listener).serve()
+        return
     from air_executor.launcher.warmup import rehearse, warm_up
 
     warm_up(name for name in config.preload if name not in ("auto", "off") and not name.startswith("-"))

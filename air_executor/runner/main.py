@@ -34,6 +34,8 @@ LOCK_WAIT_S = 60.0
 def prepare(store: RunStore, config: Config, connection: socket.socket) -> None:
     """Do in a process that was forked ahead what can be done before its request comes, through ``connection``."""
     global _dismiss
+    if config.serves == "jobs":
+        return
     from air_executor.runner import airflow
 
     _dismiss = airflow.fork_ahead(store, config, connection)
@@ -89,9 +91,14 @@ def _execute(request: RunRequest, record: RunRecord, store: RunStore, config: Co
                 limits.apply()
                 if limits.gpus:
                     leases = gpus.lease(store, config.gpus, limits.gpus)
-                from air_executor.runner import airflow
+                if request.identity.kind == "job":
+                    from air_executor.runner import command
 
-                outcome = airflow.execute(request, active)
+                    outcome = command.execute(request, active, store)
+                else:
+                    from air_executor.runner import airflow
+
+                    outcome = airflow.execute(request, active)
     except StopRequested:
         outcome = active.stopped()
     except StateDirError as error:

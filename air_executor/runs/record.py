@@ -78,7 +78,7 @@ class Identity:
     """What a run executes, in the words of whoever ordered it. Fields that do not apply are ``None``."""
 
     kind: str
-    """``task``, ``callback`` or ``connection_test``."""
+    """``task``, ``callback`` or ``connection_test`` of Airflow; ``job`` for a task of the standalone engine."""
     workload_id: str
     """UUID of the workload; one runner at a time may execute it. For a task, Airflow's task instance id."""
     name: str
@@ -90,6 +90,7 @@ class Identity:
     try_number: int | None = None
     team: str | None = None
     queue: str | None = None
+    job_name: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -133,24 +133,8 @@ class RunStore:
 
         :raises StateDirError: it cannot be written.
         """
-        self._replace(self.folder(record.id) / "state.json", record.to_json())
+        replace_file(self.folder(record.id) / "state.json", record.to_json())
         return record
-
-    def _replace(self, path: Path, data: bytes) -> None:
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        try:
-            fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-            try:
-                view = memoryview(data)
-                while view:
-                    view = view[os.write(fd, view) :]
-            finally:
-                os.close(fd)
-            os.replace(temporary, path)
-        except OSError as error:
-            with contextlib.suppress(OSError):
-                temporary.unlink(missing_ok=True)
-            raise StateDirError(f"cannot write {path}: {error.strerror}") from error
 
     def read(self, run_id: str) -> RunRecord:
         """Return a run's record. A document that can't be understood is set aside as ``state.json.unreadable``.
@@ -268,7 +252,7 @@ class RunStore:
         :raises StateDirError: it cannot be written.
         """
         request = {"reason": reason, "unwanted": unwanted, "at": now()}
-        self._replace(self.folder(run_id) / "stop.json", orjson.dumps(request))
+        replace_file(self.folder(run_id) / "stop.json", orjson.dumps(request))
 
     def withdraw_stop(self, run_id: str) -> None:
         """Take a request to stop back: the run is ending by itself."""
@@ -305,7 +289,7 @@ class RunStore:
 
         :raises StateDirError: it cannot be written.
         """
-        self._replace(self.folder(run_id) / "imports.json", orjson.dumps(names))
+        replace_file(self.folder(run_id) / "imports.json", orjson.dumps(names))
 
     def imports(self, run_id: str) -> list[str]:
         """Return which modules the task of a run has imported, as far as it has left word."""
@@ -316,7 +300,7 @@ class RunStore:
 
         :raises StateDirError: it cannot be written.
         """
-        self._replace(self.root / "preload.json", orjson.dumps(verdicts, option=orjson.OPT_INDENT_2))
+        replace_file(self.root / "preload.json", orjson.dumps(verdicts, option=orjson.OPT_INDENT_2))
 
     def preload(self) -> list[dict[str, Any]]:
         """Return what was learned about packages."""
@@ -402,6 +386,27 @@ class RunStore:
             lock = KernelLock(path)
             if lock.acquire(timeout_s=0):
                 lock.release()
+
+
+def replace_file(path: Path, data: bytes) -> None:
+    """Put ``data`` in the place of a file, whole or not at all.
+
+    :raises StateDirError: it can't be written.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        try:
+            view = memoryview(data)
+            while view:
+                view = view[os.write(fd, view) :]
+        finally:
+            os.close(fd)
+        os.replace(temporary, path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise StateDirError(f"cannot write {path}: {error.strerror}") from error
 
 
 def _is_id(name: str) -> bool:

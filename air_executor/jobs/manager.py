@@ -1,0 +1,632 @@
+"""The manager: starts a runner for each task whose turn it is, and keeps the jobs' files true.
+
+It holds nothing that is not in the files. What it does next follows from them, so it may be killed at any moment: the
+next one goes on, with the runners that are still there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import heapq
+import logging
+import os
+import select
+import signal
+import socket
+import time
+import uuid
+from collections import deque
+from collections.abc import Callable, Iterator
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from air_executor.config import Config
+from air_executor.errors import AirExecutorError, JobError, RecordError
+from air_executor.jobs.model import JobState, Task, TaskStatus
+from air_executor.jobs.queue import read_queued
+from air_executor.jobs.store import Ask, JobFiles, JobStore
+from air_executor.jobs.watch import Watch
+from air_executor.launcher.client import LocalBackend
+from air_executor.runner import limits
+from air_executor.runs import record as runs
+from air_executor.runs.backend import RunRequest
+from air_executor.runs.record import Identity, RunRecord, RunState, now
+from air_executor.runs.store import RunStore
+
+log = logging.getLogger(__name__)
+
+#: A task whose runner died under it is begun again so often, beside its own retries: it is not to blame.
+_INTERRUPTIONS = 10
+
+#: A job that can't be written or read is tried again after so many seconds.
+_BLOCKED_S = 1.0
+
+#: At least so many seconds are between two looks at the files.
+_LOOK_S = 0.05
+
+#: What a task that was not run, for the sake of another one, has as its error begins so.
+NOT_RUN = "not run: "
+
+
+class ActiveJob:
+    """A job that is being worked on: its files, and what follows from them."""
+
+    def __init__(self, files: JobFiles) -> None:
+        self.files = files
+        #: Tasks whose turn it is, in the order of the file.
+        self.ready: deque[str] = deque()
+        #: How many dependencies a task still waits for.
+        self._missing: dict[str, int] = {}
+        #: Who waits for a task.
+        self._waiting: dict[str, list[str]] = {}
+        #: Tasks that are tried again later: when, on the wall clock, and which.
+        self.later: list[tuple[float, str]] = []
+        #: Tasks that run: the slots of their runners.
+        self.running: dict[str, int] = {}
+        #: Its files could not be written, or read: when it is begun anew from them, on the monotonic clock.
+        self.blocked_until_s = 0.0
+        for task in files.tasks.values():
+            self.enlist(task)
+
+    @property
+    def name(self) -> str:
+        """The job's name."""
+        return self.files.path.name
+
+    @property
+    def tasks(self) -> dict[str, Task]:
+        """The job's tasks, by their ids."""
+        return self.files.tasks
+
+    def enlist(self, task: Task) -> None:
+        """Find out when it is the turn of a task that is pending."""
+        if task.status is not TaskStatus.PENDING:
+            return
+        missing = [other for other in task.dependencies if self.tasks[other].status is not TaskStatus.COMPLETED]
+        for other in missing:
+            self._waiting.setdefault(other, []).append(task.id)
+        self._missing[task.id] = len(missing)
+        if missing:
+            return
+        if task.retry_at is not None:
+            heapq.heappush(self.later, (_seconds(task.retry_at), task.id))
+        else:
+            self.ready.append(task.id)
+
+    def admit(self, task: Task) -> None:
+        """Take in a new task."""
+        lost = next((other for other in task.dependencies if self.tasks[other].status is TaskStatus.FAILED), None)
+        if lost is not None:
+            task.status, task.completed_at = TaskStatus.FAILED, now()
+            task.error = f"{NOT_RUN}it depends on {lost}, which failed"
+        self.enlist(task)
+
+    def follow_up(self, task: Task) -> None:
+        """Give those that waited for a completed task their turn."""
+        for waiting in self._waiting.pop(task.id, ()):
+            self._missing[waiting] -= 1
+            if not self._missing[waiting] and self.tasks[waiting].status is TaskStatus.PENDING:
+                self.ready.append(waiting)
+
+    def hopeless(self, task: Task) -> Iterator[Task]:
+        """Yield what can't run any more since ``task`` failed, each with its error, before those that wait for it."""
+        doomed = deque([task.id])
+        while doomed:
+            reason = doomed.popleft()
+            for waiting in self._waiting.pop(reason, ()):
+                other = self.tasks[waiting]
+                if other.status is TaskStatus.PENDING:
+                    other.status, other.completed_at = TaskStatus.FAILED, now()
+                    other.error = f"{NOT_RUN}it depends on {reason}, which failed"
+                    doomed.append(waiting)
+                    yield other
+
+    def wake_later(self, at_s: float) -> None:
+        """Give those whose wait is over at ``at_s``, on the wall clock, their turn."""
+        while self.later and self.later[0][0] <= at_s:
+            _, task_id = heapq.heappop(self.later)
+            if self.tasks[task_id].status is TaskStatus.PENDING:
+                self.ready.append(task_id)
+
+    def free_slot(self) -> int | None:
+        """Return the number of a runner that the job may have and has not."""
+        taken = set(self.running.values())
+        return next((slot for slot in range(self.files.job.max_runners) if slot not in taken), None)
+
+    def workload_id(self, slot: int) -> str:
+        """Return the id whose lock the runner in ``slot`` holds: as many slots as the job may have runners."""
+        return str(uuid.uuid5(uuid.NAMESPACE_URL, f"air-executor:{self.files.job.id}/{slot}"))
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing is left to do."""
+        return not (self.running or self.ready or self.later)
+
+
+class Manager:
+    """Works on all jobs below one state directory, or on some of them."""
+
+    def __init__(
+        self,
+        config: Config,
+        *,
+        poll_s: float = 5.0,
+        max_runners: int | None = None,
+        only: frozenset[str] | None = None,
+    ) -> None:
+        """Prepare, but begin nothing.
+
+        :param poll_s: how often it looks at the files though nothing told it to, in seconds.
+        :param max_runners: how many tasks may run at a time, of all jobs together.
+        :param only: names of the jobs to work on; ``None`` for all.
+        """
+        self._config = dataclasses.replace(config, serves="jobs", preload=(), launcher="own")
+        self._runs = RunStore(config.state_dir)
+        self._store = JobStore(config.state_dir)
+        self._poll_s = poll_s
+        self._max_runners = max_runners or 4 * (os.cpu_count() or 1)
+        self._only = only
+        self._backend: LocalBackend
+        self._watch = Watch()
+        self._jobs: dict[str, ActiveJob] = {}
+        #: What could not be understood, as it was then; it is looked at again when it has changed.
+        self._refused: dict[str, tuple[Any, ...]] = {}
+        #: Jobs whose runs are live, with the ids of their tasks, by the ids of the runs.
+        self._live: dict[str, tuple[str, str]] = {}
+        #: What was said last of jobs that have to wait.
+        self._complaints: dict[str, str] = {}
+        self._looked_s = float("-inf")
+        self._is_told = True
+        self._stopping = False
+
+    # Life
+
+    def serve(self, until: Callable[[], bool] = lambda: False) -> None:
+        """Work until ``until`` says so, or :meth:`stop` is called. Runners that are under way outlive this.
+
+        :raises JobError: another manager works on these jobs.
+        """
+        self._runs.prepare()
+        self._store.prepare()
+        lock = self._store.lock()
+        if not lock.acquire(timeout_s=0):
+            raise JobError(f"another manager works on the jobs below {self._store.root} already")
+        try:
+            self._backend = LocalBackend(self._runs, self._config)
+            self._backend.warm_up()
+            self._watch.add(self._store.root)
+            with self._listening_to_signals() as wake:
+                while not self._stopping:
+                    self._step()
+                    if until():
+                        break
+                    self._wait(wake)
+        finally:
+            for job in self._jobs.values():
+                with contextlib.suppress(AirExecutorError):
+                    job.files.close()
+            self._watch.close()
+            self._backend.close()
+            lock.release(keep_file=True)
+
+    def stop(self) -> None:
+        """Let :meth:`serve` return soon."""
+        self._stopping = True
+
+    @contextlib.contextmanager
+    def _listening_to_signals(self) -> Iterator[socket.socket]:
+        receiver, sender = socket.socketpair()
+        with receiver, sender:
+            receiver.setblocking(False)
+            sender.setblocking(False)
+            before = signal.set_wakeup_fd(sender.fileno(), warn_on_full_buffer=False)
+            handlers = {
+                number: signal.signal(number, lambda *_: self.stop()) for number in (signal.SIGTERM, signal.SIGINT)
+            }
+            try:
+                yield receiver
+            finally:
+                for number, handler in handlers.items():
+                    signal.signal(number, handler)
+                signal.set_wakeup_fd(before)
+
+    def _wait(self, wake: socket.socket) -> None:
+        """Wait until something happens: a run ends, a file changes, a signal comes, or it is time for something."""
+        due_s = [self._looked_s + (_LOOK_S if self._is_told else self._poll_s) - time.monotonic()]
+        for job in self._jobs.values():
+            if (write_s := job.files.due_in_s()) is not None:
+                due_s.append(write_s)
+            if job.later:
+                due_s.append(job.later[0][0] - time.time())
+            if job.blocked_until_s:
+                due_s.append(job.blocked_until_s - time.monotonic())
+        if any(job.ready and job.free_slot() is not None for job in self._jobs.values()) and not self._is_full():
+            due_s.append(0.1)  # something could not be started
+        poll = select.poll()
+        for fd in (wake.fileno(), self._watch.fileno(), self._backend.fileno()):
+            if fd is not None:
+                poll.register(fd, select.POLLIN)
+        poll.poll(max(0.0, min(due_s)) * 1000)
+        with contextlib.suppress(BlockingIOError):
+            wake.recv(4096)
+
+    def _step(self) -> None:
+        self._is_told = self._watch.drain() or self._is_told
+        for record in self._backend.ended():
+            self._ended(record)
+        if time.monotonic() >= self._looked_s + (_LOOK_S if self._is_told else self._poll_s):
+            self._look()
+        for job in list(self._jobs.values()):
+            if job.blocked_until_s and time.monotonic() >= job.blocked_until_s:
+                self._reload(job)
+        for job in list(self._jobs.values()):
+            job.wake_later(time.time())
+        self._start_runs()
+        for job in list(self._jobs.values()):
+            self._try(job, self._finish)
+
+    def _try(self, job: ActiveJob, what: Callable[[ActiveJob], None]) -> None:
+        """Do something with a job. If it can't be written or read now, it is left, and begun anew from its files."""
+        if job.blocked_until_s:
+            return
+        try:
+            what(job)
+            self._complaints.pop(job.name, None)
+        except (AirExecutorError, OSError) as error:
+            if self._complaints.get(job.name) != str(error):
+                log.error("Job %s has to wait: %s", job.name, error)
+            self._complaints[job.name] = str(error)
+            job.blocked_until_s = time.monotonic() + _BLOCKED_S
+
+    # Looking at the files
+
+    def _look(self) -> None:
+        self._is_told, self._looked_s = False, time.monotonic()
+        names = [name for name in self._store.names() if self._only is None or name in self._only]
+        for name in self._jobs.keys() - names:
+            self._forget(self._jobs[name])
+        for name in names:
+            job = self._jobs.get(name)
+            if job is None:
+                self._open(name)
+            elif job.files.was_changed():
+                self._reload(job)
+            if (job := self._jobs.get(name)) is not None:
+                self._try(job, self._heed)
+
+    def _open(self, name: str) -> None:
+        files = JobFiles(self._store.folder(name))
+        signature = files._signature()
+        if self._refused.get(name) == signature and not files.asks():
+            return
+        try:
+            files.load()
+        except AirExecutorError as error:
+            self._refused[name] = signature
+            log.error("Job %s can't be worked on: %s", name, error)
+            return
+        self._refused.pop(name, None)
+        if files.job.state.is_end and not files.asks():
+            self._refused[name] = signature
+            return
+        job = self._jobs[name] = ActiveJob(files)
+        self._watch.add(files.path)
+        self._watch.add(files.path / "inbox")
+        self._try(job, self._resume)
+
+    def _forget(self, job: ActiveJob) -> None:
+        """Let go of a job whose folder was removed, and stop its runs."""
+        log.warning("Job %s is gone; its tasks are stopped", job.name)
+        self._watch.remove(job.files.path)
+        for run_id, (name, _) in list(self._live.items()):
+            if name == job.name:
+                self._backend.stop(run_id, "its job was removed", unwanted=True)
+        del self._jobs[job.name]
+
+    def _reload(self, job: ActiveJob) -> None:
+        """Go on with files that somebody has changed, or checked out. What runs, runs on."""
+        files = JobFiles(job.files.path)
+        try:
+            files.load()
+        except JobError as error:
+            # What runs must not be forgotten for it. The job goes on as it was.
+            aside = job.files.set_aside()
+            log.error("%s. Job %s goes on as it was; what was there is %s", error, job.name, aside)
+            self._try(job, lambda job: job.files.write())
+            return
+        except AirExecutorError as error:
+            job.blocked_until_s = time.monotonic() + _BLOCKED_S
+            log.error("Job %s has to wait: %s", job.name, error)
+            return
+        changed = self._jobs[job.name] = ActiveJob(files)
+        self._try(changed, self._resume)
+
+    def _resume(self, job: ActiveJob) -> None:
+        """Find the runs of the tasks that are running as the files say, and stop those that are nobody's."""
+        for task in job.tasks.values():
+            if task.status is TaskStatus.RUNNING:
+                self._find_run(job, task)
+        known = {task.run_id for task in job.tasks.values() if task.status is TaskStatus.RUNNING}
+        for run_id, (name, _) in list(self._live.items()):
+            if name == job.name and run_id not in known:
+                del self._live[run_id]
+                self._backend.stop(run_id, "the job's files say something else now", unwanted=True)
+
+    def _find_run(self, job: ActiveJob, task: Task) -> None:
+        try:
+            record = self._runs.read(task.run_id or "")
+        except RecordError:
+            self._interrupted(job, task, "its run is not on record")
+            return
+        if record.state is RunState.QUEUED:
+            record = self._take_back(record)
+        slot = next(
+            (n for n in range(job.files.job.max_runners) if job.workload_id(n) == record.identity.workload_id), -1
+        )
+        job.running[task.id] = slot
+        known = self._live.get(record.id)
+        self._live[record.id] = job.name, task.id
+        if record.state.is_end:
+            self._ended(record)
+        elif known is None:
+            self._backend.follow(record)
+
+    def _take_back(self, record: RunRecord) -> RunRecord:
+        """End a run that was ordered by a manager which is gone, unless its runner has begun."""
+        lock = self._runs.lock(record.identity.workload_id)
+        if not lock.acquire(timeout_s=0):
+            return record
+        try:
+            record = self._runs.read(record.id)
+            if record.state is RunState.QUEUED:
+                # A runner that comes yet finds that, and leaves.
+                record = self._runs.write(record.advance(RunState.LOST, reason="its manager died before it was born"))
+            return record
+        finally:
+            lock.release()
+
+    # Requests
+
+    def _heed(self, job: ActiveJob) -> None:
+        for ask in job.files.asks():
+            try:
+                self._do(job, ask)
+            except JobError as error:
+                log.error("Job %s: a request is refused: %s", job.name, error)
+            ask.path.unlink(missing_ok=True)
+
+    def _do(self, job: ActiveJob, ask: Ask) -> None:
+        where = f"a request to {ask.action}"
+        if ask.action == "queue":
+            tasks = [Task.from_dict(each, job_name=job.name, where=where) for each in ask.tasks]
+            self._add(job, tasks, where)
+        elif ask.action == "cancel":
+            self._cancel(job)
+        elif ask.action in ("retry", "reset"):
+            self._again(job, ask)
+        else:
+            raise JobError(f"it is not known how to {ask.action!r}")
+
+    def _add(self, job: ActiveJob, tasks: list[Task], where: str) -> None:
+        # Of a request that was followed before the manager died, the tasks are there already.
+        fresh = [task for task in tasks if task.id not in job.tasks or job.tasks[task.id].created_at != task.created_at]
+        for task in job.files.add(fresh, where):
+            job.admit(task)
+        job.files.set_state(JobState.WORKING)
+
+    def _cancel(self, job: ActiveJob) -> None:
+        job.files.job.cancelled = True
+        job.ready.clear()
+        job.later.clear()
+        for task in job.tasks.values():
+            if task.status is TaskStatus.PENDING:
+                task.status, task.completed_at, task.error = TaskStatus.FAILED, now(), f"{NOT_RUN}the job was cancelled"
+        for run_id, (name, _) in self._live.items():
+            if name == job.name:
+                self._backend.stop(run_id, "the job was cancelled")
+        job.files.commit(*job.tasks.values())
+
+    def _again(self, job: ActiveJob, ask: Ask) -> None:
+        if job.running:
+            raise JobError("tasks of the job are running; cancel it first")
+        files = job.files
+        unknown = [each for each in ask.tasks if each not in job.tasks]
+        if unknown:
+            raise JobError(f"there are no tasks {', '.join(map(repr, unknown))}")
+        if ask.action == "reset":
+            # What tasks have queued, they queue again.
+            files.tasks = {task.id: task for task in files.tasks.values() if task.queued_by is None}
+            files.keys = {task.key: task.id for task in files.tasks.values() if task.key is not None}
+            again = list(files.tasks.values())
+        else:
+            failed = [task for task in files.tasks.values() if task.status is TaskStatus.FAILED]
+            again = [
+                task
+                for task in failed
+                if not ask.tasks or task.id in ask.tasks or (task.error or "").startswith(NOT_RUN)
+            ]
+        for task in again:
+            task.status, task.tries, task.error, task.exit_code, task.result = TaskStatus.PENDING, 0, None, None, None
+            task.started_at = task.completed_at = task.retry_at = task.run_id = None
+            files.forget_text(task)
+        files.job.cancelled = False
+        files.set_state(JobState.WAITING)
+        self._jobs[job.name] = ActiveJob(files)
+
+    # Runs
+
+    def _is_full(self) -> bool:
+        return len(self._live) >= self._max_runners
+
+    def _start_runs(self) -> None:
+        """Start what may start, one task of each job in turn."""
+        willing = [job for job in self._jobs.values() if job.ready and not job.blocked_until_s]
+        while willing and not self._is_full():
+            for job in list(willing):
+                if self._is_full():
+                    return
+                slot = job.free_slot()
+                if slot is None or not job.ready:
+                    willing.remove(job)
+                    continue
+                self._try(job, lambda job, slot=slot: self._start(job, slot))  # type: ignore[misc]
+                if job.blocked_until_s:
+                    willing.remove(job)
+
+    def _start(self, job: ActiveJob, slot: int) -> None:
+        task = job.tasks[job.ready[0]]
+        run_id = str(uuid.uuid4())
+        before = dataclasses.replace(task)
+        task.status, task.started_at, task.run_id = TaskStatus.RUNNING, now(), run_id
+        task.tries += 1
+        task.retry_at = task.error = task.exit_code = task.completed_at = None
+        try:
+            request = self._request(job, task, slot)
+            if job.files.job.state is not JobState.WORKING:
+                job.files.set_state(JobState.WORKING)
+            job.files.commit(task)
+            record = runs.queued(run_id, request.identity, limits=limits.public(request.air), log_file=request.log_file)
+            self._backend.start(request, record)
+        except (AirExecutorError, OSError):
+            job.tasks[task.id] = before
+            job.files.forget_text(before)
+            raise
+        job.ready.popleft()
+        job.running[task.id] = slot
+        self._live[run_id] = job.name, task.id
+
+    def _request(self, job: ActiveJob, task: Task, slot: int) -> RunRequest:
+        files = job.files
+        folder = Path(files.job.folder or os.getcwd())
+        workload: dict[str, Any] = {"cwd": str(folder / (task.cwd or ""))}
+        if task.function is not None:
+            workload |= {"function": task.function, "arguments": task.arguments}
+        else:
+            workload |= {"argv": [task.command, *task.args], "shell": task.shell}
+        variables = {
+            **files.job.env,
+            **task.env,
+            "AIR_EXECUTOR_STATE_DIR": str(self._runs.root),
+            "AIR_EXECUTOR_JOB": job.name,
+            "AIR_EXECUTOR_TASK": task.id,
+            "AIR_EXECUTOR_RUN": task.run_id or "",
+            "AIR_EXECUTOR_TRY": str(task.tries),
+        }
+        air: dict[str, Any] = {**task.limits, "environment": variables}
+        if task.timeout:
+            air["timeout"] = task.timeout
+        identity = Identity(
+            kind="job",
+            workload_id=job.workload_id(slot),
+            name=f"{job.name}/{task.id}",
+            job_name=job.name,
+            task_id=task.id,
+            try_number=task.tries,
+        )
+        return RunRequest(
+            id=task.run_id or "",
+            identity=identity,
+            workload=workload,
+            air=air,
+            log_file=str(files.log_file(task.id)),
+        )
+
+    def _ended(self, record: RunRecord) -> None:
+        name, task_id = self._live.pop(record.id, (None, None))
+        job = self._jobs.get(name or "")
+        if job is None or task_id is None:
+            return
+        job.running.pop(task_id, None)
+        task = job.tasks.get(task_id)
+        if task is None or task.run_id != record.id or task.status is not TaskStatus.RUNNING:
+            return
+        self._try(job, lambda job: self._settle(job, task, record))
+
+    def _settle(self, job: ActiveJob, task: Task, record: RunRecord) -> None:
+        """Write down what became of a task."""
+        task.exit_code = record.exit_code
+        if record.state is RunState.SUCCEEDED:
+            self._completed(job, task, record)
+        elif _is_interruption(record) and not job.files.job.cancelled:
+            self._interrupted(job, task, record.reason or "its runner died")
+        else:
+            self._failed(job, task, record.reason or f"it ended with exit code {record.exit_code}")
+        with contextlib.suppress(AirExecutorError):
+            self._runs.mark_reported(record)
+
+    def _completed(self, job: ActiveJob, task: Task, record: RunRecord) -> None:
+        folder = self._runs.folder(record.id)
+        where = f"what task {task.id} queued"
+        try:
+            queued = [
+                Task.from_dict({**each, "queued_by": task.id}, job_name=job.name, where=where)
+                for each in read_queued(folder)
+            ]
+            new = job.files.add(queued, where)
+        except JobError as error:
+            self._failed(job, task, str(error))
+            return
+        task.status, task.completed_at, task.error = TaskStatus.COMPLETED, record.ended_at or now(), None
+        with contextlib.suppress(OSError, orjson.JSONDecodeError):
+            task.result = orjson.loads((folder / "result.json").read_bytes())
+        for each in new:
+            job.admit(each)
+        job.files.commit(task, *new)
+        job.follow_up(task)
+        if job.files.job.cancelled:
+            self._cancel(job)
+
+    def _interrupted(self, job: ActiveJob, task: Task, reason: str) -> None:
+        task.interruptions += 1
+        if task.interruptions > _INTERRUPTIONS:
+            self._failed(job, task, f"interrupted {task.interruptions} times; the last time: {reason}")
+            return
+        log.warning("Task %s of job %s was interrupted and is begun again: %s", task.id, job.name, reason)
+        task.tries -= 1
+        task.status, task.error, task.run_id = TaskStatus.PENDING, reason, None
+        job.files.commit(task)
+        job.enlist(task)
+
+    def _failed(self, job: ActiveJob, task: Task, reason: str) -> None:
+        task.error, task.completed_at = reason, now()
+        if task.tries <= task.retries and not job.files.job.cancelled:
+            task.status = TaskStatus.PENDING
+            task.retry_at = (datetime.now(tz=timezone.utc) + timedelta(seconds=task.wait_s())).isoformat()
+            job.files.commit(task)
+            job.enlist(task)
+            return
+        task.status = TaskStatus.FAILED
+        job.files.commit(task, *job.hopeless(task))
+
+    def _finish(self, job: ActiveJob) -> None:
+        """Write the files, and end a job with which nothing is left to do."""
+        if not job.is_over:
+            job.files.write_if_due()
+            return
+        failed = [task for task in job.tasks.values() if task.status is TaskStatus.FAILED]
+        stuck = [task for task in job.tasks.values() if not task.status.is_end]
+        if stuck:
+            raise JobError(f"tasks wait for what never comes: {', '.join(task.id for task in stuck[:5])}")
+        error = None
+        if job.files.job.cancelled:
+            error = "it was cancelled"
+        elif failed:
+            error = f"{len(failed)} of {len(job.tasks)} tasks failed: {', '.join(task.id for task in failed[:5])}"
+        job.files.set_state(JobState.FAILED if error else JobState.COMPLETED, error)
+        job.files.close()
+        self._refused[job.name] = job.files._signature()
+        self._watch.remove(job.files.path)
+        del self._jobs[job.name]
+
+
+def _is_interruption(record: RunRecord) -> bool:
+    """Tell whether a run ended without its task having had a chance to end."""
+    return record.state is RunState.LOST or (record.state is RunState.KILLED and record.outcome is None)
+
+
+def _seconds(moment: str) -> float:
+    return datetime.fromisoformat(moment.replace("Z", "+00:00")).timestamp()

@@ -1,0 +1,102 @@
+"""More tasks from inside a task.
+
+What a task queues becomes part of its job in the moment in which the task completes, with the same write. A task that
+fails has queued nothing: it is tried again, or somebody mends it and does, and then it queues once more. So no try does
+anything twice, and nothing is lost when a runner, the manager or the machine dies in between.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import uuid
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from air_executor.errors import JobError, StateDirError
+from air_executor.jobs.model import Task
+from air_executor.jobs.store import JobStore
+from air_executor.runs.record import now
+from air_executor.runs.store import RunStore
+
+_FILE = "queued.jsonl"
+
+
+def queue_in_job(tasks: Iterable[Mapping[str, Any]], environ: Mapping[str, str] = os.environ) -> list[str]:
+    """Queue tasks of the job whose task this process is, or was started by.
+
+    :param tasks: each as in ``tasks.json``; without an ``id`` it gets one.
+    :return: their ids; of a key that is there already, the id of the task that has it.
+    :raises JobError: this is no task of a job, an id is taken, or a dependency is unknown or leads back.
+    """
+    try:
+        state_dir, name = environ["AIR_EXECUTOR_STATE_DIR"], environ["AIR_EXECUTOR_JOB"]
+        task_id, run_id = environ["AIR_EXECUTOR_TASK"], environ["AIR_EXECUTOR_RUN"]
+    except KeyError:
+        raise JobError(
+            "this process is not a task of a job: AIR_EXECUTOR_JOB is not set. From outside, name the job: "
+            "`air-executor queue --job NAME`"
+        ) from None
+    path = RunStore(state_dir).folder(run_id) / _FILE
+    new = [named(task, prefix=task_id) for task in tasks]
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    except OSError as error:
+        raise StateDirError(f"cannot write {path}: {error.strerror}") from error
+    with os.fdopen(fd, "r+b") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        data = file.read()
+        whole = data[: data.rfind(b"\n") + 1]
+        files = JobStore(state_dir).open(name)
+        where = f"tasks queued by {task_id}"
+        files.add([Task.from_dict(each, job_name=name, where=where) for each in _entries(whole)], where)
+        files.add([Task.from_dict(each, job_name=name, where=where) for each in new], where)
+        os.ftruncate(fd, len(whole))
+        lines = b"".join(orjson.dumps(each) + b"\n" for each in new)
+        if os.write(fd, lines) < len(lines):
+            os.ftruncate(fd, len(whole))
+            raise StateDirError(f"cannot write {path}: the disk is full")
+    return [files.keys[each["key"]] if each.get("key") else each["id"] for each in new]
+
+
+def queue_from_outside(state_dir: str | Path, name: str, tasks: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Queue tasks of a job from outside; its manager takes them in.
+
+    :return: their ids.
+    :raises JobError: as :func:`queue_in_job`.
+    """
+    store = JobStore(state_dir)
+    files = store.open(name)
+    new = [named(task, prefix="task") for task in tasks]
+    files.add([Task.from_dict(each, job_name=name, where="tasks to queue") for each in new], "tasks to queue")
+    store.ask(name, "queue", new)
+    return [files.keys[each["key"]] if each.get("key") else each["id"] for each in new]
+
+
+def named(task: Mapping[str, Any], *, prefix: str) -> dict[str, Any]:
+    """Return a task as plain data, with an id and the moment at which it was made.
+
+    :raises JobError: it is not an object.
+    """
+    if not isinstance(task, Mapping):
+        raise JobError(f"a task must be an object, not {task!r}")
+    document = dict(task)
+    if document.get("id") is None:
+        document["id"] = f"{prefix[:150]}.{uuid.uuid4().hex[:8]}"
+    return {**document, "created_at": now()}
+
+
+def read_queued(folder: Path) -> list[dict[str, Any]]:
+    """Return what the task whose run has this folder has queued."""
+    try:
+        return _entries((folder / _FILE).read_bytes())
+    except FileNotFoundError:
+        return []
+
+
+def _entries(data: bytes) -> list[dict[str, Any]]:
+    # After the last newline there may be what somebody was writing as it died.
+    return [orjson.loads(line) for line in data.split(b"\n")[:-1]]

@@ -1,0 +1,377 @@
+"""Jobs as files, below the state directory, and the only code that writes them.
+
+::
+
+    <state_dir>/jobs/
+      manager.lock              held by the manager for its whole life
+      <name>/state.json         the job
+             tasks.json         its tasks, in the order in which they came
+             journal.jsonl      what has changed since tasks.json was written
+             inbox/             what others ask of the manager: more tasks, an end, another try
+             logs/<task>.log    what the tasks print
+             .gitignore         names what has no place in a repository
+
+``state.json`` and ``tasks.json`` are written whole, for people and for git. That costs as much as the job is long, so
+they are not written with each change: a change is one line in the journal, and the files follow when they have earned
+it (:data:`_SHARE`). The journal's first line names the ``tasks.json`` that it continues, by its content. When somebody
+has put another one there, as ``git checkout`` does, that one counts and the journal does not.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import shutil
+import time
+import uuid
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from air_executor.errors import JobError, StateDirError
+from air_executor.jobs.model import Job, JobState, Task, check_dependencies, check_name
+from air_executor.runs.lock import KernelLock
+from air_executor.runs.record import now
+from air_executor.runs.store import replace_file
+
+#: At most this share of the time goes into writing the files of a job whole.
+_SHARE = 0.05
+
+_IGNORED = "journal.jsonl\ninbox/\nlogs/\n.*.tmp\n*.unreadable*\n"
+
+
+@dataclass(frozen=True)
+class Ask:
+    """What somebody asks of a job, as one file of its inbox."""
+
+    path: Path
+    action: str
+    """``queue``, ``cancel``, ``retry`` or ``reset``."""
+    tasks: list[Any]
+    """The tasks to queue as plain data, or the ids of those to try again."""
+
+
+class JobStore:
+    """The jobs below one state directory."""
+
+    def __init__(self, state_dir: str | Path) -> None:
+        self.root = Path(state_dir) / "jobs"
+
+    def prepare(self) -> None:
+        """Make the folder.
+
+        :raises StateDirError: it can't be made.
+        """
+        try:
+            self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise StateDirError(f"the folder of the jobs, {self.root}, cannot be made: {error}") from error
+
+    def lock(self) -> KernelLock:
+        """Return the lock that the one manager of these jobs holds."""
+        return KernelLock(self.root / "manager.lock")
+
+    def names(self) -> list[str]:
+        """Return the names of all jobs, in alphabetical order."""
+        try:
+            entries = sorted(os.listdir(self.root))
+        except FileNotFoundError:
+            return []
+        return [name for name in entries if (self.root / name / "state.json").is_file() and not name.startswith(".")]
+
+    def folder(self, name: str) -> Path:
+        """Return the folder of a job.
+
+        :raises JobError: ``name`` is no name.
+        """
+        return self.root / check_name(name)
+
+    def open(self, name: str) -> JobFiles:
+        """Return the files of a job, as they are now.
+
+        :raises JobError: there is no such job, or its files can't be understood.
+        """
+        files = JobFiles(self.folder(name))
+        files.load()
+        return files
+
+    def create(self, job: Job, tasks: Iterable[Task]) -> JobFiles:
+        """Write a new job; it is there as a whole or not at all.
+
+        :raises JobError: there is a job of that name, or the tasks contradict each other.
+        :raises StateDirError: it can't be written.
+        """
+        self.prepare()
+        folder = self.folder(job.name)
+        files = JobFiles(self.root / f".{job.name}.{uuid.uuid4()}")
+        files.job = job
+        files.add(tasks, f"job {job.name}")
+        try:
+            files.path.mkdir(mode=0o700)
+            try:
+                files.write()
+                if folder.exists():
+                    raise JobError(f"there is a job {job.name} already; `air-executor reset {job.name}` begins it anew")
+                files.path.rename(folder)
+            except BaseException:
+                shutil.rmtree(files.path, ignore_errors=True)
+                raise
+        except OSError as error:
+            raise StateDirError(f"job {job.name} cannot be written to {folder}: {error.strerror}") from error
+        return self.open(job.name)
+
+    def ask(self, name: str, action: str, tasks: Iterable[Any] = ()) -> Path:
+        """Put a request into a job's inbox.
+
+        :raises JobError: there is no such job.
+        :raises StateDirError: it can't be written.
+        """
+        folder = self.folder(name)
+        if not (folder / "state.json").is_file():
+            raise JobError(f"there is no job {name} below {self.root}")
+        inbox = folder / "inbox"
+        path = inbox / f"{time.time_ns():020}-{uuid.uuid4()}.json"
+        try:
+            inbox.mkdir(mode=0o700, exist_ok=True)
+        except OSError as error:
+            raise StateDirError(f"cannot make {inbox}: {error.strerror}") from error
+        replace_file(path, orjson.dumps({"action": action, "tasks": list(tasks)}))
+        replace_file(self.root / ".asked", b"")  # whoever watches the jobs need not watch each inbox
+        return path
+
+
+class JobFiles:
+    """One job: what its files say, and the changes to it. One process at a time may change it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.job: Job
+        self.tasks: dict[str, Task] = {}
+        self.keys: dict[str, str] = {}
+        """Ids of tasks, by their keys."""
+        #: The text of each task as it stands in tasks.json.
+        self._texts: dict[str, bytes] = {}
+        self._journal: int | None = None
+        self._base = ""
+        #: What tells the files that were read or written last from others.
+        self._seen: tuple[Any, ...] = ()
+        self._is_due = False
+        self._due_s = 0.0
+
+    @property
+    def logs(self) -> Path:
+        """Where the tasks' output goes."""
+        return self.path / "logs"
+
+    def log_file(self, task_id: str) -> Path:
+        """Return where the output of a task goes."""
+        return self.logs / f"{check_name(task_id, 'a task')}.log"
+
+    # Reading
+
+    def load(self) -> None:
+        """Read the files, and what the journal says has changed since.
+
+        :raises JobError: they are not there, or can't be understood; then they stay as they are.
+        :raises StateDirError: they can't be read.
+        """
+        seen = self._signature()
+        state, tasks = self._read("state.json"), self._read("tasks.json")
+        if state is None or tasks is None:
+            raise JobError(f"{self.path / ('tasks.json' if state else 'state.json')} is missing")
+        name = self.path.name
+        self.job = Job.from_dict(_parse(state, self.path / "state.json"), name=name, where=f"{name}/state.json")
+        document = _parse(tasks, self.path / "tasks.json")
+        if not isinstance(document, list):
+            raise JobError(f"{name}/tasks.json must be a list of tasks")
+        self.tasks, self.keys, self._texts = {}, {}, {}
+        self.add([self._task(each) for each in document], f"{name}/tasks.json")
+        self._base, self._seen = _digest(tasks), seen
+        self._is_due = False
+        for entry in self._journalled():
+            task = self._task(entry)
+            self.tasks[task.id] = task
+            if task.key is not None:
+                self.keys[task.key] = task.id
+            self._texts.pop(task.id, None)
+            self._is_due = True
+
+    def _task(self, document: Any) -> Task:
+        return Task.from_dict(document, job_name=self.path.name, where=f"{self.path.name}/tasks.json")
+
+    def _read(self, name: str) -> bytes | None:
+        try:
+            return (self.path / name).read_bytes()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except OSError as error:
+            raise StateDirError(f"cannot read {self.path / name}: {error.strerror}") from error
+
+    def _journalled(self) -> Iterator[Any]:
+        lines = (self._read("journal.jsonl") or b"").split(b"\n")
+        # After the last newline there is nothing, or a line that was being written at somebody's death.
+        for number, line in enumerate(lines[:-1]):
+            try:
+                entry = orjson.loads(line)
+            except orjson.JSONDecodeError:
+                return
+            if number == 0 and entry != {"continues": self._base}:
+                return
+            if number:
+                yield entry
+
+    def _signature(self) -> tuple[Any, ...]:
+        signature: list[Any] = []
+        for name in ("state.json", "tasks.json"):
+            try:
+                status = (self.path / name).stat()
+                signature.append((status.st_ino, status.st_mtime_ns, status.st_size))
+            except OSError:
+                signature.append(None)
+        return tuple(signature)
+
+    def was_changed(self) -> bool:
+        """Tell whether somebody else has changed the files, or removed them."""
+        return self._signature() != self._seen
+
+    def set_aside(self) -> Path:
+        """Rename a ``tasks.json`` that can't be understood, for whoever made it, and return its new name."""
+        aside = self.path / f"tasks.json.unreadable-{now().replace(':', '')}"
+        with contextlib.suppress(OSError):
+            os.replace(self.path / "tasks.json", aside)
+        return aside
+
+    # Changing
+
+    def add(self, tasks: Iterable[Task], where: str) -> list[Task]:
+        """Add tasks, all or none; return those that are new: of a key that is there already, there is a task.
+
+        :raises JobError: an id is taken, or a dependency is unknown or leads back.
+        """
+        new: dict[str, Task] = {}
+        keys: dict[str, str] = {}
+        for task in tasks:
+            if task.key is not None and (task.key in self.keys or task.key in keys):
+                continue
+            if task.id in self.tasks or task.id in new:
+                raise JobError(f"{where}: there are two tasks {task.id!r}")
+            new[task.id] = task
+            if task.key is not None:
+                keys[task.key] = task.id
+        check_dependencies(self.tasks, new.values(), where)
+        for task in new.values():
+            task.job_name = self.job.name
+            task.created_at = task.created_at or now()
+        self.tasks.update(new)
+        self.keys.update(keys)
+        return list(new.values())
+
+    def commit(self, *tasks: Task) -> None:
+        """Make changes to tasks last. The files follow when it is worth their while: see :meth:`write_if_due`.
+
+        :raises StateDirError: they can't be written; nothing of them is.
+        """
+        data = b"".join(orjson.dumps(task.to_dict()) + b"\n" for task in tasks)
+        for task in tasks:
+            self.forget_text(task)
+        try:
+            if self._journal is None:
+                if self._is_due:
+                    self.write()  # what an earlier journal says, as a new one begins
+                    return
+                flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
+                self._journal = os.open(self.path / "journal.jsonl", flags, 0o600)
+                os.write(self._journal, orjson.dumps({"continues": self._base}) + b"\n")
+            end = os.fstat(self._journal).st_size
+            written = os.write(self._journal, data)
+            if written < len(data):
+                os.ftruncate(self._journal, end)
+                raise OSError(28, os.strerror(28))
+        except OSError as error:
+            raise StateDirError(f"cannot write {self.path / 'journal.jsonl'}: {error.strerror}") from error
+        self._is_due = True
+
+    def forget_text(self, task: Task) -> None:
+        """Note that a task has changed."""
+        self._texts.pop(task.id, None)
+
+    def set_state(self, state: JobState, error: str | None = None) -> None:
+        """Give the job another state, and write all of it."""
+        self.job.state, self.job.error = state, error
+        self.write()
+
+    def due_in_s(self) -> float | None:
+        """Return in how many seconds the files should be written; ``None``: they say what is."""
+        return max(0.0, self._due_s - time.monotonic()) if self._is_due else None
+
+    def write_if_due(self) -> None:
+        """Write the files if they are behind, and have not been written too lately for their length."""
+        if self.due_in_s() == 0.0:
+            self.write()
+
+    def write(self) -> None:
+        """Write the files whole.
+
+        :raises StateDirError: they can't be written.
+        """
+        began_s = time.monotonic()
+        for task in self.tasks.values():
+            if task.id not in self._texts:
+                text = orjson.dumps(task.to_dict(), option=orjson.OPT_INDENT_2)
+                self._texts[task.id] = text.replace(b"\n", b"\n  ")
+        tasks = b",\n  ".join(self._texts[task_id] for task_id in self.tasks)
+        data = b"[\n  " + tasks + b"\n]\n" if tasks else b"[]\n"
+        self.job.updated_at = now()
+        if not (self.path / ".gitignore").exists():
+            replace_file(self.path / ".gitignore", _IGNORED.encode())
+        replace_file(self.path / "tasks.json", data)
+        replace_file(self.path / "state.json", self.job.to_json())
+        self._base, self._seen = _digest(data), self._signature()
+        self._close_journal()
+        self._is_due = False
+        self._due_s = time.monotonic() + (time.monotonic() - began_s) / _SHARE
+
+    def close(self) -> None:
+        """Write what is behind, and let go of the files."""
+        if self._is_due:
+            self.write()
+        self._close_journal()
+
+    def _close_journal(self) -> None:
+        if self._journal is not None:
+            os.close(self._journal)
+            self._journal = None
+
+    # What others ask
+
+    def asks(self) -> list[Ask]:
+        """Return what is asked of the job, in the order in which it was. What can't be understood is set aside."""
+        inbox = self.path / "inbox"
+        try:
+            names = sorted(name for name in os.listdir(inbox) if name.endswith(".json") and not name.startswith("."))
+        except OSError:
+            return []
+        asks = []
+        for name in names:
+            try:
+                document = orjson.loads((inbox / name).read_bytes())
+                asks.append(Ask(inbox / name, str(document["action"]), list(document["tasks"])))
+            except (orjson.JSONDecodeError, KeyError, TypeError, OSError):
+                with contextlib.suppress(OSError):
+                    os.replace(inbox / name, inbox / f"{name}.unreadable")
+        return asks
+
+
+def _parse(data: bytes, path: Path) -> Any:
+    try:
+        return orjson.loads(data)
+    except orjson.JSONDecodeError as error:
+        raise JobError(f"{path} is not JSON: {error}") from None
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.blake2b(data, digest_size=16).hexdigest()

@@ -1,0 +1,65 @@
+"""Being told by the file system that something in a folder has changed."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import sys
+from pathlib import Path
+
+# From <sys/inotify.h>.
+_IN_CLOSE_WRITE = 0x8
+_IN_MOVED_FROM = 0x40
+_IN_MOVED_TO = 0x80
+_IN_CREATE = 0x100
+_IN_DELETE = 0x200
+_IN_ONLYDIR = 0x01000000
+_EVENTS = _IN_CLOSE_WRITE | _IN_MOVED_FROM | _IN_MOVED_TO | _IN_CREATE | _IN_DELETE | _IN_ONLYDIR
+
+
+class Watch:
+    """Becomes readable when a file appears in, leaves, or is written in one of the watched folders.
+
+    Where the system has no inotify, it never does; whoever waits has to look now and then as well.
+    """
+
+    def __init__(self) -> None:
+        self._fd: int | None = None
+        self._folders: dict[Path, int] = {}
+        if sys.platform == "linux":
+            self._libc = ctypes.CDLL(None, use_errno=True)
+            fd = self._libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
+            self._fd = fd if fd >= 0 else None
+
+    def fileno(self) -> int | None:
+        """Return the descriptor to wait on, if there is one."""
+        return self._fd
+
+    def add(self, folder: Path) -> None:
+        """Watch a folder from now on. One that is watched already, or is not there, makes no difference."""
+        if self._fd is not None:
+            number = self._libc.inotify_add_watch(self._fd, os.fsencode(folder), _EVENTS)
+            if number >= 0:
+                self._folders[folder] = number
+
+    def remove(self, folder: Path) -> None:
+        """Watch a folder no longer."""
+        number = self._folders.pop(folder, None)
+        if self._fd is not None and number is not None:
+            self._libc.inotify_rm_watch(self._fd, number)
+
+    def drain(self) -> bool:
+        """Take in what was told, and tell whether there was anything."""
+        is_told = False
+        if self._fd is not None:
+            with contextlib.suppress(BlockingIOError):
+                while os.read(self._fd, 1 << 16):
+                    is_told = True
+        return is_told
+
+    def close(self) -> None:
+        """Watch nothing any more."""
+        if self._fd is not None:
+            os.close(self._fd)
+            self._fd = None

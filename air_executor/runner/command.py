@@ -1,0 +1,209 @@
+"""Executing the tasks of the standalone engine: a command, or a call of a Python function."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import orjson
+
+from air_executor import system
+from air_executor.errors import AirExecutorError
+from air_executor.runner.active import ActiveRun, Ending, Outcome
+from air_executor.runs.backend import RunRequest
+from air_executor.runs.record import RunState
+from air_executor.runs.store import RunStore, replace_file
+
+#: How often a runner shows that it lives, in seconds.
+_BEAT_S = 5.0
+
+#: What a shell says of a command that it can't find, or can't execute.
+_NOT_FOUND, _NOT_EXECUTABLE = 127, 126
+
+#: A function's result that is longer than this many bytes as JSON does not go into ``tasks.json``.
+_MAX_RESULT_BYTES = 1 << 16
+
+#: Exit code of a process whose function raised an exception, or returned what can't be kept.
+_RAISED = 1
+
+
+def execute(request: RunRequest, active: ActiveRun, store: RunStore) -> Outcome:
+    """Execute the task that ``request`` describes, and return what became of it.
+
+    The workload is ``{"argv": [...], "shell": bool}`` or ``{"function": "module:name", "arguments": {...}}``, with
+    the working directory as ``cwd``. Output goes to the request's ``log_file``.
+    """
+    task = request.workload
+    log_file = Path(request.log_file or os.devnull)
+    try:
+        log_file.parent.mkdir(parents=True, exist_ok=True)
+        log = log_file.open("ab")
+    except OSError as error:
+        raise AirExecutorError(f"the log {log_file} cannot be written: {error.strerror}") from error
+    with log:
+        try:
+            pid = _call(task, log, store.folder(request.id)) if "function" in task else _command(task, log)
+        except OSError as error:
+            return _not_begun(task, error, log)
+        active.attach(pid)
+        active.started()
+        status = _supervise(pid, active)
+    return _outcome(status, active, _error_of(store.folder(request.id)))
+
+
+def _command(task: dict[str, Any], log: BinaryIO) -> int:
+    argv = ["/bin/sh", "-c", *task["argv"]] if task["shell"] else task["argv"]
+    runner = os.getpid()
+
+    def begin() -> None:
+        os.setpgid(0, 0)
+        system.die_with_parent(runner)
+
+    process = subprocess.Popen(
+        argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=task["cwd"], preexec_fn=begin
+    )
+    process.returncode = 0  # it is waited for here, not by its destructor
+    return process.pid
+
+
+def _not_begun(task: dict[str, Any], error: OSError, log: BinaryIO) -> Outcome:
+    """Return the outcome of a command that could not be begun; it is the task's failure, as in a shell."""
+    if error.filename == task["cwd"]:
+        reason = f"its working directory {task['cwd']} cannot be used: {error.strerror}"
+    else:
+        reason = f"the command {task['argv'][0]!r} cannot be executed: {error.strerror}"
+    log.write(f"air-executor: {reason}\n".encode())
+    code = _NOT_FOUND if isinstance(error, FileNotFoundError) else _NOT_EXECUTABLE
+    return Outcome(state=RunState.FAILED, outcome="failed", exit_code=code, reason=reason)
+
+
+def _supervise(pid: int, active: ActiveRun) -> int:
+    """Wait for a process to end, keeping its limits and heeding requests to stop it; return its wait status."""
+    pidfd = system.open_pidfd(pid)
+    kill_s = float("inf")
+    with active.heeding_signals(monitored=True) as wake:
+        while True:
+            ended, status = os.waitpid(pid, os.WNOHANG)
+            if ended:
+                break
+            ending = active.check(told=False)
+            if ending is not None:
+                _signal(pid, ending.signum)
+                kill_s = time.monotonic() + active.grace_s
+            if time.monotonic() >= kill_s:
+                _signal(pid, signal.SIGKILL)
+                kill_s = float("inf")
+            active.beat()
+            due_s = active.due_in_s()
+            wait_s = min(_BEAT_S if due_s is None else due_s, _BEAT_S, max(0.0, kill_s - time.monotonic()))
+            if pidfd is None:
+                wait_s = min(wait_s, 0.05)
+            with contextlib.suppress(OSError):
+                fds = [wake.fileno()] if pidfd is None else [wake.fileno(), pidfd]
+                if wake.fileno() in select.select(fds, [], [], wait_s)[0]:
+                    wake.recv(4096)
+    if pidfd is not None:
+        os.close(pidfd)
+    active.is_over = True
+    return status
+
+
+def _signal(pid: int, signum: signal.Signals) -> None:
+    """Send a signal to the process group that a task leads, which is not reaped yet."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(pid, signum)
+
+
+def _outcome(status: int, active: ActiveRun, error: str | None) -> Outcome:
+    code = os.waitstatus_to_exitcode(status)
+    name = system.signal_name(-code) if code < 0 else None
+    ending: Ending | None = active.ending
+    if ending is not None:
+        reason: str | None = ending.reason
+    elif name:
+        reason = f"it was killed by {name} (signal {-code})" + active.memory_evidence(name)
+    else:
+        reason = error or (f"it ended with exit code {code}" if code else None)
+    was_killed = ending is not None or name is not None
+    state = RunState.KILLED if was_killed else RunState.FAILED if code else RunState.SUCCEEDED
+    return Outcome(
+        state=state,
+        outcome="success" if state is RunState.SUCCEEDED else "failed",
+        exit_code=code if name is None else None,
+        signal=name,
+        reason=reason,
+    )
+
+
+# Functions
+
+
+def _call(task: dict[str, Any], log: BinaryIO, folder: Path) -> int:
+    """Call a function in a fork of this process, and return its pid."""
+    if not Path(task["cwd"]).is_dir():
+        raise FileNotFoundError(2, "No such directory", task["cwd"])
+    runner = os.getpid()
+    pid = os.fork()
+    if pid:
+        with contextlib.suppress(OSError):
+            os.setpgid(pid, pid)
+        return pid
+    code = _RAISED
+    try:
+        os.setpgid(0, 0)
+        system.die_with_parent(runner)
+        for signum in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(signum, signal.SIG_DFL)
+        signal.set_wakeup_fd(-1)
+        os.dup2(log.fileno(), 1)
+        os.dup2(log.fileno(), 2)
+        os.chdir(task["cwd"])
+        sys.path.insert(0, task["cwd"])
+        code = _call_here(task, folder)
+    except SystemExit as request:
+        code = request.code if isinstance(request.code, int) else int(request.code is not None)
+    except BaseException as error:
+        traceback.print_exc()
+        _note(folder, "error.json", f"{type(error).__name__}: {error}"[:4000])
+    finally:
+        with contextlib.suppress(OSError, ValueError):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(code)
+
+
+def _call_here(task: dict[str, Any], folder: Path) -> int:
+    module, _, name = task["function"].partition(":")
+    function: Any = importlib.import_module(module)
+    for part in name.split("."):
+        function = getattr(function, part)
+    result = function(**task["arguments"])
+    try:
+        data = orjson.dumps(result, option=orjson.OPT_NON_STR_KEYS)
+    except TypeError as error:
+        raise TypeError(f"{task['function']} returned what is not JSON: {error}") from None
+    if len(data) > _MAX_RESULT_BYTES:
+        raise ValueError(f"{task['function']} returned {len(data)} bytes; write what is larger than 64 KiB to a file")
+    replace_file(folder / "result.json", data)
+    return 0
+
+
+def _note(folder: Path, name: str, text: str) -> None:
+    with contextlib.suppress(AirExecutorError):
+        replace_file(folder / name, orjson.dumps(text))
+
+
+def _error_of(folder: Path) -> str | None:
+    try:
+        return str(orjson.loads((folder / "error.json").read_bytes()))
+    except (OSError, orjson.JSONDecodeError):
+        return None
