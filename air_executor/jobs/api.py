@@ -1,0 +1,141 @@
+"""What programs use: making jobs, queueing tasks, waiting, and results."""
+
+from __future__ import annotations
+
+import os
+import time
+import uuid
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from air_executor import config
+from air_executor.errors import JobError
+from air_executor.jobs.model import Job, Task, TaskStatus, check_name
+from air_executor.jobs.queue import queue_from_outside, queue_in_job
+from air_executor.jobs.store import JobFiles, JobStore
+
+#: How often :func:`wait` looks, in seconds.
+_LOOK_S = 0.2
+
+#: The folder that marks where jobs belong, as ``.git`` does for a repository.
+FOLDER = ".air-executor"
+
+
+def find_state_dir(start: str | Path | None = None) -> Path:
+    """Return the state directory for a working directory.
+
+    It is the one that the environment names (``AIR_EXECUTOR_STATE_DIR``, which every task of a job has, or Airflow's
+    variable for ``[air_executor] state_dir``), or the nearest ``.air-executor`` from ``start`` upwards, or else a new
+    one in ``start``.
+
+    :param start: the working directory, unless another is given.
+    """
+    for variable in ("AIR_EXECUTOR_STATE_DIR", config.env_var("state_dir")):
+        if named_dir := os.environ.get(variable):
+            return Path(named_dir)
+    here = Path(start or os.getcwd()).resolve()
+    for folder in (here, *here.parents):
+        if (folder / FOLDER).is_dir():
+            return folder / FOLDER
+    return here / FOLDER
+
+
+def submit(
+    name: str,
+    tasks: Iterable[Task | Mapping[str, Any]],
+    *,
+    max_runners: int = 1,
+    folder: str | Path | None = None,
+    env: Mapping[str, str] | None = None,
+    state_dir: str | Path | None = None,
+) -> Job:
+    """Write a new job, for its manager to begin.
+
+    :param tasks: each a :class:`Task` or plain data with its fields; without an id they are called ``task-1``, ….
+    :param max_runners: how many of its tasks may run at a time.
+    :param folder: working directory of the tasks, unless the present one.
+    :param env: variables for all tasks.
+    :raises JobError: there is a job of that name, or something in the tasks can't be used.
+    :raises StateDirError: it can't be written.
+    """
+    check_name(name)
+    document = {
+        "max_runners": max_runners,
+        "folder": str(Path(folder or os.getcwd()).resolve()),
+        "env": dict(env or {}),
+    }
+    job = Job.from_dict({"id": str(uuid.uuid4()), **document}, name=name, where=f"job {name}")
+    JobStore(state_dir or find_state_dir()).create(job, _tasks(name, tasks))
+    return job
+
+
+def _tasks(name: str, tasks: Iterable[Task | Mapping[str, Any]]) -> list[Task]:
+    made = []
+    for number, each in enumerate(tasks, 1):
+        document = each.to_dict() if isinstance(each, Task) else {"id": f"task-{number}", **each}
+        made.append(Task.from_dict(document, job_name=name, where=f"job {name}"))
+    return made
+
+
+def queue_tasks(
+    tasks: Iterable[Task | Mapping[str, Any]], *, job: str | None = None, state_dir: str | Path | None = None
+) -> list[str]:
+    """Queue more tasks: of the job whose task calls this, or of ``job`` from anywhere.
+
+    Inside a task they become part of the job when the task completes; a task that fails has queued nothing.
+
+    :return: their ids; of a key that is there already, the id of the task that has it.
+    :raises JobError: an id is taken, a dependency is unknown or leads back, or there is no such job.
+    """
+    documents = [each.to_dict() if isinstance(each, Task) else each for each in tasks]
+    if job is None:
+        return queue_in_job(documents)
+    return queue_from_outside(state_dir or find_state_dir(), job, documents)
+
+
+@dataclass(frozen=True)
+class Results:
+    """What became of a job."""
+
+    job: Job
+    tasks: list[Task]
+
+    @property
+    def failed(self) -> list[Task]:
+        """The tasks that failed."""
+        return [task for task in self.tasks if task.status is TaskStatus.FAILED]
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """What functions returned, by the ids of their tasks."""
+        return {task.id: task.result for task in self.tasks if task.result is not None}
+
+
+def results(name: str, *, state_dir: str | Path | None = None) -> Results:
+    """Return a job and its tasks as they are now.
+
+    :raises JobError: there is no such job.
+    """
+    files = _open(name, state_dir)
+    return Results(files.job, list(files.tasks.values()))
+
+
+def wait(name: str, *, timeout_s: float | None = None, state_dir: str | Path | None = None) -> Results:
+    """Wait until a job has ended.
+
+    :raises JobError: there is no such job, or it has not ended within ``timeout_s`` seconds.
+    """
+    end_s = None if timeout_s is None else time.monotonic() + timeout_s
+    while True:
+        files = _open(name, state_dir)
+        if files.job.state.is_end and not files.asks():
+            return Results(files.job, list(files.tasks.values()))
+        if end_s is not None and time.monotonic() >= end_s:
+            raise JobError(f"job {name} is {files.job.state.value} after {timeout_s:g} s")
+        time.sleep(_LOOK_S)
+
+
+def _open(name: str, state_dir: str | Path | None) -> JobFiles:
+    return JobStore(state_dir or find_state_dir()).open(name)
