@@ -45,3 +45,7 @@ class RunBusyError(AirExecutorError):
 
 class JobError(AirExecutorError):
     """A job, or a task of one, is not what it should be. The message names the file, the task and the field."""
+
+
+class ManagedError(JobError):
+    """A manager works on these jobs already."""

@@ -38,7 +38,8 @@ def get_cli_commands() -> list[Any]:
     """Return the command group ``airflow air``: the same commands as ``air-executor``."""
     from airflow.cli.cli_config import ActionCommand, Arg, GroupCommand
 
-    from air_executor.cli.commands import COMMANDS, call
+    from air_executor.cli.commands import COMMANDS
+    from air_executor.cli.table import call
 
     return [
         GroupCommand(

@@ -3,99 +3,58 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import signal
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any
 
-import orjson
-from rich.console import Console
+from rich.console import Console, Group
 from rich.live import Live
 
-from air_executor import config
-from air_executor.cli import doctor, views
+from air_executor.cli import doctor, jobs, jobviews, views
 from air_executor.cli.observe import launchers, observe_runs
+from air_executor.cli.table import EXIT_NO, EXIT_OK, JSON, Argument, Command, at_least_zero, count, print_json
 from air_executor.cli.tasklogs import follow, print_log
 from air_executor.config import Config
-from air_executor.errors import AirExecutorError
 from air_executor.launcher.client import signal_by_pid
 from air_executor.launcher.control import ask_to_stop
 from air_executor.launcher.service import serve_as_service
 from air_executor.runs.record import RunRecord, RunState
 from air_executor.runs.store import RunStore, public
 
-#: Exit codes: it is so; it is not so, or it did not work; it was asked wrongly.
-EXIT_OK, EXIT_NO, EXIT_USAGE = 0, 1, 2
-
 #: How often `stop --wait` looks, in seconds.
 _LOOK_S = 0.1
 
 
-@dataclass(frozen=True)
-class Argument:
-    """One argument, in argparse's words."""
-
-    flags: tuple[str, ...]
-    options: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Command:
-    """One command. ``run`` returns the exit code."""
-
-    name: str
-    help: str
-    run: Callable[[argparse.Namespace], int]
-    arguments: tuple[Argument, ...] = ()
-
-
-def call(command: Command) -> Callable[[argparse.Namespace], None]:
-    """Return a function that runs ``command`` and leaves with its exit code; errors become one line."""
-
-    def run(args: argparse.Namespace) -> None:
-        try:
-            code = command.run(args)
-        except AirExecutorError as error:
-            print(f"air-executor: {error}", file=sys.stderr)
-            code = EXIT_USAGE
-        except KeyboardInterrupt:
-            code = 130
-        except BrokenPipeError:
-            code = EXIT_OK  # the reader, such as `head`, has seen enough
-            sys.stderr.close()
-        if code:
-            sys.exit(code)
-
-    return run
-
-
 def _options() -> Config:
-    return config.load(config.plain_getter())
+    return jobs.options()
 
 
 def _store() -> RunStore:
     return RunStore(_options().state_dir)
 
 
-def _print_json(value: Any) -> None:
-    sys.stdout.write(orjson.dumps(value, option=orjson.OPT_INDENT_2).decode() + "\n")
-    sys.stdout.flush()
-
-
 def _status(args: argparse.Namespace) -> int:
     store = _store()
     if args.json:
-        _print_json({"launchers": launchers(store), "runs": [run.to_dict() for run in observe_runs(store)]})
+        working = [dataclasses.asdict(job) for job in jobs.summaries(store.root) if not job.state.is_end]
+        print_json(
+            {"launchers": launchers(store), "runs": [run.to_dict() for run in observe_runs(store)], "jobs": working}
+        )
         return EXIT_OK
+
+    def seen() -> Group:
+        working = [job for job in jobs.summaries(store.root) if not job.state.is_end]
+        parts = [views.status(store, launchers(store), observe_runs(store))]
+        return Group(*parts, *([jobviews.jobs(working)] if working else []))
+
     console = Console()
     if not args.watch:
-        console.print(views.status(store, launchers(store), observe_runs(store)))
+        console.print(seen())
         return EXIT_OK
     with Live(console=console, auto_refresh=False, screen=console.is_terminal) as live:
         while True:
-            live.update(views.status(store, launchers(store), observe_runs(store)), refresh=True)
+            live.update(seen(), refresh=True)
             time.sleep(args.interval)
 
 
@@ -109,7 +68,7 @@ def _runs(args: argparse.Namespace) -> int:
     wanted.sort(key=lambda record: record.queued_at or "", reverse=True)
     wanted = wanted[: args.limit] if args.limit else wanted
     if args.json:
-        _print_json([public(record) for record in wanted])
+        print_json([public(record) for record in wanted])
     else:
         Console().print(views.runs(wanted))
     return EXIT_OK
@@ -119,13 +78,15 @@ def _show(args: argparse.Namespace) -> int:
     store = _store()
     record = store.settle(store.find(args.run))
     if args.json:
-        _print_json(public(record))
+        print_json(public(record))
     else:
         Console().print(views.run(store, record))
     return EXIT_OK
 
 
 def _logs(args: argparse.Namespace) -> int:
+    if args.task is not None:
+        return jobs.print_task_log(args.run, args.task, is_followed=args.follow)
     store = _store()
     record = store.find(args.run)
     if args.follow:
@@ -136,6 +97,8 @@ def _logs(args: argparse.Namespace) -> int:
 
 
 def _stop(args: argparse.Namespace) -> int:
+    if args.run is None:
+        return jobs.stop_manager(is_waited_for=args.wait)
     store = _store()
     record = store.settle(store.find(args.run))
     if record.state.is_end:
@@ -168,7 +131,7 @@ def _prune(args: argparse.Namespace) -> int:
     keep_runs = options.keep_runs if args.keep_runs is None else args.keep_runs
     pruned = _store().prune(keep_days=keep_days, keep_runs=keep_runs)
     if args.json:
-        _print_json({"removed": pruned.removed, "kept": pruned.kept})
+        print_json({"removed": pruned.removed, "kept": pruned.kept})
     else:
         print(f"removed {pruned.removed} records, kept {pruned.kept}")
     return EXIT_OK
@@ -177,7 +140,7 @@ def _prune(args: argparse.Namespace) -> int:
 def _doctor(args: argparse.Namespace) -> int:
     checks = doctor.examine()
     if args.json:
-        _print_json([check.to_dict() for check in checks])
+        print_json([check.to_dict() for check in checks])
     else:
         Console().print(views.checks(checks))
     return EXIT_OK if all(check.ok for check in checks) else EXIT_NO
@@ -191,21 +154,6 @@ def _launcher(_: argparse.Namespace) -> int:
     return EXIT_OK
 
 
-def _at_least_zero(text: str) -> float:
-    value = float(text)
-    if not 0 <= value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} is not 0 or more")
-    return value
-
-
-def _count(text: str) -> int:
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"{text} is not 0 or more")
-    return value
-
-
-_JSON = Argument(("--json",), {"action": "store_true", "help": "print JSON"})
 _RUN = Argument(("run",), {"metavar": "RUN", "help": "id of the run, or the beginning of it"})
 
 COMMANDS: tuple[Command, ...] = (
@@ -217,9 +165,9 @@ COMMANDS: tuple[Command, ...] = (
             Argument(("-w", "--watch"), {"action": "store_true", "help": "stay and keep the display up to date"}),
             Argument(
                 ("--interval",),
-                {"type": _at_least_zero, "default": 1.0, "help": "seconds between two looks of --watch (default 1)"},
+                {"type": at_least_zero, "default": 1.0, "help": "seconds between two looks of --watch (default 1)"},
             ),
-            _JSON,
+            JSON,
         ),
     ),
     Command(
@@ -237,24 +185,28 @@ COMMANDS: tuple[Command, ...] = (
             ),
             Argument(("-d", "--dag"), {"metavar": "DAG_ID", "help": "only runs of this dag"}),
             Argument(
-                ("-n", "--limit"), {"type": _count, "default": 50, "help": "at most so many, 0 for all (default 50)"}
+                ("-n", "--limit"), {"type": count, "default": 50, "help": "at most so many, 0 for all (default 50)"}
             ),
-            _JSON,
+            JSON,
         ),
     ),
-    Command("show", "show everything about one run", _show, (_RUN, _JSON)),
+    Command("show", "show everything about one run", _show, (_RUN, JSON)),
     Command(
         "logs",
-        "print the log of a run's task, and what its runner printed",
+        "print the log of a run's task, and what its runner printed; or that of a job's task",
         _logs,
-        (_RUN, Argument(("-f", "--follow"), {"action": "store_true", "help": "go on until the run ends"})),
+        (
+            Argument(("run",), {"metavar": "RUN|JOB", "help": "id of a run, or the beginning of it; or a job's name"}),
+            Argument(("task",), {"nargs": "?", "metavar": "TASK", "help": "of a job: the task"}),
+            Argument(("-f", "--follow"), {"action": "store_true", "help": "go on until the run ends"}),
+        ),
     ),
     Command(
         "stop",
-        "stop a run: its task gets time for on_kill, then it is killed",
+        "stop a run: its task gets time for on_kill, then it is killed; without RUN, stop the manager of the jobs",
         _stop,
         (
-            _RUN,
+            Argument(("run",), {"nargs": "?", "metavar": "RUN", "help": "id of the run, or the beginning of it"}),
             Argument(("--reason",), {"default": "stopped from the command line", "help": "noted in the record"}),
             Argument(("--wait",), {"action": "store_true", "help": "wait until it has ended"}),
         ),
@@ -264,11 +216,12 @@ COMMANDS: tuple[Command, ...] = (
         "remove records of ended runs",
         _prune,
         (
-            Argument(("--keep-days",), {"type": _at_least_zero, "help": "default: [air_executor] keep_days"}),
-            Argument(("--keep-runs",), {"type": _count, "help": "default: [air_executor] keep_runs"}),
-            _JSON,
+            Argument(("--keep-days",), {"type": at_least_zero, "help": "default: [air_executor] keep_days"}),
+            Argument(("--keep-runs",), {"type": count, "help": "default: [air_executor] keep_runs"}),
+            JSON,
         ),
     ),
     Command("launcher", "be the launcher, as a service of its own ([air_executor] launcher = service)", _launcher),
-    Command("doctor", "check the installation and say how to mend it", _doctor, (_JSON,)),
+    Command("doctor", "check the installation and say how to mend it", _doctor, (JSON,)),
+    *jobs.COMMANDS,
 )

@@ -7,7 +7,8 @@ import io
 import sys
 
 from air_executor import __version__
-from air_executor.cli.commands import COMMANDS, call
+from air_executor.cli.commands import COMMANDS
+from air_executor.cli.table import call
 
 
 def parser() -> argparse.ArgumentParser:
@@ -31,3 +32,7 @@ def main() -> None:
             stream.reconfigure(errors="replace")
     args = parser().parse_args()
     args.func(args)
+
+
+if __name__ == "__main__":
+    main()

@@ -36,15 +36,17 @@ def _state(state: RunState) -> Text:
     return Text(state.value, style=_COLOURS[state])
 
 
-def _table(*columns: str, right: tuple[str, ...] = ()) -> Table:
-    table = Table(box=None, header_style="bold", pad_edge=False)
+def table(*columns: str, right: tuple[str, ...] = ()) -> Table:
+    """Return an empty table; numbers stand to the ``right``."""
+    made = Table(box=None, header_style="bold", pad_edge=False)
     for column in columns:
         wraps = column in _WRAPPING
-        table.add_column(column, justify="right" if column in right else "left", overflow="fold", no_wrap=not wraps)
-    return table
+        made.add_column(column, justify="right" if column in right else "left", overflow="fold", no_wrap=not wraps)
+    return made
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Return a duration for people."""
     minutes, rest = divmod(seconds, 60)
     hours, minutes = divmod(int(minutes), 60)
     if hours:
@@ -59,33 +61,33 @@ def status(store: RunStore, launchers: list[dict[str, Any]], runs: list[Observed
         parts.append(
             Text(
                 f"launcher {launcher['key']}: pid {launcher['pid']}, version {launcher['version']}, "
-                f"{launcher['launch']}, up {_duration(launcher['age_s'])}, {launcher['runners']} runners"
+                f"{launcher['launch']}, up {duration(launcher['age_s'])}, {launcher['runners']} runners"
             )
         )
     if not launchers:
         parts.append(Text("no launcher (one is started with the next workload)"))
-    table = _table("RUN", "STATE", "AGE", "MEMORY", "CPU", "PID", "WHAT", "TRY", right=("AGE", "MEMORY", "CPU", "PID"))
+    shown = table("RUN", "STATE", "AGE", "MEMORY", "CPU", "PID", "WHAT", "TRY", right=("AGE", "MEMORY", "CPU", "PID"))
     for run in runs:
         record = run.record
-        table.add_row(
+        shown.add_row(
             record.id[:_SHORT],
             _state(record.state),
-            _duration(run.age_s),
+            duration(run.age_s),
             mebibytes(run.memory_bytes) if run.memory_bytes is not None else "-",
             f"{run.cpu_time_s:.1f}s" if run.cpu_time_s is not None else "-",
             str(record.pid or "-"),
             escape(record.label),
             str(record.identity.try_number or "-"),
         )
-    parts.append(table if runs else Text("nothing runs"))
+    parts.append(shown if runs else Text("nothing runs"))
     return Group(*parts)
 
 
 def runs(records: list[RunRecord]) -> RenderableType:
     """Return a list of runs."""
-    table = _table("RUN", "STATE", "QUEUED (UTC)", "WHAT", "TRY", "REASON")
+    shown = table("RUN", "STATE", "QUEUED (UTC)", "WHAT", "TRY", "REASON")
     for record in records:
-        table.add_row(
+        shown.add_row(
             record.id[:_SHORT],
             _state(record.state),
             (record.queued_at or "")[:19].replace("T", " "),
@@ -93,18 +95,18 @@ def runs(records: list[RunRecord]) -> RenderableType:
             str(record.identity.try_number or "-"),
             escape(record.reason or ""),
         )
-    return table if records else Text("no runs")
+    return shown if records else Text("no runs")
 
 
 def run(store: RunStore, record: RunRecord) -> RenderableType:
     """Return everything about one run."""
-    table = _table("FIELD", "VALUE")
+    shown = table("FIELD", "VALUE")
     document = public(record)
     document = {**document.pop("identity"), **document, "record": str(store.folder(record.id) / "state.json")}
     for name, value in document.items():
-        shown = mebibytes(value) if name == "peak_memory_bytes" else str(value)
-        table.add_row(name, _state(record.state) if name == "state" else escape(shown))
-    return table
+        text = mebibytes(value) if name == "peak_memory_bytes" else str(value)
+        shown.add_row(name, _state(record.state) if name == "state" else escape(text))
+    return shown
 
 
 def checks(results: list[Check]) -> RenderableType:

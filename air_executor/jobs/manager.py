@@ -24,8 +24,9 @@ from typing import Any
 
 import orjson
 
+from air_executor import system
 from air_executor.config import Config
-from air_executor.errors import AirExecutorError, JobError, RecordError
+from air_executor.errors import AirExecutorError, JobError, ManagedError, RecordError
 from air_executor.jobs.model import JobState, Task, TaskStatus
 from air_executor.jobs.queue import read_queued
 from air_executor.jobs.store import Ask, JobFiles, JobStore
@@ -34,7 +35,7 @@ from air_executor.launcher.client import LocalBackend
 from air_executor.runner import limits
 from air_executor.runs import record as runs
 from air_executor.runs.backend import RunRequest
-from air_executor.runs.record import Identity, RunRecord, RunState, now
+from air_executor.runs.record import UNWANTED, Identity, RunRecord, RunState, now
 from air_executor.runs.store import RunStore
 
 log = logging.getLogger(__name__)
@@ -182,6 +183,9 @@ class Manager:
         self._looked_s = float("-inf")
         self._is_told = True
         self._stopping = False
+        self._may_start = True
+        #: What SIGTERM and SIGINT do.
+        self.on_signal = self.stop
 
     # Life
 
@@ -190,13 +194,7 @@ class Manager:
 
         :raises JobError: another manager works on these jobs.
         """
-        self._runs.prepare()
-        self._store.prepare()
-        lock = self._store.lock()
-        if not lock.acquire(timeout_s=0):
-            raise JobError(f"another manager works on the jobs below {self._store.root} already")
-        try:
-            self._backend = LocalBackend(self._runs, self._config)
+        with self._alone():
             self._backend.warm_up()
             self._watch.add(self._store.root)
             with self._listening_to_signals() as wake:
@@ -205,17 +203,55 @@ class Manager:
                     if until():
                         break
                     self._wait(wake)
-        finally:
-            for job in self._jobs.values():
-                with contextlib.suppress(AirExecutorError):
-                    job.files.close()
-            self._watch.close()
-            self._backend.close()
-            lock.release(keep_file=True)
+
+    def apply(self) -> None:
+        """Do what is asked of the jobs, and start nothing. What is cancelled has ended when this returns.
+
+        :raises JobError: another manager works on these jobs, and does it.
+        """
+        with self._alone(), self._listening_to_signals() as wake:
+            self._may_start = False
+            self._look()
+            while not self._stopping and any(job.files.job.cancelled for job in self._jobs.values()):
+                self._step()
+                self._wait(wake)
+
+    def interrupt(self) -> None:
+        """Stop what runs, and let :meth:`serve` return when it has ended. It is begun again with the next manager."""
+        self._may_start = False
+        for run_id in self._live:
+            self._backend.stop(run_id, "its manager was interrupted", unwanted=True)
+
+    @property
+    def live(self) -> int:
+        """How many tasks run."""
+        return len(self._live)
 
     def stop(self) -> None:
         """Let :meth:`serve` return soon."""
         self._stopping = True
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Be the one manager of these jobs."""
+        self._runs.prepare()
+        self._store.prepare()
+        lock = self._store.lock()
+        if not lock.acquire(timeout_s=0):
+            raise ManagedError(f"another manager works on the jobs below {self._store.root} already")
+        try:
+            self._store.note_manager(os.getpid(), system.start_time(os.getpid()))
+            self._backend = LocalBackend(self._runs, self._config)
+            try:
+                yield
+            finally:
+                for job in self._jobs.values():
+                    with contextlib.suppress(AirExecutorError):
+                        job.files.close()
+                self._watch.close()
+                self._backend.close()
+        finally:
+            lock.release(keep_file=True)
 
     @contextlib.contextmanager
     def _listening_to_signals(self) -> Iterator[socket.socket]:
@@ -234,6 +270,9 @@ class Manager:
                     signal.signal(number, handler)
                 signal.set_wakeup_fd(before)
 
+    def _on_signal(self, *_: object) -> None:
+        self.on_signal()
+
     def _wait(self, wake: socket.socket) -> None:
         """Wait until something happens: a run ends, a file changes, a signal comes, or it is time for something."""
         due_s = [self._looked_s + (_LOOK_S if self._is_told else self._poll_s) - time.monotonic()]
@@ -244,7 +283,11 @@ class Manager:
                 due_s.append(job.later[0][0] - time.time())
             if job.blocked_until_s:
                 due_s.append(job.blocked_until_s - time.monotonic())
-        if any(job.ready and job.free_slot() is not None for job in self._jobs.values()) and not self._is_full():
+        if (
+            self._may_start
+            and any(job.ready and job.free_slot() is not None for job in self._jobs.values())
+            and not self._is_full()
+        ):
             due_s.append(0.1)  # something could not be started
         poll = select.poll()
         for fd in (wake.fileno(), self._watch.fileno(), self._backend.fileno()):
@@ -459,11 +502,20 @@ class Manager:
 
     # Runs
 
+    def _could_start(self) -> bool:
+        """Tell whether there is a task whose turn it is, and a place for it."""
+        is_willing = any(
+            job.ready and not job.blocked_until_s and job.free_slot() is not None for job in self._jobs.values()
+        )
+        return self._may_start and is_willing and not self._is_full()
+
     def _is_full(self) -> bool:
         return len(self._live) >= self._max_runners
 
     def _start_runs(self) -> None:
         """Start what may start, one task of each job in turn."""
+        if not self._may_start:
+            return
         willing = [job for job in self._jobs.values() if job.ready and not job.blocked_until_s]
         while willing and not self._is_full():
             for job in list(willing):
@@ -625,7 +677,7 @@ class Manager:
 
 def _is_interruption(record: RunRecord) -> bool:
     """Tell whether a run ended without its task having had a chance to end."""
-    return record.state is RunState.LOST or (record.state is RunState.KILLED and record.outcome is None)
+    return record.state is RunState.LOST or (record.state is RunState.KILLED and record.outcome in (None, UNWANTED))
 
 
 def _seconds(moment: str) -> float:

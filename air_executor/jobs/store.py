@@ -4,6 +4,7 @@
 
     <state_dir>/jobs/
       manager.lock              held by the manager for its whole life
+      manager.json              its process id
       <name>/state.json         the job
              tasks.json         its tasks, in the order in which they came
              journal.jsonl      what has changed since tasks.json was written
@@ -34,7 +35,7 @@ import orjson
 
 from air_executor.errors import JobError, StateDirError
 from air_executor.jobs.model import Job, JobState, Task, check_dependencies, check_name
-from air_executor.runs.lock import KernelLock
+from air_executor.runs.lock import KernelLock, is_held
 from air_executor.runs.record import now
 from air_executor.runs.store import replace_file
 
@@ -74,6 +75,23 @@ class JobStore:
     def lock(self) -> KernelLock:
         """Return the lock that the one manager of these jobs holds."""
         return KernelLock(self.root / "manager.lock")
+
+    def note_manager(self, pid: int, started: float | None) -> None:
+        """Note which process is the manager, for those who want to stop it. Its lock is the evidence that it lives.
+
+        :raises StateDirError: it can't be written.
+        """
+        replace_file(self.root / "manager.json", orjson.dumps({"pid": pid, "pid_started": started}))
+
+    def manager(self) -> tuple[int, float | None] | None:
+        """Return the manager's process id and when that process started; ``None`` when there is no manager."""
+        if not is_held(self.root / "manager.lock"):
+            return None
+        try:
+            document = orjson.loads((self.root / "manager.json").read_bytes())
+            return int(document["pid"]), document["pid_started"]
+        except (OSError, orjson.JSONDecodeError, KeyError, TypeError, ValueError):
+            return None
 
     def names(self) -> list[str]:
         """Return the names of all jobs, in alphabetical order."""
@@ -199,6 +217,11 @@ class JobFiles:
                 self.keys[task.key] = task.id
             self._texts.pop(task.id, None)
             self._is_due = True
+
+    def is_ended(self) -> bool:
+        """Tell whether the job has ended, as far as ``state.json`` says."""
+        state = orjson.loads(self._read("state.json") or b"{}").get("state")
+        return state in (JobState.COMPLETED.value, JobState.FAILED.value)
 
     def _task(self, document: Any) -> Task:
         return Task.from_dict(document, job_name=self.path.name, where=f"{self.path.name}/tasks.json")

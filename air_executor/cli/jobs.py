@@ -1,0 +1,461 @@
+"""The commands of the standalone engine."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import orjson
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from air_executor import config, system
+from air_executor.cli import jobviews
+from air_executor.cli.table import EXIT_NO, EXIT_OK, JSON, Argument, Command, at_least_zero, count, print_json
+from air_executor.config import Config
+from air_executor.errors import AirExecutorError, JobError, ManagedError
+from air_executor.jobs import api
+from air_executor.jobs.manager import Manager
+from air_executor.jobs.model import JobState, Task, TaskStatus
+from air_executor.jobs.store import JobFiles, JobStore
+from air_executor.launcher.address import module_command
+from air_executor.runs.lock import is_held
+
+#: How often something is looked at that is followed, in seconds.
+_LOOK_S = 0.2
+
+#: How long `start --detach` waits for the manager to work, in seconds.
+_START_S = 30.0
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A job in one line."""
+
+    name: str
+    state: JobState
+    tasks: int
+    completed: int
+    failed: int
+    running: int
+    updated_at: str
+    error: str | None
+
+
+def options() -> Config:
+    """Return the options for the present working directory: they say where the state directory is."""
+    get = config.plain_getter()
+    state_dir = api.find_state_dir()
+    if get("state_dir") is None and state_dir.is_dir():
+        return config.load(lambda name: str(state_dir) if name == "state_dir" else get(name))
+    return config.load(get)
+
+
+def _job_options() -> Config:
+    state_dir = str(api.find_state_dir())
+    get = config.plain_getter()
+    return config.load(lambda name: state_dir if name == "state_dir" else get(name))
+
+
+def _store() -> JobStore:
+    return JobStore(_job_options().state_dir)
+
+
+def summaries(state_dir: str | Path) -> list[Summary]:
+    """Return all jobs below a state directory; one that can't be read has its error."""
+    store = JobStore(state_dir)
+    found = []
+    for name in store.names():
+        try:
+            found.append(summary(store.open(name)))
+        except AirExecutorError as error:
+            found.append(Summary(name, JobState.FAILED, 0, 0, 0, 0, "", str(error)))
+    return found
+
+
+def summary(files: JobFiles) -> Summary:
+    """Return a job in one line."""
+    statuses = [task.status for task in files.tasks.values()]
+    return Summary(
+        files.job.name,
+        files.job.state,
+        len(statuses),
+        statuses.count(TaskStatus.COMPLETED),
+        statuses.count(TaskStatus.FAILED),
+        statuses.count(TaskStatus.RUNNING),
+        files.job.updated_at,
+        files.job.error,
+    )
+
+
+# Making jobs
+
+
+def _init(_: argparse.Namespace) -> int:
+    folder = Path.cwd() / api.FOLDER
+    JobStore(folder).prepare()
+    ignore = folder / ".gitignore"
+    if not ignore.exists():
+        ignore.write_text("*\n!.gitignore\n!jobs/\n!jobs/*/\n!jobs/*/state.json\n!jobs/*/tasks.json\n")
+    print(f"jobs of this folder are kept in {folder / 'jobs'}; their state.json and tasks.json can be committed to git")
+    return EXIT_OK
+
+
+def _read_job(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_bytes()
+    except OSError as error:
+        raise JobError(f"{path} cannot be read: {error.strerror}") from error
+    try:
+        if path.suffix in (".yaml", ".yml"):
+            import yaml
+
+            document = yaml.safe_load(text)
+        else:
+            document = orjson.loads(text)
+    except Exception as error:  # of either reader
+        raise JobError(f"{path} cannot be understood: {' '.join(str(error).split())}") from None
+    if isinstance(document, list):
+        document = {"tasks": document}
+    if not isinstance(document, dict) or not isinstance(document.get("tasks"), list):
+        raise JobError(f"{path} must be a list of tasks, or an object with a list 'tasks'")
+    unknown = document.keys() - {"name", "tasks", "max_runners", "folder", "env"}
+    if unknown:
+        raise JobError(f"{path} has unknown fields: {', '.join(sorted(map(str, unknown)))}")
+    return {"name": path.name.split(".")[0], **document}
+
+
+def _submit_file(path: Path, name: str | None, state_dir: str) -> str:
+    document = _read_job(path)
+    given = {key: document[key] for key in ("max_runners", "folder", "env") if key in document}
+    return api.submit(name or document["name"], document["tasks"], state_dir=state_dir, **given).name
+
+
+def _submit(args: argparse.Namespace) -> int:
+    name = _submit_file(args.file, args.name, _job_options().state_dir)
+    has_manager = _store().manager() is not None
+    if args.json:
+        print_json({"name": name, "has_manager": has_manager})
+    else:
+        print(name if has_manager else f"{name}\nno manager works here; begin with `air-executor start`")
+    return EXIT_OK
+
+
+def _queue(args: argparse.Namespace) -> int:
+    argv = args.argv[1:] if args.argv[:1] == ["--"] else args.argv
+    task: dict[str, Any] = {"command": argv[0], "args": argv[1:]} if argv else {}
+    if args.function:
+        task = {"function": args.function, "arguments": orjson.loads(args.arguments or "{}")}
+    given = {"id": args.id, "key": args.key, "dependencies": args.after}
+    given |= {"timeout": args.timeout, "retries": args.retries}
+    task |= {name: value for name, value in given.items() if value}
+    job = args.job or (None if "AIR_EXECUTOR_JOB" in os.environ else "")
+    if job == "":
+        raise JobError("name the job: `air-executor queue --job NAME`; only inside a task it is known")
+    [task_id] = api.queue_tasks([task], job=job, state_dir=None if job is None else _job_options().state_dir)
+    if args.json:
+        print_json({"id": task_id})
+    else:
+        print(task_id)
+    return EXIT_OK
+
+
+# The manager
+
+
+def _manager(args: argparse.Namespace, **more: Any) -> Manager:
+    return Manager(_job_options(), poll_s=args.poll, max_runners=args.max_runners or None, **more)
+
+
+def _start(args: argparse.Namespace) -> int:
+    if args.detach:
+        return _start_detached(args)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+    manager = _manager(args)
+    print(
+        f"working on the jobs below {_store().root}; Ctrl-C ends this, and not what runs", file=sys.stderr, flush=True
+    )
+    manager.serve()
+    return EXIT_OK
+
+
+def _start_detached(args: argparse.Namespace) -> int:
+    store = _store()
+    store.prepare()
+    if store.manager() is not None:
+        print("a manager works here already", file=sys.stderr)
+        return EXIT_NO
+    log = store.root / "manager.log"
+    command = [*module_command("air_executor.cli.main"), "start", "--poll", str(args.poll)]
+    with log.open("ab") as output:
+        process = subprocess.Popen(
+            [*command, "--max-runners", str(args.max_runners)],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+            env={**os.environ, "AIR_EXECUTOR_STATE_DIR": str(store.root.parent)},
+        )
+    until_s = time.monotonic() + _START_S
+    while store.manager() is None:
+        if process.poll() is not None or time.monotonic() > until_s:
+            raise JobError(f"the manager does not begin; its log is {log}")
+        time.sleep(_LOOK_S)
+    print(f"the manager works, with pid {process.pid}; its log is {log}")
+    return EXIT_OK
+
+
+def stop_manager(*, is_waited_for: bool) -> int:
+    """Stop the manager of the jobs. What runs, runs on."""
+    store = _store()
+    manager = store.manager()
+    if manager is None or not system.signal_process(*manager, signal.SIGTERM):
+        print("no manager works here", file=sys.stderr)
+        return EXIT_NO
+    while is_waited_for and is_held(store.root / "manager.lock"):
+        time.sleep(_LOOK_S)
+    print(f"the manager with pid {manager[0]} {'has ended' if is_waited_for else 'is being stopped'}")
+    return EXIT_OK
+
+
+def _run(args: argparse.Namespace) -> int:
+    store = _store()
+    path = Path(args.job)
+    if path.suffix or os.sep in args.job:
+        name = _submit_file(path, args.name, str(store.root.parent))
+    else:
+        name = store.open(args.job).job.name
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    with _Display(store, name, is_quiet=args.json) as display:
+        manager = _manager(args, only=frozenset({name}))
+        manager.on_signal = manager.interrupt
+        try:
+            manager.serve(until=lambda: display.update() or (not manager._may_start and not manager.live))
+        except ManagedError:
+            while not display.update():
+                time.sleep(_LOOK_S)
+    return _show_results(store.open(name), is_json=args.json)
+
+
+class _Display:
+    """A bar that shows how far a job has come."""
+
+    def __init__(self, store: JobStore, name: str, *, is_quiet: bool) -> None:
+        self._store, self._name = store, name
+        self._progress = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[note]}"),
+            TimeElapsedColumn(),
+            console=Console(stderr=True),
+            disable=is_quiet,
+        )
+        self._bar = self._progress.add_task(name, total=None, note="")
+        self._looked_s = float("-inf")
+
+    def __enter__(self) -> _Display:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def update(self) -> bool:
+        """Show how it stands now and then; tell whether the job has ended."""
+        files = JobFiles(self._store.folder(self._name))
+        if time.monotonic() - self._looked_s < _LOOK_S and not files.is_ended():
+            return False
+        self._looked_s = time.monotonic()
+        files.load()
+        now = summary(files)
+        note = f"{now.running} running" + (f", [red]{now.failed} failed[/]" if now.failed else "")
+        self._progress.update(self._bar, completed=now.completed + now.failed, total=now.tasks, note=note)
+        return files.job.state.is_end and not files.asks()
+
+
+# Looking
+
+
+def _jobs(args: argparse.Namespace) -> int:
+    found = summaries(_store().root.parent)
+    if args.json:
+        print_json([dataclasses.asdict(each) for each in found])
+    else:
+        Console().print(jobviews.jobs(found))
+    return EXIT_OK
+
+
+def _job(args: argparse.Namespace) -> int:
+    files = _store().open(args.name)
+    if args.json:
+        print_json(_plain(files))
+    else:
+        Console().print(jobviews.job(files))
+    return EXIT_OK
+
+
+def _plain(files: JobFiles) -> dict[str, Any]:
+    return {**orjson.loads(files.job.to_json()), "tasks": [task.to_dict() for task in files.tasks.values()]}
+
+
+def _results(args: argparse.Namespace) -> int:
+    return _show_results(_store().open(args.name), is_json=args.json)
+
+
+def _show_results(files: JobFiles, *, is_json: bool) -> int:
+    if is_json:
+        print_json(_plain(files))
+    else:
+        Console().print(jobviews.results(files))
+    return EXIT_OK if files.job.state is JobState.COMPLETED else EXIT_NO
+
+
+def print_task_log(name: str, task_id: str, *, is_followed: bool) -> int:
+    """Print what a task of a job has printed, and what it prints until it has ended."""
+    store = _store()
+    path = _task(store, name, task_id)[0].log_file(task_id)
+    for text in _tail(path, lambda: _task(store, name, task_id)[1].status.is_end, is_followed=is_followed):
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    task = _task(store, name, task_id)[1]
+    if task.error:
+        print(f"-- task {task.id} {task.status.value}: {task.error}")
+    return EXIT_OK
+
+
+def _task(store: JobStore, name: str, task_id: str) -> tuple[JobFiles, Task]:
+    files = store.open(name)
+    if task_id not in files.tasks:
+        raise JobError(f"there is no task {task_id!r} in job {name}")
+    return files, files.tasks[task_id]
+
+
+def _tail(path: Path, has_ended: Any, *, is_followed: bool) -> Iterator[str]:
+    position = 0
+    while True:
+        is_last = not is_followed or has_ended()
+        try:
+            with path.open("rb") as file:
+                file.seek(position)
+                while data := file.read(1 << 16):
+                    position += len(data)
+                    yield data.decode(errors="replace")
+        except FileNotFoundError:
+            pass
+        if is_last:
+            return
+        time.sleep(_LOOK_S)
+
+
+# Asking
+
+
+def _ask(args: argparse.Namespace) -> int:
+    store, action = _store(), args.command
+    files = store.open(args.name)
+    if missing := [task_id for task_id in getattr(args, "tasks", []) if task_id not in files.tasks]:
+        raise JobError(f"there is no task {', '.join(map(repr, missing))} in job {args.name}")
+    if action == "cancel" and files.job.state.is_end:
+        print(f"job {args.name} has ended already: {files.job.state.value}", file=sys.stderr)
+        return EXIT_NO
+    path = store.ask(args.name, action, getattr(args, "tasks", []))
+    try:
+        Manager(_job_options(), only=frozenset({args.name})).apply()
+    except ManagedError:
+        # The manager does it; that is, soon.
+        until_s = time.monotonic() + _START_S
+        while path.exists() and time.monotonic() < until_s:
+            time.sleep(_LOOK_S)
+    files = store.open(args.name)
+    if args.json:
+        print_json(dataclasses.asdict(summary(files)))
+    else:
+        print(f"job {args.name}: {files.job.state.value}")
+    return EXIT_OK
+
+
+_NAME = Argument(("name",), {"metavar": "NAME", "help": "name of the job"})
+_POLL = Argument(
+    ("--poll",),
+    {"type": at_least_zero, "default": 5.0, "help": "look at the files every so many seconds, told or not (default 5)"},
+)
+_MAX_RUNNERS = Argument(
+    ("--max-runners",),
+    {"type": count, "default": 0, "help": "tasks that run at a time, of all jobs (default: 4 for each CPU)"},
+)
+_JOB_NAME = Argument(("--name",), {"help": "name of the job (default: the one in the file, or the file's)"})
+
+COMMANDS: tuple[Command, ...] = (
+    Command("init", "keep jobs in this folder, in .air-executor", _init),
+    Command(
+        "start",
+        "work on jobs: be their manager",
+        _start,
+        (
+            Argument(("-d", "--detach"), {"action": "store_true", "help": "in the background"}),
+            _POLL,
+            _MAX_RUNNERS,
+        ),
+    ),
+    Command(
+        "run",
+        "run a job to its end, and show how far it has come; the exit code tells what became of it",
+        _run,
+        (
+            Argument(("job",), {"metavar": "FILE|NAME", "help": "a job's JSON or YAML file, or the name of a job"}),
+            _JOB_NAME,
+            _POLL,
+            _MAX_RUNNERS,
+            JSON,
+        ),
+    ),
+    Command(
+        "submit",
+        "make a job from a file, for the manager to work on",
+        _submit,
+        (Argument(("file",), {"type": Path, "metavar": "FILE", "help": "a job as JSON or YAML"}), _JOB_NAME, JSON),
+    ),
+    Command(
+        "queue",
+        "queue a task: inside a task of a job for that job, elsewhere for --job",
+        _queue,
+        (
+            Argument(("--job",), {"metavar": "NAME", "help": "the job (inside a task: its own)"}),
+            Argument(("--id",), {"help": "id of the task (default: a new one)"}),
+            Argument(
+                ("--after",),
+                {"action": "append", "default": [], "metavar": "ID", "help": "a task that must have completed before"},
+            ),
+            Argument(("--key",), {"help": "of tasks with the same key, there is one"}),
+            Argument(("--timeout",), {"type": at_least_zero, "help": "seconds that it may take"}),
+            Argument(("--retries",), {"type": count, "default": 0, "help": "how often it is tried again"}),
+            Argument(("--function",), {"metavar": "MODULE:NAME", "help": "a Python function in place of a command"}),
+            Argument(("--arguments",), {"metavar": "JSON", "help": "its keyword arguments"}),
+            JSON,
+            Argument(("argv",), {"nargs": argparse.REMAINDER, "metavar": "-- COMMAND [ARG…]", "help": "the command"}),
+        ),
+    ),
+    Command("jobs", "list the jobs", _jobs, (JSON,)),
+    Command("job", "show a job: its tasks, their times, and who queued whom", _job, (_NAME, JSON)),
+    Command("results", "show what became of a job", _results, (_NAME, JSON)),
+    Command("cancel", "end a job: what runs is stopped, what waits is not run", _ask, (_NAME, JSON)),
+    Command(
+        "retry",
+        "try the failed tasks of a job again, and what depends on them",
+        _ask,
+        (_NAME, Argument(("tasks",), {"nargs": "*", "metavar": "TASK", "help": "only these"}), JSON),
+    ),
+    Command("reset", "begin a job anew: without what its tasks have queued", _ask, (_NAME, JSON)),
+)
