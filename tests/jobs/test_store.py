@@ -1,0 +1,235 @@
+"""The files of a job: whole at every moment, small changes, and what others do to them."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+
+from air_executor.errors import JobError, StateDirError
+from air_executor.jobs.model import Job, JobState, Task, TaskStatus
+from air_executor.jobs.store import JobFiles, JobStore
+
+
+def task(task_id: str, **fields: Any) -> Task:
+    return Task.from_dict({"id": task_id, "command": "true", **fields}, job_name="job", where="test")
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> JobStore:
+    return JobStore(tmp_path)
+
+
+@pytest.fixture
+def files(store: JobStore) -> JobFiles:
+    return store.create(Job(id="1", name="job"), [task("a"), task("b", dependencies=["a"]), task("c")])
+
+
+def lines(path: Path) -> list[str]:
+    return path.read_text().splitlines()
+
+
+def test_a_new_job_is_there_with_all_its_files(store: JobStore, files: JobFiles) -> None:
+    assert store.names() == ["job"]
+    assert sorted(os.listdir(files.path)) == [".gitignore", "state.json", "tasks.json"]
+    assert orjson.loads((files.path / "state.json").read_bytes())["state"] == "waiting"
+    assert [each["id"] for each in orjson.loads((files.path / "tasks.json").read_bytes())] == ["a", "b", "c"]
+
+
+def test_a_job_without_tasks_is_one(store: JobStore) -> None:
+    assert store.create(Job(id="1", name="empty"), []).tasks == {}
+    assert (store.root / "empty" / "tasks.json").read_text() == "[]\n"
+
+
+def test_a_second_job_of_a_name_is_refused_and_changes_nothing(store: JobStore, files: JobFiles) -> None:
+    before = lines(files.path / "tasks.json")
+    with pytest.raises(JobError, match="there is a job job already; `air-executor reset job`"):
+        store.create(Job(id="2", name="job"), [])
+    assert lines(files.path / "tasks.json") == before
+    assert sorted(os.listdir(store.root)) == ["job"]
+
+
+def test_a_change_is_one_line_and_is_read_back(store: JobStore, files: JobFiles) -> None:
+    files.tasks["b"].status = TaskStatus.RUNNING
+    files.commit(files.tasks["b"])
+    assert len(lines(files.path / "journal.jsonl")) == 2
+    assert store.open("job").tasks == files.tasks
+
+
+def test_what_is_written_whole_differs_by_few_lines(files: JobFiles) -> None:
+    before = lines(files.path / "tasks.json")
+    files.tasks["b"].status = TaskStatus.FAILED
+    files.tasks["b"].error = "why"
+    files.commit(files.tasks["b"])
+    files.write()
+    changes = [line for line in difflib.ndiff(before, lines(files.path / "tasks.json")) if line[0] in "+-"]
+    assert len(changes) == 4
+
+
+def test_after_a_write_the_journal_begins_anew(store: JobStore, files: JobFiles) -> None:
+    for number in range(3):
+        files.tasks["a"].tries = number
+        files.commit(files.tasks["a"])
+    files.write()
+    files.tasks["c"].tries = 7
+    files.commit(files.tasks["c"])
+    assert len(lines(files.path / "journal.jsonl")) == 2
+    assert [each.tries for each in store.open("job").tasks.values()] == [2, 0, 7]
+
+
+def test_a_line_that_somebody_died_over_does_not_count(store: JobStore, files: JobFiles) -> None:
+    files.tasks["a"].tries = 1
+    files.commit(files.tasks["a"])
+    files.tasks["a"].tries = 2
+    files.commit(files.tasks["a"])
+    journal = files.path / "journal.jsonl"
+    data = journal.read_bytes()
+    last = data.rstrip(b"\n").rfind(b"\n") + 1
+    for cut in (last + 1, len(data) - 10, len(data) - 1):
+        journal.write_bytes(data[:cut])
+        assert store.open("job").tasks["a"].tries == 1
+    journal.write_bytes(b"")
+    assert store.open("job").tasks["a"].tries == 0
+
+
+def test_work_goes_on_after_somebody_died(store: JobStore, files: JobFiles) -> None:
+    files.tasks["a"].tries = 1
+    files.commit(files.tasks["a"])
+    again = store.open("job")
+    again.tasks["b"].tries = 5
+    again.commit(again.tasks["b"])
+    assert [each.tries for each in store.open("job").tasks.values()] == [1, 5, 0]
+
+
+def test_tasks_that_are_checked_out_count_and_the_journal_does_not(store: JobStore, files: JobFiles) -> None:
+    files.tasks["a"].status = TaskStatus.COMPLETED
+    files.commit(files.tasks["a"])
+    files.write()
+    checkpoint = (files.path / "tasks.json").read_bytes()
+    files.tasks["b"].status = TaskStatus.COMPLETED
+    files.commit(files.tasks["b"])
+    files.write()
+    files.tasks["c"].status = TaskStatus.COMPLETED
+    files.commit(files.tasks["c"])
+    (files.path / "tasks.json").write_bytes(checkpoint)
+    assert [each.status.value for each in store.open("job").tasks.values()] == ["completed", "pending", "pending"]
+
+
+def test_a_death_between_the_two_files_and_the_journal_loses_nothing(
+    store: JobStore, files: JobFiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files.tasks["a"].status = TaskStatus.COMPLETED
+    files.commit(files.tasks["a"])
+    monkeypatch.setattr(Job, "to_json", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        files.write()  # tasks.json is new, state.json is not, and the journal is that of the former tasks.json
+    monkeypatch.undo()
+    assert store.open("job").tasks["a"].status is TaskStatus.COMPLETED
+
+
+def test_what_is_due_is_written_when_it_is_worth_its_while(files: JobFiles) -> None:
+    files.write()
+    assert files.due_in_s() is None
+    files.tasks["a"].tries = 1
+    files.commit(files.tasks["a"])
+    due_s = files.due_in_s()
+    assert due_s is not None
+    files._due_s = 0.0
+    files.write_if_due()
+    assert files.due_in_s() is None
+    assert orjson.loads((files.path / "tasks.json").read_bytes())[0]["tries"] == 1
+
+
+def test_what_others_write_or_remove_is_noticed_and_our_own_is_not(files: JobFiles) -> None:
+    files.set_state(JobState.WORKING)
+    assert not files.was_changed()
+    (files.path / "tasks.json").write_text("[]")
+    assert files.was_changed()
+    files.load()
+    assert not files.was_changed()
+    (files.path / "state.json").unlink()
+    assert files.was_changed()
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "says"),
+    [
+        ("tasks.json", "[", "tasks.json is not JSON"),
+        ("tasks.json", "", "tasks.json is not JSON"),
+        ("tasks.json", "{}", "job/tasks.json must be a list of tasks"),
+        ("tasks.json", '[{"id": "a", "command": 5}]', "job/tasks.json, task 'a', field 'command'"),
+        ("tasks.json", '[{"id":"a","command":"b"},{"id":"a","command":"b"}]', "there are two tasks 'a'"),
+        ("state.json", "[]", "job/state.json: a job must be an object, not a list"),
+        ("state.json", '{"state": 5}', "job/state.json, field 'state'"),
+    ],
+)
+def test_files_that_can_not_be_understood_are_refused_and_left(
+    store: JobStore, files: JobFiles, name: str, text: str, says: str
+) -> None:
+    (files.path / name).write_text(text)
+    with pytest.raises(JobError) as refused:
+        store.open("job")
+    assert says in str(refused.value)
+    assert (files.path / name).read_text() == text
+
+
+def test_files_that_are_missing_are_named(store: JobStore, files: JobFiles) -> None:
+    (files.path / "tasks.json").unlink()
+    with pytest.raises(JobError, match=r"job/tasks\.json is missing"):
+        store.open("job")
+    with pytest.raises(JobError, match=r"nobody/state\.json is missing"):
+        store.open("nobody")
+    with pytest.raises(JobError, match="cannot be a job's name"):
+        store.open("../job")
+
+
+def test_of_a_key_there_is_one_task(files: JobFiles) -> None:
+    assert [each.id for each in files.add([task("d", key="k"), task("e", key="k"), task("f")], "here")] == ["d", "f"]
+    assert files.add([task("g", key="k")], "here") == []
+    assert files.keys == {"k": "d"}
+
+
+def test_of_tasks_that_contradict_each_other_none_is_taken(files: JobFiles) -> None:
+    with pytest.raises(JobError, match="here: there are two tasks 'a'"):
+        files.add([task("d", key="k"), task("a")], "here")
+    with pytest.raises(JobError, match="which is not a task of the job"):
+        files.add([task("d"), task("e", dependencies=["x"])], "here")
+    assert list(files.tasks) == ["a", "b", "c"]
+    assert files.keys == {}
+
+
+def test_what_is_asked_comes_in_its_order_and_what_can_not_be_understood_is_set_aside(
+    store: JobStore, files: JobFiles
+) -> None:
+    store.ask("job", "queue", [{"id": "d"}])
+    (files.path / "inbox" / "00.json").write_text("nonsense")
+    store.ask("job", "cancel")
+    assert [(ask.action, ask.tasks) for ask in files.asks()] == [("queue", [{"id": "d"}]), ("cancel", [])]
+    assert (files.path / "inbox" / "00.json.unreadable").exists()
+    with pytest.raises(JobError, match="there is no job nobody"):
+        store.ask("nobody", "cancel")
+
+
+def test_a_disk_that_takes_nothing_is_an_error_and_changes_nothing(
+    store: JobStore, files: JobFiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = store.open("job").tasks
+
+    def full(*_: Any) -> int:
+        raise OSError(28, "No space left on device")
+
+    files.tasks["a"].tries = 1
+    monkeypatch.setattr(os, "write", full)
+    with pytest.raises(StateDirError, match="No space left"):
+        files.commit(files.tasks["a"])
+    with pytest.raises(StateDirError, match="No space left"):
+        files.write()
+    monkeypatch.undo()
+    assert store.open("job").tasks == before
+    files.commit(files.tasks["a"])
+    files.close()
+    assert store.open("job").tasks["a"].tries == 1
