@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 import uuid
 from collections.abc import Iterable, Mapping
@@ -86,13 +87,33 @@ def queue_tasks(
 
     Inside a task they become part of the job when the task completes; a task that fails has queued nothing.
 
+    In a task of an Airflow dag, they are the keyword arguments of the task that
+    :func:`air_executor.follow_up.follow_up` maps over them.
+
     :return: their ids; of a key that is there already, the id of the task that has it.
     :raises JobError: an id is taken, a dependency is unknown or leads back, or there is no such job.
     """
+    if job is None and "AIR_EXECUTOR_JOB" not in os.environ and _is_in_dag():
+        from air_executor.follow_up import queue_in_dag
+
+        return queue_in_dag(each.to_dict() if isinstance(each, Task) else each for each in tasks)
     documents = [each.to_dict() if isinstance(each, Task) else each for each in tasks]
     if job is None:
         return queue_in_job(documents)
     return queue_from_outside(state_dir or find_state_dir(), job, documents)
+
+
+def _is_in_dag() -> bool:
+    """Tell whether this process executes a task of Airflow."""
+    if "airflow.sdk" not in sys.modules:
+        return False
+    from airflow.sdk import get_current_context
+
+    try:
+        get_current_context()
+    except RuntimeError:
+        return False
+    return True
 
 
 @dataclass(frozen=True)

@@ -158,13 +158,16 @@ class Manager:
         poll_s: float = 5.0,
         max_runners: int | None = None,
         only: frozenset[str] | None = None,
+        heeds_signals: bool = True,
     ) -> None:
         """Prepare, but begin nothing.
 
         :param poll_s: how often it looks at the files though nothing told it to, in seconds.
         :param max_runners: how many tasks may run at a time, of all jobs together.
         :param only: names of the jobs to work on; ``None`` for all.
+        :param heeds_signals: SIGTERM and SIGINT end :meth:`serve`; otherwise they do what they did.
         """
+        self._heeds_signals = heeds_signals
         self._config = dataclasses.replace(config, serves="jobs", preload=(), launcher="own")
         self._runs = RunStore(config.state_dir)
         self._store = JobStore(config.state_dir)
@@ -259,6 +262,9 @@ class Manager:
         with receiver, sender:
             receiver.setblocking(False)
             sender.setblocking(False)
+            if not self._heeds_signals:
+                yield receiver
+                return
             before = signal.set_wakeup_fd(sender.fileno(), warn_on_full_buffer=False)
             handlers = {
                 number: signal.signal(number, lambda *_: self.stop()) for number in (signal.SIGTERM, signal.SIGINT)

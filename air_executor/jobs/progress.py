@@ -1,0 +1,63 @@
+"""How far a job has come, in lines for a log."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from air_executor.jobs.model import TaskStatus
+from air_executor.jobs.store import JobFiles, JobStore
+
+#: So many failed tasks are told with their errors.
+_TOLD = 20
+
+
+class Progress:
+    """Tells what has changed in a job since the last look."""
+
+    def __init__(self, store: JobStore, name: str) -> None:
+        self._store, self._name = store, name
+        self._known: dict[str, TaskStatus] = {}
+        self._line = ""
+        self.is_over = False
+
+    @property
+    def folder(self) -> Path:
+        """The job's folder."""
+        return self._store.folder(self._name)
+
+    def news(self) -> Iterator[str]:
+        """Yield a line for each task that failed, and one with the counts, if they are others than last time.
+
+        :raises JobError: there is no such job.
+        """
+        files = self._store.open(self._name)
+        for task in files.tasks.values():
+            if task.status is TaskStatus.FAILED and self._known.get(task.id) is not TaskStatus.FAILED:
+                yield f"task {task.id} failed: {task.error}"
+        self._known = {task.id: task.status for task in files.tasks.values()}
+        statuses = list(self._known.values())
+        counts = [(status, statuses.count(status)) for status in TaskStatus if status in statuses]
+        line = f"job {self._name} is {files.job.state.value}"
+        line += ": " + ", ".join(f"{count} {status.value}" for status, count in counts) if counts else ""
+        if line != self._line:
+            self._line = line
+            yield line
+        self.is_over = files.job.state.is_end and not files.asks()
+
+    def lines(self, every_s: float) -> Iterator[str]:
+        """Yield the news until the job has ended, looking every so many seconds."""
+        while True:
+            yield from self.news()
+            if self.is_over:
+                return
+            time.sleep(every_s)
+
+
+def describe_failures(files: JobFiles) -> str:
+    """Return why a job has failed, with the errors of its tasks."""
+    failed = [task for task in files.tasks.values() if task.status is TaskStatus.FAILED]
+    told = "".join(f"\n- {task.id}: {task.error}" for task in failed[:_TOLD])
+    more = f"\n- and {len(failed) - _TOLD} more" if len(failed) > _TOLD else ""
+    return f"job {files.job.name} {files.job.state.value}: {files.job.error}{told}{more}"

@@ -1,0 +1,57 @@
+"""Waiting for a job that somebody else has submitted: :class:`AirJobSensor`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+from airflow.sdk.bases.sensor import BaseSensorOperator, PokeReturnValue
+
+from air_executor.jobs.progress import Progress
+from air_executor.jobs.store import JobStore
+from air_executor.operators import results_of, state_dir_of
+from air_executor.triggers import AirJobTrigger
+
+if TYPE_CHECKING:
+    from airflow.sdk.definitions.context import Context
+
+
+class AirJobSensor(BaseSensorOperator):
+    """Waits for the end of a job, and returns what its functions returned; fails when the job fails.
+
+    :param job_name: the job; templated.
+    :param state_dir: where jobs are kept, unless below ``[air_executor] state_dir``.
+    :param deferrable: wait in the triggerer, and hold no slot.
+    """
+
+    template_fields: Sequence[str] = ("job_name",)
+
+    def __init__(self, *, job_name: str, state_dir: str | None = None, deferrable: bool = False, **kwargs: Any) -> None:
+        super().__init__(**{"poke_interval": 2.0, **kwargs})
+        self.job_name = job_name
+        self.state_dir = state_dir
+        self.deferrable = deferrable
+        self._progress: Progress | None = None
+
+    def execute(self, context: Context) -> Any:
+        """Wait, here or in the triggerer."""
+        if self.deferrable:
+            trigger = AirJobTrigger(job_name=self.job_name, state_dir=state_dir_of(self.state_dir))
+            self.defer(trigger=trigger, method_name="resume", timeout=timedelta(seconds=self.timeout))
+        return super().execute(context)
+
+    def poke(self, context: Context) -> PokeReturnValue:  # noqa: ARG002
+        """Look whether the job has ended."""
+        store = JobStore(state_dir_of(self.state_dir))
+        if self._progress is None:
+            self._progress = Progress(store, self.job_name)
+        for line in self._progress.news():
+            self.log.info("%s", line)
+        if not self._progress.is_over:
+            return PokeReturnValue(is_done=False)
+        return PokeReturnValue(is_done=True, xcom_value=results_of(store, self.job_name))
+
+    def resume(self, context: Context, event: dict[str, Any]) -> Any:  # noqa: ARG002
+        """Go on after the deferral."""
+        return results_of(JobStore(event["state_dir"]), event["job_name"])
