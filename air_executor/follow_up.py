@@ -75,8 +75,8 @@ def follow_up(
     :param waves: how often it may be mapped. Waves with nothing to do are skipped. When something is still queued
         after the last one, the run fails and says what.
     :param group_id: id of the task group that this makes; made of the name of ``then`` unless given.
-    :param continue_in_new_run: begin another run of the dag with what is left, in place of failing. In it ``first`` does
-        not run, but what comes after it does.
+    :param continue_in_new_run: begin another run of the dag with what is left, in place of failing. In it ``first``
+        does not run, but what comes after it does.
     :return: a list of what all instances returned, wave after wave, for tasks downstream.
     :raises ValueError: ``waves`` is not at least 1.
     """

@@ -203,7 +203,8 @@ def queue(*arguments: str) -> str:
 
 
 def test_a_shell_task_queues_more(yard: Yard) -> None:
-    script = f"{queue('--id', 'b', '--', 'echo', '--x')} && {queue('--after', 'b', '--after', 'a', '--key', 'k', '--', 'true')}"
+    last = queue("--after", "b", "--after", "a", "--key", "k", "--", "true")
+    script = f"{queue('--id', 'b', '--', 'echo', '--x')} && {last}"
     yard.submit(sh("a", f"{script}; {queue('--key', 'k', '--', 'false')}", env=yard.env))
     files = yard.finish()
     assert files.job.state is JobState.COMPLETED, files.tasks

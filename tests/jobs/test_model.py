@@ -103,14 +103,14 @@ def test_a_wrong_value_is_refused_with_file_task_and_field(field: str, value: An
     ],
 )
 def test_contradictions_are_refused(fields: dict[str, Any], says: str) -> None:
-    with pytest.raises(JobError, match="job/tasks.json, task 'a'") as refused:
+    with pytest.raises(JobError, match=r"job/tasks\.json, task 'a'") as refused:
         task(**fields)
     assert says in str(refused.value)
 
 
 @pytest.mark.parametrize("document", [None, [], "task", 5, {"command": "true"}])
 def test_what_is_no_task_is_refused(document: Any) -> None:
-    with pytest.raises(JobError, match="job/tasks.json"):
+    with pytest.raises(JobError, match=r"job/tasks\.json"):
         Task.from_dict(document, job_name="job", where="job/tasks.json")
 
 
@@ -137,7 +137,7 @@ def test_a_circle_is_refused_and_shown() -> None:
 
 
 def test_an_unknown_dependency_is_refused_by_name() -> None:
-    with pytest.raises(JobError, match="here: task 'a' depends on 'nobody', which is not a task of the job"):
+    with pytest.raises(JobError, match=r"here: task 'a' depends on 'nobody', which is not a task of the job"):
         check_dependencies({}, tasks(a=["nobody"]), "here")
 
 
@@ -156,7 +156,7 @@ def test_the_wait_between_tries_doubles_up_to_an_hour() -> None:
 
 
 def test_a_job_with_a_wrong_field_is_refused_with_its_name() -> None:
-    with pytest.raises(JobError, match="job/state.json, field 'max_runners': it must be a whole number, at least 1"):
+    with pytest.raises(JobError, match=r"job/state\.json, field 'max_runners': it must be a whole number, at least 1"):
         Job.from_dict({"id": "1", "max_runners": 0}, name="job", where="job/state.json")
     with pytest.raises(JobError, match="field 'state': it must be one of waiting, working, completed, failed"):
         Job.from_dict({"id": "1", "state": "done"}, name="job", where="job/state.json")

@@ -1,0 +1,100 @@
+"""The engine is killed at random, a few hundred times: nothing is lost, and nothing that was completed is repeated."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+from collections import Counter
+
+import orjson
+import psutil
+import pytest
+
+from air_executor.jobs.model import JobState, TaskStatus
+from tests.jobs.conftest import Yard
+from tests.support.waiting import wait_for
+
+pytestmark = pytest.mark.faults
+
+#: So often something is killed.
+KILLS = 200
+
+#: Each task of the job notes that it begins, queues one more until there are generations enough, and notes its end.
+WORK = """
+import os, time
+from air_executor.jobs import queue_tasks
+
+def note(file, line):
+    fd = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.write(fd, (line + "\\n").encode())
+    os.close(fd)
+
+def work(line, generation, generations):
+    me = os.environ["AIR_EXECUTOR_TASK"]
+    note("began", me)
+    time.sleep(0.01)
+    if generation < generations:
+        more = {"line": line, "generation": generation + 1, "generations": generations}
+        queue_tasks([{"id": f"{line}.{generation + 1}", "function": "work:work", "arguments": more}])
+    note("ended", me)
+    return generation
+"""
+
+
+@pytest.mark.parametrize("seed", [1])
+def test_nothing_is_lost_or_repeated_whatever_is_killed(yard: Yard, seed: int) -> None:
+    chance = random.Random(seed)
+    lines, generations = 4, 120
+    (yard.folder / "work.py").write_text(WORK)
+    yard.submit(
+        *(
+            {
+                "id": f"{line}.0",
+                "function": "work:work",
+                "arguments": {"line": str(line), "generation": 0, "generations": generations},
+                "env": {"PYTHONPATH": yard.env["PYTHONPATH"]},
+            }
+            for line in range(lines)
+        ),
+        max_runners=lines,
+    )
+    folder = yard.store.folder("job")
+    completed: set[str] = set()
+    kills: Counter[str] = Counter()
+    manager = yard.start_manager()
+    while sum(kills.values()) < KILLS and not yard.store.open("job").job.state.is_end:
+        with contextlib.suppress(psutil.TimeoutExpired):
+            psutil.Process(manager.pid).wait(chance.uniform(0.0, 0.4))
+        what = chance.choice(["manager", "launcher", "runner", "all"])
+        family = [process for launcher in yard.launchers() for process in launcher.children(recursive=True)]
+        doomed = {
+            "manager": [],
+            "launcher": yard.launchers(),
+            "runner": family[:1],
+            "all": [*yard.launchers(), *family],
+        }[what]
+        for process in doomed:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        if what in ("manager", "all"):
+            manager.kill()
+            manager.wait()
+        kills[what] += 1
+        # Whoever looks now sees whole documents, and what was completed stays so.
+        for name in ("state.json", "tasks.json"):
+            assert orjson.loads((folder / name).read_bytes())
+        now = {task.id for task in yard.tasks().values() if task.status is TaskStatus.COMPLETED}
+        assert completed <= now
+        completed = now
+        if manager.poll() is not None:
+            manager = yard.start_manager()
+    wait_for(lambda: yard.store.open("job").job.state.is_end, "the end of the job", 120)
+    files = yard.store.open("job")
+    assert files.job.state is JobState.COMPLETED, files.job.error
+    assert len(files.tasks) == lines * (generations + 1)
+    began, ended = Counter(yard.lines("began")), Counter(yard.lines("ended"))
+    for task in files.tasks.values():
+        assert task.result == int(task.id.partition(".")[2])
+        # It began anew as often as its runner died under it, and never after it had ended well.
+        assert 1 <= ended[task.id] <= began[task.id] <= 1 + task.interruptions
+    assert sum(kills.values()) >= KILLS or len(kills) == 4, kills
