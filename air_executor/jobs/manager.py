@@ -184,11 +184,14 @@ class Manager:
         #: What was said last of jobs that have to wait.
         self._complaints: dict[str, str] = {}
         self._looked_s = float("-inf")
+        #: When to look again at a job that could not be read, on the monotonic clock.
+        self._look_again_s = float("inf")
         self._is_told = True
         self._stopping = False
         self._may_start = True
         #: What SIGTERM and SIGINT do.
         self.on_signal = self.stop
+        self._is_signalled = False
 
     # Life
 
@@ -201,11 +204,10 @@ class Manager:
             self._backend.warm_up()
             self._watch.add(self._store.root)
             with self._listening_to_signals() as wake:
-                while not self._stopping:
-                    self._step()
-                    if until():
-                        break
+                self._step()
+                while not (until() or self._stopping):
                     self._wait(wake)
+                    self._step()
 
     def apply(self) -> None:
         """Do what is asked of the jobs, and start nothing. What is cancelled has ended when this returns.
@@ -215,9 +217,10 @@ class Manager:
         with self._alone(), self._listening_to_signals() as wake:
             self._may_start = False
             self._look()
+            self._step()
             while not self._stopping and any(job.files.job.cancelled for job in self._jobs.values()):
-                self._step()
                 self._wait(wake)
+                self._step()
 
     def interrupt(self) -> None:
         """Stop what runs, and let :meth:`serve` return when it has ended. It is begun again with the next manager."""
@@ -266,9 +269,8 @@ class Manager:
                 yield receiver
                 return
             before = signal.set_wakeup_fd(sender.fileno(), warn_on_full_buffer=False)
-            handlers = {
-                number: signal.signal(number, lambda *_: self.stop()) for number in (signal.SIGTERM, signal.SIGINT)
-            }
+            numbers = (signal.SIGTERM, signal.SIGINT)
+            handlers = {number: signal.signal(number, self._note_signal) for number in numbers}
             try:
                 yield receiver
             finally:
@@ -276,12 +278,14 @@ class Manager:
                     signal.signal(number, handler)
                 signal.set_wakeup_fd(before)
 
-    def _on_signal(self, *_: object) -> None:
-        self.on_signal()
+    def _note_signal(self, *_: object) -> None:
+        self._is_signalled = True
 
     def _wait(self, wake: socket.socket) -> None:
         """Wait until something happens: a run ends, a file changes, a signal comes, or it is time for something."""
-        due_s = [self._looked_s + (_LOOK_S if self._is_told else self._poll_s) - time.monotonic()]
+        due_s = [self._next_look_s() - time.monotonic()]
+        if (ask_s := self._backend.due_in_s()) is not None:
+            due_s.append(ask_s)
         for job in self._jobs.values():
             if (write_s := job.files.due_in_s()) is not None:
                 due_s.append(write_s)
@@ -303,11 +307,18 @@ class Manager:
         with contextlib.suppress(BlockingIOError):
             wake.recv(4096)
 
+    def _next_look_s(self) -> float:
+        """Return when to look at the files, on the monotonic clock."""
+        return min(self._looked_s + (_LOOK_S if self._is_told else self._poll_s), self._look_again_s)
+
     def _step(self) -> None:
+        if self._is_signalled:
+            self._is_signalled = False
+            self.on_signal()
         self._is_told = self._watch.drain() or self._is_told
         for record in self._backend.ended():
             self._ended(record)
-        if time.monotonic() >= self._looked_s + (_LOOK_S if self._is_told else self._poll_s):
+        if time.monotonic() >= self._next_look_s():
             self._look()
         for job in list(self._jobs.values()):
             if job.blocked_until_s and time.monotonic() >= job.blocked_until_s:
@@ -326,15 +337,19 @@ class Manager:
             what(job)
             self._complaints.pop(job.name, None)
         except (AirExecutorError, OSError) as error:
-            if self._complaints.get(job.name) != str(error):
-                log.error("Job %s has to wait: %s", job.name, error)
-            self._complaints[job.name] = str(error)
+            self._complain(job.name, error)
             job.blocked_until_s = time.monotonic() + _BLOCKED_S
+
+    def _complain(self, name: str, error: Exception) -> None:
+        """Say once why a job has to wait."""
+        if self._complaints.get(name) != str(error):
+            log.error("Job %s has to wait: %s", name, error)
+        self._complaints[name] = str(error)
 
     # Looking at the files
 
     def _look(self) -> None:
-        self._is_told, self._looked_s = False, time.monotonic()
+        self._is_told, self._looked_s, self._look_again_s = False, time.monotonic(), float("inf")
         names = [name for name in self._store.names() if self._only is None or name in self._only]
         for name in self._jobs.keys() - names:
             self._forget(self._jobs[name])
@@ -354,9 +369,14 @@ class Manager:
             return
         try:
             files.load()
-        except AirExecutorError as error:
+        except JobError as error:
             self._refused[name] = signature
+            self._watch.add(files.path)  # for who mends it
             log.error("Job %s can't be worked on: %s", name, error)
+            return
+        except AirExecutorError as error:
+            self._complain(name, error)
+            self._look_again_s = time.monotonic() + _BLOCKED_S
             return
         self._refused.pop(name, None)
         if files.job.state.is_end and not files.asks():
@@ -388,8 +408,8 @@ class Manager:
             self._try(job, lambda job: job.files.write())
             return
         except AirExecutorError as error:
+            self._complain(job.name, error)
             job.blocked_until_s = time.monotonic() + _BLOCKED_S
-            log.error("Job %s has to wait: %s", job.name, error)
             return
         changed = self._jobs[job.name] = ActiveJob(files)
         self._try(changed, self._resume)

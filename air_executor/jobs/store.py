@@ -114,6 +114,8 @@ class JobStore:
         :raises JobError: there is no such job, or its files can't be understood.
         """
         files = JobFiles(self.folder(name))
+        if not files.path.is_dir():
+            raise JobError(f"there is no job {name} below {self.root}")
         files.load()
         return files
 

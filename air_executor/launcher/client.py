@@ -147,6 +147,15 @@ class LocalBackend:
         self._receive()
         return [record.id for record in self._ended]
 
+    def due_in_s(self) -> float | None:
+        """See :meth:`air_executor.runs.backend.RunBackend.due_in_s`."""
+        now_s, due_s = time.monotonic(), []
+        if self._connection is None and self._ordered:
+            due_s.append(self._retry_s)
+        if self._alone:
+            due_s.append(now_s if self._unseen else self._looked_s + _LOOK_S)
+        return max(0.0, min(due_s) - now_s) if due_s else None
+
     def stop(self, run_id: str, reason: str, *, unwanted: bool = False) -> None:
         """See :meth:`air_executor.runs.backend.RunBackend.stop`."""
         try:

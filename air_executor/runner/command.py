@@ -20,7 +20,7 @@ from air_executor import system
 from air_executor.errors import AirExecutorError
 from air_executor.runner.active import ActiveRun, Ending, Outcome
 from air_executor.runs.backend import RunRequest
-from air_executor.runs.record import RunState
+from air_executor.runs.record import UNWANTED, RunState
 from air_executor.runs.store import RunStore, replace_file
 
 #: How often a runner shows that it lives, in seconds.
@@ -135,9 +135,10 @@ def _outcome(status: int, active: ActiveRun, error: str | None) -> Outcome:
         reason = error or (f"it ended with exit code {code}" if code else None)
     was_killed = ending is not None or name is not None
     state = RunState.KILLED if was_killed else RunState.FAILED if code else RunState.SUCCEEDED
+    outcome = "success" if state is RunState.SUCCEEDED else "failed"
     return Outcome(
         state=state,
-        outcome="success" if state is RunState.SUCCEEDED else "failed",
+        outcome=UNWANTED if ending is not None and ending.unwanted else outcome,
         exit_code=code if name is None else None,
         signal=name,
         reason=reason,

@@ -66,6 +66,9 @@ class RunBackend(Protocol):
     def ends(self) -> list[str]:
         """Take in what there is to be read, and return the ids of the runs that :meth:`ended` would tell of."""
 
+    def due_in_s(self) -> float | None:
+        """Return in how many seconds :meth:`ended` should be called though nothing tells; ``None``: no need to."""
+
     def stop(self, run_id: str, reason: str, *, unwanted: bool = False) -> None:
         """Ask for a run's end, which :meth:`ended` tells. The task gets time for ``on_kill``, then it is killed.
 

@@ -265,7 +265,7 @@ except JobError as error:
 def test_queueing_outside_of_a_task_needs_the_name_of_a_job(yard: Yard) -> None:
     with pytest.raises(JobError, match="this process is not a task of a job"):
         api.queue_tasks([{"command": "true"}])
-    with pytest.raises(JobError, match=r"nobody/state\.json is missing"):
+    with pytest.raises(JobError, match="there is no job nobody below"):
         api.queue_tasks([{"command": "true"}], job="nobody", state_dir=yard.state_dir)
 
 
@@ -478,7 +478,6 @@ def test_a_job_whose_files_can_not_be_written_waits_until_they_can(yard: Yard) -
     obstacle.mkdir()
     yard.start_manager()
     wait_for(lambda: "has to wait" in "".join(yard.lines("manager.log")), "the complaint")
-    assert statuses(yard) == {"a": "pending", "b": "pending"}
     obstacle.rmdir()
     assert api.wait("job", timeout_s=60, state_dir=yard.state_dir).job.state is JobState.COMPLETED
     assert [task.tries for task in yard.tasks().values()] == [1, 1]

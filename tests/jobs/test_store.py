@@ -181,7 +181,7 @@ def test_files_that_are_missing_are_named(store: JobStore, files: JobFiles) -> N
     (files.path / "tasks.json").unlink()
     with pytest.raises(JobError, match=r"job/tasks\.json is missing"):
         store.open("job")
-    with pytest.raises(JobError, match=r"nobody/state\.json is missing"):
+    with pytest.raises(JobError, match="there is no job nobody below"):
         store.open("nobody")
     with pytest.raises(JobError, match="cannot be a job's name"):
         store.open("../job")
