@@ -1,0 +1,64 @@
+"""Jobs of the standalone engine as tasks of a dag."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from datetime import timedelta
+
+from airflow.sdk import dag
+
+from air_executor.operators import AirJobOperator
+from air_executor.sensors import AirJobSensor
+
+ELSEWHERE = os.path.join(tempfile.gettempdir(), "no-manager-works-here")
+
+GOOD = [{"id": "a", "command": "true"}, {"id": "c", "function": "os:getcwd", "dependencies": ["a"]}]
+
+
+@dag(schedule=None, catchup=False)
+def job_own():
+    """The task works on the job itself."""
+    AirJobOperator(task_id="job", tasks=GOOD, folder="/", manager="own")
+
+
+@dag(schedule=None, catchup=False)
+def job_waited_for():
+    """A manager works on the job; one task defers for it, a sensor waits for the same job, and a deferred one."""
+    job = AirJobOperator(task_id="job", job_name="waited-{{ run_id }}", tasks=GOOD, folder="/", deferrable=True)
+    for mode in ({"deferrable": True}, {"mode": "reschedule", "poke_interval": 1.0}):
+        job >> AirJobSensor(task_id=f"sensor_{len(mode)}", job_name="waited-{{ run_id }}", **mode)
+
+
+@dag(schedule=None, catchup=False)
+def job_fails():
+    """What fails in the job fails the task, with its errors; a further try goes on with what failed."""
+    AirJobOperator(
+        task_id="job",
+        tasks=[
+            {"id": "good", "command": "echo good >> $AIR_TEST_OUT/job_fails", "shell": True},
+            {"id": "bad", "command": "echo bad >> $AIR_TEST_OUT/job_fails; exit 5", "shell": True},
+        ],
+        manager="own",
+        retries=1,
+        retry_delay=timedelta(0),
+    )
+
+
+@dag(schedule=None, catchup=False)
+def job_without_manager():
+    """Nobody works on the jobs there."""
+    AirJobOperator(task_id="job", tasks=GOOD, state_dir=ELSEWHERE)
+
+
+@dag(schedule=None, catchup=False)
+def job_killed():
+    """The job takes for ever, and ends when the task is marked."""
+    AirJobOperator(task_id="job", tasks=[{"id": "a", "command": "sleep", "args": ["600"]}], manager="own")
+
+
+job_own()
+job_waited_for()
+job_fails()
+job_without_manager()
+job_killed()
