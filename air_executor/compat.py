@@ -202,6 +202,16 @@ def execution_api_url(get: Callable[[str, str], str | None]) -> str:
     return get("core", "execution_api_server_url") or f"{base.rstrip('/')}/execution/"
 
 
+# Dags
+
+
+def skip(reason: str) -> Exception:
+    """Return what a task raises that is to be skipped."""
+    name = "airflow.exceptions" if AIRFLOW_VERSION < (3, 2) else "airflow.sdk.exceptions"
+    error: Exception = importlib.import_module(name).AirflowSkipException(reason)
+    return error
+
+
 # The scheduler
 
 

@@ -26,7 +26,9 @@ from typing import Any
 
 from airflow.providers.standard.operators.trigger_dagrun import TriggerDagRunOperator
 from airflow.sdk import TaskGroup, get_current_context, task
-from airflow.sdk.exceptions import AirflowException, AirflowSkipException
+
+from air_executor import compat
+from air_executor.errors import JobError
 
 #: XCom in which a task leaves what it has queued.
 QUEUED = "air_executor_queued"
@@ -140,7 +142,7 @@ def _queued_later(task_id: str) -> list[dict[str, Any]]:
 def _nothing_left(left: list[dict[str, Any]] | None, waves: int) -> None:
     """Fail if something is left."""
     if left:
-        raise AirflowException(
+        raise JobError(
             f"{_described(left)} still queued after {waves} waves. Let follow_up() make more of them (waves=…), or "
             "go on in another run (continue_in_new_run=True)."
         )
@@ -150,7 +152,7 @@ def _nothing_left(left: list[dict[str, Any]] | None, waves: int) -> None:
 def _rest(left: list[dict[str, Any]] | None, group_id: str) -> dict[str, Any]:
     """Return the configuration of the run that goes on with what is left."""
     if not left:
-        raise AirflowSkipException("nothing is left")
+        raise compat.skip("nothing is left")
     print(f"{_described(left)} left for another run")
     conf = dict(get_current_context()["dag_run"].conf or {})
     return {**conf, CONTINUED: {group_id: left}}

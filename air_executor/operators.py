@@ -9,7 +9,6 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from airflow.sdk.bases.operator import BaseOperator
-from airflow.sdk.exceptions import AirflowException
 
 from air_executor import config
 from air_executor.errors import AirExecutorError, JobError, ManagedError
@@ -41,11 +40,11 @@ def options_for(state_dir: str) -> config.Config:
 def results_of(store: JobStore, name: str) -> dict[str, Any]:
     """Return what the functions of a job have returned, by the ids of their tasks.
 
-    :raises AirflowException: the job has failed; the message has the errors of its tasks.
+    :raises JobError: the job has failed; the message has the errors of its tasks.
     """
     files = store.open(name)
     if files.job.state is not JobState.COMPLETED:
-        raise AirflowException(describe_failures(files))
+        raise JobError(describe_failures(files))
     return {task.id: task.result for task in files.tasks.values() if task.result is not None}
 
 
@@ -100,7 +99,7 @@ class AirJobOperator(BaseOperator):
         state_dir = state_dir_of(self.state_dir)
         store = JobStore(state_dir)
         if self.manager == "running" and store.manager() is None:
-            raise AirflowException(
+            raise JobError(
                 f"no manager works on the jobs below {store.root}: run `air-executor start --detach` with this state "
                 "directory, or let the task work on the job itself with manager='own'"
             )
