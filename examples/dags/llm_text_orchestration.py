@@ -5,9 +5,9 @@ Trigger it with a text::
     airflow dags trigger llm_text_orchestration --conf '{"text": "I love this. I do not love that."}'
 
 Without more, a lexicon and a statistical model work on it: ``pip install vaderSentiment yake``. When Airflow has a
-connection ``text_llm``, they ask that endpoint instead, in the words of OpenAI's interface: its host is the base URL, its
-password the key, and its extra may say ``{"model": "…"}``. An endpoint that is busy or broken is asked again, as tasks are
-retried.
+connection ``text_llm``, they ask that endpoint instead, in the words of OpenAI's interface: its host is the base URL,
+its password the key, and its extra may say ``{"model": "…"}``. An endpoint that is busy or broken is asked again, as
+tasks are retried.
 """
 
 from __future__ import annotations
