@@ -376,7 +376,7 @@ def _ask(args: argparse.Namespace) -> int:
     except ManagedError:
         # The manager does it; that is, soon.
         until_s = time.monotonic() + _START_S
-        while path.exists() and time.monotonic() < until_s:
+        while time.monotonic() < until_s and (path.exists() or (action == "cancel" and not files.is_ended())):
             time.sleep(_LOOK_S)
     files = store.open(args.name)
     if args.json:

@@ -416,7 +416,7 @@ class Manager:
 
     def _resume(self, job: ActiveJob) -> None:
         """Find the runs of the tasks that are running as the files say, and stop those that are nobody's."""
-        for task in job.tasks.values():
+        for task in list(job.tasks.values()):  # what has ended may have queued more
             if task.status is TaskStatus.RUNNING:
                 self._find_run(job, task)
         known = {task.run_id for task in job.tasks.values() if task.status is TaskStatus.RUNNING}
