@@ -203,7 +203,7 @@ def test_status_shows_what_lives_and_settles_what_does_not(
 
 def test_status_of_nothing_says_so(cli: Cli) -> None:
     assert "nothing runs" in cli.run("status").stdout
-    assert cli.json("status") == {"launchers": [], "runs": []}
+    assert cli.json("status") == {"launchers": [], "runs": [], "jobs": []}
 
 
 # runs

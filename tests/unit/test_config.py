@@ -46,7 +46,7 @@ def test_every_option_has_a_default_that_can_be_used(home: Path) -> None:
 
 
 def test_every_option_is_a_value_of_the_configuration_and_is_described() -> None:
-    assert [option.name for option in OPTIONS] == list(Config.__dataclass_fields__)
+    assert [*(option.name for option in OPTIONS), "serves"] == list(Config.__dataclass_fields__)
     for option in OPTIONS:
         assert option.description.endswith(".")
         assert option.type in ("string", "integer", "float")
