@@ -167,7 +167,7 @@ def measure(options: argparse.Namespace, folder: Path) -> Results:
             for executor in (options.executors or LONG_EXECUTORS) if workload.is_long else ():
                 benchmark.once(executor, workload)
         with contextlib.closing(Database(server, "postgres")) as database:
-            described = machine(database.version)
+            described = machine(PostgreSQL=database.version)
     settings = {"AIRFLOW__CORE__PARALLELISM": str(sizes.parallelism), **SETTINGS, **extra}
     return Results(described, settings, sizes, tuple(benchmark.samples))
 

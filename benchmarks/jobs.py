@@ -2,15 +2,12 @@
 
 The peers are huey with its file storage, a shell's ``xargs -P``, and the floor. All run the command ``true``, with the
 same number of places; the floor is ``posix_spawn`` and ``wait`` from one loop, with as many at a time.
-
-- **no-ops**: a job of that many tasks.
-- **queued inside**: one task queues that many.
-- **as the job grows**: a job of 10,000; tasks/s and the manager's CPU per task in each tenth of it.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import statistics
@@ -27,39 +24,69 @@ from air_executor.jobs import api
 from air_executor.jobs.manager import Manager
 from air_executor.jobs.model import JobState
 from air_executor.jobs.store import JobStore
-from tests.support.airflow_env import config
+from benchmarks.report import table
+from benchmarks.results import machine, version
+from tests.support.airflow_env import REPOSITORY, config
 
 #: Of the module that huey's consumer imports.
 _HUEY = """
 import subprocess
 from huey import FileHuey
-huey = FileHuey("bench", path={path!r}, use_thread_lock=True)
+huey = FileHuey("bench", path={path!r}, use_thread_lock=True, store_none=True)
 
 @huey.task()
 def run():
     subprocess.run(["true"], check=True)
 """
 
+#: Waits until so many results are there.
+_HUEY_WAIT = "import sys, time, work\nwhile work.huey.result_count() < int(sys.argv[1]): time.sleep(0.1)"
+
+_QUEUE = (
+    "from air_executor.jobs import queue_tasks; queue_tasks([{'command': 'true'}] * int(__import__('sys').argv[1]))"
+)
+
+#: Into so many parts a job is divided, to see whether it costs more as it grows.
+_PARTS = 10
+
+_EXPLANATION = """\
+Made by `python -m benchmarks.jobs`. Every task is the command `true`; {places} run at a time. Tasks/s are medians over
+{rounds} rounds, with the least and the greatest in brackets, of {count:,} tasks each. *Queued inside*: one task queues
+all others. *Floor*: `posix_spawn` and `wait` from one loop, nothing else. huey has its file storage, and a worker
+process for each place; nobody waits for its results but one process that counts them ten times a second. `xargs` and
+the floor keep no record of anything."""
+
 
 def engine(tasks: list[dict[str, Any]], places: int, expected: int) -> dict[str, Any]:
-    """Run a job, and return its tasks per second, and those of each tenth of it."""
+    """Run a job; return its tasks per second and its manager's CPU per task, and both for each part of it."""
     with tempfile.TemporaryDirectory(prefix="air-jobs-") as folder:
         store = JobStore(folder)
         api.submit("bench", tasks, max_runners=places, folder=folder, state_dir=folder)
         manager = Manager(config(Path(folder), launcher_idle_seconds=1.0), max_runners=places)
+        clock: list[tuple[float, float]] = []
+
+        def is_over() -> bool:
+            clock.append((time.time(), time.process_time()))
+            return store.files("bench").is_ended()
+
         began_s, cpu_s = time.monotonic(), time.process_time()
-        manager.serve(until=lambda: not manager.live and store.open("bench").is_ended())
+        manager.serve(until=is_over)
         took_s, cpu_s = time.monotonic() - began_s, time.process_time() - cpu_s
         files = store.open("bench")
         if files.job.state is not JobState.COMPLETED or len(files.tasks) != expected:
             raise RuntimeError(f"the job ended {files.job.state.value}: {files.job.error}")
         ends = sorted(datetime.fromisoformat(task.completed_at or "").timestamp() for task in files.tasks.values())
-        tenth = max(1, len(ends) // 10)
-        rates = [
-            tenth / (ends[min(begin + tenth, len(ends) - 1)] - ends[begin])
-            for begin in range(0, len(ends) - tenth, tenth)
-        ]
-        return {"tasks_per_s": expected / took_s, "manager_ms_per_task": cpu_s * 1000 / expected, "tenths": rates}
+    part = max(1, len(ends) // _PARTS)
+    cuts = [ends[0], *(ends[number * part - 1] for number in range(1, _PARTS)), ends[-1]]
+    cpu = [next((used for at, used in clock if at >= cut), clock[-1][1]) for cut in cuts]
+    return {
+        "tasks_per_s": expected / took_s,
+        "manager_ms_per_task": cpu_s * 1000 / expected,
+        "parts": {
+            "tasks_per_s": [part / (after - before) for before, after in itertools.pairwise(cuts)],
+            "manager_ms_per_task": [(after - before) * 1000 / part for before, after in itertools.pairwise(cpu)],
+        },
+    }
 
 
 def huey(count: int, places: int) -> dict[str, Any]:
@@ -69,35 +96,20 @@ def huey(count: int, places: int) -> dict[str, Any]:
         env = {**os.environ, "PYTHONPATH": folder}
         fill = f"import work; [work.run() for _ in range({count})]"
         subprocess.run([sys.executable, "-c", fill], env=env, check=True)
-        code = "import work; print(work.huey.pending_count() + 0, len(work.huey.all_results()))"
+        workers = ["-w", str(places), "-k", "process", "-d", "0.01", "-n"]
+        began_s = time.monotonic()
         consumer = subprocess.Popen(
-            [
-                sys.executable,
-                "-m",
-                "huey.bin.huey_consumer",
-                "work.huey",
-                "-w",
-                str(places),
-                "-k",
-                "process",
-                "-d",
-                "0.01",
-            ],
+            [sys.executable, "-m", "huey.bin.huey_consumer", "work.huey", *workers],
             env=env,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
-        began_s = time.monotonic()
         try:
-            while True:
-                said = subprocess.run([sys.executable, "-c", code], env=env, check=True, capture_output=True, text=True)
-                if int(said.stdout.split()[0]) == 0:
-                    break
-                time.sleep(0.2)
+            subprocess.run([sys.executable, "-c", _HUEY_WAIT, str(count)], env=env, check=True, timeout=600)
+            return {"tasks_per_s": count / (time.monotonic() - began_s)}
         finally:
             consumer.terminate()
             consumer.wait()
-        return {"tasks_per_s": count / (time.monotonic() - began_s)}
 
 
 def xargs(count: int, places: int) -> dict[str, Any]:
@@ -124,47 +136,70 @@ def floor(count: int, places: int) -> dict[str, Any]:
     return {"tasks_per_s": count / (time.monotonic() - began_s)}
 
 
-_QUEUE = (
-    "from air_executor.jobs import queue_tasks; queue_tasks([{'command': 'true'}] * int(__import__('sys').argv[1]))"
-)
+def measure(rounds: int, count: int, growing: int, places: int) -> dict[str, list[dict[str, Any]]]:
+    """Measure everything, the peers in turn; return the samples of each."""
+    noop = [{"id": f"t{number}", "command": "true"} for number in range(max(count, growing))]
+    inside = [{"id": "queue", "command": sys.executable, "args": ["-c", _QUEUE, str(count)]}]
+    measures: dict[str, Callable[[], dict[str, Any]]] = {
+        "AirExecutor's engine": lambda: engine(noop[:count], places, count),
+        "AirExecutor's engine, queued inside": lambda: engine(inside, places, count + 1),
+        "huey": lambda: huey(count, places),
+        "xargs -P": lambda: xargs(count, places),
+        "floor": lambda: floor(count, places),
+    }
+    found: dict[str, list[dict[str, Any]]] = {name: [] for name in measures}
+    for number in range(rounds):
+        for name, sample in measures.items():
+            found[name].append(sample())
+            print(f"round {number + 1} {name}: {found[name][-1]['tasks_per_s']:.0f} tasks/s", flush=True)
+    found["growing"] = [engine(noop[:growing], places, growing)]
+    return found
+
+
+def report(found: dict[str, list[dict[str, Any]]], options: argparse.Namespace) -> str:
+    """Return the report as Markdown."""
+    rows = [["", "tasks/s", "manager's CPU per task, ms"], ["---"] * 3]
+    for name, samples in found.items():
+        if name == "growing":
+            continue
+        rates = [sample["tasks_per_s"] for sample in samples]
+        cpu = [sample["manager_ms_per_task"] for sample in samples if "manager_ms_per_task" in sample]
+        spread = f"{statistics.median(rates):,.0f} ({min(rates):,.0f} to {max(rates):,.0f})"
+        rows.append([name, spread, f"{statistics.median(cpu):.2f}" if cpu else "-"])
+    [growing] = found["growing"]
+    share = options.growing // _PARTS
+    parts = [["tasks", "tasks/s", "manager's CPU per task, ms"], ["---"] * 3]
+    for number, (rate, cpu_ms) in enumerate(zip(*growing["parts"].values(), strict=True)):
+        parts.append([f"{number * share:,} to {(number + 1) * share:,}", f"{rate:.0f}", f"{cpu_ms:.2f}"])
+    return "\n\n".join(
+        [
+            "# Jobs of the standalone engine",
+            _EXPLANATION.format(**vars(options)),
+            table(rows),
+            f"One job of {options.growing:,} tasks, in the order in which they ended:",
+            table(parts),
+            "The machine:",
+            table([["", ""], ["---", "---"], *map(list, machine(["huey"]).items())]),
+            f"AirExecutor {version()}.\n",
+        ]
+    )
 
 
 def main() -> int:
-    """Measure, print, and write JSON."""
+    """Measure, print, and write the report."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.jobs", description="Compare the engine with its peers.")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--count", type=int, default=1000)
     parser.add_argument("--growing", type=int, default=10_000)
     parser.add_argument("--places", type=int, default=4)
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--out", type=Path, default=REPOSITORY / "docs" / "benchmarks", metavar="FOLDER")
     options = parser.parse_args()
-    count, places = options.count, options.places
-    noop = [{"id": f"t{number}", "command": "true"} for number in range(count)]
-    inside = [{"id": "queue", "command": sys.executable, "args": ["-c", _QUEUE, str(count)]}]
-    measures: dict[str, Callable[[], dict[str, Any]]] = {
-        "engine, no-ops": lambda: engine(noop, places, count),
-        "engine, queued inside": lambda: engine(inside, places, count + 1),
-        "huey, file storage": lambda: huey(count, places),
-        "xargs -P": lambda: xargs(count, places),
-        "fork and exec": lambda: floor(count, places),
-    }
-    found: dict[str, list[dict[str, Any]]] = {name: [] for name in measures}
-    for number in range(options.rounds):
-        for name, measure in measures.items():
-            figures = measure()
-            found[name].append(figures)
-            print(f"round {number + 1} {name}: {figures['tasks_per_s']:.0f} tasks/s", flush=True)
-    growing = [{"id": f"t{number}", "command": "true"} for number in range(options.growing)]
-    found["engine, as the job grows"] = [engine(growing, places, options.growing)]
-    print("\n| | tasks/s | manager, ms CPU per task |\n|---|---|---|")
-    for name, samples in found.items():
-        rate = statistics.median(sample["tasks_per_s"] for sample in samples)
-        cpu = [sample["manager_ms_per_task"] for sample in samples if "manager_ms_per_task" in sample]
-        print(f"| {name} | {rate:.0f} | {f'{statistics.median(cpu):.1f}' if cpu else ''} |")
-    tenths = found["engine, as the job grows"][0]["tenths"]
-    print(f"\ntasks/s in each tenth of {options.growing}: {', '.join(f'{rate:.0f}' for rate in tenths)}")
-    if options.json:
-        options.json.write_text(json.dumps(found, indent=2) + "\n")
+    found = measure(options.rounds, options.count, options.growing, options.places)
+    text = report(found, options)
+    print(text)
+    options.out.mkdir(parents=True, exist_ok=True)
+    (options.out / "jobs.md").write_text(text)
+    (options.out / "jobs.json").write_text(json.dumps(found, indent=1) + "\n")
     return 0
 
 

@@ -90,10 +90,10 @@ def markdown(results: Results, plots: Sequence[str] = ()) -> str:
     versions = ", ".join(dict.fromkeys(sample.version for sample in results.samples))
     parts = [
         _EXPLANATION,
-        _table(rows),
+        table(rows),
         *(["**Failed:**\n\n" + "\n".join(errors)] if errors else []),
         *(f"![{plot.removesuffix('.svg')}]({plot})" for plot in plots),
-        "The machine:\n\n" + _table([["", ""], ["---", "---"], *map(list, results.machine.items())]),
+        "The machine:\n\n" + table([["", ""], ["---", "---"], *map(list, results.machine.items())]),
         f"AirExecutor {versions}, from {dates[0]} to {dates[-1]}; load average before a workload: {_spread(loads)}.",
         "Settings that are not Airflow's defaults, the same for all:\n\n```\n"
         + "\n".join(f"{name}={value}" for name, value in results.settings.items())
@@ -137,7 +137,7 @@ def _number(value: float) -> str:
     return f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}" if abs(value) >= 1 else f"{value:.3f}"
 
 
-def _table(rows: Sequence[Sequence[str]]) -> str:
+def table(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 

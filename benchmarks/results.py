@@ -78,10 +78,11 @@ class Results:
         return {s.round: s.figures[key] for s in self.of(workload, executor) if key in s.figures}
 
 
-def machine(postgres: str) -> dict[str, str]:
+def machine(packages: Iterable[str] = PACKAGES, **others: str) -> dict[str, str]:
     """Describe the machine and what runs on it.
 
-    :param postgres: the version of PostgreSQL.
+    :param packages: those whose versions are named.
+    :param others: what else is, with its version.
     """
     models = {line.partition(":")[2].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")}
     return {
@@ -89,8 +90,8 @@ def machine(postgres: str) -> dict[str, str]:
         "memory": f"{psutil.virtual_memory().total / 2**30:.1f} GiB",
         "system": platform.platform(),
         "Python": platform.python_version(),
-        "PostgreSQL": postgres,
-        **{package: importlib.metadata.version(package) for package in PACKAGES},
+        **others,
+        **{package: importlib.metadata.version(package) for package in packages},
     }
 
 

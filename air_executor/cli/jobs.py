@@ -240,7 +240,7 @@ def _run(args: argparse.Namespace) -> int:
         manager = _manager(args, only=frozenset({name}))
         manager.on_signal = manager.interrupt
         try:
-            manager.serve(until=lambda: display.update() or (not manager._may_start and not manager.live))
+            manager.serve(until=lambda: display.update() or manager.has_let_go)
         except ManagedError:
             while not display.update():
                 time.sleep(_LOOK_S)

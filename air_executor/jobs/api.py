@@ -15,7 +15,7 @@ from air_executor import config
 from air_executor.errors import JobError
 from air_executor.jobs.model import Job, Task, TaskStatus, check_name
 from air_executor.jobs.queue import queue_from_outside, queue_in_job
-from air_executor.jobs.store import JobFiles, JobStore
+from air_executor.jobs.store import JobFiles, JobStore, base_folder
 
 #: How often :func:`wait` looks, in seconds.
 _LOOK_S = 0.2
@@ -62,13 +62,13 @@ def submit(
     :raises StateDirError: it can't be written.
     """
     check_name(name)
-    document = {
-        "max_runners": max_runners,
-        "folder": str(Path(folder or os.getcwd()).resolve()),
-        "env": dict(env or {}),
-    }
+    state_dir = Path(state_dir or find_state_dir())
+    working_dir, base = Path(folder or os.getcwd()).resolve(), base_folder(state_dir)
+    if state_dir.name == FOLDER and working_dir.is_relative_to(base):
+        working_dir = working_dir.relative_to(base)
+    document = {"max_runners": max_runners, "folder": str(working_dir), "env": dict(env or {})}
     job = Job.from_dict({"id": str(uuid.uuid4()), **document}, name=name, where=f"job {name}")
-    JobStore(state_dir or find_state_dir()).create(job, _tasks(name, tasks))
+    JobStore(state_dir).create(job, _tasks(name, tasks))
     return job
 
 

@@ -29,7 +29,7 @@ from air_executor.config import Config
 from air_executor.errors import AirExecutorError, JobError, ManagedError, RecordError
 from air_executor.jobs.model import JobState, Task, TaskStatus
 from air_executor.jobs.queue import read_queued
-from air_executor.jobs.store import Ask, JobFiles, JobStore
+from air_executor.jobs.store import Ask, JobFiles, JobStore, base_folder
 from air_executor.jobs.watch import Watch
 from air_executor.launcher.client import LocalBackend
 from air_executor.runner import limits
@@ -64,7 +64,7 @@ class ActiveJob:
         self._missing: dict[str, int] = {}
         #: Who waits for a task.
         self._waiting: dict[str, list[str]] = {}
-        #: Tasks that are tried again later: when, on the wall clock, and which.
+        #: Tasks that are tried again later: when, on the monotonic clock, and which.
         self.later: list[tuple[float, str]] = []
         #: Tasks that run: the slots of their runners.
         self.running: dict[str, int] = {}
@@ -94,7 +94,9 @@ class ActiveJob:
         if missing:
             return
         if task.retry_at is not None:
-            heapq.heappush(self.later, (_seconds(task.retry_at), task.id))
+            # Not longer than it was to wait in the first place, if the clock was set back since.
+            wait_s = max(0.0, min(_seconds(task.retry_at) - time.time(), task.wait_s()))
+            heapq.heappush(self.later, (time.monotonic() + wait_s, task.id))
         else:
             self.ready.append(task.id)
 
@@ -127,7 +129,7 @@ class ActiveJob:
                     yield other
 
     def wake_later(self, at_s: float) -> None:
-        """Give those whose wait is over at ``at_s``, on the wall clock, their turn."""
+        """Give those whose wait is over at ``at_s``, on the monotonic clock, their turn."""
         while self.later and self.later[0][0] <= at_s:
             _, task_id = heapq.heappop(self.later)
             if self.tasks[task_id].status is TaskStatus.PENDING:
@@ -229,9 +231,9 @@ class Manager:
             self._backend.stop(run_id, "its manager was interrupted", unwanted=True)
 
     @property
-    def live(self) -> int:
-        """How many tasks run."""
-        return len(self._live)
+    def has_let_go(self) -> bool:
+        """Whether it was interrupted, and nothing runs any more."""
+        return not (self._may_start or self._live)
 
     def stop(self) -> None:
         """Let :meth:`serve` return soon."""
@@ -290,14 +292,10 @@ class Manager:
             if (write_s := job.files.due_in_s()) is not None:
                 due_s.append(write_s)
             if job.later:
-                due_s.append(job.later[0][0] - time.time())
+                due_s.append(job.later[0][0] - time.monotonic())
             if job.blocked_until_s:
                 due_s.append(job.blocked_until_s - time.monotonic())
-        if (
-            self._may_start
-            and any(job.ready and job.free_slot() is not None for job in self._jobs.values())
-            and not self._is_full()
-        ):
+        if self._could_start():
             due_s.append(0.1)  # something could not be started
         poll = select.poll()
         for fd in (wake.fileno(), self._watch.fileno(), self._backend.fileno()):
@@ -324,7 +322,7 @@ class Manager:
             if job.blocked_until_s and time.monotonic() >= job.blocked_until_s:
                 self._reload(job)
         for job in list(self._jobs.values()):
-            job.wake_later(time.time())
+            job.wake_later(time.monotonic())
         self._start_runs()
         for job in list(self._jobs.values()):
             self._try(job, self._finish)
@@ -364,7 +362,7 @@ class Manager:
 
     def _open(self, name: str) -> None:
         files = JobFiles(self._store.folder(name))
-        signature = files._signature()
+        signature = files.signature()
         if self._refused.get(name) == signature and not files.asks():
             return
         try:
@@ -579,7 +577,7 @@ class Manager:
 
     def _request(self, job: ActiveJob, task: Task, slot: int) -> RunRequest:
         files = job.files
-        folder = Path(files.job.folder or os.getcwd())
+        folder = base_folder(self._runs.root) / (files.job.folder or "")
         workload: dict[str, Any] = {"cwd": str(folder / (task.cwd or ""))}
         if task.function is not None:
             workload |= {"function": task.function, "arguments": task.arguments}
@@ -696,7 +694,7 @@ class Manager:
             error = f"{len(failed)} of {len(job.tasks)} tasks failed: {', '.join(task.id for task in failed[:5])}"
         job.files.set_state(JobState.FAILED if error else JobState.COMPLETED, error)
         job.files.close()
-        self._refused[job.name] = job.files._signature()
+        self._refused[job.name] = job.files.signature()
         self._watch.remove(job.files.path)
         del self._jobs[job.name]
 

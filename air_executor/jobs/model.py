@@ -6,7 +6,7 @@ import enum
 import math
 import re
 import uuid
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from datetime import datetime
 from typing import Any
@@ -179,7 +179,8 @@ class Job:
     max_runners: int = 1
     """How many of its tasks may run at a time."""
     folder: str | None = None
-    """Working directory of its tasks: by default where the job was submitted from."""
+    """Working directory of its tasks: by default where the job was submitted from. Relative to the folder that holds
+    the state directory."""
     env: dict[str, str] = field(default_factory=dict)
     error: str | None = None
     cancelled: bool = False
@@ -214,16 +215,47 @@ class Job:
         )
 
 
-def check_dependencies(tasks: Mapping[str, Task], new: Iterable[Task], where: str) -> None:
+def new_tasks(
+    tasks: Iterable[Task], ids: Container[str], keys: Mapping[str, str], where: str
+) -> tuple[dict[str, Task], dict[str, str]]:
+    """Return what is new among tasks that are to be added, by ids, and the ids of those that have a key, by keys.
+
+    Of a key that is there already there is a task; whoever depends on its double depends on it.
+
+    :param ids: of the tasks that the job has already.
+    :param keys: of the tasks that the job has already, with their ids.
+    :raises JobError: an id is taken, or a dependency is unknown or leads back.
+    """
+    new: dict[str, Task] = {}
+    new_keys: dict[str, str] = {}
+    doubles: dict[str, str] = {}
+    for task in tasks:
+        known = None if task.key is None else keys.get(task.key) or new_keys.get(task.key)
+        if known is not None:
+            if task.id not in ids:
+                doubles[task.id] = known
+            continue
+        if task.id in ids or task.id in new:
+            raise JobError(f"{where}: there are two tasks {task.id!r}")
+        new[task.id] = task
+        if task.key is not None:
+            new_keys[task.key] = task.id
+    for task in new.values() if doubles else ():
+        task.dependencies = [each if each in new else doubles.get(each, each) for each in task.dependencies]
+    check_dependencies(ids, new.values(), where)
+    return new, new_keys
+
+
+def check_dependencies(ids: Container[str], new: Iterable[Task], where: str) -> None:
     """Check that what ``new`` tasks depend on is there, and that they do not wait for each other in a circle.
 
-    :param tasks: those that the job has already, by their ids.
+    :param ids: of the tasks that the job has already.
     :raises JobError: the message shows the path.
     """
     coming = {task.id: task for task in new}
     for task in coming.values():
         for other in task.dependencies:
-            if other not in coming and other not in tasks:
+            if other not in coming and other not in ids:
                 raise JobError(f"{where}: task {task.id!r} depends on {other!r}, which is not a task of the job")
     done: set[str] = set()
     for start in coming:

@@ -17,8 +17,8 @@ from typing import Any
 import orjson
 
 from air_executor.errors import JobError, StateDirError
-from air_executor.jobs.model import Task
-from air_executor.jobs.store import JobStore
+from air_executor.jobs.model import Task, new_tasks
+from air_executor.jobs.store import JobFiles, JobStore
 from air_executor.runs.record import now
 from air_executor.runs.store import RunStore
 
@@ -41,6 +41,7 @@ def queue_in_job(tasks: Iterable[Mapping[str, Any]], environ: Mapping[str, str] 
             "`air-executor queue --job NAME`"
         ) from None
     path = RunStore(state_dir).folder(run_id) / _FILE
+    tasks = list(tasks)
     new = [named(task, prefix=task_id) for task in tasks]
     try:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
@@ -50,16 +51,16 @@ def queue_in_job(tasks: Iterable[Mapping[str, Any]], environ: Mapping[str, str] 
         fcntl.flock(file, fcntl.LOCK_EX)
         data = file.read()
         whole = data[: data.rfind(b"\n") + 1]
-        files = JobStore(state_dir).open(name)
-        where = f"tasks queued by {task_id}"
-        files.add([Task.from_dict(each, job_name=name, where=where) for each in _entries(whole)], where)
-        files.add([Task.from_dict(each, job_name=name, where=where) for each in new], where)
+        # As many tasks as a job has may each queue one: only what names others, or might be one, is compared with all.
+        is_compared = any(task.get(field) for task in tasks for field in ("id", "key", "dependencies"))
+        files = JobStore(state_dir).files(name) if is_compared else None
+        ids = _ids(new, files, _entries(whole), name, f"tasks queued by {task_id}")
         os.ftruncate(fd, len(whole))
         lines = b"".join(orjson.dumps(each) + b"\n" for each in new)
         if os.write(fd, lines) < len(lines):
             os.ftruncate(fd, len(whole))
             raise StateDirError(f"cannot write {path}: the disk is full")
-    return [files.keys[each["key"]] if each.get("key") else each["id"] for each in new]
+    return ids
 
 
 def queue_from_outside(state_dir: str | Path, name: str, tasks: Iterable[Mapping[str, Any]]) -> list[str]:
@@ -69,11 +70,27 @@ def queue_from_outside(state_dir: str | Path, name: str, tasks: Iterable[Mapping
     :raises JobError: as :func:`queue_in_job`.
     """
     store = JobStore(state_dir)
-    files = store.open(name)
     new = [named(task, prefix="task") for task in tasks]
-    files.add([Task.from_dict(each, job_name=name, where="tasks to queue") for each in new], "tasks to queue")
+    ids = _ids(new, store.files(name), [], name, "tasks to queue")
     store.ask(name, "queue", new)
-    return [files.keys[each["key"]] if each.get("key") else each["id"] for each in new]
+    return ids
+
+
+def _ids(
+    new: list[dict[str, Any]], files: JobFiles | None, before: list[dict[str, Any]], name: str, where: str
+) -> list[str]:
+    """Return the ids of new tasks: of a key that the job has, or that was queued ``before``, those of its task.
+
+    :raises JobError: something in them can't be used, or does not go with the job.
+    """
+    tasks = [Task.from_dict(each, job_name=name, where=where) for each in new]
+    ids, keys = files.outline() if files else (set(), {})
+    for each in before:
+        ids.add(each["id"])
+        if each.get("key") is not None:
+            keys.setdefault(each["key"], each["id"])
+    keys = {**new_tasks(tasks, ids, keys, where)[1], **keys}
+    return [task.id if task.key is None else keys[task.key] for task in tasks]
 
 
 def named(task: Mapping[str, Any], *, prefix: str) -> dict[str, Any]:

@@ -34,7 +34,7 @@ from typing import Any
 import orjson
 
 from air_executor.errors import JobError, StateDirError
-from air_executor.jobs.model import Job, JobState, Task, check_dependencies, check_name
+from air_executor.jobs.model import Job, JobState, Task, check_name, new_tasks
 from air_executor.runs.lock import KernelLock, is_held
 from air_executor.runs.record import now
 from air_executor.runs.store import replace_file
@@ -43,6 +43,14 @@ from air_executor.runs.store import replace_file
 _SHARE = 0.05
 
 _IGNORED = "journal.jsonl\ninbox/\nlogs/\n.*.tmp\n*.unreadable*\n"
+
+
+def base_folder(state_dir: str | Path) -> Path:
+    """Return the folder to which the working directories of jobs are relative: the one that holds the state directory.
+
+    So a job may be committed to git, and be resumed where somebody else has checked it out.
+    """
+    return Path(state_dir).resolve().parent
 
 
 @dataclass(frozen=True)
@@ -108,14 +116,22 @@ class JobStore:
         """
         return self.root / check_name(name)
 
+    def files(self, name: str) -> JobFiles:
+        """Return the files of a job, none of them read yet.
+
+        :raises JobError: there is no such job.
+        """
+        files = JobFiles(self.folder(name))
+        if not files.path.is_dir():
+            raise JobError(f"there is no job {name} below {self.root}")
+        return files
+
     def open(self, name: str) -> JobFiles:
         """Return the files of a job, as they are now.
 
         :raises JobError: there is no such job, or its files can't be understood.
         """
-        files = JobFiles(self.folder(name))
-        if not files.path.is_dir():
-            raise JobError(f"there is no job {name} below {self.root}")
+        files = self.files(name)
         files.load()
         return files
 
@@ -164,6 +180,17 @@ class JobStore:
         return path
 
 
+@dataclass(frozen=True)
+class _Found:
+    """The files of a job as they were at one moment."""
+
+    signature: tuple[Any, ...]
+    state: bytes
+    tasks: list[Any]
+    base: str
+    changes: list[Any]
+
+
 class JobFiles:
     """One job: what its files say, and the changes to it. One process at a time may change it."""
 
@@ -199,26 +226,47 @@ class JobFiles:
         :raises JobError: they are not there, or can't be understood; then they stay as they are.
         :raises StateDirError: they can't be read.
         """
-        seen = self._signature()
-        state, tasks = self._read("state.json"), self._read("tasks.json")
-        if state is None or tasks is None:
-            raise JobError(f"{self.path / ('tasks.json' if state else 'state.json')} is missing")
+        found = self._find()
         name = self.path.name
-        self.job = Job.from_dict(_parse(state, self.path / "state.json"), name=name, where=f"{name}/state.json")
-        document = _parse(tasks, self.path / "tasks.json")
-        if not isinstance(document, list):
-            raise JobError(f"{name}/tasks.json must be a list of tasks")
+        self.job = Job.from_dict(_parse(found.state, self.path / "state.json"), name=name, where=f"{name}/state.json")
         self.tasks, self.keys, self._texts = {}, {}, {}
-        self.add([self._task(each) for each in document], f"{name}/tasks.json")
-        self._base, self._seen = _digest(tasks), seen
+        self.add([self._task(each) for each in found.tasks], f"{name}/tasks.json")
+        self._base, self._seen = found.base, found.signature
         self._is_due = False
-        for entry in self._journalled():
+        for entry in found.changes:
             task = self._task(entry)
             self.tasks[task.id] = task
             if task.key is not None:
                 self.keys[task.key] = task.id
             self._texts.pop(task.id, None)
             self._is_due = True
+
+    def outline(self) -> tuple[set[str], dict[str, str]]:
+        """Return the ids of all tasks, and those of tasks that have a key by their keys: much sooner than all of them.
+
+        :raises JobError: the files are not there, or can't be understood.
+        :raises StateDirError: they can't be read.
+        """
+        found = self._find()
+        tasks = [each for each in (*found.tasks, *found.changes) if isinstance(each, dict)]
+        keys = {each["key"]: each["id"] for each in tasks if each.get("key") is not None and "id" in each}
+        return {each["id"] for each in tasks if "id" in each}, keys
+
+    def _find(self) -> _Found:
+        """Read the files as they were at one moment."""
+        while True:
+            signature = self.signature()
+            state, tasks = self._read("state.json"), self._read("tasks.json")
+            if state is None or tasks is None:
+                raise JobError(f"{self.path / ('tasks.json' if state else 'state.json')} is missing")
+            base = _digest(tasks)
+            changes = list(self._journalled(base))
+            if self.signature() == signature:
+                break  # otherwise the journal may continue a tasks.json that was written meanwhile
+        document = _parse(tasks, self.path / "tasks.json")
+        if not isinstance(document, list):
+            raise JobError(f"{self.path.name}/tasks.json must be a list of tasks")
+        return _Found(signature, state, document, base, changes)
 
     def is_ended(self) -> bool:
         """Tell whether the job has ended, as far as ``state.json`` says."""
@@ -236,7 +284,7 @@ class JobFiles:
         except OSError as error:
             raise StateDirError(f"cannot read {self.path / name}: {error.strerror}") from error
 
-    def _journalled(self) -> Iterator[Any]:
+    def _journalled(self, base: str) -> Iterator[Any]:
         lines = (self._read("journal.jsonl") or b"").split(b"\n")
         # After the last newline there is nothing, or a line that was being written at somebody's death.
         for number, line in enumerate(lines[:-1]):
@@ -244,12 +292,13 @@ class JobFiles:
                 entry = orjson.loads(line)
             except orjson.JSONDecodeError:
                 return
-            if number == 0 and entry != {"continues": self._base}:
+            if number == 0 and entry != {"continues": base}:
                 return
             if number:
                 yield entry
 
-    def _signature(self) -> tuple[Any, ...]:
+    def signature(self) -> tuple[Any, ...]:
+        """Return what tells the files as they are now from others."""
         signature: list[Any] = []
         for name in ("state.json", "tasks.json"):
             try:
@@ -261,7 +310,7 @@ class JobFiles:
 
     def was_changed(self) -> bool:
         """Tell whether somebody else has changed the files, or removed them."""
-        return self._signature() != self._seen
+        return self.signature() != self._seen
 
     def set_aside(self) -> Path:
         """Rename a ``tasks.json`` that can't be understood, for whoever made it, and return its new name."""
@@ -277,17 +326,7 @@ class JobFiles:
 
         :raises JobError: an id is taken, or a dependency is unknown or leads back.
         """
-        new: dict[str, Task] = {}
-        keys: dict[str, str] = {}
-        for task in tasks:
-            if task.key is not None and (task.key in self.keys or task.key in keys):
-                continue
-            if task.id in self.tasks or task.id in new:
-                raise JobError(f"{where}: there are two tasks {task.id!r}")
-            new[task.id] = task
-            if task.key is not None:
-                keys[task.key] = task.id
-        check_dependencies(self.tasks, new.values(), where)
+        new, keys = new_tasks(tasks, self.tasks, self.keys, where)
         for task in new.values():
             task.job_name = self.job.name
             task.created_at = task.created_at or now()
@@ -355,7 +394,7 @@ class JobFiles:
             replace_file(self.path / ".gitignore", _IGNORED.encode())
         replace_file(self.path / "tasks.json", data)
         replace_file(self.path / "state.json", self.job.to_json())
-        self._base, self._seen = _digest(data), self._signature()
+        self._base, self._seen = _digest(data), self.signature()
         self._close_journal()
         self._is_due = False
         self._due_s = time.monotonic() + (time.monotonic() - began_s) / _SHARE

@@ -31,9 +31,9 @@ LONG_S = 60.0
 class Yard:
     """A working directory with a state directory in it."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, state_dir: Path | None = None) -> None:
         self.folder = folder
-        self.state_dir = folder / api.FOLDER
+        self.state_dir = state_dir or folder / api.FOLDER
         self.store = JobStore(self.state_dir)
         self.runs = RunStore(self.state_dir)
         self.managers: list[subprocess.Popen[bytes]] = []
@@ -139,10 +139,22 @@ def wait_until(condition: Callable[[], Any], what: str) -> Callable[[], bool]:
 
 
 @pytest.fixture
-def yard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Yard]:
+def new_yard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Yard]]:
+    """Makes yards in a folder of their own, with their state directories there or elsewhere."""
     for name in list(os.environ):
         if name.startswith("AIR_EXECUTOR_"):
             monkeypatch.delenv(name)
-    yard = Yard(tmp_path)
-    yield yard
-    yard.end()
+    yards: list[Yard] = []
+
+    def make(state_dir: Path | None = None) -> Yard:
+        yards.append(Yard(tmp_path, state_dir))
+        return yards[-1]
+
+    yield make
+    for yard in yards:
+        yard.end()
+
+
+@pytest.fixture
+def yard(new_yard: Callable[..., Yard]) -> Yard:
+    return new_yard()

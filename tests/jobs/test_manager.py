@@ -6,6 +6,8 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +15,11 @@ import orjson
 import psutil
 import pytest
 
-from air_executor.errors import JobError, ManagedError
+from air_executor.errors import JobError, ManagedError, StateDirError
 from air_executor.jobs import api
 from air_executor.jobs.model import JobState, TaskStatus
 from tests.jobs.conftest import Yard
+from tests.support import machine
 from tests.support.waiting import wait_for
 
 #: What the functions of these tests' tasks are.
@@ -481,6 +484,74 @@ def test_a_job_whose_files_can_not_be_written_waits_until_they_can(yard: Yard) -
     obstacle.rmdir()
     assert api.wait("job", timeout_s=60, state_dir=yard.state_dir).job.state is JobState.COMPLETED
     assert [task.tries for task in yard.tasks().values()] == [1, 1]
+
+
+@machine.needs_root
+@pytest.mark.parametrize("fault", ["full", "read_only"])
+def test_on_a_disk_that_takes_nothing_more_a_job_waits_until_it_does(
+    new_yard: Callable[..., Yard], tmp_path: Path, fault: str
+) -> None:
+    disk = machine.SmallDisk(tmp_path / "disk")
+    disk.folder.mkdir()
+    with disk.mounted():
+        yard = new_yard(disk.folder / api.FOLDER)
+        yard.submit(
+            sh("a", "echo a >> began; until [ -e go ]; do sleep 0.02; done"),
+            sh("b", "echo b >> began", dependencies=["a"]),
+            sh("c", "echo c >> began"),
+            max_runners=2,
+        )
+        yard.start_manager()
+        yard.runner_of("a")
+        wait_for(lambda: statuses(yard)["c"] == "completed", "the task beside it")
+        with getattr(disk, fault)():
+            (yard.folder / "go").touch()
+            wait_for(lambda: "has to wait" in "".join(yard.lines("manager.log")), "the complaint")
+            with pytest.raises(StateDirError):
+                yard.submit(sh("a", "true"), name="refused")
+            with pytest.raises(StateDirError):
+                api.queue_tasks([sh("d", "true")], job="job", state_dir=yard.state_dir)
+        assert api.wait("job", timeout_s=60, state_dir=yard.state_dir).job.state is JobState.COMPLETED
+        assert yard.lines("began") == ["a", "c", "b"]
+        assert yard.store.names() == ["job"]
+        yard.end()
+
+
+def test_a_wait_before_a_further_try_does_not_grow_when_the_clock_is_set_back(yard: Yard) -> None:
+    later = datetime.now(tz=timezone.utc) + timedelta(hours=1)
+    yard.submit(sh("a", "true", tries=1, retries=1, retry_delay=0.01, retry_at=later.isoformat()))
+    assert yard.finish().tasks["a"].tries == 2
+
+
+def test_output_of_gigabytes_goes_to_the_log_and_through_nobody(yard: Yard) -> None:
+    # A hole of 3 GB needs no room on the disk.
+    hole = "import os; os.ftruncate(1, 3 * 2**30); os.write(1, b'the end')"
+    yard.submit(
+        sh("real", "head -c 200000000 /dev/zero"), {"id": "hole", "command": sys.executable, "args": ["-c", hole]}
+    )
+    files = yard.finish()
+    assert files.job.state is JobState.COMPLETED
+    assert files.log_file("real").stat().st_size == 200_000_000
+    assert files.log_file("hole").stat().st_size == 3 * 2**30 + len("the end")
+    command = yard.command("logs", "job", "hole")
+    with subprocess.Popen(command, env=yard.env, cwd=yard.folder, stdout=subprocess.PIPE) as logs:
+        assert logs.stdout
+        assert logs.stdout.read(10) == bytes(10)
+        logs.stdout.close()
+        assert logs.wait(60) == 0
+
+
+def test_a_job_goes_on_where_its_folder_was_moved_to(yard: Yard, new_yard: Callable[..., Yard]) -> None:
+    (yard.folder / "here").mkdir()
+    yard.submit(sh("a", "pwd"), folder=yard.folder / "here")
+    assert orjson.loads((yard.store.folder("job") / "state.json").read_bytes())["folder"] == "here"
+    moved = yard.folder / "moved"
+    moved.mkdir()
+    for name in ("here", api.FOLDER):
+        (yard.folder / name).rename(moved / name)
+    yard = new_yard(moved / api.FOLDER)
+    yard.finish()
+    assert yard.log("a").strip() == str(moved / "here")
 
 
 def test_waiting_for_a_job_that_does_not_end_gives_up(yard: Yard) -> None:

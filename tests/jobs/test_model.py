@@ -8,7 +8,7 @@ import orjson
 import pytest
 
 from air_executor.errors import JobError
-from air_executor.jobs.model import Job, JobState, Task, TaskStatus, check_dependencies, check_name
+from air_executor.jobs.model import Job, JobState, Task, TaskStatus, check_dependencies, check_name, new_tasks
 
 #: As the first Air-Executor wrote it.
 FIRST = {
@@ -133,18 +133,31 @@ def tasks(**dependencies: list[str]) -> list[Task]:
 
 def test_a_circle_is_refused_and_shown() -> None:
     with pytest.raises(JobError, match="a → c → b → a"):
-        check_dependencies({}, tasks(d=["a"], a=["c"], b=["a"], c=["b"]), "here")
+        check_dependencies(set(), tasks(d=["a"], a=["c"], b=["a"], c=["b"]), "here")
 
 
 def test_an_unknown_dependency_is_refused_by_name() -> None:
     with pytest.raises(JobError, match=r"here: task 'a' depends on 'nobody', which is not a task of the job"):
-        check_dependencies({}, tasks(a=["nobody"]), "here")
+        check_dependencies(set(), tasks(a=["nobody"]), "here")
 
 
 def test_long_chains_and_what_is_there_already_are_no_circles() -> None:
     chain = {f"t{n}": [f"t{n + 1}"] for n in range(20_000)}
-    check_dependencies({"t20000": task(id="t20000")}, tasks(**chain), "here")
-    check_dependencies({}, tasks(a=["b", "c"], b=["d"], c=["d"], d=[]), "here")
+    check_dependencies({"t20000"}, tasks(**chain), "here")
+    check_dependencies(set(), tasks(a=["b", "c"], b=["d"], c=["d"], d=[]), "here")
+
+
+def test_of_a_key_there_is_one_task_and_who_depends_on_its_double_depends_on_it() -> None:
+    coming = [
+        task(id="b", key="known"),
+        task(id="c", key="new"),
+        task(id="d", key="new"),
+        task(id="e", dependencies=["b", "c", "d", "x"]),
+    ]
+    new, keys = new_tasks(coming, {"a", "x"}, {"known": "a"}, "here")
+    assert list(new) == ["c", "e"]
+    assert new["e"].dependencies == ["a", "c", "c", "x"]
+    assert keys == {"new": "c"}
 
 
 def test_the_wait_between_tries_doubles_up_to_an_hour() -> None:

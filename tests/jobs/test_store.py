@@ -233,3 +233,37 @@ def test_a_disk_that_takes_nothing_is_an_error_and_changes_nothing(
     files.commit(files.tasks["a"])
     files.close()
     assert store.open("job").tasks["a"].tries == 1
+
+
+def test_ids_and_keys_are_known_without_reading_all_of_each_task(store: JobStore, files: JobFiles) -> None:
+    [new] = files.add([task("d", key="k")], "here")
+    files.commit(new)
+    files.tasks["a"].status = TaskStatus.RUNNING
+    files.commit(files.tasks["a"])
+    assert store.files("job").outline() == ({"a", "b", "c", "d"}, {"k": "d"})
+    assert files.outline() == store.files("job").outline()
+
+
+def test_who_reads_while_the_files_are_written_sees_all_that_was_there(store: JobStore, files: JobFiles) -> None:
+    def write() -> None:
+        for number in range(300):
+            files.commit(*files.add([task(f"t{number}")], "here"))
+            if not number % 3:
+                files.write()
+
+    writer = os.fork()
+    if not writer:
+        code = 1
+        try:
+            write()
+            code = 0
+        finally:
+            os._exit(code)
+    seen, ended = 0, 0
+    while not ended:
+        ended, status = os.waitpid(writer, os.WNOHANG)
+        now = store.open("job")
+        assert list(now.tasks) == ["a", "b", "c", *(f"t{number}" for number in range(len(now.tasks) - 3))]
+        assert seen <= len(now.tasks)
+        seen = len(now.tasks)
+    assert (status, seen) == (0, 303)
