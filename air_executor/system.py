@@ -1,4 +1,4 @@
-"""What the operating system offers to hold processes: the only file that knows Linux from the rest.
+"""What the operating system offers to hold processes: with ``jobs/watch.py`` all that knows Linux from the rest.
 
 Each function has a plain fallback, so that macOS works, if less promptly.
 """

@@ -392,8 +392,8 @@ class JobFiles:
         self.job.updated_at = now()
         if not (self.path / ".gitignore").exists():
             replace_file(self.path / ".gitignore", _IGNORED.encode())
-        replace_file(self.path / "tasks.json", data)
-        replace_file(self.path / "state.json", self.job.to_json())
+        replace_file(self.path / "tasks.json", data, is_durable=True)
+        replace_file(self.path / "state.json", self.job.to_json(), is_durable=True)
         self._base, self._seen = _digest(data), self.signature()
         self._close_journal()
         self._is_due = False

@@ -388,9 +388,10 @@ class RunStore:
                 lock.release()
 
 
-def replace_file(path: Path, data: bytes) -> None:
+def replace_file(path: Path, data: bytes, *, is_durable: bool = False) -> None:
     """Put ``data`` in the place of a file, whole or not at all.
 
+    :param is_durable: even if the machine loses power; the disk is waited for.
     :raises StateDirError: it can't be written.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -400,6 +401,8 @@ def replace_file(path: Path, data: bytes) -> None:
             view = memoryview(data)
             while view:
                 view = view[os.write(fd, view) :]
+            if is_durable:
+                os.fsync(fd)
         finally:
             os.close(fd)
         os.replace(temporary, path)
