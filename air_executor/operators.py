@@ -130,7 +130,7 @@ class AirJobOperator(BaseOperator):
 
     def _work(self, state_dir: str, name: str, progress: Progress) -> None:
         def is_over() -> bool:
-            for line in progress.news():
+            for line in progress.news_if_due(POLL_S):
                 self.log.info("%s", line)
             return progress.is_over
 

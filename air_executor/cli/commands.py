@@ -37,14 +37,14 @@ def _store() -> RunStore:
 def _status(args: argparse.Namespace) -> int:
     store = _store()
     if args.json:
-        working = [dataclasses.asdict(job) for job in jobs.summaries(store.root) if not job.state.is_end]
+        working = [dataclasses.asdict(job) for job in jobs.summaries(store.root, ended=False)]
         print_json(
             {"launchers": launchers(store), "runs": [run.to_dict() for run in observe_runs(store)], "jobs": working}
         )
         return EXIT_OK
 
     def seen() -> Group:
-        working = [job for job in jobs.summaries(store.root) if not job.state.is_end]
+        working = jobs.summaries(store.root, ended=False)
         parts = [views.status(store, launchers(store), observe_runs(store))]
         return Group(*parts, *([jobviews.jobs(working)] if working else []))
 

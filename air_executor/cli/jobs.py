@@ -71,13 +71,14 @@ def _store() -> JobStore:
     return JobStore(_job_options().state_dir)
 
 
-def summaries(state_dir: str | Path) -> list[Summary]:
-    """Return all jobs below a state directory; one that can't be read has its error."""
+def summaries(state_dir: str | Path, *, ended: bool = True) -> list[Summary]:
+    """Return the jobs below a state directory, those that have ``ended`` too; one that can't be read has its error."""
     store = JobStore(state_dir)
     found = []
     for name in store.names():
         try:
-            found.append(summary(store.open(name)))
+            if ended or not store.files(name).is_ended():
+                found.append(summary(store.open(name)))
         except AirExecutorError as error:
             found.append(Summary(name, JobState.FAILED, 0, 0, 0, 0, "", str(error)))
     return found
@@ -240,7 +241,7 @@ def _run(args: argparse.Namespace) -> int:
         manager = _manager(args, only=frozenset({name}))
         manager.on_signal = manager.interrupt
         try:
-            manager.serve(until=lambda: display.update() or manager.has_let_go)
+            manager.serve(until=lambda: display.update(manager.files(name)) or manager.has_let_go)
         except ManagedError:
             while not display.update():
                 time.sleep(_LOOK_S)
@@ -263,7 +264,7 @@ class _Display:
             disable=is_quiet,
         )
         self._bar = self._progress.add_task(name, total=None, note="")
-        self._looked_s = float("-inf")
+        self._due_s = float("-inf")
 
     def __enter__(self) -> _Display:
         self._progress.start()
@@ -272,16 +273,19 @@ class _Display:
     def __exit__(self, *_: object) -> None:
         self._progress.stop()
 
-    def update(self) -> bool:
-        """Show how it stands now and then; tell whether the job has ended."""
-        files = JobFiles(self._store.folder(self._name))
-        if time.monotonic() - self._looked_s < _LOOK_S and not files.is_ended():
+    def update(self, files: JobFiles | None = None) -> bool:
+        """Show how it stands now and then; tell whether the job has ended.
+
+        :param files: the job as its manager knows it, if that is this process; otherwise its files are read.
+        """
+        if time.monotonic() < self._due_s and not self._store.files(self._name).is_ended():
             return False
-        self._looked_s = time.monotonic()
-        files.load()
+        began_s = time.monotonic()
+        files = files or self._store.open(self._name)
         now = summary(files)
         note = f"{now.running} running" + (f", [red]{now.failed} failed[/]" if now.failed else "")
         self._progress.update(self._bar, completed=now.completed + now.failed, total=now.tasks, note=note)
+        self._due_s = began_s + max(_LOOK_S, 20 * (time.monotonic() - began_s))  # it costs as much as the job is long
         return files.job.state.is_end and not files.asks()
 
 

@@ -15,7 +15,7 @@ from air_executor import config
 from air_executor.errors import JobError
 from air_executor.jobs.model import Job, Task, TaskStatus, check_name
 from air_executor.jobs.queue import queue_from_outside, queue_in_job
-from air_executor.jobs.store import JobFiles, JobStore, base_folder
+from air_executor.jobs.store import JobStore, base_folder
 
 #: How often :func:`wait` looks, in seconds.
 _LOOK_S = 0.2
@@ -139,7 +139,7 @@ def results(name: str, *, state_dir: str | Path | None = None) -> Results:
 
     :raises JobError: there is no such job.
     """
-    files = _open(name, state_dir)
+    files = JobStore(state_dir or find_state_dir()).open(name)
     return Results(files.job, list(files.tasks.values()))
 
 
@@ -148,15 +148,10 @@ def wait(name: str, *, timeout_s: float | None = None, state_dir: str | Path | N
 
     :raises JobError: there is no such job, or it has not ended within ``timeout_s`` seconds.
     """
+    store = JobStore(state_dir or find_state_dir())
     end_s = None if timeout_s is None else time.monotonic() + timeout_s
-    while True:
-        files = _open(name, state_dir)
-        if files.job.state.is_end and not files.asks():
-            return Results(files.job, list(files.tasks.values()))
+    while not (files := store.files(name)).is_ended() or files.asks():
         if end_s is not None and time.monotonic() >= end_s:
-            raise JobError(f"job {name} is {files.job.state.value} after {timeout_s:g} s")
+            raise JobError(f"job {name} is {store.open(name).job.state.value} after {timeout_s:g} s")
         time.sleep(_LOOK_S)
-
-
-def _open(name: str, state_dir: str | Path | None) -> JobFiles:
-    return JobStore(state_dir or find_state_dir()).open(name)
+    return results(name, state_dir=store.root.parent)

@@ -235,6 +235,11 @@ class Manager:
         """Whether it was interrupted, and nothing runs any more."""
         return not (self._may_start or self._live)
 
+    def files(self, name: str) -> JobFiles | None:
+        """Return a job that it works on, as it knows it."""
+        job = self._jobs.get(name)
+        return None if job is None else job.files
+
     def stop(self) -> None:
         """Let :meth:`serve` return soon."""
         self._stopping = True

@@ -9,6 +9,9 @@ from pathlib import Path
 from air_executor.jobs.model import TaskStatus
 from air_executor.jobs.store import JobFiles, JobStore
 
+#: At most this share of the time goes into looking.
+_SHARE = 0.05
+
 #: So many failed tasks are told with their errors.
 _TOLD = 20
 
@@ -20,6 +23,7 @@ class Progress:
         self._store, self._name = store, name
         self._known: dict[str, TaskStatus] = {}
         self._line = ""
+        self._looked_s = self._took_s = 0.0
         self.is_over = False
 
     @property
@@ -32,6 +36,7 @@ class Progress:
 
         :raises JobError: there is no such job.
         """
+        self._looked_s = time.monotonic()
         files = self._store.open(self._name)
         for task in files.tasks.values():
             if task.status is TaskStatus.FAILED and self._known.get(task.id) is not TaskStatus.FAILED:
@@ -45,6 +50,12 @@ class Progress:
             self._line = line
             yield line
         self.is_over = files.job.state.is_end and not files.asks()
+        self._took_s = time.monotonic() - self._looked_s
+
+    def news_if_due(self, every_s: float) -> Iterator[str]:
+        """Yield the news, unless the last look is not so many seconds ago and the job has not ended."""
+        if self._pause_s(every_s) <= 0 or self._store.files(self._name).is_ended():
+            yield from self.news()
 
     def lines(self, every_s: float) -> Iterator[str]:
         """Yield the news until the job has ended, looking every so many seconds."""
@@ -52,7 +63,11 @@ class Progress:
             yield from self.news()
             if self.is_over:
                 return
-            time.sleep(every_s)
+            time.sleep(max(0.0, self._pause_s(every_s)))
+
+    def _pause_s(self, every_s: float) -> float:
+        """Return in how many seconds to look again. A look costs as much as the job is long."""
+        return self._looked_s + max(every_s, self._took_s / _SHARE) - time.monotonic()
 
 
 def describe_failures(files: JobFiles) -> str:

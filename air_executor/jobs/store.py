@@ -269,8 +269,15 @@ class JobFiles:
         return _Found(signature, state, document, base, changes)
 
     def is_ended(self) -> bool:
-        """Tell whether the job has ended, as far as ``state.json`` says."""
-        state = orjson.loads(self._read("state.json") or b"{}").get("state")
+        """Tell whether the job has ended, as far as ``state.json`` says, which costs little.
+
+        :raises JobError: it is not there, or can't be understood.
+        """
+        path = self.path / "state.json"
+        if (data := self._read("state.json")) is None:
+            raise JobError(f"{path} is missing")
+        document = _parse(data, path)
+        state = document.get("state") if isinstance(document, dict) else None
         return state in (JobState.COMPLETED.value, JobState.FAILED.value)
 
     def _task(self, document: Any) -> Task:
