@@ -19,6 +19,9 @@ from tests.support.airflow_env import Airflow
 #: For tests that do not depend on the database.
 ONE_DATABASE = pytest.mark.parametrize("airflow", [pytest.param("sqlite", marks=pytest.mark.core)], indirect=True)
 
+#: For tests that depend on Airflow's version neither.
+ONE_AIRFLOW = pytest.mark.parametrize("airflow", ["sqlite"], indirect=True)
+
 
 class ByEnvironment(LoadScopeScheduling):
     """Gives all tests of one Airflow to one worker, so that each Airflow is started once."""

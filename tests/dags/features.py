@@ -264,16 +264,16 @@ for build_dag in (
 
 
 @dag(schedule=None, max_active_tasks=64)
-def thousand():
+def hundreds():
     @task
     def numbers():
-        return list(range(1000))
+        return list(range(300))
 
     @task
     def one(number):
-        note("thousand", "done")
+        note("hundreds", "done")
 
     one.expand(number=numbers())
 
 
-thousand()
+hundreds()

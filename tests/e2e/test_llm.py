@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import ONE_DATABASE
+from tests.conftest import ONE_AIRFLOW
 from tests.support.airflow_env import Airflow
 
-pytestmark = ONE_DATABASE
+pytestmark = ONE_AIRFLOW
 
 KEY = "a-key"
 TEXT = "<p>I like  this.</p> Nobody likes that. It works!"
