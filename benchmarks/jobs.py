@@ -24,7 +24,7 @@ from air_executor.jobs import api
 from air_executor.jobs.manager import Manager
 from air_executor.jobs.model import JobState
 from air_executor.jobs.store import JobStore
-from benchmarks.report import table
+from benchmarks.report import plotter, save, table
 from benchmarks.results import machine, version
 from tests.support.airflow_env import REPOSITORY, config
 
@@ -177,12 +177,25 @@ def report(found: dict[str, list[dict[str, Any]]], options: argparse.Namespace) 
             _EXPLANATION.format(**vars(options)),
             table(rows),
             f"One job of {options.growing:,} tasks, in the order in which they ended:",
+            "![cost per task as the job grows](jobs.svg)",
             table(parts),
             "The machine:",
             table([["", ""], ["---", "---"], *map(list, machine(["huey"]).items())]),
             f"AirExecutor {version()}.\n",
         ]
     )
+
+
+def plot(found: dict[str, list[dict[str, Any]]], path: Path) -> None:
+    """Draw what a task costs as the job grows."""
+    parts = found["growing"][0]["parts"]
+    figure, axes = plotter().subplots(1, 2, figsize=(9, 3.2), layout="constrained")
+    for each, (name, values) in zip(axes, parts.items(), strict=True):
+        each.plot([number * 100 / _PARTS for number in range(1, _PARTS + 1)], values, marker="o")
+        each.set_ylim(0)
+        each.set_xlabel("% of the job")
+        each.set_title({"tasks_per_s": "tasks/s", "manager_ms_per_task": "manager's CPU per task, ms"}[name])
+    save(figure, path)
 
 
 def main() -> int:
@@ -199,6 +212,7 @@ def main() -> int:
     print(text)
     options.out.mkdir(parents=True, exist_ok=True)
     (options.out / "jobs.md").write_text(text)
+    plot(found, options.out / "jobs.svg")
     (options.out / "jobs.json").write_text(json.dumps(found, indent=1) + "\n")
     return 0
 

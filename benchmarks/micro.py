@@ -39,8 +39,10 @@ from air_executor.runs.record import Identity, RunState, queued
 from air_executor.runs.store import RunStore
 from benchmarks.database import Database
 from benchmarks.measure import MB, family, memory, percentile
+from benchmarks.report import table
+from benchmarks.results import machine, version
 from benchmarks.stage import postgres
-from tests.support.airflow_env import config
+from tests.support.airflow_env import REPOSITORY, config
 from tests.support.waiting import wait_for
 
 #: How many runs are launched one by one, and how many at once.
@@ -290,20 +292,25 @@ def measure(folder: Path) -> list[Measured]:
 
 
 def main() -> None:
-    """Measure, and print a table."""
+    """Measure, print a table, and write it."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.micro", description="Time the executor itself.")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures to this file too")
+    parser.add_argument("--out", type=Path, default=REPOSITORY / "docs" / "benchmarks", metavar="FOLDER")
     options = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="air-benchmark-micro-"))
     try:
         measured = measure(folder)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    width = max(len(one.what) for one in measured)
-    for one in measured:
-        print(f"{one.what:<{width}}  {one.value:10.3f} {one.unit}")
-    if options.json:
-        options.json.write_text(json.dumps([asdict(one) for one in measured], indent=1) + "\n")
+    rows = [["", "", ""], ["---", "---:", "---"], *([one.what, f"{one.value:.3f}", one.unit] for one in measured)]
+    described = [["", ""], ["---", "---"], *map(list, machine().items())]
+    explained = (__doc__ or "").partition("\n\n")[2].strip().replace("``", "`")
+    parts = ["# The executor alone", "Made by `python -m benchmarks.micro`.", explained, table(rows)]
+    parts += ["The machine:", table(described), f"AirExecutor {version()}.\n"]
+    text = "\n\n".join(parts)
+    print(text)
+    options.out.mkdir(parents=True, exist_ok=True)
+    (options.out / "micro.md").write_text(text)
+    (options.out / "micro.json").write_text(json.dumps([asdict(one) for one in measured], indent=1) + "\n")
 
 
 if __name__ == "__main__":

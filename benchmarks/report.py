@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from benchmarks.results import Results
 from benchmarks.workloads import WORKLOADS, Figure, Workload
@@ -141,14 +142,26 @@ def table(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 
-def _plot(results: Results, folder: Path) -> list[str]:
-    """Draw what there are figures for, and return the names of the files."""
+def plotter() -> Any:
+    """Return matplotlib's ``pyplot``, set up so that the same figures give the same file."""
     import matplotlib
 
     matplotlib.use("svg")
-    matplotlib.rcParams["svg.hashsalt"] = "air-executor"  # the same figures give the same file
+    matplotlib.rcParams["svg.hashsalt"] = "air-executor"
     from matplotlib import pyplot
 
+    return pyplot
+
+
+def save(figure: Any, path: Path) -> None:
+    """Write a plot to a file, and let go of it."""
+    figure.savefig(path, metadata={"Date": None})
+    plotter().close(figure)
+
+
+def _plot(results: Results, folder: Path) -> list[str]:
+    """Draw what there are figures for, and return the names of the files."""
+    pyplot = plotter()
     drawn = []
     for file, title, unit, labels in _PLOTS:
         bars = {executor: _bars(results, executor, labels) for executor in _executors(results)}
@@ -167,8 +180,7 @@ def _plot(results: Results, folder: Path) -> list[str]:
         axes.set_title(title)
         axes.set_ylabel(unit)
         axes.legend()
-        figure.savefig(folder / file, metadata={"Date": None})
-        pyplot.close(figure)
+        save(figure, folder / file)
         drawn.append(file)
     return drawn
 
