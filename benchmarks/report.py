@@ -139,6 +139,7 @@ def _number(value: float) -> str:
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:
+    """Return a table in Markdown."""
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 
