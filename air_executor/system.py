@@ -9,6 +9,7 @@ import contextlib
 import ctypes
 import errno
 import functools
+import io
 import os
 import resource
 import signal
@@ -18,6 +19,7 @@ import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -270,6 +272,32 @@ def oom_kills() -> int | None:
         return int(counts["oom_kill"])
     except (OSError, StopIteration, KeyError, ValueError):
         return None
+
+
+class _Lossy(io.RawIOBase):
+    """Writes to a descriptor; what finds no room is lost."""
+
+    def __init__(self, fd: int) -> None:
+        self._descriptor = fd
+
+    def writable(self) -> bool:
+        return True
+
+    def fileno(self) -> int:
+        return self._descriptor
+
+    def write(self, data: Any) -> int:
+        with contextlib.suppress(OSError):
+            os.write(self._descriptor, data)
+        return len(data)
+
+
+def outlive_full_disks() -> None:
+    """Let what this process prints be lost when the disk has no room for it: no run may end for that."""
+    sys.stdout, sys.stderr = (
+        io.TextIOWrapper(_Lossy(fd), errors="backslashreplace", line_buffering=True, write_through=True)  # type: ignore[type-var]
+        for fd in (1, 2)
+    )
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,7 @@ def main(argv: list[str]) -> int:
 def serve(listener: socket.socket, address: Address, store: RunStore, config: Config) -> None:
     """Warm up, then serve."""
     system.prepare()
+    system.outlive_full_disks()
     system.adopt_orphans()
     system.keep_memory_private()
     system.set_title(f"air-executor launcher {address.key}")

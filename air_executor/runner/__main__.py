@@ -23,6 +23,7 @@ def main(argv: list[str]) -> int:
     os.dup2(null, 0)
     os.close(null)
     system.prepare()
+    system.outlive_full_disks()
     return run(request, RunStore(config.state_dir), config)
 
 

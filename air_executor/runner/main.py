@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import resource
 import signal
@@ -29,6 +30,10 @@ from air_executor.runs.tasklog import append_to_log
 #: A task instance that comes back from a deferral may be faster than its former runner's last steps. Its new runner
 #: waits for the lock this long, in seconds.
 LOCK_WAIT_S = 60.0
+
+
+#: How long to wait before each attempt to write a run's end, in seconds.
+_WAITS_S = (0.0, 0.5, 2.0)
 
 
 def prepare(store: RunStore, config: Config, connection: socket.socket) -> None:
@@ -134,7 +139,9 @@ def _write_end(record: RunRecord, outcome: Outcome, store: RunStore) -> int:
         peak_memory_bytes=system.peak_bytes(),
         cpu_time_s=round(children.ru_utime + children.ru_stime + own.ru_utime + own.ru_stime, 3),
     )
-    for wait_s in (0.0, 0.5, 2.0):
+    # Of Airflow's tasks, Airflow was told as well. Of a job's task, nobody knows but this process.
+    waits_s = itertools.chain(_WAITS_S, itertools.repeat(_WAITS_S[-1]) if record.identity.kind == "job" else ())
+    for wait_s in waits_s:
         time.sleep(wait_s)
         try:
             store.write(end)

@@ -39,7 +39,7 @@ class Yard:
         self.managers: list[subprocess.Popen[bytes]] = []
 
     def submit(self, *tasks: dict[str, Any], name: str = "job", **options: Any) -> None:
-        api.submit(name, tasks, folder=self.folder, state_dir=self.state_dir, **options)
+        api.submit(name, tasks, state_dir=self.state_dir, **{"folder": self.folder, **options})
 
     def manager(self, **options: Any) -> Manager:
         """A manager for this process, which looks at the files only when it is told to."""

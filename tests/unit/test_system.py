@@ -113,6 +113,22 @@ def test_a_child_whose_parent_is_dead_already_dies_at_once() -> None:
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 128 + signal.SIGKILL
 
 
+def test_what_is_printed_where_no_room_is_left_is_lost_and_no_more() -> None:
+    def print_to_a_full_disk() -> str:
+        with Path("/dev/full").open("wb", buffering=0) as full:
+            os.dup2(full.fileno(), 1)
+            os.dup2(full.fileno(), 2)
+        system.outlive_full_disks()
+        print("lost", flush=True)
+        print("lost", file=sys.stderr, flush=True)
+        read, write = os.pipe()
+        os.dup2(write, 1)
+        print("kept ü", flush=True)
+        return os.read(read, 100).decode()
+
+    assert result_of(print_to_a_full_disk) == "kept ü\n"
+
+
 # Children
 
 
