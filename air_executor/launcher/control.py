@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from air_executor.errors import AirExecutorError
 from air_executor.launcher import protocol
 from air_executor.launcher.address import Address, all_addresses
@@ -44,6 +42,8 @@ def remove_dead_launchers(store: RunStore, asking: Address | None = None) -> Non
 
     :param asking: the launcher that asks, and so lives.
     """
+    from filelock import FileLock, Timeout  # not for all: see Launcher._retire
+
     for address in {Address(path.stem, store.launchers) for path in store.launchers.iterdir()}:
         if address == asking or not (address.socket.exists() or _is_old(address)):
             continue

@@ -16,7 +16,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import psutil
-from filelock import FileLock, Timeout
 
 from air_executor import __version__, system
 from air_executor.config import Config
@@ -180,6 +179,9 @@ class Launcher:
         return not self._children and not self._waiting and time.monotonic() - self._active_s >= self._patience_s()
 
     def _retire(self) -> bool:
+        # Only now: what it registers for forks costs each runner, and each process of a task.
+        from filelock import FileLock, Timeout
+
         # Whoever wants a launcher holds this lock while looking for one, so none connects to us as we leave.
         try:
             with FileLock(self._address.lock, timeout=0):

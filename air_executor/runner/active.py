@@ -63,7 +63,7 @@ class ActiveRun:
         self._limits = limits
         self.grace_s = config.stop_grace_seconds
         self.patience_s = config.api_patience_seconds
-        self._oom_kills = system.oom_kills()
+        self._oom_kills: int | None = None
         self.ending: Ending | None = None
         """Why the task was made to end, once it was."""
         self.outcome: Outcome | None = None
@@ -88,6 +88,7 @@ class ActiveRun:
         """Take note of the task process, just born."""
         self._task_pid = pid
         self._attached_s = time.monotonic()
+        self._oom_kills = system.oom_kills()
         if self._limits.are_measured:
             self._task = psutil.Process(pid)
             # A forked task begins with the launcher's pages, which it shares and did not ask for.

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import importlib
 import os
 import select
 import signal
-import subprocess
 import sys
 import time
 import traceback
@@ -61,18 +61,49 @@ def execute(request: RunRequest, active: ActiveRun, store: RunStore) -> Outcome:
 
 
 def _command(task: dict[str, Any], log: BinaryIO) -> int:
+    """Start a command, and return its pid.
+
+    That is what ``subprocess.Popen`` does with a ``preexec_fn``, at a third of the price: one fork, one exec.
+
+    :raises OSError: it can't be started.
+    """
     argv = ["/bin/sh", "-c", *task["argv"]] if task["shell"] else task["argv"]
     runner = os.getpid()
+    failed, failing = os.pipe()  # closed by a successful exec
+    pid = os.fork()
+    if not pid:
+        where = b"exec"
+        try:
+            _begin(runner, log)
+            null = os.open(os.devnull, os.O_RDONLY)
+            os.dup2(null, 0)
+            where = b"chdir"
+            os.chdir(task["cwd"])
+            where = b"exec"
+            os.execvp(argv[0], argv)
+        except Exception as error:
+            os.write(failing, b"%d %s" % (getattr(error, "errno", None) or errno.EINVAL, where))
+        finally:
+            os._exit(_NOT_FOUND)
+    os.close(failing)
+    with os.fdopen(failed, "rb") as pipe:
+        words = pipe.read().split()
+    if not words:
+        return pid
+    os.waitpid(pid, 0)
+    number = int(words[0])
+    raise OSError(number, os.strerror(number), task["cwd"] if words[1] == b"chdir" else argv[0])
 
-    def begin() -> None:
-        os.setpgid(0, 0)
-        system.die_with_parent(runner)
 
-    process = subprocess.Popen(
-        argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=task["cwd"], preexec_fn=begin
-    )
-    process.returncode = 0  # it is waited for here, not by its destructor
-    return process.pid
+def _begin(runner: int, log: BinaryIO) -> None:
+    """Do first what every task process does: it leads a process group, dies with its runner, and prints to its log."""
+    os.setpgid(0, 0)
+    system.die_with_parent(runner)
+    signal.set_wakeup_fd(-1)
+    for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGPIPE, signal.SIGXFSZ):
+        signal.signal(signum, signal.SIG_DFL)
+    os.dup2(log.fileno(), 1)
+    os.dup2(log.fileno(), 2)
 
 
 def _not_begun(task: dict[str, Any], error: OSError, log: BinaryIO) -> Outcome:
@@ -160,13 +191,7 @@ def _call(task: dict[str, Any], log: BinaryIO, folder: Path) -> int:
         return pid
     code = _RAISED
     try:
-        os.setpgid(0, 0)
-        system.die_with_parent(runner)
-        for signum in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(signum, signal.SIG_DFL)
-        signal.set_wakeup_fd(-1)
-        os.dup2(log.fileno(), 1)
-        os.dup2(log.fileno(), 2)
+        _begin(runner, log)
         os.chdir(task["cwd"])
         sys.path.insert(0, task["cwd"])
         code = _call_here(task, folder)
