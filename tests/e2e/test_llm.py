@@ -1,4 +1,4 @@
-"""The example that asks an LLM, with an endpoint that answers as such endpoints do: well, busy, broken, or with a no."""
+"""The example that asks an LLM, with an endpoint that answers as such do: well, busy, broken, or with a no."""
 
 from __future__ import annotations
 
@@ -60,7 +60,11 @@ class Answers(BaseHTTPRequestHandler):
         elif status != 200:
             self.answer(status, {"error": {"message": "not now"}})
         else:
-            said = {"How": "0.5" if "like " in text else "-0.25", "Name": "- liking\n- work", "Sum": "A matter of taste."}
+            said = {
+                "How": "0.5" if "like " in text else "-0.25",
+                "Name": "- liking\n- work",
+                "Sum": "A matter of taste.",
+            }
             self.answer(200, {"choices": [{"message": {"role": "assistant", "content": said[kind]}}]})
 
     def answer(self, status: int, document: Any) -> None:
@@ -129,7 +133,9 @@ def test_an_endpoint_that_is_busy_or_breaks_is_asked_again(airflow: Airflow, end
     assert {run.instance(each)["try_number"] for each in ("sentiment", "key_phrases", "summary")} == {2}
 
 
-def test_an_endpoint_that_does_not_want_us_is_not_asked_again(airflow: Airflow, endpoint: Endpoint, connect: Any) -> None:
+def test_an_endpoint_that_does_not_want_us_is_not_asked_again(
+    airflow: Airflow, endpoint: Endpoint, connect: Any
+) -> None:
     connect("another-key")
     run = airflow.api.trigger("llm_text_orchestration", run_id="refused", conf={"text": TEXT})
     assert run.wait() == "failed"
