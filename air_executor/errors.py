@@ -49,3 +49,7 @@ class JobError(AirExecutorError):
 
 class ManagedError(JobError):
     """A manager works on these jobs already."""
+
+
+class JobChangedError(JobError):
+    """Somebody else has changed the files of a job that were about to be written."""

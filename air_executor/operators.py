@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import time
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -134,11 +135,11 @@ class AirJobOperator(BaseOperator):
                 self.log.info("%s", line)
             return progress.is_over
 
-        try:
-            Manager(options_for(state_dir), only=frozenset({name}), heeds_signals=False).serve(until=is_over)
-        except ManagedError:
-            for line in progress.lines(POLL_S):
-                self.log.info("%s", line)
+        while not is_over():
+            try:
+                Manager(options_for(state_dir), only=frozenset({name}), heeds_signals=False).serve(until=is_over)
+            except ManagedError:
+                time.sleep(POLL_S)  # another works on it; should it leave the job, this one takes it
 
     def resume(self, context: Context, event: dict[str, Any]) -> Any:  # noqa: ARG002
         """Go on after the deferral."""

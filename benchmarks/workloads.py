@@ -245,7 +245,7 @@ WORKLOADS = (
         settings=lambda _: {"AIRFLOW__AIR_EXECUTOR__LAUNCHER_IDLE_SECONDS": str(RETIRE_S)},
     ),
     Workload(
-        "sleep1000",
+        "crowd",
         "{crowd} tasks that sleep at once, parallelism {crowd}",
         measure_crowd,
         (

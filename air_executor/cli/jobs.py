@@ -238,13 +238,14 @@ def _run(args: argparse.Namespace) -> int:
         name = store.open(args.job).job.name
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     with _Display(store, name, is_quiet=args.json) as display:
-        manager = _manager(args, only=frozenset({name}))
-        manager.on_signal = manager.interrupt
-        try:
-            manager.serve(until=lambda: display.update(manager.files(name)) or manager.has_let_go)
-        except ManagedError:
-            while not display.update():
-                time.sleep(_LOOK_S)
+        while not display.update():
+            manager = _manager(args, only=frozenset({name}))
+            manager.on_signal = manager.interrupt
+            try:
+                manager.serve(until=lambda manager=manager: display.update(manager.files(name)) or manager.has_let_go)  # type: ignore[misc]
+                break
+            except ManagedError:
+                time.sleep(_LOOK_S)  # it does it; should it leave the job, this one takes it
     return _show_results(store.open(name), is_json=args.json)
 
 

@@ -25,7 +25,7 @@ import orjson
 
 from air_executor import system
 from air_executor.config import Config
-from air_executor.errors import AirExecutorError, JobError, ManagedError, RecordError
+from air_executor.errors import AirExecutorError, JobChangedError, JobError, ManagedError, RecordError
 from air_executor.jobs.model import JobState, Task, TaskStatus
 from air_executor.jobs.queue import read_queued
 from air_executor.jobs.store import Ask, JobFiles, JobStore, base_folder
@@ -34,6 +34,7 @@ from air_executor.launcher.client import LocalBackend
 from air_executor.runner import limits
 from air_executor.runs import record as runs
 from air_executor.runs.backend import RunRequest
+from air_executor.runs.lock import KernelLock, is_held
 from air_executor.runs.record import UNWANTED, Identity, RunRecord, RunState, now
 from air_executor.runs.store import RunStore
 
@@ -178,6 +179,8 @@ class Manager:
         self._backend: LocalBackend
         self._watch = Watch()
         self._jobs: dict[str, ActiveJob] = {}
+        #: The locks of these jobs: each has one manager.
+        self._locks: dict[str, KernelLock] = {}
         #: What could not be understood, as it was then; it is looked at again when it has changed.
         self._refused: dict[str, tuple[Any, ...]] = {}
         #: Jobs whose runs are live, with the ids of their tasks, by the ids of the runs.
@@ -199,11 +202,12 @@ class Manager:
     def serve(self, until: Callable[[], bool] = lambda: False) -> None:
         """Work until ``until`` says so, or :meth:`stop` is called. Runners that are under way outlive this.
 
-        :raises JobError: another manager works on these jobs.
+        :raises ManagedError: another manager works on these jobs.
         """
         with self._alone():
-            self._backend.warm_up()
             self._watch.add(self._store.root)
+            self._look()
+            self._backend.warm_up()
             with self._listening_to_signals() as wake:
                 self._step()
                 while not (until() or self._stopping):
@@ -213,7 +217,7 @@ class Manager:
     def apply(self) -> None:
         """Do what is asked of the jobs, and start nothing. What is cancelled has ended when this returns.
 
-        :raises JobError: another manager works on these jobs, and does it.
+        :raises ManagedError: another manager works on these jobs, and does it.
         """
         with self._alone(), self._listening_to_signals() as wake:
             self._may_start = False
@@ -245,21 +249,23 @@ class Manager:
 
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:
-        """Be the one manager of these jobs."""
+        """Be the one manager of all jobs, if it is for all; otherwise each job's own lock will do."""
         self._runs.prepare()
         self._store.prepare()
         lock = self._store.lock()
-        if not lock.acquire(timeout_s=0):
+        if self._only is None and not lock.acquire(timeout_s=0):
             raise ManagedError(f"another manager works on the jobs below {self._store.root} already")
         try:
-            self._store.note_manager(os.getpid(), system.start_time(os.getpid()))
+            if self._only is None:
+                self._store.note_manager(os.getpid(), system.start_time(os.getpid()))
             self._backend = LocalBackend(self._runs, self._config)
             try:
                 yield
             finally:
-                for job in self._jobs.values():
+                for name, job in self._jobs.items():
                     with contextlib.suppress(AirExecutorError):
                         job.files.close()
+                    self._let_go(name)
                 self._watch.close()
                 self._backend.close()
         finally:
@@ -338,6 +344,8 @@ class Manager:
         try:
             what(job)
             self._complaints.pop(job.name, None)
+        except JobChangedError:
+            self._reload(job)
         except (AirExecutorError, OSError) as error:
             self._complain(job.name, error)
             job.blocked_until_s = time.monotonic() + _BLOCKED_S
@@ -370,24 +378,44 @@ class Manager:
         if self._refused.get(name) == signature and not files.asks():
             return
         try:
+            if files.is_ended() and not files.asks():
+                self._refused[name] = signature
+                return
+            lock = files.lock()
+            # Looked at first, as a lock file that is opened for writing and closed tells those who watch the folder.
+            if is_held(lock.path) or not lock.acquire(timeout_s=0):
+                self._watch.add(files.path)  # for when it is let go
+                raise ManagedError(f"another manager works on job {name}")
+            self._locks[name] = lock
             files.load()
+        except ManagedError as error:
+            if self._only is not None:
+                raise
+            self._complain(name, error)
+            self._look_again_s = time.monotonic() + _BLOCKED_S
+            return
         except JobError as error:
             self._refused[name] = signature
             self._watch.add(files.path)  # for who mends it
+            self._let_go(name)
             log.error("Job %s can't be worked on: %s", name, error)
             return
         except AirExecutorError as error:
+            self._let_go(name)
             self._complain(name, error)
             self._look_again_s = time.monotonic() + _BLOCKED_S
             return
         self._refused.pop(name, None)
-        if files.job.state.is_end and not files.asks():
-            self._refused[name] = signature
-            return
+        self._complaints.pop(name, None)
         job = self._jobs[name] = ActiveJob(files)
         self._watch.add(files.path)
         self._watch.add(files.path / "inbox")
         self._try(job, self._resume)
+
+    def _let_go(self, name: str) -> None:
+        """Leave a job to other managers."""
+        if (lock := self._locks.pop(name, None)) is not None:
+            lock.release(keep_file=True)
 
     def _forget(self, job: ActiveJob) -> None:
         """Let go of a job whose folder was removed, and stop its runs."""
@@ -396,6 +424,7 @@ class Manager:
         for run_id, (name, _) in list(self._live.items()):
             if name == job.name:
                 self._backend.stop(run_id, "its job was removed", unwanted=True)
+        self._let_go(job.name)
         del self._jobs[job.name]
 
     def _reload(self, job: ActiveJob) -> None:
@@ -700,6 +729,7 @@ class Manager:
         job.files.close()
         self._refused[job.name] = job.files.signature()
         self._watch.remove(job.files.path)
+        self._let_go(job.name)
         del self._jobs[job.name]
 
 

@@ -3,11 +3,12 @@
 ::
 
     <state_dir>/jobs/
-      manager.lock              held by the manager for its whole life
+      manager.lock              held by the manager of all jobs for its whole life
       manager.json              its process id
       <name>/state.json         the job
              tasks.json         its tasks, in the order in which they came
              journal.jsonl      what has changed since tasks.json was written
+             lock               held by the manager that works on the job, while it does
              inbox/             what others ask of the manager: more tasks, an end, another try
              logs/<task>.log    what the tasks print
              .gitignore         names what has no place in a repository
@@ -33,7 +34,7 @@ from typing import Any
 
 import orjson
 
-from air_executor.errors import JobError, StateDirError
+from air_executor.errors import JobChangedError, JobError, StateDirError
 from air_executor.jobs.model import Job, JobState, Task, check_name, new_tasks
 from air_executor.runs.lock import KernelLock, is_held
 from air_executor.runs.record import now
@@ -42,7 +43,7 @@ from air_executor.runs.store import replace_file
 #: At most this share of the time goes into writing the files of a job whole.
 _SHARE = 0.05
 
-_IGNORED = "journal.jsonl\ninbox/\nlogs/\n.*.tmp\n*.unreadable*\n"
+_IGNORED = "lock\njournal.jsonl\ninbox/\nlogs/\n.*.tmp\n*.unreadable*\n"
 
 
 def base_folder(state_dir: str | Path) -> Path:
@@ -81,7 +82,7 @@ class JobStore:
             raise StateDirError(f"the folder of the jobs, {self.root}, cannot be made: {error}") from error
 
     def lock(self) -> KernelLock:
-        """Return the lock that the one manager of these jobs holds."""
+        """Return the lock that the one manager of all these jobs holds."""
         return KernelLock(self.root / "manager.lock")
 
     def note_manager(self, pid: int, started: float | None) -> None:
@@ -214,6 +215,10 @@ class JobFiles:
         """Where the tasks' output goes."""
         return self.path / "logs"
 
+    def lock(self) -> KernelLock:
+        """Return the lock that the manager holds that works on this job."""
+        return KernelLock(self.path / "lock")
+
     def log_file(self, task_id: str) -> Path:
         """Return where the output of a task goes."""
         return self.logs / f"{check_name(task_id, 'a task')}.log"
@@ -322,6 +327,7 @@ class JobFiles:
     def set_aside(self) -> Path:
         """Rename a ``tasks.json`` that can't be understood, for whoever made it, and return its new name."""
         aside = self.path / f"tasks.json.unreadable-{now().replace(':', '')}"
+        self._seen = ()
         with contextlib.suppress(OSError):
             os.replace(self.path / "tasks.json", aside)
         return aside
@@ -387,9 +393,12 @@ class JobFiles:
     def write(self) -> None:
         """Write the files whole.
 
+        :raises JobChangedError: somebody else has changed them since they were read or written here; they stay.
         :raises StateDirError: they can't be written.
         """
         began_s = time.monotonic()
+        if self._seen and self.was_changed():
+            raise JobChangedError(f"somebody has changed the files in {self.path}")
         for task in self.tasks.values():
             if task.id not in self._texts:
                 text = orjson.dumps(task.to_dict(), option=orjson.OPT_INDENT_2)

@@ -332,6 +332,29 @@ def test_two_managers_never_work_on_the_same_jobs(yard: Yard) -> None:
     assert "another manager works" in yard.call("start", code=2)
 
 
+def test_jobs_that_are_run_side_by_side_have_a_manager_each(yard: Yard) -> None:
+    for name, other in (("one", "two"), ("two", "one")):  # each waits for the other to have begun
+        yard.submit(sh("a", f"touch {name}; until [ -e {other} ]; do sleep 0.02; done"), name=name)
+    runs = [subprocess.Popen(yard.command("run", name), env=yard.env, cwd=yard.folder) for name in ("one", "two")]
+    assert [run.wait(60) for run in runs] == [0, 0]
+
+
+def test_a_job_that_its_manager_leaves_is_taken_by_who_waits_for_it(yard: Yard) -> None:
+    yard.submit(sh("a", "echo a >> began; until [ -e go ]; do sleep 0.02; done"), sh("b", "echo b >> began"))
+    first = subprocess.Popen(yard.command("run", "job"), env=yard.env, cwd=yard.folder)
+    yard.runner_of("a")
+    with pytest.raises(ManagedError, match="another manager works on job job"):
+        yard.manager(only=frozenset({"job"})).serve()
+    second = subprocess.Popen(yard.command("run", "job"), env=yard.env, cwd=yard.folder)
+    manager = yard.start_manager()
+    first.kill()
+    first.wait()
+    (yard.folder / "go").touch()
+    assert second.wait(60) == 0
+    assert yard.lines("began") == ["a", "b"]
+    assert manager.poll() is None
+
+
 def test_what_runs_when_the_manager_is_killed_goes_on_and_is_taken_over(yard: Yard) -> None:
     yard.submit(
         sh("a", "echo a >> began"),

@@ -10,7 +10,7 @@ from typing import Any
 import orjson
 import pytest
 
-from air_executor.errors import JobError, StateDirError
+from air_executor.errors import JobChangedError, JobError, StateDirError
 from air_executor.jobs.model import Job, JobState, Task, TaskStatus
 from air_executor.jobs.store import JobFiles, JobStore
 
@@ -267,3 +267,11 @@ def test_who_reads_while_the_files_are_written_sees_all_that_was_there(store: Jo
         assert seen <= len(now.tasks)
         seen = len(now.tasks)
     assert (status, seen) == (0, 303)
+
+
+def test_files_that_somebody_has_changed_are_not_overwritten(store: JobStore, files: JobFiles) -> None:
+    files.commit(*files.add([task("d")], "here"))
+    (files.path / "tasks.json").write_text('[{"id": "mine", "command": "true"}]')
+    with pytest.raises(JobChangedError):
+        files.write_if_due()
+    assert list(store.open("job").tasks) == ["mine"]
