@@ -75,6 +75,12 @@ def final_check() -> Callable[[Airflow], None]:
 
 
 @pytest.fixture(scope="module")
+def has_postgres() -> bool:
+    """Whether a file's Airflow is on PostgreSQL: SQLite locks two schedulers out, and Airflow dies of that."""
+    return False
+
+
+@pytest.fixture(scope="module")
 def airflow(
     proxy: Proxy,
     options: dict[str, str],
@@ -82,11 +88,14 @@ def airflow(
     final_check: Callable[[Airflow], None],
     home: Path,
     shared_dir: Path,
+    has_postgres: bool,
 ) -> Iterator[Airflow]:
-    """The same on SQLite, where tests see that nothing is left behind in the end."""
+    """The same, by default on SQLite, where tests see that nothing is left behind in the end."""
     # What is stopped and can't end is killed sooner than by default.
     grace = {"AIRFLOW__AIR_EXECUTOR__STOP_GRACE_SECONDS": "2"}
     airflow = airflow_env.make(home, shared_dir, {**through(proxy), **grace, **options})
+    if has_postgres:
+        airflow.env["AIRFLOW__DATABASE__SQL_ALCHEMY_CONN"] = own_database(airflow, shared_dir, home.parent.name)
     proxy.upstream = ("127.0.0.1", airflow.port)
     try:
         airflow.start(*components)

@@ -26,6 +26,11 @@ FROZEN_S = 60.0
 ON_SHUTDOWN = "AIRFLOW__AIR_EXECUTOR__ON_SHUTDOWN"
 
 
+@pytest.fixture(scope="module")
+def has_postgres() -> bool:
+    return True
+
+
 def test_a_scheduler_that_is_stopped_leaves_while_its_tasks_run_on(airflow: Airflow, fly: Fly) -> None:
     flight = fly("scheduler-sigterm").begun()
     airflow.processes["scheduler"].terminate()
