@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
+import io
 import signal
 import sys
 import time
@@ -16,6 +18,7 @@ from air_executor.cli.observe import launchers, observe_runs
 from air_executor.cli.table import EXIT_NO, EXIT_OK, JSON, Argument, Command, at_least_zero, count, print_json
 from air_executor.cli.tasklogs import follow, print_log
 from air_executor.config import Config
+from air_executor.errors import AirExecutorError
 from air_executor.launcher.client import signal_by_pid
 from air_executor.launcher.control import ask_to_stop
 from air_executor.launcher.service import serve_as_service
@@ -85,6 +88,17 @@ def _show(args: argparse.Namespace) -> int:
 
 
 def _logs(args: argparse.Namespace) -> int:
+    if not args.json:
+        return _print_log(args)
+    if args.follow:
+        raise AirExecutorError("--follow prints lines as they come, and --json one document at the end: choose one")
+    with contextlib.redirect_stdout(io.StringIO()) as text:
+        _print_log(args)
+    print_json({"run" if args.task is None else "job": args.run, "task": args.task, "log": text.getvalue()})
+    return EXIT_OK
+
+
+def _print_log(args: argparse.Namespace) -> int:
     if args.task is not None:
         return jobs.print_task_log(args.run, args.task, is_followed=args.follow)
     store = _store()
@@ -98,7 +112,7 @@ def _logs(args: argparse.Namespace) -> int:
 
 def _stop(args: argparse.Namespace) -> int:
     if args.run is None:
-        return jobs.stop_manager(is_waited_for=args.wait)
+        return jobs.stop_manager(is_waited_for=args.wait, is_json=args.json)
     store = _store()
     record = store.settle(store.find(args.run))
     if record.state.is_end:
@@ -114,6 +128,9 @@ def _stop(args: argparse.Namespace) -> int:
         return EXIT_NO
     if args.wait:
         record = _wait_for_end(store, record)
+    if args.json:
+        print_json(public(record))
+        return EXIT_OK
     print(f"run {record.id} of {record.label}: {record.state.value if args.wait else 'is being stopped'}")
     return EXIT_OK
 
@@ -199,6 +216,7 @@ COMMANDS: tuple[Command, ...] = (
             Argument(("run",), {"metavar": "RUN|JOB", "help": "id of a run, or the beginning of it; or a job's name"}),
             Argument(("task",), {"nargs": "?", "metavar": "TASK", "help": "of a job: the task"}),
             Argument(("-f", "--follow"), {"action": "store_true", "help": "go on until the run ends"}),
+            JSON,
         ),
     ),
     Command(
@@ -209,6 +227,7 @@ COMMANDS: tuple[Command, ...] = (
             Argument(("run",), {"nargs": "?", "metavar": "RUN", "help": "id of the run, or the beginning of it"}),
             Argument(("--reason",), {"default": "stopped from the command line", "help": "noted in the record"}),
             Argument(("--wait",), {"action": "store_true", "help": "wait until it has ended"}),
+            JSON,
         ),
     ),
     Command(

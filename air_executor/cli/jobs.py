@@ -102,12 +102,15 @@ def summary(files: JobFiles) -> Summary:
 # Making jobs
 
 
-def _init(_: argparse.Namespace) -> int:
+def _init(args: argparse.Namespace) -> int:
     folder = Path.cwd() / api.FOLDER
     JobStore(folder).prepare()
     ignore = folder / ".gitignore"
     if not ignore.exists():
         ignore.write_text("*\n!.gitignore\n!jobs/\n!jobs/*/\n!jobs/*/state.json\n!jobs/*/tasks.json\n")
+    if args.json:
+        print_json({"jobs": str(folder / "jobs")})
+        return EXIT_OK
     print(f"jobs of this folder are kept in {folder / 'jobs'}; their state.json and tasks.json can be committed to git")
     return EXIT_OK
 
@@ -183,6 +186,8 @@ def _start(args: argparse.Namespace) -> int:
         return _start_detached(args)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     manager = _manager(args)
+    if args.json:
+        print_json({"pid": os.getpid(), "jobs": str(_store().root)})
     print(
         f"working on the jobs below {_store().root}; Ctrl-C ends this, and not what runs", file=sys.stderr, flush=True
     )
@@ -212,11 +217,14 @@ def _start_detached(args: argparse.Namespace) -> int:
         if process.poll() is not None or time.monotonic() > until_s:
             raise JobError(f"the manager does not begin; its log is {log}")
         time.sleep(_LOOK_S)
-    print(f"the manager works, with pid {process.pid}; its log is {log}")
+    if args.json:
+        print_json({"pid": process.pid, "jobs": str(store.root), "log": str(log)})
+    else:
+        print(f"the manager works, with pid {process.pid}; its log is {log}")
     return EXIT_OK
 
 
-def stop_manager(*, is_waited_for: bool) -> int:
+def stop_manager(*, is_waited_for: bool, is_json: bool = False) -> int:
     """Stop the manager of the jobs. What runs, runs on."""
     store = _store()
     manager = store.manager()
@@ -225,6 +233,9 @@ def stop_manager(*, is_waited_for: bool) -> int:
         return EXIT_NO
     while is_waited_for and is_held(store.root / "manager.lock"):
         time.sleep(_LOOK_S)
+    if is_json:
+        print_json({"pid": manager[0], "has_ended": is_waited_for})
+        return EXIT_OK
     print(f"the manager with pid {manager[0]} {'has ended' if is_waited_for else 'is being stopped'}")
     return EXIT_OK
 
@@ -403,7 +414,7 @@ _MAX_RUNNERS = Argument(
 _JOB_NAME = Argument(("--name",), {"help": "name of the job (default: the one in the file, or the file's)"})
 
 COMMANDS: tuple[Command, ...] = (
-    Command("init", "keep jobs in this folder, in .air-executor", _init),
+    Command("init", "keep jobs in this folder, in .air-executor", _init, (JSON,)),
     Command(
         "start",
         "work on jobs: be their manager",
@@ -412,6 +423,7 @@ COMMANDS: tuple[Command, ...] = (
             Argument(("-d", "--detach"), {"action": "store_true", "help": "in the background"}),
             _POLL,
             _MAX_RUNNERS,
+            JSON,
         ),
     ),
     Command(

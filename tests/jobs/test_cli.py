@@ -146,3 +146,14 @@ def test_the_engine_works_where_nothing_of_airflow_is_installed(yard: Yard) -> N
     assert done.returncode == 1, done.stderr
     assert "job job failed: 1 of 3 tasks failed: b" in done.stdout
     assert yard.log("c") == "queued\n"
+
+
+def test_every_command_prints_json_when_asked_to(yard: Yard) -> None:
+    assert json.loads(yard.call("init", "--json")) == {"jobs": str(yard.folder / ".air-executor" / "jobs")}
+    started = json.loads(yard.call("start", "--detach", "--json"))
+    assert yard.store.manager() is not None
+    yard.submit({"id": "a", "command": "echo", "args": ["said"]})
+    wait_for(lambda: yard.store.open("job").job.state.is_end, "the job to end")
+    assert json.loads(yard.call("logs", "job", "a", "--json")) == {"job": "job", "task": "a", "log": "said\n"}
+    assert "choose one" in yard.call("logs", "job", "a", "-f", "--json", code=2)
+    assert json.loads(yard.call("stop", "--wait", "--json")) == {"pid": started["pid"], "has_ended": True}
