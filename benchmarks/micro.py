@@ -171,10 +171,12 @@ def memories(made: Bench) -> list[Measured]:
             return all(made.store.read(run_id).state is RunState.STARTING for run_id in ids)
 
         wait_for(waiting, f"{RUNNERS} runners to wait for the GPU", 120)
-        runners = memory(family(made.launcher) - {made.launcher})
+        # Not all below the launcher: some have been forked ahead, for runs to come.
+        processes = [psutil.Process(made.store.read(run_id).pid) for run_id in ids]
+        runners = memory(processes)
         for run_id in ids:
             made.backend.kill(run_id)
-        wait_for(lambda: not family(made.launcher) - {made.launcher}, "the runners to end")
+        wait_for(lambda: not any(process.is_running() for process in processes), "the runners to end")
     finally:
         gpu.release()
     return [

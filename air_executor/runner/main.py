@@ -31,7 +31,6 @@ from air_executor.runs.tasklog import append_to_log
 #: waits for the lock this long, in seconds.
 LOCK_WAIT_S = 60.0
 
-
 #: How long to wait before each attempt to write a run's end, in seconds.
 _WAITS_S = (0.0, 0.5, 2.0)
 
@@ -148,4 +147,6 @@ def _write_end(record: RunRecord, outcome: Outcome, store: RunStore) -> int:
             return EXIT_RECORDED
         except StateDirError as error:
             print(f"the end of run {record.id} ({end.state.value}) is not on record: {error}", file=sys.stderr)
+            if not store.folder(record.id).is_dir():
+                break  # somebody has removed it, and the job or all of the state directory with it
     return EXIT_UNRECORDED

@@ -498,6 +498,19 @@ def test_a_job_whose_folder_is_removed_ends(yard: Yard) -> None:
     assert api.wait("next", timeout_s=60, state_dir=yard.state_dir).job.state is JobState.COMPLETED
 
 
+def test_a_runner_whose_state_directory_is_removed_ends(yard: Yard) -> None:
+    yard.submit(sh("a", "until [ -e go ]; do sleep 0.02; done"))
+    manager = yard.start_manager()
+    runner = yard.runner_of("a")
+    manager.kill()
+    yard.state_dir.rename(yard.folder / "away")
+    (yard.folder / "go").touch()
+    try:
+        wait_for(lambda: not runner.is_running(), "the runner to end")
+    finally:
+        (yard.folder / "away").rename(yard.state_dir)
+
+
 def test_a_job_whose_files_can_not_be_written_waits_until_they_can(yard: Yard) -> None:
     yard.submit(sh("a", "true"), sh("b", "true"))
     obstacle = yard.store.folder("job") / "journal.jsonl"
