@@ -291,6 +291,16 @@ def plain_getter(environ: Mapping[str, str] = os.environ) -> Getter:
     return get
 
 
+def load_plain(state_dir: str | None = None) -> Config:
+    """Return the options as :func:`plain_getter` finds them.
+
+    :param state_dir: in place of the one that is set.
+    :raises ConfigError: see :func:`load`.
+    """
+    get = plain_getter()
+    return load(lambda name: state_dir if state_dir is not None and name == "state_dir" else get(name))
+
+
 def example() -> str:
     """Return the text of ``airflow.cfg.example``: every option with its default and its reason."""
     lines = [

@@ -7,6 +7,7 @@ import re
 import time
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from airflow.sdk.bases.operator import BaseOperator
@@ -29,24 +30,18 @@ POLL_S = 1.0
 
 def state_dir_of(given: str | None) -> str:
     """Return where jobs are kept: ``given``, or below ``[air_executor] state_dir``."""
-    return given or config.load(config.plain_getter()).state_dir
+    return given or config.load_plain().state_dir
 
 
-def options_for(state_dir: str) -> config.Config:
-    """Return AirExecutor's options, with this state directory."""
-    get = config.plain_getter()
-    return config.load(lambda name: state_dir if name == "state_dir" else get(name))
-
-
-def results_of(store: JobStore, name: str) -> dict[str, Any]:
+def results_of(state_dir: str | Path, name: str) -> dict[str, Any]:
     """Return what the functions of a job have returned, by the ids of their tasks.
 
     :raises JobError: the job has failed; the message has the errors of its tasks.
     """
-    files = store.open(name)
-    if files.job.state is not JobState.COMPLETED:
-        raise JobError(describe_failures(files))
-    return {task.id: task.result for task in files.tasks.values() if task.result is not None}
+    found = api.results(name, state_dir=state_dir)
+    if found.job.state is not JobState.COMPLETED:
+        raise JobError(describe_failures(found))
+    return found.values
 
 
 class AirJobOperator(BaseOperator):
@@ -117,7 +112,7 @@ class AirJobOperator(BaseOperator):
         else:
             for line in progress.lines(POLL_S):
                 self.log.info("%s", line)
-        return results_of(store, name)
+        return results_of(state_dir, name)
 
     def _submit(self, store: JobStore, name: str, state_dir: str) -> None:
         if name not in store.names():
@@ -137,13 +132,13 @@ class AirJobOperator(BaseOperator):
 
         while not is_over():
             try:
-                Manager(options_for(state_dir), only=frozenset({name}), heeds_signals=False).serve(until=is_over)
+                Manager(config.load_plain(state_dir), only=frozenset({name}), heeds_signals=False).serve(until=is_over)
             except ManagedError:
                 time.sleep(POLL_S)  # another works on it; should it leave the job, this one takes it
 
     def resume(self, context: Context, event: dict[str, Any]) -> Any:  # noqa: ARG002
         """Go on after the deferral."""
-        return results_of(JobStore(event["state_dir"]), event["job_name"])
+        return results_of(event["state_dir"], event["job_name"])
 
     def on_kill(self) -> None:
         """Cancel the job."""
@@ -158,7 +153,7 @@ class AirJobOperator(BaseOperator):
         self.log.info("Job %s is cancelled", self._submitted)
         if self.manager == "own":
             with contextlib.suppress(JobError):
-                Manager(options_for(state_dir), only=frozenset({self._submitted}), heeds_signals=False).apply()
+                Manager(config.load_plain(state_dir), only=frozenset({self._submitted}), heeds_signals=False).apply()
 
 
 def _name(context: Context) -> str:

@@ -43,15 +43,15 @@ class AirJobSensor(BaseSensorOperator):
 
     def poke(self, context: Context) -> PokeReturnValue:  # noqa: ARG002
         """Look whether the job has ended."""
-        store = JobStore(state_dir_of(self.state_dir))
+        state_dir = state_dir_of(self.state_dir)
         if self._progress is None:
-            self._progress = Progress(store, self.job_name)
+            self._progress = Progress(JobStore(state_dir), self.job_name)
         for line in self._progress.news():
             self.log.info("%s", line)
         if not self._progress.is_over:
             return PokeReturnValue(is_done=False)
-        return PokeReturnValue(is_done=True, xcom_value=results_of(store, self.job_name))
+        return PokeReturnValue(is_done=True, xcom_value=results_of(state_dir, self.job_name))
 
     def resume(self, context: Context, event: dict[str, Any]) -> Any:  # noqa: ARG002
         """Go on after the deferral."""
-        return results_of(JobStore(event["state_dir"]), event["job_name"])
+        return results_of(event["state_dir"], event["job_name"])

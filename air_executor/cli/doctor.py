@@ -53,7 +53,7 @@ def examine() -> list[Check]:
     if has_airflow:
         checks.append(_entry_point())
     try:
-        options = config.load(config.plain_getter())
+        options = config.load_plain()
     except AirExecutorError as error:
         return [*checks, Check("options", False, str(error), "Correct the option; the scheduler does not start so.")]
     checks.append(Check("options", True, f"launch = {options.launch}, preload = {', '.join(options.preload) or '-'}"))

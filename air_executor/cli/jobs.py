@@ -54,17 +54,14 @@ class Summary:
 
 def options() -> Config:
     """Return the options for the present working directory: they say where the state directory is."""
-    get = config.plain_getter()
     state_dir = api.find_state_dir()
-    if get("state_dir") is None and state_dir.is_dir():
-        return config.load(lambda name: str(state_dir) if name == "state_dir" else get(name))
-    return config.load(get)
+    # One that is set is validated, and found, by the configuration itself.
+    is_found = config.plain_getter()("state_dir") is None and state_dir.is_dir()
+    return config.load_plain(str(state_dir) if is_found else None)
 
 
 def _job_options() -> Config:
-    state_dir = str(api.find_state_dir())
-    get = config.plain_getter()
-    return config.load(lambda name: state_dir if name == "state_dir" else get(name))
+    return config.load_plain(str(api.find_state_dir()))
 
 
 def _store() -> JobStore:

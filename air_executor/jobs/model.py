@@ -22,7 +22,14 @@ from air_executor.runs.record import now
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:+@=-]{0,199}")
 
 
-class JobState(str, enum.Enum):
+class _Stage(str, enum.Enum):
+    @property
+    def is_end(self) -> bool:
+        """Whether nothing happens any more unless somebody asks for it."""
+        return self.value in ("completed", "failed")
+
+
+class JobState(_Stage):
     """Where a job is in its life."""
 
     WAITING = "waiting"
@@ -30,24 +37,14 @@ class JobState(str, enum.Enum):
     COMPLETED = "completed"
     FAILED = "failed"
 
-    @property
-    def is_end(self) -> bool:
-        """Whether nothing happens any more unless somebody asks for it."""
-        return self in (JobState.COMPLETED, JobState.FAILED)
 
-
-class TaskStatus(str, enum.Enum):
+class TaskStatus(_Stage):
     """Where a task is in its life."""
 
     PENDING = "pending"
     RUNNING = "running"
     COMPLETED = "completed"
     FAILED = "failed"
-
-    @property
-    def is_end(self) -> bool:
-        """Whether the task is not going to run."""
-        return self in (TaskStatus.COMPLETED, TaskStatus.FAILED)
 
 
 def check_name(name: Any, what: str = "a job's name") -> str:

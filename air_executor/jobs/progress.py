@@ -6,8 +6,9 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from air_executor.jobs.api import Results
 from air_executor.jobs.model import TaskStatus
-from air_executor.jobs.store import JobFiles, JobStore
+from air_executor.jobs.store import JobStore
 
 #: At most this share of the time goes into looking.
 _SHARE = 0.05
@@ -70,9 +71,8 @@ class Progress:
         return self._looked_s + max(every_s, self._took_s / _SHARE) - time.monotonic()
 
 
-def describe_failures(files: JobFiles) -> str:
+def describe_failures(found: Results) -> str:
     """Return why a job has failed, with the errors of its tasks."""
-    failed = [task for task in files.tasks.values() if task.status is TaskStatus.FAILED]
-    told = "".join(f"\n- {task.id}: {task.error}" for task in failed[:_TOLD])
-    more = f"\n- and {len(failed) - _TOLD} more" if len(failed) > _TOLD else ""
-    return f"job {files.job.name} {files.job.state.value}: {files.job.error}{told}{more}"
+    told = "".join(f"\n- {task.id}: {task.error}" for task in found.failed[:_TOLD])
+    more = f"\n- and {len(found.failed) - _TOLD} more" if len(found.failed) > _TOLD else ""
+    return f"job {found.job.name} {found.job.state.value}: {found.job.error}{told}{more}"

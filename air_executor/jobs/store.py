@@ -283,7 +283,7 @@ class JobFiles:
             raise JobError(f"{path} is missing")
         document = _parse(data, path)
         state = document.get("state") if isinstance(document, dict) else None
-        return state in (JobState.COMPLETED.value, JobState.FAILED.value)
+        return state in [each.value for each in JobState if each.is_end]
 
     def _task(self, document: Any) -> Task:
         return Task.from_dict(document, job_name=self.path.name, where=f"{self.path.name}/tasks.json")
