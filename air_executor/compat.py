@@ -8,12 +8,14 @@ here has gone or changed.
 from __future__ import annotations
 
 import base64
+import contextlib
 import importlib
 import logging
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +25,7 @@ from airflow import __version__ as _version
 from airflow.executors import workloads as _workloads
 from pydantic import ValidationError
 
-from air_executor.errors import ProtocolError
+from air_executor.errors import AirExecutorError, ProtocolError
 from air_executor.runs.record import Identity
 
 if TYPE_CHECKING:
@@ -42,6 +44,8 @@ _CLASSES: dict[str, Any] = {
     )
     if hasattr(_workloads, name)
 }
+
+_SDK_PLUGINS = "airflow.sdk.plugins_manager"
 
 #: How long a question after a server's health may take, in seconds.
 _HEALTH_S = 5.0
@@ -277,6 +281,101 @@ def share_log_setup() -> None:
     supervisor._configure_logs_over_json_channel = configure
 
 
+def who_hears_of_tasks() -> str | None:
+    """Return who, beside the execution API, would hear of a task that is executed for practice; ``None``: nobody."""
+    from airflow.configuration import conf
+    from airflow.sdk.log import load_remote_log_handler
+
+    for section, name in (
+        ("metrics", "statsd_on"),
+        ("metrics", "statsd_datadog_enabled"),
+        ("metrics", "otel_on"),
+        ("traces", "otel_on"),
+        ("sentry", "sentry_on"),
+    ):
+        if conf.getboolean(section, name, fallback=False):
+            return f"[{section}] {name}"
+    if load_remote_log_handler() is not None:
+        return "[logging] remote_logging"
+    if conf.get("core", "default_impersonation", fallback=None):
+        return "[core] default_impersonation"
+    return None
+
+
+@contextlib.contextmanager
+def rehearsing(bundle: Path) -> Iterator[None]:
+    """Let tasks of this process and its forks be for practice.
+
+    They find any bundle at ``bundle``, and no listener, plugin or secrets backend hears of them.
+    """
+    from airflow.dag_processing.bundles.local import LocalDagBundle
+    from airflow.sdk.execution_time import supervisor, task_runner
+
+    plugins = importlib.import_module("airflow.plugins_manager" if AIRFLOW_VERSION < (3, 2) else _SDK_PLUGINS)
+
+    def silent(*_: Any, **__: Any) -> None:
+        pass
+
+    class Nobody:
+        def __getattr__(self, _: str) -> Any:
+            return silent
+
+    class Bundles:
+        def get_bundle(self, name: str, version: str | None = None) -> Any:
+            return LocalDagBundle(name=name, version=version, path=str(bundle))
+
+    listeners = type("Listeners", (), {"hook": Nobody()})()
+    replaced = [
+        (task_runner, "DagBundlesManager", Bundles),
+        (task_runner, "get_listener_manager", lambda: listeners),
+        (supervisor, "ensure_secrets_backend_loaded", list),
+        (plugins, "integrate_macros_plugins", silent),
+    ]
+    before = [getattr(module, name) for module, name, _ in replaced]
+    try:
+        for module, name, value in replaced:
+            setattr(module, name, value)
+        yield
+    finally:
+        for (module, name, _), value in zip(replaced, before, strict=False):
+            setattr(module, name, value)
+
+
+def answers_to_task(startup: dict[str, Any], context: dict[str, Any]) -> bytes:
+    """Return all that a supervisor would send to a task process that asks for nothing unusual.
+
+    :param startup: the task instance as ``ti``, with ``dag_rel_path`` and ``bundle_info``.
+    :param context: what the execution API has answered to the start.
+    """
+    from airflow.sdk.execution_time import comms
+
+    now = datetime.now(tz=timezone.utc)
+    details = comms.StartupDetails.model_validate(
+        {**startup, "ti_context": context, "start_date": now, "sentry_integration": ""}
+    )
+    frames = [comms._ResponseFrame(id=0, body=details.model_dump())]
+    frames += [comms._ResponseFrame(id=number) for number in range(8)]
+    return b"".join(frame.as_bytes() for frame in frames)
+
+
+def be_task() -> None:
+    """Execute a task in this process, whose supervisor is at the other end of descriptor 0.
+
+    :raises AirExecutorError: the process would have ended with an error.
+    """
+    from airflow.sdk.execution_time import task_runner
+
+    try:
+        task_runner.main()
+    except SystemExit as error:
+        raise AirExecutorError(f"a task process would have ended with {error.code}") from error
+    finally:
+        # Whether there is one tells Airflow in which kind of process it is.
+        channel = vars(task_runner).pop("SUPERVISOR_COMMS", None)
+        if channel is not None and channel.socket is not None:
+            channel.socket.detach()  # lest it closes whatever has its number by then
+
+
 def run_task(workload: Any, server: str | None) -> int:
     """Supervise a task to its end and return its process's exit code.
 
@@ -321,6 +420,10 @@ def run_other(workload: Any, server: str | None) -> None:
         raise RuntimeError(message or "the callback failed")
 
 
+#: The method that makes requests as Airflow has it.
+_request: Any = None
+
+
 def use_retries(
     try_again: Callable[[Any, BaseException], bool],
     give_up: Callable[[Any, BaseException, float], bool],
@@ -348,7 +451,8 @@ def use_retries(
         error = error_of(state)
         return error is not None and give_up(state.args[0], error, state.start_time)
 
-    request = Client.request
+    global _request
+    request = _request = _request or Client.request
     retrying = request.retry  # type: ignore[attr-defined]
     retrying.retry, retrying.stop, retrying.sleep = retry, stop, sleep
     retrying.wait = lambda state: wait_s(state.attempt_number, state.start_time)

@@ -34,11 +34,12 @@ def serve(listener: socket.socket, address: Address, store: RunStore, config: Co
     system.outlive_full_disks()
     system.adopt_orphans()
     system.keep_memory_private()
-    system.set_title(f"air-executor launcher {address.key}")
+    title = f"air-executor launcher {address.key}"
+    system.set_title(title)
     if config.launch == "exec":
         Launcher(store, config, address, listener, spawn_by_exec(store, config)).serve()
         return
-    from air_executor.launcher.preload import Preloader, freeze
+    from air_executor.launcher.memory import freeze
 
     if config.serves == "jobs":
         import air_executor.runner.command
@@ -47,7 +48,9 @@ def serve(listener: socket.socket, address: Address, store: RunStore, config: Co
         freeze()
         Launcher(store, config, address, listener).serve()
         return
-    from air_executor.launcher.warmup import rehearse, warm_up
+    from air_executor.launcher.preload import Preloader
+    from air_executor.launcher.rehearsal import rehearse, rehearse_runs
+    from air_executor.launcher.warmup import warm_up
 
     warm_up(name for name in config.preload if name not in ("auto", "off") and not name.startswith("-"))
     preloader = None
@@ -55,6 +58,8 @@ def serve(listener: socket.socket, address: Address, store: RunStore, config: Co
         preloader = Preloader(store, [name[1:] for name in config.preload if name.startswith("-")], rehearse)
         preloader.import_remembered()
     rehearse()
+    rehearse_runs(config)
+    system.set_title(title)
     freeze()
     # Before the first fork: later it would take from runners that live what they share with this process.
     system.use_huge_pages()

@@ -10,7 +10,6 @@ Modules of dag folders, plugins and editable installations are never imported ah
 from __future__ import annotations
 
 import contextlib
-import gc
 import importlib
 import os
 import re
@@ -29,6 +28,7 @@ import orjson
 
 from air_executor.errors import AirExecutorError
 from air_executor.launcher.address import packages_stamp
+from air_executor.launcher.memory import freeze
 from air_executor.runs.store import RunStore
 
 #: A package is tried when so many tasks have imported it.
@@ -164,12 +164,6 @@ def read_verdicts(store: RunStore) -> list[Verdict]:
         with contextlib.suppress(TypeError):
             verdicts.append(Verdict(**each))
     return verdicts
-
-
-def freeze() -> None:
-    """Put all objects out of the garbage collector's sight: what it does not touch stays shared with forks."""
-    gc.collect()
-    gc.freeze()
 
 
 def _import_all(names: Iterable[str], *, careful: bool = False) -> list[str] | None:

@@ -1,4 +1,4 @@
-"""A dag file that a launcher reads for practice before its first fork. No Airflow ever sees it."""
+"""A dag file that a launcher reads, and whose second task it executes, for practice. No Airflow ever sees it."""
 
 from airflow.providers.standard.operators.bash import BashOperator
 from airflow.sdk import dag, task
@@ -13,10 +13,10 @@ def rehearsed() -> None:
         return [1, 2]
 
     @task
-    def second(number: int) -> int:
-        return number
+    def second(number: int) -> None:
+        """Return nothing: what tasks return may go to others than the execution API."""
 
-    second.expand(number=first()) >> BashOperator(task_id="third", bash_command="true")
+    first() >> second.expand(number=[1, 2]) >> BashOperator(task_id="third", bash_command="true")
 
 
 rehearsed()

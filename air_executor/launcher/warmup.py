@@ -1,4 +1,4 @@
-"""What a launcher does before its first fork, so that no task has to: importing, building, and a small rehearsal.
+"""What a launcher imports and builds before its first fork, so that no task has to.
 
 A runner and its task process share with the launcher what that has done already. What they would do first, each for
 itself, costs time; what they write to, memory as well, a page at a time.
@@ -6,20 +6,13 @@ itself, costs time; what they write to, memory as well, a page at a time.
 
 from __future__ import annotations
 
-import contextlib
 import importlib
-import sys
 import traceback
-import uuid
 from collections.abc import Callable, Iterable
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-import httpx
-
 from air_executor import compat
-from air_executor.errors import AirExecutorError
 
 #: What every task imports anyway, much of it only once it runs.
 _MODULES = (
@@ -75,15 +68,6 @@ def warm_up(modules: Iterable[str]) -> None:
             traceback.print_exc()
 
 
-def rehearse() -> None:
-    """Do what every task does, after the last import.
-
-    The interpreter remembers where it has found attributes and which classes are whose, but not through an import of
-    many classes: then each task would find out anew, and make private what it looks at.
-    """
-    _try(_rehearse_requests, _rehearse_parsing)
-
-
 def _try(*steps: Callable[[], None]) -> None:
     for step in steps:
         try:
@@ -117,30 +101,3 @@ def _leave_database() -> None:
     from airflow import settings
 
     settings.dispose_orm(do_log=False)
-
-
-def _rehearse_requests() -> None:
-    from airflow.sdk.api.client import Client
-
-    # The first client reads the trust store, which the process keeps, and so do its children.
-    transport = httpx.MockTransport(lambda _: httpx.Response(200, json={}))
-    with contextlib.closing(Client(base_url="http://rehearsal.invalid", token="", transport=transport)) as client:
-        now = datetime.now(tz=timezone.utc)
-        client.task_instances.set_rtif(uuid.uuid4(), {})
-        client.task_instances.succeed(uuid.uuid4(), now, [], [], None)
-
-
-def _rehearse_parsing() -> None:
-    name = "airflow.models.dagbag" if compat.AIRFLOW_VERSION < (3, 2) else "airflow.dag_processing.dagbag"
-    path, modules = list(sys.path), set(sys.modules)
-    try:
-        bag = importlib.import_module(name).BundleDagBag(
-            dag_folder=str(_REHEARSED), bundle_path=_REHEARSED.parent, safe_mode=False, load_op_links=False
-        )
-        if bag.import_errors:
-            raise AirExecutorError(f"the rehearsed dag file has errors: {bag.import_errors}")
-    finally:
-        sys.path[:] = path
-        for name in set(sys.modules) - modules:
-            if name.startswith("unusual_prefix_"):
-                del sys.modules[name]

@@ -68,11 +68,16 @@ def run(request: RunRequest, store: RunStore, config: Config) -> int:
         for signum in (signal.SIGTERM, signal.SIGINT):
             # From here on they mean "stop" while there is something to stop, and never keep the end from being written.
             signal.signal(signum, signal.SIG_IGN)
-        record = store.write(record.advance(RunState.STARTING, **_this_process()))
-        active, outcome = _execute(request, record, store, config)
-        return _write_end(active.record, outcome, store)
+        return execute(request, record, store, config)
     finally:
         lock.release()
+
+
+def execute(request: RunRequest, record: RunRecord, store: RunStore, config: Config) -> int:
+    """Execute one run, whose lock this process holds, and return the process's exit code."""
+    record = store.write(record.advance(RunState.STARTING, **_this_process()))
+    active, outcome = _execute(request, record, store, config)
+    return _write_end(active.record, outcome, store)
 
 
 def _this_process() -> dict[str, Any]:

@@ -54,7 +54,9 @@ class _PidFd:
         return self._fd
 
     def close(self) -> None:
-        os.close(self._fd)
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
 
 
 class TaskGoneError(Exception):
@@ -67,6 +69,12 @@ def begin(run: ActiveRun) -> None:
     active = run
     _patience = Patience(run.patience_s, nap)
     _patience.install()
+
+
+def forget() -> None:
+    """Let no run be this process's any more."""
+    global active, _supervisor
+    active = _supervisor = None
 
 
 def nap(seconds: float) -> None:
@@ -179,7 +187,7 @@ class AirSupervisor(stock.ActivitySubprocess):
     """Supervises the task process of the active run."""
 
     _run: ActiveRun = attrs.field(init=False, repr=False)
-    _has_pidfd: bool = attrs.field(init=False, default=False)
+    _pidfd: _PidFd | None = attrs.field(init=False, default=None, repr=False)
     _pipes: tuple[tuple[Any, ...], dict[str, Any]] | None = attrs.field(init=False, default=None, repr=False)
     """What leads to a task process that was forked ahead, until it begins."""
     is_finishing: bool = attrs.field(init=False, default=False)
@@ -254,8 +262,8 @@ class AirSupervisor(stock.ActivitySubprocess):
         fd = system.open_pidfd(self.pid)
         if fd is not None:
             # A readable pidfd says no more than that the loop should look: it is unregistered and closed then.
-            self.selector.register(_PidFd(fd), selectors.EVENT_READ, (lambda _: False, self.selector.unregister))
-            self._has_pidfd = True
+            self._pidfd = _PidFd(fd)
+            self.selector.register(self._pidfd, selectors.EVENT_READ, (lambda _: False, self.selector.unregister))
 
     def _make_reentrant(self) -> None:
         """Let the task's output be read while one of its requests is being handled, which :meth:`nap` does.
@@ -295,6 +303,8 @@ class AirSupervisor(stock.ActivitySubprocess):
                 # An unusual end has closed the selector with everything in it.
                 with contextlib.suppress(KeyError, RuntimeError):
                     self.selector.unregister(wake)
+                if self._pidfd is not None:
+                    self._pidfd.close()
                 self._run.is_over = True
 
     @staticmethod
@@ -309,7 +319,7 @@ class AirSupervisor(stock.ActivitySubprocess):
         due_s = self._run.due_in_s()
         if due_s is not None:
             max_wait_time = min(max_wait_time, due_s)
-        if not self._has_pidfd:
+        if self._pidfd is None:
             max_wait_time = min(max_wait_time, _LOOK_S)
         code: int | None = super()._service_subprocess(max_wait_time, raise_on_timeout, expect_signal)
         system.reap_orphans(self.pid)

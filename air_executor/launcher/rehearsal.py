@@ -1,0 +1,334 @@
+"""What a launcher does for practice, so that runners and task processes find it done.
+
+CPython remembers where it has found attributes, and rewrites code that is called again and again for speed. What a
+process does for the first time is slow, and makes private what it remembers it in. So the launcher is a runner for a
+few runs, and a task process, before its first fork. No Airflow, and nothing that the user has installed, hears of it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import dataclasses
+import importlib
+import os
+import signal
+import socket
+import socketserver
+import sys
+import tempfile
+import threading
+import traceback
+import uuid
+from collections.abc import Callable, Iterator
+from datetime import datetime, timezone
+from http.server import BaseHTTPRequestHandler
+from pathlib import Path
+from types import CodeType, FrameType
+from typing import Any, NoReturn
+
+import httpx
+import orjson
+
+from air_executor import compat, system
+from air_executor.config import Config
+from air_executor.errors import AirExecutorError
+from air_executor.launcher import memory
+from air_executor.runs.backend import RunRequest
+from air_executor.runs.record import Identity, RunState, queued
+from air_executor.runs.store import RunStore
+
+#: Code is rewritten at its eighth call, and what it finds then is remembered in it.
+_TIMES = 10
+
+#: A rehearsal of runs that takes longer than so many seconds is given up.
+_PATIENCE_S = 30
+
+#: The dag file that is read for practice, and the task that is executed.
+_DAG_FILE = Path(__file__).with_name("rehearsed_dag.py")
+_DAG_ID, _TASK_ID = "rehearsed", "second"
+
+_MOMENT = "2026-01-01T00:00:00Z"
+
+#: What the execution API says when a run starts.
+_CONTEXT: dict[str, Any] = {
+    "dag_run": {
+        "dag_id": _DAG_ID,
+        "run_id": "rehearsal",
+        "logical_date": _MOMENT,
+        "data_interval_start": _MOMENT,
+        "data_interval_end": _MOMENT,
+        "run_after": _MOMENT,
+        "start_date": _MOMENT,
+        "end_date": None,
+        "run_type": "manual",
+        "state": "running",
+        "conf": {},
+        "consumed_asset_events": [],
+        "partition_key": None,
+    },
+    "task_reschedule_count": 0,
+    "max_tries": 0,
+    "should_retry": False,
+    "xcom_keys_to_clear": [],
+}
+
+
+def rehearse() -> None:
+    """Make requests and read a dag file. To be done again after an import: of many classes, it makes CPython forget."""
+    sys._clear_type_cache()  # what it remembers of the imports would be replaced, piece by piece, in each task
+    _try(_rehearse_requests, _rehearse_parsing)
+
+
+def rehearse_runs(config: Config) -> None:
+    """Be a runner and a task process, for a dag of no Airflow's. Before this process has a child, or a thread, only.
+
+    Code that was used lies side by side then. Where tasks tell others than the execution API of themselves, as metrics
+    or remote logs do, nothing is rehearsed: they would hear of it.
+    """
+    if sys.platform != "linux" or compat.who_hears_of_tasks() is not None:
+        return
+    _try(lambda: _Rehearsal(config).play())
+
+
+def _try(*steps: Callable[[], None]) -> None:
+    for step in steps:
+        try:
+            step()
+        except Exception:
+            print("what tasks do cannot be rehearsed with this Airflow; they are only slower for it", flush=True)
+            traceback.print_exc()
+
+
+def _rehearse_requests() -> None:
+    from airflow.sdk.api.client import Client
+
+    # The first client reads the trust store, which the process keeps, and so do its children.
+    transport = httpx.MockTransport(lambda _: httpx.Response(200, json={}))
+    for _ in range(_TIMES):
+        with contextlib.closing(Client(base_url="http://rehearsal.invalid", token="", transport=transport)) as client:
+            client.task_instances.set_rtif(uuid.uuid4(), {})
+            client.task_instances.succeed(uuid.uuid4(), datetime.now(tz=timezone.utc), [], [], None)
+
+
+def _rehearse_parsing() -> None:
+    name = "airflow.models.dagbag" if compat.AIRFLOW_VERSION < (3, 2) else "airflow.dag_processing.dagbag"
+    for _ in range(_TIMES):
+        with _imports_undone():
+            bag = importlib.import_module(name).BundleDagBag(
+                dag_folder=str(_DAG_FILE), bundle_path=_DAG_FILE.parent, safe_mode=False, load_op_links=False
+            )
+        if bag.import_errors:
+            raise AirExecutorError(f"the rehearsed dag file has errors: {bag.import_errors}")
+
+
+@contextlib.contextmanager
+def _imports_undone() -> Iterator[None]:
+    """Forget afterwards which dag file was read."""
+    path, modules = list(sys.path), set(sys.modules)
+    try:
+        yield
+    finally:
+        sys.path[:] = path
+        for name in set(sys.modules) - modules:
+            if name.startswith("unusual_prefix_"):
+                del sys.modules[name]
+
+
+class _Rehearsal:
+    """Runs of a dag that there is not, with a store and an API server of their own."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+
+    def play(self) -> None:
+        """Play all parts, first for the record of what code is used.
+
+        :raises AirExecutorError: a run did not succeed; with what it said.
+        """
+        used: set[CodeType] = set()
+        with self._setting():
+            with _noting(used):
+                self._once()
+            memory.gather_code(used)
+            for _ in range(_TIMES):
+                self._once()
+
+    @contextlib.contextmanager
+    def _setting(self) -> Iterator[None]:
+        with contextlib.ExitStack() as stack:
+            self._folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="air-executor-")))
+            self._store = RunStore(self._folder / "state")
+            self._store.prepare()
+            self._own_config = dataclasses.replace(
+                self._config, state_dir=str(self._store.root), api_patience_seconds=1.0
+            )
+            stack.enter_context(_everything_restored())
+            stack.enter_context(_silence(self._folder / "said"))
+            os.environ["NO_PROXY"] = "*"
+            stack.enter_context(compat.rehearsing(_DAG_FILE.parent))
+            server = stack.enter_context(socketserver.TCPServer(("127.0.0.1", 0), _ExecutionApi))
+            self._url = f"http://127.0.0.1:{server.server_address[1]}/execution/"
+            thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+            thread.start()
+            stack.callback(thread.join)
+            stack.callback(server.shutdown)
+            yield
+
+    def _once(self) -> None:
+        run_id = str(uuid.uuid4())
+        log_file = self._folder / "log" / run_id
+        task: dict[str, Any] = {
+            "id": str(uuid.uuid4()),
+            "dag_version_id": str(uuid.uuid4()),
+            "dag_id": _DAG_ID,
+            "task_id": _TASK_ID,
+            "run_id": "rehearsal",
+            "map_index": 0,
+            "try_number": 1,
+            "queue": f"air-executor-{run_id}",  # nobody's, so no coordinator's but Python's
+            "pool_slots": 1,
+            "priority_weight": 1,
+        }
+        workload = {
+            "ti": task,
+            "dag_rel_path": _DAG_FILE.name,
+            "bundle_info": {"name": "rehearsal", "version": None},
+            "token": "",
+            "log_path": str(log_file),
+        }
+        self._be_runner(run_id, task, workload, log_file)
+        self._be_task(task, workload)
+
+    def _be_runner(self, run_id: str, task: dict[str, Any], workload: dict[str, Any], log_file: Path) -> None:
+        from air_executor.runner import main as runner
+        from air_executor.runner import supervision
+
+        identity = Identity(kind="task", workload_id=task["id"], name="rehearsal")
+        request = RunRequest(id=run_id, identity=identity, workload=workload, server=self._url, log_file=str(log_file))
+        self._store.create(queued(run_id, identity, limits={}, log_file=str(log_file)))
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            runner.prepare(self._store, self._own_config, theirs)
+        lock = self._store.lock(identity.workload_id)
+        try:
+            request = RunRequest.from_message(orjson.loads(orjson.dumps(request.to_message())))
+            lock.acquire(0)
+            runner.execute(request, self._store.read(run_id), self._store, self._own_config)
+        finally:
+            lock.release()
+            supervision.forget()
+        record = self._store.read(run_id)
+        if record.state is not RunState.SUCCEEDED:
+            said = log_file.read_text() if log_file.exists() else ""
+            raise AirExecutorError(f"the rehearsed run has {record.state.value}: {record.reason}\n{said}")
+
+    @staticmethod
+    def _be_task(task: dict[str, Any], workload: dict[str, Any]) -> None:
+        """Execute the task in this process. All answers of its supervisor are there before it asks."""
+        ours, theirs = socket.socketpair()
+        with ours:
+            ours.sendall(compat.answers_to_task({**workload, "ti": task}, _CONTEXT))
+            nothing = os.open(os.devnull, os.O_RDONLY)
+            with theirs:
+                os.dup2(theirs.fileno(), 0)
+            try:
+                contextvars.copy_context().run(compat.be_task)
+            finally:
+                os.dup2(nothing, 0)
+                os.close(nothing)
+            sent = ours.recv(1 << 20)
+        if b"SucceedTask" not in sent:
+            raise AirExecutorError(f"the rehearsed task did not succeed: it sent {sent!r}")
+
+
+class _ExecutionApi(BaseHTTPRequestHandler):
+    """Says yes to everything."""
+
+    protocol_version = "HTTP/1.1"
+    wbufsize = 1 << 16  # an answer is one packet then
+
+    def _answer(self) -> None:
+        self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        body = orjson.dumps(_CONTEXT) if self.path.endswith("/run") else b"null"
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    do_GET = do_PATCH = do_POST = do_PUT = _answer  # noqa: N815
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Say nothing."""
+
+
+@contextlib.contextmanager
+def _noting(used: set[CodeType]) -> Iterator[None]:
+    """Note the code of all functions that are called in this thread."""
+
+    def note(frame: FrameType, event: str, _: Any) -> None:
+        if event == "call":
+            used.add(frame.f_code)
+
+    sys.setprofile(note)
+    try:
+        yield
+    finally:
+        sys.setprofile(None)
+
+
+@contextlib.contextmanager
+def _everything_restored() -> Iterator[None]:
+    """Undo what runners and task processes change in their process, and end what takes too long.
+
+    Requests to end this process wait meanwhile.
+    """
+
+    def give_up(*_: object) -> NoReturn:
+        raise AirExecutorError(f"the rehearsal took longer than {_PATIENCE_S} s")
+
+    signals = (signal.SIGTERM, signal.SIGINT, signal.SIGALRM)
+    environment, stdin, directory = dict(os.environ), os.dup(0), Path.cwd()
+    handlers = {signum: signal.getsignal(signum) for signum in signals}
+    signal.pthread_sigmask(signal.SIG_BLOCK, signals[:2])
+    signal.signal(signal.SIGALRM, give_up)
+    signal.alarm(_PATIENCE_S)
+    try:
+        with _imports_undone():
+            yield
+    finally:
+        signal.alarm(0)
+        system.kill_children()
+        os.dup2(stdin, 0)
+        os.close(stdin)
+        os.chdir(directory)
+        os.environ.clear()
+        os.environ.update(environment)
+        for signum, handler in handlers.items():
+            signal.signal(signum, handler)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, signals[:2])
+
+
+@contextlib.contextmanager
+def _silence(path: Path) -> Iterator[None]:
+    """Let what this process prints go to a file, which is shown when something fails."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    before = os.dup(1), os.dup(2)
+    file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    failed = True
+    try:
+        yield
+        failed = False
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os.close(file)
+        for fd, saved in zip((1, 2), before, strict=True):
+            os.dup2(saved, fd)
+            os.close(saved)
+        if failed:
+            print(path.read_text(errors="replace"), flush=True)
