@@ -65,7 +65,7 @@ _CONTEXT: dict[str, Any] = {
         "state": "running",
         "conf": {},
         "consumed_asset_events": [],
-        "partition_key": None,
+        **({"partition_key": None} if compat.AIRFLOW_VERSION >= (3, 2) else {}),
     },
     "task_reschedule_count": 0,
     "max_tries": 0,

@@ -58,6 +58,8 @@ class _PidFd:
         if fd >= 0:
             os.close(fd)
 
+    __del__ = close
+
 
 class TaskGoneError(Exception):
     """The task process has ended, or is to end; what it asked of the API server is of no use any more."""
@@ -187,7 +189,7 @@ class AirSupervisor(stock.ActivitySubprocess):
     """Supervises the task process of the active run."""
 
     _run: ActiveRun = attrs.field(init=False, repr=False)
-    _pidfd: _PidFd | None = attrs.field(init=False, default=None, repr=False)
+    _has_pidfd: bool = attrs.field(init=False, default=False)
     _pipes: tuple[tuple[Any, ...], dict[str, Any]] | None = attrs.field(init=False, default=None, repr=False)
     """What leads to a task process that was forked ahead, until it begins."""
     is_finishing: bool = attrs.field(init=False, default=False)
@@ -262,8 +264,8 @@ class AirSupervisor(stock.ActivitySubprocess):
         fd = system.open_pidfd(self.pid)
         if fd is not None:
             # A readable pidfd says no more than that the loop should look: it is unregistered and closed then.
-            self._pidfd = _PidFd(fd)
-            self.selector.register(self._pidfd, selectors.EVENT_READ, (lambda _: False, self.selector.unregister))
+            self.selector.register(_PidFd(fd), selectors.EVENT_READ, (lambda _: False, self.selector.unregister))
+            self._has_pidfd = True
 
     def _make_reentrant(self) -> None:
         """Let the task's output be read while one of its requests is being handled, which :meth:`nap` does.
@@ -303,8 +305,6 @@ class AirSupervisor(stock.ActivitySubprocess):
                 # An unusual end has closed the selector with everything in it.
                 with contextlib.suppress(KeyError, RuntimeError):
                     self.selector.unregister(wake)
-                if self._pidfd is not None:
-                    self._pidfd.close()
                 self._run.is_over = True
 
     @staticmethod
@@ -319,7 +319,7 @@ class AirSupervisor(stock.ActivitySubprocess):
         due_s = self._run.due_in_s()
         if due_s is not None:
             max_wait_time = min(max_wait_time, due_s)
-        if self._pidfd is None:
+        if not self._has_pidfd:
             max_wait_time = min(max_wait_time, _LOOK_S)
         code: int | None = super()._service_subprocess(max_wait_time, raise_on_timeout, expect_signal)
         system.reap_orphans(self.pid)
