@@ -223,6 +223,11 @@ class Config:
         """Whether launchers import ahead what they have seen tasks import."""
         return self.launch == "fork" and "auto" in self.preload
 
+    @property
+    def rehearses_runs(self) -> bool:
+        """Whether launchers play a few runs before they serve: a second of work that pays when many tasks follow."""
+        return self.launch == "fork" and bool(self.preload) and "off" not in self.preload
+
     def to_json(self) -> str:
         """Return the options as one line of JSON, for a child process's command line."""
         return orjson.dumps(asdict(self)).decode()

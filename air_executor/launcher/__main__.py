@@ -58,8 +58,9 @@ def serve(listener: socket.socket, address: Address, store: RunStore, config: Co
         preloader = Preloader(store, [name[1:] for name in config.preload if name.startswith("-")], rehearse)
         preloader.import_remembered()
     rehearse()
-    rehearse_runs(config)
-    system.set_title(title)
+    if config.rehearses_runs:
+        rehearse_runs(config)
+        system.set_title(title)
     freeze()
     # Before the first fork: later it would take from runners that live what they share with this process.
     system.use_huge_pages()

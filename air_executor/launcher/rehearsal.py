@@ -38,8 +38,8 @@ from air_executor.runs.backend import RunRequest
 from air_executor.runs.record import Identity, RunState, queued
 from air_executor.runs.store import RunStore
 
-#: Code is rewritten at its eighth call, and what it finds then is remembered in it.
-_TIMES = 10
+#: More often than about four times changes nothing that can be measured.
+_TIMES = 5
 
 #: A rehearsal of runs that takes longer than so many seconds is given up.
 _PATIENCE_S = 30
