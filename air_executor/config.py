@@ -148,9 +148,9 @@ OPTIONS: tuple[Option, ...] = (
         "Modules that the launcher imports once, so that tasks find them imported. ``auto`` learns: what tasks import "
         "of installed packages, takes time and survives a fork is imported ahead; ``air-executor doctor`` tells which "
         "and why not. ``off`` imports nothing ahead, and rehearses no runs. Modules can be named, too, in a list with "
-        "commas: those are imported without a trial; with a minus before it, a module is left to the tasks, for example "
-        "because they set variables that it reads when it is imported. Name installed packages, never modules of the "
-        "DAG folder: those would go stale.",
+        "commas: those are imported without a trial; with a minus before it, a module is left to the tasks, for "
+        "example because they set variables that it reads when it is imported. Name installed packages, never modules "
+        "of the DAG folder: those would go stale.",
         "auto,sqlalchemy,-torch",
         _modules,
     ),

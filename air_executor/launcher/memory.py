@@ -42,11 +42,15 @@ def free_blocks() -> dict[int, int]:
     """Return how many blocks of each size, in bytes, CPython's allocator has free between others."""
     if not hasattr(sys, "_debugmallocstats"):
         return {}
-    with tempfile.TemporaryFile() as file:
-        with _stderr_to(file.fileno()):
-            sys._debugmallocstats()
-        file.seek(0)
-        lines = [line.split() for line in file]
+    try:
+        with tempfile.TemporaryFile() as file:
+            with _stderr_to(file.fileno()):
+                sys._debugmallocstats()
+            file.seek(0)
+            lines = [line.split() for line in file]
+    except OSError as error:
+        print(f"gaps in memory can't be found, which costs tasks a little memory: {error}", flush=True)
+        return {}
     # class, size, pools, blocks in use, free blocks
     return {int(line[1]): int(line[4]) for line in lines if len(line) == 5 and all(map(bytes.isdigit, line))}
 
@@ -68,14 +72,16 @@ def gather_code(used: Collection[CodeType]) -> None:
 
     Where modules were imported, the code that runs lies among that which does not, their texts and their names.
     """
-    functions: dict[CodeType, list[FunctionType]] = {}
+    # By identity: code that is equal may be that of another file.
+    functions: dict[int, list[FunctionType]] = {id(code): [] for code in used}
     for each in gc.get_objects():
         # By type(): other objects may stand for functions, and be made real by being asked.
-        if type(each) is FunctionType and each.__code__ in used:
-            functions.setdefault(each.__code__, []).append(each)
+        if type(each) is FunctionType and id(each.__code__) in functions:
+            functions[id(each.__code__)].append(each)
+    originals = [code for code in used if functions[id(code)]]
     # The first copies fill gaps, and stay there, as do the originals: what is let go of is a gap.
-    _filling.append([used, [code.replace() for code in functions]])
-    for code, those in functions.items():
+    _filling.append([originals, [code.replace() for code in originals]])
+    for code in originals:
         copy = code.replace()
-        for function in those:
+        for function in functions[id(code)]:
             function.__code__ = copy

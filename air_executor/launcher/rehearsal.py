@@ -146,11 +146,11 @@ class _Rehearsal:
 
         :raises AirExecutorError: a run did not succeed; with what it said.
         """
-        used: set[CodeType] = set()
+        used: dict[int, CodeType] = {}
         with self._setting():
             with _noting(used):
                 self._once()
-            memory.gather_code(used)
+            memory.gather_code(used.values())
             for _ in range(_TIMES):
                 self._once()
 
@@ -264,12 +264,12 @@ class _ExecutionApi(BaseHTTPRequestHandler):
 
 
 @contextlib.contextmanager
-def _noting(used: set[CodeType]) -> Iterator[None]:
-    """Note the code of all functions that are called in this thread."""
+def _noting(used: dict[int, CodeType]) -> Iterator[None]:
+    """Note the code of all functions that are called in this thread, by its id."""
 
     def note(frame: FrameType, event: str, _: Any) -> None:
         if event == "call":
-            used.add(frame.f_code)
+            used[id(frame.f_code)] = frame.f_code
 
     sys.setprofile(note)
     try:

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import sys
+import tempfile
+from pathlib import Path
 from types import FunctionType
 from typing import Any
+
+import pytest
 
 from air_executor.launcher import memory
 from tests.unit.processes import result_of
@@ -28,6 +32,14 @@ def test_free_blocks_are_found_and_filled() -> None:
     assert after < 1_000
 
 
+def test_a_full_disk_is_no_reason_to_fail(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "not there"))
+    assert memory.free_blocks() == {}
+    assert "gaps in memory can't be found" in capfd.readouterr().out
+
+
 def test_code_that_was_used_is_gathered() -> None:
     def gather() -> list[Any]:
         functions: list[FunctionType] = []
@@ -40,7 +52,7 @@ def test_code_that_was_used_is_gathered() -> None:
         spared_code = [each.__code__ for each in spared]
         pages_before = len({id(each.__code__) >> 12 for each in used})
         expected = [each(2) for each in functions]
-        memory.gather_code({each.__code__ for each in used})
+        memory.gather_code([each.__code__ for each in used])
         return [
             pages_before,
             len({id(each.__code__) >> 12 for each in used}),
