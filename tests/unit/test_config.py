@@ -171,6 +171,8 @@ def test_gpus_can_be_those_of_the_machine() -> None:
 def test_modules_are_a_list_with_commas() -> None:
     assert loaded(preload="").preload == ()
     assert loaded(preload="pandas").preload == ("pandas",)
+    assert loaded(preload="auto,rehearse").rehearses_runs
+    assert not loaded(preload="auto").rehearses_runs
     assert loaded(preload=" pandas , a.b.c_1 ,, ").preload == ("pandas", "a.b.c_1")
 
 
