@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import sys
-import tempfile
-from pathlib import Path
-from types import FunctionType
+from types import FunctionType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -32,10 +32,11 @@ def test_free_blocks_are_found_and_filled() -> None:
     assert after < 1_000
 
 
-def test_a_full_disk_is_no_reason_to_fail(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "not there"))
+def test_a_full_disk_is_no_reason_to_fail(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    def full() -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(memory, "tempfile", SimpleNamespace(TemporaryFile=full))
     assert memory.free_blocks() == {}
     assert "gaps in memory can't be found" in capfd.readouterr().out
 
