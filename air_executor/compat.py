@@ -45,8 +45,6 @@ _CLASSES: dict[str, Any] = {
     if hasattr(_workloads, name)
 }
 
-_SDK_PLUGINS = "airflow.sdk.plugins_manager"
-
 #: How long a question after a server's health may take, in seconds.
 _HEALTH_S = 5.0
 
@@ -311,7 +309,8 @@ def rehearsing(bundle: Path) -> Iterator[None]:
     from airflow.dag_processing.bundles.local import LocalDagBundle
     from airflow.sdk.execution_time import supervisor, task_runner
 
-    plugins = importlib.import_module("airflow.plugins_manager" if AIRFLOW_VERSION < (3, 2) else _SDK_PLUGINS)
+    plugins_name = "airflow.plugins_manager" if AIRFLOW_VERSION < (3, 2) else "airflow.sdk.plugins_manager"
+    plugins = importlib.import_module(plugins_name)
 
     def silent(*_: Any, **__: Any) -> None:
         pass
@@ -337,7 +336,7 @@ def rehearsing(bundle: Path) -> Iterator[None]:
             setattr(module, name, value)
         yield
     finally:
-        for (module, name, _), value in zip(replaced, before, strict=False):
+        for (module, name, _), value in zip(replaced, before, strict=True):
             setattr(module, name, value)
 
 

@@ -18,9 +18,8 @@ import socketserver
 import sys
 import tempfile
 import threading
-import traceback
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import datetime, timezone
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
@@ -34,6 +33,7 @@ from air_executor import compat, system
 from air_executor.config import Config
 from air_executor.errors import AirExecutorError
 from air_executor.launcher import memory
+from air_executor.launcher.warmup import attempt
 from air_executor.runs.backend import RunRequest
 from air_executor.runs.record import Identity, RunState, queued
 from air_executor.runs.store import RunStore
@@ -47,6 +47,8 @@ _PATIENCE_S = 30
 #: The dag file that is read for practice, and the task that is executed.
 _DAG_FILE = Path(__file__).with_name("rehearsed_dag.py")
 _DAG_ID, _TASK_ID = "rehearsed", "second"
+
+_COMPLAINT = "cannot be rehearsed"
 
 _MOMENT = "2026-01-01T00:00:00Z"
 
@@ -77,7 +79,7 @@ _CONTEXT: dict[str, Any] = {
 def rehearse() -> None:
     """Make requests and read a dag file. To be done again after an import: of many classes, it makes CPython forget."""
     sys._clear_type_cache()  # what it remembers of the imports would be replaced, piece by piece, in each task
-    _try(_rehearse_requests, _rehearse_parsing)
+    attempt(_requests, _parsing, complaint=_COMPLAINT)
 
 
 def rehearse_runs(config: Config) -> None:
@@ -88,19 +90,14 @@ def rehearse_runs(config: Config) -> None:
     """
     if sys.platform != "linux" or compat.who_hears_of_tasks() is not None:
         return
-    _try(lambda: _Rehearsal(config).play())
+
+    def runs() -> None:
+        _Rehearsal(config).play()
+
+    attempt(runs, complaint=_COMPLAINT)
 
 
-def _try(*steps: Callable[[], None]) -> None:
-    for step in steps:
-        try:
-            step()
-        except Exception:
-            print("what tasks do cannot be rehearsed with this Airflow; they are only slower for it", flush=True)
-            traceback.print_exc()
-
-
-def _rehearse_requests() -> None:
+def _requests() -> None:
     from airflow.sdk.api.client import Client
 
     # The first client reads the trust store, which the process keeps, and so do its children.
@@ -111,7 +108,7 @@ def _rehearse_requests() -> None:
             client.task_instances.succeed(uuid.uuid4(), datetime.now(tz=timezone.utc), [], [], None)
 
 
-def _rehearse_parsing() -> None:
+def _parsing() -> None:
     name = "airflow.models.dagbag" if compat.AIRFLOW_VERSION < (3, 2) else "airflow.dag_processing.dagbag"
     for _ in range(_TIMES):
         with _imports_undone():
@@ -257,7 +254,7 @@ class _ExecutionApi(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body)
 
-    do_GET = do_PATCH = do_POST = do_PUT = _answer  # noqa: N815
+    do_GET = do_PATCH = do_POST = do_PUT = _answer  # noqa: N815 (names that the standard library looks up)
 
     def log_message(self, format: str, *args: Any) -> None:
         """Say nothing."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 import importlib
 import traceback
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import Any
 
 from air_executor import compat
@@ -45,9 +44,6 @@ _MODULES = (
     "jinja2.sandbox",
 )
 
-#: The dag file that is read for practice.
-_REHEARSED = Path(__file__).with_name("rehearsed_dag.py")
-
 
 def warm_up(modules: Iterable[str]) -> None:
     """Import what every task needs and ``modules``, which the user named, and prepare what tasks share.
@@ -59,7 +55,7 @@ def warm_up(modules: Iterable[str]) -> None:
             importlib.import_module(name)
         except ImportError as error:
             print(f"not preloaded: {name}: {error}", flush=True)
-    _try(share_type_adapters, compat.share_log_setup, _leave_database)
+    attempt(share_type_adapters, compat.share_log_setup, _leave_database)
     for name in modules:
         try:
             importlib.import_module(name)
@@ -68,12 +64,13 @@ def warm_up(modules: Iterable[str]) -> None:
             traceback.print_exc()
 
 
-def _try(*steps: Callable[[], None]) -> None:
+def attempt(*steps: Callable[[], None], complaint: str = "does not work") -> None:
+    """Do each of ``steps``. Of one that fails it is said why, and the tasks do without it."""
     for step in steps:
         try:
             step()
         except Exception:
-            print(f"{step.__name__} does not work with this Airflow; tasks are only slower for it", flush=True)
+            print(f"{step.__name__} {complaint} with this Airflow; tasks are only slower for it", flush=True)
             traceback.print_exc()
 
 

@@ -58,7 +58,7 @@ class _PidFd:
         if fd >= 0:
             os.close(fd)
 
-    __del__ = close
+    __del__ = close  # a run that was over before its start was told leaves it open
 
 
 class TaskGoneError(Exception):
