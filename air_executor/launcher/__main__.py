@@ -52,7 +52,7 @@ def serve(listener: socket.socket, address: Address, store: RunStore, config: Co
     from air_executor.launcher.rehearsal import rehearse, rehearse_runs
     from air_executor.launcher.warmup import warm_up
 
-    warm_up(name for name in config.preload if name not in ("auto", "off", "rehearse") and not name.startswith("-"))
+    warm_up(name for name in config.preload if name not in ("auto", "off") and not name.startswith("-"))
     preloader = None
     if config.learns_imports:
         preloader = Preloader(store, [name[1:] for name in config.preload if name.startswith("-")], rehearse)

@@ -78,8 +78,7 @@ _CONTEXT: dict[str, Any] = {
 
 def rehearse() -> None:
     """Make requests and read a dag file. To be done again after an import: of many classes, it makes CPython forget."""
-    sys._clear_type_cache()  # what it remembers of the imports would be replaced, piece by piece, in each task
-    attempt(_requests, _parsing, complaint=_COMPLAINT)
+    attempt(_forget_imports, _requests, _parsing, complaint=_COMPLAINT)
 
 
 def rehearse_runs(config: Config) -> None:
@@ -95,6 +94,11 @@ def rehearse_runs(config: Config) -> None:
         _Rehearsal(config).play()
 
     attempt(runs, complaint=_COMPLAINT)
+
+
+def _forget_imports() -> None:
+    """Empty the type cache: what it remembers of the imports would be replaced, piece by piece, in each task."""
+    sys._clear_type_cache()
 
 
 def _requests() -> None:

@@ -194,6 +194,12 @@ def shell():
     BashOperator(task_id="bash", bash_command='echo "from bash: {{ params.word }}"', params={"word": "rendered"})
 
 
+@dag(schedule=None, is_paused_upon_creation=True)
+def debugged():
+    """For ``airflow tasks test`` and ``dags test``: of a dag that is not paused, the scheduler may take their runs."""
+    BashOperator(task_id="bash", bash_command='echo "from bash: {{ params.word }}"', params={"word": "rendered"})
+
+
 @dag(schedule=None)
 def xcoms():
     @task(multiple_outputs=True)
@@ -256,6 +262,7 @@ for build_dag in (
     callbacks,
     timeouts,
     shell,
+    debugged,
     xcoms,
     long_running,
     on_kill,

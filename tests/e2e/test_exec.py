@@ -1,4 +1,4 @@
-"""Other ways to launch: ``exec``, every runner a fresh Python, as on macOS; and a launcher that has rehearsed runs."""
+"""Other ways to launch: ``exec``, every runner a fresh Python, as on macOS; and a launcher that rehearses nothing."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.support.waiting import wait_for
 #: Options by what they are about, and what the launcher says then.
 WAYS = {
     "exec": ({"AIRFLOW__AIR_EXECUTOR__LAUNCH": "exec"}, False),
-    "rehearse": ({"AIRFLOW__AIR_EXECUTOR__PRELOAD": "auto,rehearse"}, True),
+    "unrehearsed": ({"AIRFLOW__AIR_EXECUTOR__PRELOAD": "auto,-rehearsal"}, True),
 }
 
 

@@ -65,16 +65,17 @@ def test_tasks_go_on_when_the_launcher_is_killed(airflow: Airflow) -> None:
 
 
 def test_dags_test_with_the_executor(airflow: Airflow) -> None:
-    done = airflow.run("airflow", "dags", "test", "shell", "--use-executor")
+    done = airflow.run("airflow", "dags", "test", "debugged", "--use-executor")
     assert "state=success" in done.stdout + done.stderr
-    assert any(r.state is RunState.SUCCEEDED for r in airflow.records("shell"))
+    assert any(r.state is RunState.SUCCEEDED for r in airflow.records("debugged"))
 
 
 def test_tasks_test_runs_in_the_terminal(airflow: Airflow) -> None:
-    before = len(airflow.records("shell"))
-    done = airflow.run("airflow", "tasks", "test", "shell", "bash")
-    assert "from bash: rendered" in done.stdout + done.stderr
-    assert len(airflow.records("shell")) == before
+    before = len(airflow.records("debugged"))
+    done = airflow.run("airflow", "tasks", "test", "debugged", "bash")
+    said = done.stdout + done.stderr
+    assert "from bash: rendered" in said, said
+    assert len(airflow.records("debugged")) == before
 
 
 @ONE_DATABASE

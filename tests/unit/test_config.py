@@ -171,9 +171,22 @@ def test_gpus_can_be_those_of_the_machine() -> None:
 def test_modules_are_a_list_with_commas() -> None:
     assert loaded(preload="").preload == ()
     assert loaded(preload="pandas").preload == ("pandas",)
-    assert loaded(preload="auto,rehearse").rehearses_runs
-    assert not loaded(preload="auto").rehearses_runs
     assert loaded(preload=" pandas , a.b.c_1 ,, ").preload == ("pandas", "a.b.c_1")
+
+
+@pytest.mark.parametrize(
+    ("options", "rehearses"),
+    [
+        ({}, True),
+        ({"preload": "pandas"}, True),
+        ({"preload": "auto,-rehearsal"}, False),
+        ({"preload": "off"}, False),
+        ({"preload": ""}, False),
+        ({"launch": "exec"}, False),
+    ],
+)
+def test_runs_are_rehearsed_unless_nothing_is_prepared_or_it_is_said(options: dict[str, str], rehearses: bool) -> None:
+    assert loaded(**{"launch": "fork", **options}).rehearses_runs is rehearses
 
 
 def test_auto_is_resolved_and_the_others_stay() -> None:
