@@ -17,8 +17,8 @@ class Sizes:
     #: Runs of one task each.
     singles: int = 15
     sleepers: int = 32
-    #: Tasks that sleep at once, with a parallelism to match: as many as 24 GiB hold.
-    crowd: int = 650
+    #: Tasks that sleep at once, with a parallelism to match. 24 GiB hold them, with little to spare when they end.
+    crowd: int = 1000
     #: Tasks in a row, in dag runs of so many.
     row: int = 5000
     row_step: int = 500
