@@ -78,7 +78,8 @@ _CONTEXT: dict[str, Any] = {
 
 def rehearse() -> None:
     """Make requests and read a dag file. To be done again after an import: of many classes, it makes CPython forget."""
-    attempt(_forget_imports, _requests, _parsing, complaint=_COMPLAINT)
+    attempt(_forget_imports)
+    attempt(_requests, _parsing, complaint=_COMPLAINT)
 
 
 def rehearse_runs(config: Config) -> None:
@@ -87,11 +88,10 @@ def rehearse_runs(config: Config) -> None:
     Code that was used lies side by side then. Where tasks tell others than the execution API of themselves, as metrics
     or remote logs do, nothing is rehearsed: they would hear of it.
     """
-    if sys.platform != "linux" or compat.who_hears_of_tasks() is not None:
-        return
 
     def runs() -> None:
-        _Rehearsal(config).play()
+        if sys.platform == "linux" and compat.who_hears_of_tasks() is None:
+            _Rehearsal(config).play()
 
     attempt(runs, complaint=_COMPLAINT)
 

@@ -78,6 +78,13 @@ def test_tasks_test_runs_in_the_terminal(airflow: Airflow) -> None:
     assert len(airflow.records("debugged")) == before
 
 
+def test_launchers_could_prepare_what_they_do_by_default(airflow: Airflow) -> None:
+    assert airflow.api.trigger("shell").wait() == "success"
+    said = [log.read_text() for log in airflow.store.launchers.glob("*.log")]
+    assert said
+    assert not [text for text in said if "tasks are only slower for it" in text]
+
+
 @ONE_DATABASE
 def test_airflow_knows_the_provider_its_options_and_its_commands(airflow: Airflow) -> None:
     providers = json.loads(airflow.run("airflow", "providers", "list", "-o", "json").stdout)

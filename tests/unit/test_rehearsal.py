@@ -160,3 +160,13 @@ def test_nothing_is_rehearsed_where_others_would_hear_of_it(
     monkeypatch.setattr(rehearsal._Rehearsal, "play", lambda _: pytest.fail("it was played"))
     assert compat.who_hears_of_tasks() is not None
     rehearsal.rehearse_runs(config(tmp_path / "state"))
+
+
+def test_an_option_of_airflow_that_can_not_be_used_ends_no_launcher(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("AIRFLOW__METRICS__STATSD_ON", "perhaps")
+    rehearsal.rehearse_runs(config(tmp_path))
+    said = capfd.readouterr()
+    assert "runs cannot be rehearsed" in said.out
+    assert "perhaps" in said.err
