@@ -298,7 +298,7 @@ class AirExecutor(BaseExecutor):
         air = compat.executor_config(workload).get("air")
         known_id = compat.pre_assigned_id(workload)
         # One that was queued by a scheduler that died may have a run on record already, which never began.
-        run_id = known_id if known_id and not self._store.folder(known_id).exists() else str(uuid.uuid4())
+        run_id = known_id if known_id and not self._store.has(known_id) else str(uuid.uuid4())
         log_file = compat.log_file_of(workload)
         request = RunRequest(
             id=run_id,
@@ -322,12 +322,12 @@ class AirExecutor(BaseExecutor):
         self._runs[record.id] = _Run(key, record.identity.workload_id if is_task else None)
         self.running.add(key)
         try:
-            self._store.set_owner(record.id, self._life.path.name)
+            self._store.set_owner(record.id, self._life.name)
         except StateDirError as error:
             self.log.warning("Run %s will send its heartbeats itself: %s", record.id, error)
 
     def _is_mine(self, run_id: str) -> bool:
-        return self._store.owner(run_id) in (None, self._life.path.name)
+        return self._store.owner(run_id) in (None, self._life.name)
 
     def _adopt(self, ti: TaskInstance) -> bool:
         try:
@@ -348,7 +348,7 @@ class AirExecutor(BaseExecutor):
 
     def _settled(self, run_id: str | None) -> RunRecord | None:
         """Return the record of a run; ``None`` when it never began, and so will not any more."""
-        if not run_id or not self._store.folder(run_id).exists():
+        if not run_id or not self._store.has(run_id):
             return None
         record = self._store.settle(self._store.read(run_id))
         if record.state is not RunState.QUEUED:
@@ -409,7 +409,7 @@ class AirExecutor(BaseExecutor):
         """Begin a pass when it is time for one, and heed what it has found when it is over."""
         if self._reconciler.is_due():
             instances = {run_id: run.ti_id for run_id, run in self._runs.items()}
-            self._reconciler.begin(instances, self._life.path.name, list(self._elsewhere))
+            self._reconciler.begin(instances, self._life.name, list(self._elsewhere))
         found = self._reconciler.outcome()
         if found is None:
             return
@@ -460,7 +460,7 @@ class AirExecutor(BaseExecutor):
             try:
                 self._store.mark_reported(record)
             except StateDirError as error:
-                if self._store.folder(record.id).exists():
+                if self._store.has(record.id):
                     # It can't be written now. The next loop tries again, and says no more of it.
                     if not self._is_mute:
                         self.log.warning("Run %s is told, which can't be recorded yet: %s", record.id, error)

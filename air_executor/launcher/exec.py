@@ -26,7 +26,7 @@ def spawn_by_exec(store: RunStore, config: Config) -> Spawn:
 
     def spawn(request: RunRequest) -> int:
         receiver, sender = os.pipe()
-        output = str(store.output_file(request.id))
+        output = store.output_file(request.id)
         try:
             pid = os.posix_spawn(
                 sys.executable,

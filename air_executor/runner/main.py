@@ -152,6 +152,6 @@ def _write_end(record: RunRecord, outcome: Outcome, store: RunStore) -> int:
             return EXIT_RECORDED
         except StateDirError as error:
             print(f"the end of run {record.id} ({end.state.value}) is not on record: {error}", file=sys.stderr)
-            if not store.folder(record.id).is_dir():
+            if not store.has(record.id):
                 break  # somebody has removed it, and the job or all of the state directory with it
     return EXIT_UNRECORDED

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import time
@@ -22,9 +23,14 @@ class KernelLock:
     after every fork; after an exec it is closed already.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: str | Path) -> None:
         self.path = path
         self._fd: int | None = None
+
+    @property
+    def name(self) -> str:
+        """The name of the lock's file."""
+        return os.path.basename(self.path)
 
     def acquire(self, timeout_s: float) -> bool:
         """Take the lock, waiting at most ``timeout_s`` seconds for it.
@@ -58,7 +64,8 @@ class KernelLock:
         """Free the lock, and remove its file first unless it shall be found by others."""
         if self._fd is not None:
             if not keep_file:
-                self.path.unlink(missing_ok=True)
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(self.path)
             self._close()
 
     def _close(self) -> None:
@@ -80,7 +87,7 @@ def _leave_to_parent() -> None:
 os.register_at_fork(after_in_child=_leave_to_parent)
 
 
-def is_held(path: Path) -> bool:
+def is_held(path: str | Path) -> bool:
     """Tell whether a process holds the lock at ``path``, without taking it from one that is about to."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)

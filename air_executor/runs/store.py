@@ -102,13 +102,32 @@ class RunStore:
         """
         return self.runs / check_id(run_id)
 
-    def output_file(self, run_id: str) -> Path:
+    def _path(self, run_id: str, *names: str) -> str:
+        # Per run no Path is made: it interns each of its parts, and what the interpreter's table of them has grown to
+        # stays in the scheduler, 4 MB after a few thousand runs.
+        return os.path.join(self.runs, check_id(run_id), *names)
+
+    def _lock_file(self, workload_id: str) -> str:
+        return os.path.join(self.locks, check_id(workload_id))
+
+    def has(self, run_id: str) -> bool:
+        """Tell whether the run's folder exists. One that can't be looked at counts as there: nothing is lost by it.
+
+        :raises RecordError: ``run_id`` is not an id.
+        """
+        try:
+            os.lstat(self._path(run_id))
+        except OSError as error:
+            return not isinstance(error, FileNotFoundError | NotADirectoryError)
+        return True
+
+    def output_file(self, run_id: str) -> str:
         """Return where the runner process's own output goes."""
-        return self.folder(run_id) / "output.log"
+        return self._path(run_id, "output.log")
 
     def lock(self, workload_id: str) -> KernelLock:
         """Return the lock that the runner of a workload holds."""
-        return KernelLock(self.locks / check_id(workload_id))
+        return KernelLock(self._lock_file(workload_id))
 
     # The record
 
@@ -117,9 +136,9 @@ class RunStore:
 
         :raises StateDirError: it cannot be written, or the run exists.
         """
-        folder = self.folder(record.id)
+        folder = self._path(record.id)
         try:
-            folder.mkdir(mode=0o700)
+            os.mkdir(folder, mode=0o700)
         except OSError as error:
             raise StateDirError(f"cannot make {folder}: {error.strerror}") from error
         try:
@@ -133,7 +152,7 @@ class RunStore:
 
         :raises StateDirError: it cannot be written.
         """
-        replace_file(self.folder(record.id) / "state.json", record.to_json())
+        replace_file(self._path(record.id, "state.json"), record.to_json())
         return record
 
     def read(self, run_id: str) -> RunRecord:
@@ -141,7 +160,7 @@ class RunStore:
 
         :raises RecordError: there is none, or it can't be understood.
         """
-        path = self.folder(run_id) / "state.json"
+        path = self._path(run_id, "state.json")
         data = self._read(path)
         if data is None:
             raise RecordError(f"there is no run {run_id} below {self.runs}")
@@ -153,14 +172,14 @@ class RunStore:
         except RecordVersionError:
             raise
         except RecordError as error:
-            aside = path.with_suffix(".json.unreadable")
+            aside = path + ".unreadable"
             try:
                 os.replace(path, aside)
             except OSError:
                 aside = path
             raise RecordError(f"the record of run {run_id} can't be understood: {error}. See {aside}") from None
 
-    def _read(self, path: Path) -> bytes | None:
+    def _read(self, path: str | Path) -> bytes | None:
         try:
             fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
         except (FileNotFoundError, NotADirectoryError):
@@ -214,7 +233,7 @@ class RunStore:
 
     def has_runner(self, record: RunRecord) -> bool:
         """Tell whether a process holds the lock of the run's workload."""
-        return is_held(self.locks / check_id(record.identity.workload_id))
+        return is_held(self._lock_file(record.identity.workload_id))
 
     def settle(self, record: RunRecord) -> RunRecord:
         """Return the record as it is now; one with neither a runner nor an end becomes ``lost``, with the reason.
@@ -238,7 +257,7 @@ class RunStore:
 
     def heartbeat(self, run_id: str) -> None:
         """Note that the runner lives."""
-        path = self.folder(run_id) / "heartbeat"
+        path = self._path(run_id, "heartbeat")
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         try:
             os.utime(fd)
@@ -252,16 +271,16 @@ class RunStore:
         :raises StateDirError: it cannot be written.
         """
         request = {"reason": reason, "unwanted": unwanted, "at": now()}
-        replace_file(self.folder(run_id) / "stop.json", orjson.dumps(request))
+        replace_file(self._path(run_id, "stop.json"), orjson.dumps(request))
 
     def withdraw_stop(self, run_id: str) -> None:
         """Take a request to stop back: the run is ending by itself."""
         with contextlib.suppress(OSError):
-            (self.folder(run_id) / "stop.json").unlink(missing_ok=True)
+            os.unlink(self._path(run_id, "stop.json"))
 
     def stop_request(self, run_id: str) -> StopRequest | None:
         """Return why the run is to stop, or ``None`` when nobody asked for it."""
-        path = self.folder(run_id) / "stop.json"
+        path = self._path(run_id, "stop.json")
         try:
             data = self._read(path)
             request = orjson.loads(data or b"null")
@@ -272,7 +291,7 @@ class RunStore:
     def output_tail(self, run_id: str, max_bytes: int = 2000) -> str:
         """Return the end of what the runner process printed, at most ``max_bytes`` bytes of it."""
         try:
-            with self.output_file(run_id).open("rb") as file:
+            with open(self.output_file(run_id), "rb") as file:
                 file.seek(max(0, file.seek(0, os.SEEK_END) - max_bytes))
                 return file.read().decode(errors="replace").strip()
         except OSError:
@@ -280,7 +299,7 @@ class RunStore:
 
     def last_heartbeat_s(self, run_id: str) -> float | None:
         """Return when the runner last showed that it lives, in seconds since the epoch."""
-        return modified_s(self.folder(run_id) / "heartbeat")
+        return modified_s(self._path(run_id, "heartbeat"))
 
     # What launchers import ahead
 
@@ -289,11 +308,11 @@ class RunStore:
 
         :raises StateDirError: it cannot be written.
         """
-        replace_file(self.folder(run_id) / "imports.json", orjson.dumps(names))
+        replace_file(self._path(run_id, "imports.json"), orjson.dumps(names))
 
     def imports(self, run_id: str) -> list[str]:
         """Return which modules the task of a run has imported, as far as it has left word."""
-        return [name for name in self._read_list(self.folder(run_id) / "imports.json") if isinstance(name, str)]
+        return [name for name in self._read_list(self._path(run_id, "imports.json")) if isinstance(name, str)]
 
     def write_preload(self, verdicts: list[dict[str, Any]]) -> None:
         """Remember what was learned about packages.
@@ -306,7 +325,7 @@ class RunStore:
         """Return what was learned about packages."""
         return [each for each in self._read_list(self.root / "preload.json") if isinstance(each, dict)]
 
-    def _read_list(self, path: Path) -> list[Any]:
+    def _read_list(self, path: str | Path) -> list[Any]:
         try:
             found = orjson.loads(self._read(path) or b"[]")
         except (orjson.JSONDecodeError, RecordError, StateDirError):
@@ -320,25 +339,25 @@ class RunStore:
 
         :raises StateDirError: it cannot be noted.
         """
-        path = self.folder(run_id) / "owner"
-        temporary = path.with_name(f".owner.{executor}")
+        path = self._path(run_id, "owner")
+        temporary = self._path(run_id, f".owner.{executor}")
         try:
-            temporary.symlink_to(executor)
-            temporary.replace(path)
+            os.symlink(executor, temporary)
+            os.replace(temporary, path)
         except OSError as error:
             raise StateDirError(f"cannot write {path}: {error.strerror}") from error
 
     def owner(self, run_id: str) -> str | None:
         """Return the name of the executor that follows a run. The link is read, never followed."""
         try:
-            return os.readlink(self.folder(run_id) / "owner")
+            return os.readlink(self._path(run_id, "owner"))
         except OSError:
             return None
 
     def last_reconciled_s(self, run_id: str) -> float | None:
         """Return when the executor that follows a run last reconciled its runs, in seconds since the epoch."""
         owner = self.owner(run_id)
-        return None if owner is None or os.sep in owner else modified_s(self.executors / owner)
+        return None if owner is None or os.sep in owner else modified_s(os.path.join(self.executors, owner))
 
     # Pruning
 
@@ -356,7 +375,7 @@ class RunStore:
         removed = 0
         for rank, (changed_s, run_id) in enumerate(folders):
             if (rank >= keep_runs or changed_s < oldest_s) and self._may_go(run_id, changed_s):
-                shutil.rmtree(self.runs / run_id, ignore_errors=True)
+                shutil.rmtree(self._path(run_id), ignore_errors=True)
                 removed += 1
         return Pruned(removed=removed, kept=len(folders) - removed)
 
@@ -382,19 +401,20 @@ class RunStore:
 
     def _remove_free_locks(self) -> None:
         # A runner removes its own lock file as it ends; what is left belonged to one that was killed.
-        for path in self.locks.iterdir():
-            lock = KernelLock(path)
+        for name in os.listdir(self.locks):
+            lock = KernelLock(os.path.join(self.locks, name))
             if lock.acquire(timeout_s=0):
                 lock.release()
 
 
-def replace_file(path: Path, data: bytes, *, is_durable: bool = False) -> None:
+def replace_file(path: str | Path, data: bytes, *, is_durable: bool = False) -> None:
     """Put ``data`` in the place of a file, whole or not at all.
 
     :param is_durable: even if the machine loses power; the disk is waited for.
     :raises StateDirError: it can't be written.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    folder, name = os.path.split(path)
+    temporary = os.path.join(folder, f".{name}.{os.getpid()}.tmp")
     try:
         fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         try:
@@ -408,7 +428,7 @@ def replace_file(path: Path, data: bytes, *, is_durable: bool = False) -> None:
         os.replace(temporary, path)
     except OSError as error:
         with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
+            os.unlink(temporary)
         raise StateDirError(f"cannot write {path}: {error.strerror}") from error
 
 
@@ -419,10 +439,10 @@ def _is_id(name: str) -> bool:
         return False
 
 
-def modified_s(path: Path) -> float | None:
+def modified_s(path: str | Path) -> float | None:
     """Return when a file was last changed, in seconds since the epoch; ``None`` when it can't be told."""
     try:
-        return path.lstat().st_mtime
+        return os.lstat(path).st_mtime
     except OSError:
         return None
 

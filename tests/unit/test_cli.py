@@ -325,7 +325,7 @@ def with_log(store: RunStore, path: Path, data: bytes, state: RunState = RunStat
 def test_logs_prints_the_log_for_people_the_reason_and_the_output(cli: Cli, store: RunStore, tmp_path: Path) -> None:
     lines = [orjson.dumps(EVENT), orjson.dumps(TRACE), b"plain text", b"\xff\x00 bytes", "Grüße".encode()]
     record = with_log(store, tmp_path / "log", b"\n".join(lines) + b"\n")
-    store.output_file(record.id).write_text("last words\n")
+    Path(store.output_file(record.id)).write_text("last words\n")
     text = cli.run("logs", record.id).stdout
     assert "2026-01-01T00:00:00.123 INFO     did it  rows=5" in text
     assert "ERROR    Task failed" in text

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import stat
+import sys
 import time
 import uuid
 from dataclasses import replace
@@ -299,7 +300,7 @@ def test_a_stop_request_is_kept_until_it_is_read(store: RunStore) -> None:
 def test_the_tail_of_the_output_is_given_whatever_is_in_it(store: RunStore) -> None:
     one = kept(store)
     assert store.output_tail(one.id) == ""
-    store.output_file(one.id).write_bytes(b"x" * 5000 + b"\xff the end\n")
+    Path(store.output_file(one.id)).write_bytes(b"x" * 5000 + b"\xff the end\n")
     tail = store.output_tail(one.id, max_bytes=10)
     assert tail.endswith(" the end")
     assert len(tail) <= 10
@@ -345,6 +346,41 @@ def test_a_run_whose_runner_lives_is_left_alone(store: RunStore, state: RunState
         assert store.read(one.id) == one
     assert not store.has_runner(one)
     assert store.settle(one).state is RunState.LOST
+
+
+def test_a_run_leaves_nothing_in_the_interpreters_table_of_strings(
+    store: RunStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    interned: list[str] = []
+    intern = sys.intern
+    monkeypatch.setattr(sys, "intern", lambda text: interned.append(text) or intern(text))
+    (store.runs / "shown").is_dir()
+    assert interned, "pathlib interns no more: then its paths would do for runs too"
+    interned.clear()
+    one = kept(store)
+    store.set_owner(one.id, "1.executor")
+    store.heartbeat(one.id)
+    assert store.has(one.id)
+    assert store.owner(one.id) == "1.executor"
+    assert store.last_heartbeat_s(one.id)
+    assert store.last_reconciled_s(one.id) is None
+    lock = store.lock(one.identity.workload_id)
+    assert lock.acquire(0)
+    assert store.has_runner(one)
+    lock.release()
+    ended = store.settle(store.write(store.read(one.id).advance(RunState.STARTING)))
+    assert store.mark_reported(ended).state is RunState.LOST
+    assert store.prune(keep_days=0, keep_runs=0).removed == 1
+    assert interned == []
+
+
+def test_a_run_that_cannot_be_looked_at_counts_as_there(store: RunStore) -> None:
+    one, none = kept(store), str(uuid.uuid4())
+    assert store.has(one.id)
+    assert not store.has(none)
+    store.runs.rename(store.root / "away")
+    store.runs.symlink_to("runs")  # a loop: not even root gets through
+    assert store.has(none)
 
 
 def test_the_lock_of_a_workload_is_found_in_every_spelling_of_its_id(store: RunStore) -> None:
