@@ -373,7 +373,7 @@ class AirExecutor(BaseExecutor):
         :raises RecordError: there is no runner.
         """
         identity = compat.identity_of_instance(ti, team=getattr(self, "team_name", None))
-        if not is_held(self._store.locks / identity.workload_id):
+        if not is_held(self._store.lock(identity.workload_id).path):
             raise RecordError(f"the record of run {ti.external_executor_id} is lost, and it has no runner")
         record = runs.queued(str(ti.external_executor_id), identity, limits={}, log_file=None)
         return record.advance(RunState.STARTING).advance(RunState.RUNNING)

@@ -107,9 +107,6 @@ class RunStore:
         # stays in the scheduler, 4 MB after a few thousand runs.
         return os.path.join(self.runs, check_id(run_id), *names)
 
-    def _lock_file(self, workload_id: str) -> str:
-        return os.path.join(self.locks, check_id(workload_id))
-
     def has(self, run_id: str) -> bool:
         """Tell whether the run's folder exists. One that can't be looked at counts as there: nothing is lost by it.
 
@@ -127,7 +124,7 @@ class RunStore:
 
     def lock(self, workload_id: str) -> KernelLock:
         """Return the lock that the runner of a workload holds."""
-        return KernelLock(self._lock_file(workload_id))
+        return KernelLock(os.path.join(self.locks, check_id(workload_id)))
 
     # The record
 
@@ -233,7 +230,7 @@ class RunStore:
 
     def has_runner(self, record: RunRecord) -> bool:
         """Tell whether a process holds the lock of the run's workload."""
-        return is_held(self._lock_file(record.identity.workload_id))
+        return is_held(self.lock(record.identity.workload_id).path)
 
     def settle(self, record: RunRecord) -> RunRecord:
         """Return the record as it is now; one with neither a runner nor an end becomes ``lost``, with the reason.
