@@ -237,15 +237,17 @@ class LocalBackend:
                 try:
                     connection = protocol.connect(self._address.socket)
                 except (FileNotFoundError, ConnectionRefusedError):
-                    self._launch()
-                    connection = protocol.connect(self._address.socket)
+                    connection = self._launch()
         connection.setblocking(False)
         self._connection = connection
         self._decoder = protocol.Decoder()
         self._outbox.clear()
 
-    def _launch(self) -> None:
-        """Start a launcher. It inherits its listening socket, so it can be spoken to before it is warm."""
+    def _launch(self) -> socket.socket:
+        """Start a launcher, and connect to it. It inherits its listening socket, so it need not be warm for that.
+
+        Nor need it live: one that dies at once is noticed as any other, while its socket is still open here.
+        """
         with contextlib.suppress(FileNotFoundError):
             if self._address.log.stat().st_size > _MAX_LOG_BYTES:
                 self._address.log.unlink()
@@ -267,7 +269,8 @@ class LocalBackend:
                 pass_fds=[listener.fileno()],
                 start_new_session=True,
             )
-        log.info("Started launcher %s with pid %d", self._address.key, self._launcher.pid)
+            log.info("Started launcher %s with pid %d", self._address.key, self._launcher.pid)
+            return protocol.connect(self._address.socket)
 
     def _disconnect(self) -> None:
         if self._connection is not None:

@@ -687,6 +687,24 @@ def test_when_no_launcher_can_start_the_runs_fail_with_the_reason_and_nothing_ra
     bench.end_of(mended, bench.start(mended, bench.request()))
 
 
+def test_a_launcher_that_is_dead_before_it_is_spoken_to_has_died(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONHOME", str(tmp_path / "nothing"))
+    backend = bench.backend()
+    connect = protocol.connect
+
+    def connect_late(path: Path) -> socket.socket:
+        if backend._launcher is not None:
+            backend._launcher.wait(30)
+        return connect(path)
+
+    monkeypatch.setattr(protocol, "connect", connect_late)
+    bench.start(backend, bench.request())
+    [record] = wait_for(backend.ended, "the run to fail", 60)
+    assert "the launcher died" in (record.reason or "")
+
+
 def test_when_the_folder_of_the_launchers_is_gone_the_runs_fail_and_nothing_raises(bench: Bench) -> None:
     backend = bench.backend()
     bench.store.launchers.rmdir()
