@@ -159,7 +159,8 @@ def _doctor(args: argparse.Namespace) -> int:
     if args.json:
         print_json([check.to_dict() for check in checks])
     else:
-        Console().print(views.checks(checks))
+        console = Console()
+        console.print(views.checks(checks), soft_wrap=not console.is_terminal)  # in a pipe a finding is a line
     return EXIT_OK if all(check.ok for check in checks) else EXIT_NO
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 from tests.conftest import ONE_DATABASE
 from tests.support.airflow_env import Airflow
 from tests.support.waiting import wait_for
@@ -25,6 +27,13 @@ edited()
 """
 
 
+def preloads(airflow: Airflow) -> str:
+    """Return what the doctor says of packages that are imported ahead."""
+    checks = json.loads(airflow.run("air-executor", "doctor", "--json", check=False).stdout)
+    [found] = [check["found"] for check in checks if check["name"] == "preload"]
+    return str(found)
+
+
 @ONE_DATABASE
 def test_packages_are_imported_ahead_and_what_users_edit_is_not(airflow: Airflow) -> None:
     dag_file, module = airflow.dags / "edited.py", airflow.dags / "edited_module.py"
@@ -44,7 +53,7 @@ def test_packages_are_imported_ahead_and_what_users_edit_is_not(airflow: Airflow
     assert told() == {"was_there": False, "dag": "first", "module": "first"}
     edit("second")
     assert told() == {"was_there": False, "dag": "second", "module": "second"}
-    wait_for(lambda: "git (" in airflow.run("air-executor", "doctor", check=False).stdout, "git to be imported ahead")
+    wait_for(lambda: "git (" in preloads(airflow), "git to be imported ahead")
     edit("third")
     assert told() == {"was_there": True, "dag": "third", "module": "third"}
     for path in (dag_file, module):

@@ -513,8 +513,10 @@ def test_doctor_finds_what_is_right_and_what_is_not_and_how_to_mend_it(cli: Cli,
         [bad] = [check for check in checks if not check["ok"]]
         assert url in bad["found"]
         assert "airflow api-server" in bad["remedy"]
-        text = cli.run("doctor", code=1).stdout
-    assert "FAIL  api server" in text
+        text = cli.run("doctor", code=1, COLUMNS="40").stdout
+    assert f"FAIL  api server: {bad['found']}\n" in text
+    [folder] = [check for check in checks if check["name"] == "state directory"]
+    assert f"ok    state directory: {folder['found']}\n" in text
     assert "ok    executor" in text
 
 
