@@ -147,19 +147,21 @@ class AirExecutor(BaseExecutor):
         return len(ended & self.running)
 
     def _process_workloads(self, workload_items: Sequence[Any]) -> None:
+        unnamed: dict[str, str] = {}
         for workload in workload_items:
             key = compat.key_of(workload)
             for queue in ("queued_tasks", "queued_callbacks", "queued_connection_tests"):
                 getattr(self, queue, {}).pop(key, None)
             self.running.add(key)
             try:
-                self._order(key, workload)
+                self._order(key, workload, unnamed)
             except AirExecutorError as error:
                 append_to_log(compat.log_file_of(workload), str(error))
                 self._fail(key, str(error))
             except Exception as error:
                 self.log.exception("The workload %s cannot be handed to a runner", key)
                 self._fail(key, f"AirExecutor could not hand the workload to a runner: {error}")
+        self._reconciler.name_runs(unnamed)
 
     def sync(self) -> None:
         """Tell the scheduler of the runs that have ended, and reconcile the others with the database now and then."""
@@ -293,7 +295,8 @@ class AirExecutor(BaseExecutor):
         owner = self._store.owner(run_id)
         return owner is not None and is_held(self._store.executors / owner)
 
-    def _order(self, key: Any, workload: Any) -> None:
+    def _order(self, key: Any, workload: Any, unnamed: dict[str, str]) -> None:
+        """Have a run begin. If the database does not know its id yet, it is put in ``unnamed``, by its instance's."""
         identity = compat.identity_of(workload, team=getattr(self, "team_name", None))
         air = compat.executor_config(workload).get("air")
         known_id = compat.pre_assigned_id(workload)
@@ -311,11 +314,10 @@ class AirExecutor(BaseExecutor):
         record = runs.queued(run_id, identity, limits=limits.public(air), log_file=log_file)
         self._backend.start(request, record)
         self._own(record, key)
-        states = compat.states_of(identity.kind)
         if identity.kind != "task":
-            self.change_state(key, states.RUNNING, remove_running=False)
+            self.change_state(key, compat.states_of(identity.kind).RUNNING, remove_running=False)
         elif run_id != known_id:
-            self.change_state(key, states.QUEUED, run_id, remove_running=False)
+            unnamed[identity.workload_id] = run_id
 
     def _own(self, record: RunRecord, key: Any) -> None:
         is_task = record.identity.kind == "task"

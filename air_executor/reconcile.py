@@ -158,6 +158,28 @@ class Reconciler:
             self._next_beat_s = time.monotonic() + self._beat_s
         return states
 
+    def name_runs(self, runs: Mapping[str, str]) -> None:
+        """Put the ids of runs in the database, by those of their task instances, where their scheduler has not.
+
+        Not as events, for which the scheduler does it: on SQLite, which locks no rows, an instance that moves on to
+        another try at that moment, and so gets another id, would be an error that ends the scheduler.
+        """
+        if not runs:
+            return
+        try:
+            with create_session(scoped=False) as session:
+                for ti_id, run_id in runs.items():
+                    session.execute(
+                        update(TaskInstance)
+                        .where(TaskInstance.id == _instance_id(ti_id))
+                        .values(external_executor_id=run_id)
+                        .execution_options(synchronize_session=False)
+                    )
+        except SQLAlchemyError as error:
+            log.warning(
+                "The database does not know the ids of %d runs, so nobody can take them over: %s", len(runs), error
+            )
+
     def is_beating(self, ti_id: str) -> bool:
         """Tell whether a task instance has shown a sign of life in the database lately."""
         try:

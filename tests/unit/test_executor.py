@@ -46,6 +46,7 @@ def executor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, silent_server: str
     monkeypatch.setenv("AIRFLOW__API_AUTH__JWT_SECRET", "only-for-tests-but-long-enough" * 4)
     # There is no scheduler that would queue these tasks in a database.
     monkeypatch.setattr(Reconciler, "is_due", lambda _: False)
+    monkeypatch.setattr(Reconciler, "name_runs", lambda *_: None)
     monkeypatch.setattr("air_executor.executor.fail_jobs_of_dead_executors", lambda *_: None)
     executor = AirExecutor(parallelism=4)
     with family():
@@ -89,6 +90,18 @@ def test_queued_tasks_become_runs_up_to_the_parallelism(executor: AirExecutor) -
     if executor.order_queued_tasks_by_priority()[0][1].ti.task_id == "t1":
         assert started == {"t5", "t4", "t3", "t2"}
     assert all(executor.has_task(instance(workload)) for workload in workloads)
+
+
+def test_the_ids_of_runs_are_put_in_the_database_without_an_event_that_may_end_the_scheduler(
+    executor: AirExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    named: dict[str, str] = {}
+    monkeypatch.setattr(Reconciler, "name_runs", lambda _, runs: named.update(runs))
+    workloads = [queue(executor), queue(executor, task_id="other")]
+    executor.heartbeat()
+    assert named == {record.identity.workload_id: record.id for record in records(executor)}
+    assert named.keys() == {str(workload.ti.id) for workload in workloads}
+    assert executor.event_buffer == {}
 
 
 def test_revoking_a_task_stops_its_runner_and_frees_its_slot_without_an_event(executor: AirExecutor) -> None:
