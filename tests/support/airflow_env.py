@@ -221,7 +221,8 @@ def make(home: Path, base: Path, options: Mapping[str, str] | None = None) -> Ai
     database = home / "airflow.db"
     shutil.copy(migrated_sqlite(base), database)
     shutil.copytree(REPOSITORY / "tests" / "dags", home / "dags", ignore=shutil.ignore_patterns("__pycache__"))
-    return Airflow(home, f"sqlite:///{database}", options)
+    # On a busy disk a commit may take longer than the 5 s that a writer waits for another by default.
+    return Airflow(home, f"sqlite:///{database}?timeout=60", options)
 
 
 def config(state_dir: Path, **changes: Any) -> Config:
