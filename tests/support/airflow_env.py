@@ -221,8 +221,7 @@ def make(home: Path, base: Path, options: Mapping[str, str] | None = None) -> Ai
     database = home / "airflow.db"
     shutil.copy(migrated_sqlite(base), database)
     shutil.copytree(REPOSITORY / "tests" / "dags", home / "dags", ignore=shutil.ignore_patterns("__pycache__"))
-    # On a busy disk a commit may take longer than the 5 s that a writer waits for another by default.
-    return Airflow(home, f"sqlite:///{database}?timeout=60", options)
+    return Airflow(home, f"sqlite:///{database}", options)
 
 
 def config(state_dir: Path, **changes: Any) -> Config:
