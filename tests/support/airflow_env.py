@@ -141,9 +141,15 @@ class Airflow:
     def is_healthy(self) -> bool:
         if self.processes["api-server"].poll() is not None:
             raise AssertionError(f"the API server ended: {self.log_of('api-server')[-3000:]}")
+        # The first request to the execution API takes seconds, for which this server does nothing else. Were it that of
+        # a task, another request could hold SQLite's write lock so long that the scheduler dies of it.
         with contextlib.suppress(OSError, urllib.error.URLError):
-            return urllib.request.urlopen(f"{self.url}/api/v2/monitor/health", timeout=5).status == 200
+            return all(self._answers(path) for path in ("/api/v2/monitor/health", "/execution/health"))
         return False
+
+    def _answers(self, path: str) -> bool:
+        with urllib.request.urlopen(self.url + path, timeout=60) as answer:
+            return int(answer.status) == 200
 
     def log_of(self, component: str) -> str:
         return (self.home / f"{component}.log").read_text(errors="replace")
