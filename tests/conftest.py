@@ -87,6 +87,8 @@ def airflow(
     if request.param == "postgres":
         env.env["AIRFLOW__DATABASE__SQL_ALCHEMY_CONN"] = postgres_url(shared_dir)
         env.run("airflow", "db", "migrate")
+    else:
+        env.env["AIRFLOW__CORE__PARALLELISM"] = "8"  # with more at once, SQLite is waited for too long now and then
     env.start()
     yield env
     env.end()

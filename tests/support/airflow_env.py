@@ -30,6 +30,11 @@ from tests.support.waiting import wait_for
 REPOSITORY = Path(__file__).parent.parent.parent
 COMPONENTS = ("api-server", "scheduler", "dag-processor", "triggerer")
 
+#: For how many seconds others than the API server wait for SQLite's write lock. The server may hold it in one thread,
+#: which waits for the event loop, which waits for the lock: 5 s, as by default, and sometimes again and again.
+#: A scheduler or triggerer that waits no longer ends then.
+_SQLITE_WAIT = "?timeout=30"
+
 
 def free_port() -> int:
     with socket.socket() as probe:
@@ -126,7 +131,7 @@ class Airflow:
             with log:
                 self.processes[name] = subprocess.Popen(
                     [sys.executable, "-m", "airflow", name],
-                    env=self.env,
+                    env=self._env_of(name),
                     cwd=self.home,
                     stdin=subprocess.DEVNULL,
                     stdout=log,
@@ -137,6 +142,12 @@ class Airflow:
                 )
         if "api-server" in (components or COMPONENTS):
             wait_for(self.is_healthy, "the API server", 120)
+
+    def _env_of(self, component: str) -> dict[str, str]:
+        if component != "api-server":
+            return self.env
+        option = "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN"
+        return {**self.env, option: self.env[option].removesuffix(_SQLITE_WAIT)}
 
     def is_healthy(self) -> bool:
         if self.processes["api-server"].poll() is not None:
@@ -227,7 +238,7 @@ def make(home: Path, base: Path, options: Mapping[str, str] | None = None) -> Ai
     database = home / "airflow.db"
     shutil.copy(migrated_sqlite(base), database)
     shutil.copytree(REPOSITORY / "tests" / "dags", home / "dags", ignore=shutil.ignore_patterns("__pycache__"))
-    return Airflow(home, f"sqlite:///{database}", options)
+    return Airflow(home, f"sqlite:///{database}{_SQLITE_WAIT}", options)
 
 
 def config(state_dir: Path, **changes: Any) -> Config:
