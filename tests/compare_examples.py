@@ -329,6 +329,7 @@ def airflow_with(executor: str, home: Path, base: Path) -> Airflow:
         "AIRFLOW__CORE__EXECUTOR": executor,
         # With so much at once, SQLite's own 5 seconds are too few to wait for a lock in.
         "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{home / 'airflow.db'}?timeout=20",
+        "AIRFLOW__CORE__DAGS_ARE_PAUSED_AT_CREATION": "True",
         "AIRFLOW__CORE__LOAD_EXAMPLES": "True",
         "AIRFLOW__CORE__PARALLELISM": "8",
         "AIRFLOW__DAG_PROCESSOR__DAG_BUNDLE_CONFIG_LIST": json.dumps([empty]),

@@ -30,9 +30,8 @@ from tests.support.waiting import wait_for
 REPOSITORY = Path(__file__).parent.parent.parent
 COMPONENTS = ("api-server", "scheduler", "dag-processor", "triggerer")
 
-#: For how many seconds others than the API server wait for SQLite's write lock. The server may hold it in one thread,
-#: which waits for the event loop, which waits for the lock: 5 s, as by default, and sometimes again and again.
-#: A scheduler or triggerer that waits no longer ends then.
+#: For how many seconds others than the API server wait for SQLite's write lock. The server itself waits for 5 s, as by
+#: default, when it stands still as told below; a scheduler or triggerer that waits no longer than that ends.
 _SQLITE_WAIT = "?timeout=30"
 
 
@@ -92,6 +91,9 @@ class Airflow:
             "AIRFLOW__API__PORT": str(self.port),
             "AIRFLOW__API__BASE_URL": self.url,
             "AIRFLOW__API__WORKERS": "1",
+            # To unpause one is a change by a user, which the API server logs in its event loop: on SQLite, while a
+            # task's request has the lock and waits for that loop, it stands still until one of the two gives up.
+            "AIRFLOW__CORE__DAGS_ARE_PAUSED_AT_CREATION": "False",
             # With the default of 5 the API server locks itself up for 30 s under load: its event loop waits for a
             # connection, and the requests that have them wait for the event loop.
             "AIRFLOW__DATABASE__SQL_ALCHEMY_POOL_SIZE": "40",

@@ -150,8 +150,14 @@ class Api:
         return {dag["dag_id"] for dag in self.get("/dags?limit=1000")["dags"]}
 
     def unpause(self, dag_id: str) -> None:
-        wait_for(lambda: dag_id in self.dag_ids(), f"dag {dag_id!r} to be parsed", 120, every_s=0.3)
-        self.call("PATCH", f"/dags/{quote(dag_id)}", {"is_paused": False})
+        """Have a dag's runs run, once it is known. Nothing is written if they do already, see ``airflow_env``."""
+        dag = wait_for(lambda: self._dag(dag_id), f"dag {dag_id!r} to be parsed", 120, every_s=0.3)
+        if dag["is_paused"]:
+            self.call("PATCH", f"/dags/{quote(dag_id)}", {"is_paused": False})
+
+    def _dag(self, dag_id: str) -> dict[str, Any] | None:
+        found = self.get(f"/dags?limit=1000&dag_id_pattern={quote(dag_id)}")["dags"]
+        return next((dag for dag in found if dag["dag_id"] == dag_id), None)
 
     def trigger(self, dag_id: str, conf: dict[str, Any] | None = None, run_id: str | None = None) -> DagRun:
         self.unpause(dag_id)
