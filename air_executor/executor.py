@@ -86,6 +86,8 @@ class AirExecutor(BaseExecutor):
         self._reconciler: Reconciler
         #: Held for this executor's life: others see by it that its runs are followed. Its file's time says since when.
         self._life: KernelLock
+        #: Lets go of what was begun, the last first, however far the start has come.
+        self._at_end = contextlib.ExitStack()
         #: Live runs, by their ids.
         self._runs: dict[str, _Run] = {}
         #: Task instances that were taken over with a runner that this executor can't see, by their ids.
@@ -118,12 +120,15 @@ class AirExecutor(BaseExecutor):
         except SQLAlchemyError as error:
             self.log.warning("Schedulers that died can't be noted now: %s", error)
         self._life = self._begin_life()
+        self._at_end.callback(self._life.release)
         self._reconciler = Reconciler(self._store)
         backend = LocalBackend(self._store, self._options)
+        self._at_end.callback(backend.close)
         backend.warm_up()
         self._backend = backend
         self._inherit()
         self._working.append(self)
+        self._at_end.callback(self._working.remove, self)
         compat.use_idle_wait(self._wait_for_news)
 
     # The slot of a run that has ended is free, before the scheduler has heard of it: that takes another of its loops.
@@ -205,22 +210,17 @@ class AirExecutor(BaseExecutor):
 
     def end(self) -> None:
         """Let go. What becomes of the runs, ``[air_executor] on_shutdown`` says."""
-        if not hasattr(self, "_backend"):
-            return
-        # Whether the scheduler has dealt with the last ends is not known: the next one is told again.
-        policy = self._options.on_shutdown
-        self.log.info("AirExecutor ends; %d runs: %s", len(self._runs), policy)
-        try:
+        with self._at_end:
+            if not hasattr(self, "_backend"):
+                return
+            # Whether the scheduler has dealt with the last ends is not known: the next one is told again.
+            policy = self._options.on_shutdown
+            self.log.info("AirExecutor ends; %d runs: %s", len(self._runs), policy)
             if policy == "drain":
                 self._wait_for_runs(None)
             elif policy == "kill":
                 self.terminate()
                 self._wait_for_runs(self._options.stop_grace_seconds + 2 * _STUBBORN_S)
-        finally:
-            if self in self._working:
-                self._working.remove(self)
-            self._backend.close()
-            self._life.release()
 
     def terminate(self) -> None:
         """Stop every run of this executor."""

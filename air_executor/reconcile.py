@@ -223,7 +223,7 @@ def fail_jobs_of_dead_executors(store: RunStore, own_job_id: object) -> None:
     for path in store.executors.glob("*"):
         lock = KernelLock(path)
         try:
-            if is_held(path) or not lock.acquire(timeout_s=0):
+            if is_held(path) or not lock.acquire(timeout_s=0, create=False):  # its holder may just have removed it
                 continue
         except StateDirError as error:  # as on a disk that takes nothing now; whoever is alive needs no lock of ours
             log.warning("Whether a scheduler is dead can't be told now: %s", error)

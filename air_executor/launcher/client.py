@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import select
 import signal
 import socket
 import subprocess
@@ -176,10 +175,10 @@ class LocalBackend:
 
     def close(self) -> None:
         """See :meth:`air_executor.runs.backend.RunBackend.close`."""
-        deadline = time.monotonic() + _CLOSE_S
-        while self._connection is not None and self._outbox and time.monotonic() < deadline:
-            select.select([], [self._connection], [], deadline - time.monotonic())
-            self._flush()
+        if self._connection is not None and self._outbox:
+            self._connection.settimeout(_CLOSE_S)
+            with contextlib.suppress(OSError):
+                self._connection.sendall(self._outbox)
         self._disconnect()
         for runs in (self._records, self._ordered, self._attached, self._alone):
             runs.clear()

@@ -13,7 +13,7 @@ from air_executor.errors import StateDirError
 #: How often a lock that is held is tried again while waiting for it, in seconds.
 _RETRY_S = 0.02
 
-_FLAGS = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+_FLAGS = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
 
 
 class KernelLock:
@@ -32,17 +32,20 @@ class KernelLock:
         """The name of the lock's file."""
         return os.path.basename(self.path)
 
-    def acquire(self, timeout_s: float) -> bool:
+    def acquire(self, timeout_s: float, *, create: bool = True) -> bool:
         """Take the lock, waiting at most ``timeout_s`` seconds for it.
 
+        :param create: whether to make its file if there is none; otherwise the lock is not taken then.
         :return: whether it was taken.
         :raises StateDirError: the lock file cannot be opened.
         """
         deadline = time.monotonic() + timeout_s
         while True:
             try:
-                fd = os.open(self.path, _FLAGS, 0o600)
+                fd = os.open(self.path, _FLAGS | (os.O_CREAT if create else 0), 0o600)
             except OSError as error:
+                if not create and isinstance(error, FileNotFoundError):
+                    return False
                 raise StateDirError(f"cannot open the lock file {self.path}: {error.strerror}") from error
             if _flock(fd, fcntl.LOCK_EX) and self._is_at_path(fd):
                 self._fd = fd

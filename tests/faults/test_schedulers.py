@@ -33,8 +33,7 @@ def has_postgres() -> bool:
 
 def test_a_scheduler_that_is_stopped_leaves_while_its_tasks_run_on(airflow: Airflow, fly: Fly) -> None:
     flight = fly("scheduler-sigterm").begun()
-    airflow.processes["scheduler"].terminate()
-    assert airflow.processes["scheduler"].wait(60) == 0
+    assert airflow.terminate("scheduler") == 0
     assert len(flight.live()) == flight.tasks
     assert all(airflow.store.has_runner(record) for record in flight.live())
     airflow.stop("scheduler")
@@ -105,20 +104,19 @@ def test_tasks_do_not_notice_that_the_scheduler_is_restarted_again_and_again(air
 
 def test_of_two_schedulers_one_may_be_killed(airflow: Airflow, fly: Fly) -> None:
     flight = fly("two-schedulers").begun()
-    first = last_job(airflow)
-    airflow.processes["first"] = airflow.processes.pop("scheduler")
+    job, first = last_job(airflow), airflow.set_aside("scheduler")
     start_scheduler(airflow)
-    airflow.stop("first", signum=signal.SIGKILL)
+    airflow.stop(first, signum=signal.SIGKILL)
 
     def first_is_failed() -> bool:
-        (row,) = query(airflow, "SELECT state FROM job WHERE id = :id", id=first)
+        (row,) = query(airflow, "SELECT state FROM job WHERE id = :id", id=job)
         return bool(row["state"] == "failed")
 
     # Airflow itself would look for it after 300 s.
     wait_for(first_is_failed, "the other scheduler to note its death")
     later = fly("two-schedulers-later", 1).begun()
     os.kill(flight.record(0).pid or 0, signal.SIGKILL)
-    airflow.processes["second"] = airflow.processes.pop("scheduler")
+    second = airflow.set_aside("scheduler")
     start_scheduler(airflow)
     flight.wait_for("begin 0 2")
     flight.release()
@@ -126,7 +124,7 @@ def test_of_two_schedulers_one_may_be_killed(airflow: Airflow, fly: Fly) -> None
     once = [f"{word} {index} 1" for index in (1, 2, 3, 4) for word in ("begin", "end")]
     assert sorted(flight.effects) == sorted(["begin 0 1", "begin 0 2", "end 0 2", *once])
     later.assert_each_ran_once()
-    airflow.stop("second")
+    airflow.stop(second)
 
 
 def test_tasks_outlive_scheduler_and_launcher_and_are_followed_without_them(airflow: Airflow, fly: Fly) -> None:
@@ -243,8 +241,7 @@ def test_a_scheduler_that_drains_leaves_after_its_last_task(airflow: Airflow, fl
     with scheduler_with(airflow, {ON_SHUTDOWN: "drain"}):
         flight = fly("drained").begun()
         scheduler = airflow.processes["scheduler"]
-        scheduler.terminate()
-        wait_for(lambda: "AirExecutor ends; 5 runs: drain" in airflow.log_of("scheduler"), "the scheduler to drain")
+        airflow.terminate("scheduler", until="AirExecutor ends; 5 runs: drain")
         flight.release(0)
         wait_for(lambda: len(flight.live()) == 4, "the first task to end")
         assert scheduler.poll() is None
@@ -258,8 +255,7 @@ def test_a_scheduler_that_kills_asks_its_tasks_to_end_before_it_leaves(airflow: 
     with scheduler_with(airflow, {ON_SHUTDOWN: "kill"}):
         run = airflow.api.trigger("endless", run_id="killed-at-shutdown")
         wait_for(lambda: airflow.effects("effects-killed-at-shutdown"), "the task to begin")
-        airflow.processes["scheduler"].terminate()
-        assert airflow.processes["scheduler"].wait(60) == 0
+        assert airflow.terminate("scheduler") == 0
         assert airflow.effects("effects-killed-at-shutdown") == ["begin", "on_kill"]
         (record,) = airflow.records("endless")
         assert record.state is RunState.KILLED

@@ -6,6 +6,7 @@ import contextlib
 import functools
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -33,6 +34,14 @@ COMPONENTS = ("api-server", "scheduler", "dag-processor", "triggerer")
 #: For how many seconds others than the API server wait for SQLite's write lock. The server itself waits for 5 s, as by
 #: default, when it stands still as told below; a scheduler or triggerer that waits no longer than that ends.
 _SQLITE_WAIT = "?timeout=30"
+
+#: Where a component says that it has lost a signal to end: the handler raises an exception in whatever code runs then,
+#: and Python ignores those in callbacks of weak references. SQLAlchemy has such: 2 % of a scheduler's loop.
+_LOST = re.compile(r"^SystemExit", re.MULTILINE)
+
+#: How the stack of a component begins whose handler logs the signal, and waits for the very lock that the interrupted
+#: code has: that component never ends by itself.
+_WAITS_FOR_ITSELF = re.compile(r"structlog/_output\.py.*_exit_gracefully.*structlog/_output\.py", re.DOTALL)
 
 
 def free_port() -> int:
@@ -132,7 +141,7 @@ class Airflow:
             log = (self.home / f"{name}.log").open("ab")
             with log:
                 self.processes[name] = subprocess.Popen(
-                    [sys.executable, "-m", "airflow", name],
+                    [sys.executable, "-X", "faulthandler", "-m", "airflow", name],
                     env=self._env_of(name),
                     cwd=self.home,
                     stdin=subprocess.DEVNULL,
@@ -144,6 +153,14 @@ class Airflow:
                 )
         if "api-server" in (components or COMPONENTS):
             wait_for(self.is_healthy, "the API server", 120)
+
+    def set_aside(self, name: str) -> str:
+        """Give a component and its log another name, which is returned, so that a second one can be started."""
+        process = self.processes.pop(name)
+        other = f"{name}-{process.pid}"
+        self.processes[other] = process
+        (self.home / f"{name}.log").rename(self.home / f"{other}.log")
+        return other
 
     def _env_of(self, component: str) -> dict[str, str]:
         if component != "api-server":
@@ -174,23 +191,60 @@ class Airflow:
         timeout_s: float = 60,
         alone: bool = False,
     ) -> None:
-        """End components, each with everything it started in its own process group, unless ``alone``."""
+        """End components by SIGTERM or SIGKILL, each with all it started in its own process group, unless ``alone``.
+
+        :raises AssertionError: as :meth:`terminate`, after all the same.
+        """
         for name in components or list(self.processes):
-            process = self.processes.pop(name)
-            if process.poll() is None:
-                process.send_signal(signum)
+            process = self.processes[name]
             try:
-                process.wait(timeout_s)
-            except subprocess.TimeoutExpired:
+                if signum == signal.SIGTERM:
+                    self.terminate(name, timeout_s=timeout_s)
+            finally:
                 process.kill()
                 process.wait()
-            if not alone:
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(process.pid, signal.SIGKILL)
+                del self.processes[name]
+                if not alone:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.killpg(process.pid, signal.SIGKILL)
+
+    def terminate(self, name: str, *, until: str | None = None, timeout_s: float = 60) -> int | None:
+        """Send SIGTERM to a component, again if it loses it, and wait until it has ended, or has logged ``until``.
+
+        :return: its exit code; ``None`` if it has not ended yet.
+        :raises AssertionError: it did neither, and was ended by force. The message tells what its threads were doing.
+        """
+        process, seen = self.processes[name], len(self.log_of(name))
+        process.terminate()
+
+        def is_done() -> bool:
+            nonlocal seen
+            news = self.log_of(name)[seen:]
+            if process.poll() is not None or (until is not None and until in news):
+                return True
+            if _LOST.search(news):
+                seen += len(news)
+                process.terminate()
+            return False
+
+        try:
+            wait_for(is_done, f"the {name} to end", timeout_s)
+        except AssertionError as error:
+            process.send_signal(signal.SIGABRT)  # the stacks of its threads go to its log
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(10)
+            stacks = self.log_of(name)[seen:]
+            if not _WAITS_FOR_ITSELF.search(stacks):
+                raise AssertionError(f"{error}\n{stacks[-10000:]}") from None
+        return process.poll()
 
     def end(self) -> None:
         """End everything, runners and launchers too."""
-        self.stop(signum=signal.SIGTERM, timeout_s=20)
+        for name in list(self.processes):
+            try:
+                self.stop(name, timeout_s=20)
+            except AssertionError as error:  # as without its database; pytest shows it if the test has failed
+                print(error)
         for process in self.ours():
             with contextlib.suppress(psutil.Error):
                 process.kill()

@@ -110,11 +110,10 @@ def scheduler_frozen(site: Site, lasts_s: float) -> None:
 
 def second_scheduler(site: Site, lasts_s: float) -> None:
     """A second one comes, and the first is killed."""
-    processes = site.airflow.processes
-    processes["former-scheduler"] = processes.pop("scheduler")
+    former = site.airflow.set_aside("scheduler")
     site.airflow.start("scheduler")
     time.sleep(lasts_s)
-    site.airflow.stop("former-scheduler", signum=signal.SIGKILL, alone=True)
+    site.airflow.stop(former, signum=signal.SIGKILL, alone=True)
 
 
 def api_server_killed(site: Site, lasts_s: float) -> None:

@@ -23,6 +23,7 @@ from airflow.utils.state import TaskInstanceState
 from air_executor import AirExecutor, compat
 from air_executor.errors import ConfigError
 from air_executor.executor import _PLENTY_PER_CPU, _Run
+from air_executor.launcher.client import LocalBackend
 from air_executor.reconcile import Reconciler
 from air_executor.runs import record as runs
 from air_executor.runs.record import UNWANTED, RunState
@@ -201,6 +202,20 @@ def test_an_option_that_cannot_be_used_stops_the_start(tmp_path: Path, monkeypat
     monkeypatch.setenv("AIRFLOW__API_AUTH__JWT_SECRET", "only-for-tests-but-long-enough" * 4)
     with pytest.raises(ConfigError, match="keep_runs"):
         AirExecutor(parallelism=4).start()
+
+
+def test_a_scheduler_that_is_stopped_while_it_starts_leaves_nothing(
+    executor: AirExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Airflow ends its executors when SIGTERM comes, even while it starts them."""
+    before = os.listdir(executor._store.executors)
+    monkeypatch.setattr(LocalBackend, "warm_up", lambda _: sys.exit(0))
+    stopped = AirExecutor(parallelism=4)
+    with pytest.raises(SystemExit):
+        stopped.start()
+    assert len(os.listdir(executor._store.executors)) == 2
+    stopped.end()
+    assert os.listdir(executor._store.executors) == before
 
 
 def test_runs_of_a_scheduler_that_is_gone_are_adopted(executor: AirExecutor) -> None:

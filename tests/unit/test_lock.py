@@ -122,6 +122,16 @@ def test_releasing_removes_the_file_and_frees_the_lock(path: Path) -> None:
     lock.release()  # twice is once
 
 
+def test_a_lock_whose_file_is_gone_is_not_taken_by_who_must_not_make_it(path: Path) -> None:
+    assert not KernelLock(path).acquire(0, create=False)
+    assert not path.exists()
+    path.touch()
+    lock = KernelLock(path)
+    assert lock.acquire(0, create=False)
+    lock.release()
+    assert not path.exists()
+
+
 def test_releasing_what_was_never_taken_removes_nothing(path: Path) -> None:
     with forked(holding(path)):
         lock = KernelLock(path)
