@@ -152,14 +152,16 @@ class AirExecutor(BaseExecutor):
         return len(ended & self.running)
 
     def _process_workloads(self, workload_items: Sequence[Any]) -> None:
-        unnamed: dict[str, str] = {}
+        unnamed: dict[str, str] = {}  # runs that the database does not know yet, by their instances
         for workload in workload_items:
             key = compat.key_of(workload)
             for queue in ("queued_tasks", "queued_callbacks", "queued_connection_tests"):
                 getattr(self, queue, {}).pop(key, None)
             self.running.add(key)
             try:
-                self._order(key, workload, unnamed)
+                record = self._order(key, workload)
+                if record.identity.kind == "task" and record.id != compat.pre_assigned_id(workload):
+                    unnamed[record.identity.workload_id] = record.id
             except AirExecutorError as error:
                 append_to_log(compat.log_file_of(workload), str(error))
                 self._fail(key, str(error))
@@ -295,8 +297,8 @@ class AirExecutor(BaseExecutor):
         owner = self._store.owner(run_id)
         return owner is not None and is_held(self._store.executors / owner)
 
-    def _order(self, key: Any, workload: Any, unnamed: dict[str, str]) -> None:
-        """Have a run begin. If the database does not know its id yet, it is put in ``unnamed``, by its instance's."""
+    def _order(self, key: Any, workload: Any) -> RunRecord:
+        """Have a run begin, and return its record."""
         identity = compat.identity_of(workload, team=getattr(self, "team_name", None))
         air = compat.executor_config(workload).get("air")
         known_id = compat.pre_assigned_id(workload)
@@ -316,8 +318,7 @@ class AirExecutor(BaseExecutor):
         self._own(record, key)
         if identity.kind != "task":
             self.change_state(key, compat.states_of(identity.kind).RUNNING, remove_running=False)
-        elif run_id != known_id:
-            unnamed[identity.workload_id] = run_id
+        return record
 
     def _own(self, record: RunRecord, key: Any) -> None:
         is_task = record.identity.kind == "task"

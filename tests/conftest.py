@@ -89,6 +89,7 @@ def airflow(
         env.run("airflow", "db", "migrate")
     else:
         env.env["AIRFLOW__CORE__PARALLELISM"] = "8"  # with more at once, SQLite is waited for too long now and then
+        env.split_api_server()
     env.start()
     yield env
     env.end()

@@ -25,6 +25,7 @@ def env(
 ) -> Iterator[Airflow]:
     options, _ = WAYS[request.param]
     env = airflow_env.make(tmp_path_factory.mktemp(request.param) / "home", shared_dir, options)
+    env.split_api_server()
     env.start()
     yield env
     env.end()

@@ -111,7 +111,7 @@ def manager(airflow: Airflow) -> Iterator[None]:
     wait_for(lambda: store.manager() is not None, "the manager")
     yield
     process.terminate()
-    process.wait(60)
+    process.wait(120)
 
 
 def test_a_task_works_on_its_job_itself(airflow: Airflow) -> None:

@@ -84,7 +84,7 @@ def test_a_server_that_is_away_for_longer_than_the_patience_fails_the_task_with_
     time.sleep(IMPATIENT_S)
     proxy.set("pass")
     for work in (ending, starting):
-        assert work.run.wait(60) == "failed"
+        assert work.run.wait() == "failed"
         assert work.run.instance("work")["try_number"] == 1
         assert work.record.state is RunState.FAILED
         assert not work.record.delivered

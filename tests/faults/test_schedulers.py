@@ -246,7 +246,7 @@ def test_a_scheduler_that_drains_leaves_after_its_last_task(airflow: Airflow, fl
         wait_for(lambda: len(flight.live()) == 4, "the first task to end")
         assert scheduler.poll() is None
         flight.release()
-        assert scheduler.wait(60) == 0
+        assert scheduler.wait(120) == 0
         assert {record.state for record in flight.records()} == {RunState.SUCCEEDED}
     flight.assert_each_ran_once()
 

@@ -100,7 +100,7 @@ def test_what_the_user_does_while_there_is_no_scheduler_holds(airflow: Airflow, 
         wait_for(lambda record=record: airflow.store.read(record.id).state.is_end, "the end of the run")
     assert running.effects == dead.effects == ["begin 0 1"]
     # What nobody will ever be told must not be kept for ever.
-    wait_for(lambda: not {r.id for r in unfinished(airflow)} & {r.id for r in records}, "the ends to be settled", 20)
+    wait_for(lambda: not {r.id for r in unfinished(airflow)} & {r.id for r in records}, "the ends to be settled")
 
 
 def test_tasks_whose_dag_is_paused_run_to_their_end(airflow: Airflow, fly: Fly, proxy: Proxy) -> None:

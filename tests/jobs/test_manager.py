@@ -279,7 +279,7 @@ def test_tasks_from_outside_reach_a_job_that_runs_and_one_that_has_ended(yard: Y
     api.queue_tasks([sh("b", "true", dependencies=["a"])], job="job", state_dir=yard.state_dir)
     wait_for(lambda: "b" in yard.tasks(), "the task to be taken in")
     (yard.folder / "go").touch()
-    assert api.wait("job", timeout_s=60, state_dir=yard.state_dir).job.state is JobState.COMPLETED
+    assert api.wait("job", timeout_s=120, state_dir=yard.state_dir).job.state is JobState.COMPLETED
     api.queue_tasks([sh("c", "true")], job="job", state_dir=yard.state_dir)
     wait_for(lambda: statuses(yard).get("c") == "completed", "the later task")
 
@@ -292,7 +292,7 @@ def test_a_job_that_is_cancelled_ends_what_runs_and_does_not_begin_the_rest(yard
     yard.start_manager()
     runner = yard.runner_of("a")
     assert "failed" in yard.call("cancel", "job")
-    done = api.wait("job", timeout_s=60, state_dir=yard.state_dir)
+    done = api.wait("job", timeout_s=120, state_dir=yard.state_dir)
     assert (done.job.state, done.job.error) == (JobState.FAILED, "it was cancelled")
     assert [task.error for task in done.tasks] == [
         "stopped: the job was cancelled",
@@ -336,7 +336,7 @@ def test_jobs_that_are_run_side_by_side_have_a_manager_each(yard: Yard) -> None:
     for name, other in (("one", "two"), ("two", "one")):  # each waits for the other to have begun
         yard.submit(sh("a", f"touch {name}; until [ -e {other} ]; do sleep 0.02; done"), name=name)
     runs = [subprocess.Popen(yard.command("run", name), env=yard.env, cwd=yard.folder) for name in ("one", "two")]
-    assert [run.wait(60) for run in runs] == [0, 0]
+    assert [run.wait(120) for run in runs] == [0, 0]
 
 
 def test_a_job_that_its_manager_leaves_is_taken_by_who_waits_for_it(yard: Yard) -> None:
@@ -350,7 +350,7 @@ def test_a_job_that_its_manager_leaves_is_taken_by_who_waits_for_it(yard: Yard) 
     first.kill()
     first.wait()
     (yard.folder / "go").touch()
-    assert second.wait(60) == 0
+    assert second.wait(120) == 0
     assert yard.lines("began") == ["a", "b"]
     assert manager.poll() is None
 
@@ -368,7 +368,7 @@ def test_what_runs_when_the_manager_is_killed_goes_on_and_is_taken_over(yard: Ya
     assert runner.is_running()
     yard.start_manager()
     (yard.folder / "go").touch()
-    assert api.wait("job", timeout_s=60, state_dir=yard.state_dir).job.state is JobState.COMPLETED
+    assert api.wait("job", timeout_s=120, state_dir=yard.state_dir).job.state is JobState.COMPLETED
     assert yard.lines("began") == ["a", "b", "c"]
     assert yard.tasks()["b"].tries == 1
 
@@ -383,7 +383,7 @@ def test_what_ended_while_no_manager_was_there_is_not_repeated(yard: Yard) -> No
     wait_for(lambda: not runner.is_running(), "the runner to end")
     assert statuses(yard) == {"a": "running", "b": "pending"}
     yard.start_manager()
-    api.wait("job", timeout_s=60, state_dir=yard.state_dir)
+    api.wait("job", timeout_s=120, state_dir=yard.state_dir)
     assert yard.lines("began") == ["a", "b"]
 
 
@@ -391,7 +391,7 @@ def test_a_task_whose_runner_is_killed_dies_with_it_and_is_begun_again(yard: Yar
     yard.submit(sh("a", "echo $$ >> pids; [ $(wc -l < pids) = 2 ] || sleep 600"))
     yard.start_manager()
     yard.runner_of("a").kill()
-    done = api.wait("job", timeout_s=60, state_dir=yard.state_dir)
+    done = api.wait("job", timeout_s=120, state_dir=yard.state_dir)
     assert done.job.state is JobState.COMPLETED
     assert (done.tasks[0].tries, done.tasks[0].interruptions) == (1, 1)
     assert not psutil.pid_exists(int(yard.lines("pids")[0]))
@@ -404,7 +404,7 @@ def test_a_launcher_that_is_killed_takes_no_task_with_it(yard: Yard) -> None:
     [launcher] = yard.launchers()
     launcher.kill()
     (yard.folder / "go").touch()
-    assert api.wait("job", timeout_s=60, state_dir=yard.state_dir).job.state is JobState.COMPLETED
+    assert api.wait("job", timeout_s=120, state_dir=yard.state_dir).job.state is JobState.COMPLETED
     assert yard.lines("began") == ["a", "b"]
 
 
@@ -413,7 +413,7 @@ def test_a_manager_that_is_told_to_stop_leaves_what_runs(yard: Yard) -> None:
     manager = yard.start_manager()
     runner = yard.runner_of("a")
     yard.call("stop", "--wait")
-    assert manager.wait(60) == 0
+    assert manager.wait(120) == 0
     assert runner.is_running()
     (yard.folder / "go").touch()
     assert yard.finish().job.state is JobState.COMPLETED
@@ -462,7 +462,7 @@ def test_a_task_that_is_written_into_the_file_by_hand_runs(yard: Yard) -> None:
     path.write_bytes(orjson.dumps([*document, sh("b", "true")]))
     wait_for(lambda: "b" in yard.tasks() and yard.tasks()["b"].created_at, "the task to be taken in")
     (yard.folder / "go").touch()
-    assert api.wait("job", timeout_s=60, state_dir=yard.state_dir).job.state is JobState.COMPLETED
+    assert api.wait("job", timeout_s=120, state_dir=yard.state_dir).job.state is JobState.COMPLETED
     assert yard.tasks()["a"].tries == 1
 
 
@@ -474,7 +474,7 @@ def test_a_file_that_is_spoilt_by_hand_is_set_aside_and_the_job_goes_on(yard: Ya
     (folder / "tasks.json").write_text("[{")
     wait_for(lambda: list(folder.glob("tasks.json.unreadable-*")), "the spoilt file to be set aside")
     (yard.folder / "go").touch()
-    assert api.wait("job", timeout_s=60, state_dir=yard.state_dir).job.state is JobState.COMPLETED
+    assert api.wait("job", timeout_s=120, state_dir=yard.state_dir).job.state is JobState.COMPLETED
     assert "is not JSON" in "".join(yard.lines("manager.log"))
 
 
@@ -483,9 +483,9 @@ def test_a_job_that_can_not_be_understood_keeps_no_other_from_running(yard: Yard
     yard.submit(sh("a", "true"), name="good")
     (yard.store.folder("bad") / "tasks.json").write_text("[{")
     yard.start_manager()
-    assert api.wait("good", timeout_s=60, state_dir=yard.state_dir).job.state is JobState.COMPLETED
+    assert api.wait("good", timeout_s=120, state_dir=yard.state_dir).job.state is JobState.COMPLETED
     (yard.store.folder("bad") / "tasks.json").write_text('[{"id": "a", "command": "true"}]')
-    assert api.wait("bad", timeout_s=60, state_dir=yard.state_dir).job.state is JobState.COMPLETED
+    assert api.wait("bad", timeout_s=120, state_dir=yard.state_dir).job.state is JobState.COMPLETED
 
 
 def test_a_job_whose_folder_is_removed_ends(yard: Yard) -> None:
@@ -495,7 +495,7 @@ def test_a_job_whose_folder_is_removed_ends(yard: Yard) -> None:
     yard.store.folder("job").rename(yard.folder / "away")
     wait_for(lambda: not runner.is_running(), "the task to be stopped")
     yard.submit(sh("a", "true"), name="next")
-    assert api.wait("next", timeout_s=60, state_dir=yard.state_dir).job.state is JobState.COMPLETED
+    assert api.wait("next", timeout_s=120, state_dir=yard.state_dir).job.state is JobState.COMPLETED
 
 
 def test_a_runner_whose_state_directory_is_removed_ends(yard: Yard) -> None:
@@ -518,7 +518,7 @@ def test_a_job_whose_files_can_not_be_written_waits_until_they_can(yard: Yard) -
     yard.start_manager()
     wait_for(lambda: "has to wait" in "".join(yard.lines("manager.log")), "the complaint")
     obstacle.rmdir()
-    assert api.wait("job", timeout_s=60, state_dir=yard.state_dir).job.state is JobState.COMPLETED
+    assert api.wait("job", timeout_s=120, state_dir=yard.state_dir).job.state is JobState.COMPLETED
     assert [task.tries for task in yard.tasks().values()] == [1, 1]
 
 
@@ -549,7 +549,7 @@ def test_on_a_disk_that_takes_nothing_more_a_job_waits_until_it_does(
                 yard.submit(sh("a", "true"), name="refused")
             with pytest.raises(StateDirError):
                 api.queue_tasks([sh("d", "true")], job="job", state_dir=yard.state_dir)
-        assert api.wait("job", timeout_s=60, state_dir=yard.state_dir).job.state is JobState.COMPLETED
+        assert api.wait("job", timeout_s=120, state_dir=yard.state_dir).job.state is JobState.COMPLETED
         assert sorted(yard.lines("began")) == ["a", "b", "c"]
         assert yard.store.names() == ["job"]
         yard.end()
@@ -576,7 +576,7 @@ def test_output_of_gigabytes_goes_to_the_log_and_through_nobody(yard: Yard) -> N
         assert logs.stdout
         assert logs.stdout.read(10) == bytes(10)
         logs.stdout.close()
-        assert logs.wait(60) == 0
+        assert logs.wait(120) == 0
 
 
 def test_a_job_goes_on_where_its_folder_was_moved_to(yard: Yard, new_yard: Callable[..., Yard]) -> None:
@@ -603,7 +603,7 @@ def test_signals_end_a_foreground_run_and_the_job_goes_on_later(yard: Yard) -> N
     run = subprocess.Popen(yard.command("run", "job"), env=yard.env, cwd=yard.folder, stderr=subprocess.DEVNULL)
     runner = yard.runner_of("a")
     run.send_signal(signal.SIGINT)
-    assert run.wait(60) == 1
+    assert run.wait(120) == 1
     assert not runner.is_running()
     assert statuses(yard) == {"a": "pending"}
     assert yard.finish().job.state is JobState.COMPLETED

@@ -31,6 +31,9 @@ from tests.support.waiting import wait_for
 REPOSITORY = Path(__file__).parent.parent.parent
 COMPONENTS = ("api-server", "scheduler", "dag-processor", "triggerer")
 
+#: What :meth:`Airflow.split_api_server` adds to them.
+_EXECUTION_API = "execution-api-server"
+
 #: For how many seconds others than the API server wait for SQLite's write lock. The server itself waits for 5 s, as by
 #: default, when it stands still as told below; a scheduler or triggerer that waits no longer than that ends.
 _SQLITE_WAIT = "?timeout=30"
@@ -78,6 +81,7 @@ class Airflow:
         self.out.mkdir(parents=True)
         self.port = free_port()
         self.url = f"http://localhost:{self.port}"
+        self._execution_port = self.port
         self.api = Api(self.url)
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
         bundles = [
@@ -136,12 +140,33 @@ class Airflow:
 
     # Processes
 
+    def split_api_server(self) -> None:
+        """Let what tasks ask for be another server's work than what users ask for, from the next start on.
+
+        One server that does both stands still on SQLite now and then: it logs what users do, as the start of a run, in
+        its event loop, and waits there for the lock of a task's request, which waits for the event loop. One of the
+        two gives up after 5 s; if it is the task's, the task may fail.
+        """
+        self._execution_port = free_port()
+        url = f"http://localhost:{self._execution_port}/execution/"
+        self.env["AIRFLOW__CORE__EXECUTION_API_SERVER_URL"] = url
+
+    def _arguments_of(self, component: str) -> list[str]:
+        if component == _EXECUTION_API:
+            return ["api-server", "--apps", "execution", "--port", str(self._execution_port)]
+        if component == "api-server" and self._execution_port != self.port:
+            return ["api-server", "--apps", "core"]
+        return [component]
+
     def start(self, *components: str) -> None:
-        for name in components or COMPONENTS:
+        names = list(components or COMPONENTS)
+        if "api-server" in names and self._execution_port != self.port:
+            names.insert(0, _EXECUTION_API)
+        for name in names:
             log = (self.home / f"{name}.log").open("ab")
             with log:
                 self.processes[name] = subprocess.Popen(
-                    [sys.executable, "-X", "faulthandler", "-m", "airflow", name],
+                    [sys.executable, "-X", "faulthandler", "-m", "airflow", *self._arguments_of(name)],
                     env=self._env_of(name),
                     cwd=self.home,
                     stdin=subprocess.DEVNULL,
@@ -151,7 +176,7 @@ class Airflow:
                     # Tests that are killed leave nothing running either.
                     preexec_fn=functools.partial(system.die_with_parent, os.getpid()),
                 )
-        if "api-server" in (components or COMPONENTS):
+        if "api-server" in names:
             wait_for(self.is_healthy, "the API server", 120)
 
     def set_aside(self, name: str) -> str:
@@ -174,12 +199,8 @@ class Airflow:
         # The first request to the execution API takes seconds, for which this server does nothing else. Were it that of
         # a task, another request could hold SQLite's write lock so long that the scheduler dies of it.
         with contextlib.suppress(OSError, urllib.error.URLError):
-            return all(self._answers(path) for path in ("/api/v2/monitor/health", "/execution/health"))
+            return _answers(self.port, "api/v2/monitor/health") and _answers(self._execution_port, "execution/health")
         return False
-
-    def _answers(self, path: str) -> bool:
-        with urllib.request.urlopen(self.url + path, timeout=60) as answer:
-            return int(answer.status) == 200
 
     def log_of(self, component: str) -> str:
         return (self.home / f"{component}.log").read_text(errors="replace")
@@ -188,7 +209,7 @@ class Airflow:
         self,
         *components: str,
         signum: signal.Signals = signal.SIGTERM,
-        timeout_s: float = 60,
+        timeout_s: float = 120,
         alone: bool = False,
     ) -> None:
         """End components by SIGTERM or SIGKILL, each with all it started in its own process group, unless ``alone``.
@@ -208,7 +229,7 @@ class Airflow:
                     with contextlib.suppress(ProcessLookupError):
                         os.killpg(process.pid, signal.SIGKILL)
 
-    def terminate(self, name: str, *, until: str | None = None, timeout_s: float = 60) -> int | None:
+    def terminate(self, name: str, *, until: str | None = None, timeout_s: float = 120) -> int | None:
         """Send SIGTERM to a component, again if it loses it, and wait until it has ended, or has logged ``until``.
 
         :return: its exit code; ``None`` if it has not ended yet.
@@ -286,6 +307,11 @@ class Airflow:
         """Return the lines that tasks have appended to the file ``name``."""
         path = self.out / name
         return path.read_text().splitlines() if path.exists() else []
+
+
+def _answers(port: int, path: str) -> bool:
+    with urllib.request.urlopen(f"http://localhost:{port}/{path}", timeout=60) as answer:
+        return int(answer.status) == 200
 
 
 def make(home: Path, base: Path, options: Mapping[str, str] | None = None) -> Airflow:

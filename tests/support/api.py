@@ -40,7 +40,7 @@ class DagRun:
     def state(self) -> str:
         return self.api.get(self.path)["state"]
 
-    def wait(self, timeout_s: float = 180.0) -> str:
+    def wait(self, timeout_s: float = 300.0) -> str:
         """Return the end state."""
 
         def ended() -> str | None:
@@ -68,7 +68,7 @@ class DagRun:
     def instance(self, task_id: str) -> dict[str, Any]:
         return next(ti for ti in self.instances() if ti["task_id"] == task_id)
 
-    def wait_for_state(self, task_id: str, *states: str | None, timeout_s: float = 60.0) -> dict[str, Any]:
+    def wait_for_state(self, task_id: str, *states: str | None, timeout_s: float = 120.0) -> dict[str, Any]:
         def there() -> dict[str, Any] | None:
             ti = self.instance(task_id)
             return ti if ti["state"] in states else None

@@ -89,7 +89,7 @@ def is_alive(pid: int) -> bool:
 
 
 def wait_for_death(pid: int) -> None:
-    wait_for(lambda: not is_alive(pid), f"process {pid} to end", 30)
+    wait_for(lambda: not is_alive(pid), f"process {pid} to end")
 
 
 def descendants() -> list[psutil.Process]:
@@ -111,7 +111,7 @@ def family() -> Iterator[None]:
                     process.kill()
             for process in left:
                 with contextlib.suppress(psutil.Error):
-                    process.wait(30)
+                    process.wait(120)
         libc = system._libc()
         if libc is not None:
             libc.prctl(36, 0, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER: off again, for the tests that follow

@@ -176,7 +176,7 @@ def test_a_reader_that_has_seen_enough_gets_no_error(cli: Cli, store: RunStore) 
         process.stdout.read(10)
         process.stdout.close()
         assert process.stderr.read() == b""
-        assert process.wait(60) == 0
+        assert process.wait(120) == 0
 
 
 # status
@@ -388,7 +388,7 @@ def test_logs_can_be_followed_to_the_end_of_the_run(
                 file.write(b"third\n")
             store.write(record.advance(RunState.SUCCEEDED))
             assert process.stdout.read() == "third\n"
-            assert process.wait(60) == 0
+            assert process.wait(120) == 0
         finally:
             process.kill()
 

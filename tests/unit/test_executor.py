@@ -63,7 +63,7 @@ def wait_until(executor: AirExecutor, condition: Any, what: str) -> None:
         executor.sync()
         return condition()
 
-    wait_for(synced, what, 60)
+    wait_for(synced, what)
 
 
 def queue(executor: AirExecutor, **changes: Any) -> Any:

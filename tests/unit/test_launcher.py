@@ -127,7 +127,7 @@ class Bench:
         """Make sure that the launcher is alone, and has nothing in its hands."""
         wait_for(lambda: self.status()["runners"] == 0, "the runners to be reaped")
         pid = self.status()["pid"]
-        wait_for(lambda: busy_children(psutil.Process(pid)) == [], "the launcher to be without children", 30)
+        wait_for(lambda: busy_children(psutil.Process(pid)) == [], "the launcher to be without children")
         assert list(self.store.locks.iterdir()) == []
 
 
@@ -361,7 +361,7 @@ def test_the_end_of_a_run_whose_record_is_gone_is_still_told(bench: Bench) -> No
     bench.wait_for_state(backend, request, RunState.STARTING)
     shutil.rmtree(bench.store.folder(request.id))
     backend.stop(request.id, "no matter")
-    [record] = wait_for(backend.ended, "the end of a run without a record", 30)
+    [record] = wait_for(backend.ended, "the end of a run without a record")
     assert record.id == request.id
     assert record.state.is_end
 
@@ -372,7 +372,7 @@ def test_a_request_that_is_too_long_is_refused_and_does_no_harm_afterwards(bench
     request = bench.request(workload={"long": "x" * (protocol.MAX_MESSAGE_BYTES + 1)})
     with contextlib.suppress(AirExecutorError):
         bench.start(backend, request)
-    wait_for(lambda: all(r.state.is_end for r in bench.store.records()) or backend.ended(), "no run to be queued", 10)
+    wait_for(lambda: all(r.state.is_end for r in bench.store.records()) or backend.ended(), "no run to be queued")
     backend.ended()
     os.kill(bench.status()["pid"], signal.SIGKILL)
     bench.end_of(backend, bench.start(backend, bench.request()))
@@ -491,11 +491,9 @@ def test_of_two_processes_that_want_a_launcher_at_once_one_starts_it(bench: Benc
         backend.warm_up()
         return backend
 
-    with forked(want), forked(want), forked(want):
-        launchers = [process for process in descendants() if "air_executor.launcher" in process.cmdline()]
-        launchers = launchers or [process for process in descendants() if "launcher" in " ".join(process.cmdline())]
-        assert len(launchers) == 1
-        assert bench.status()["pid"] == launchers[0].pid
+    with forked(want) as one, forked(want) as two, forked(want) as three:
+        [launcher] = [child for pid in (one, two, three) for child in psutil.Process(pid).children()]
+        assert bench.status()["pid"] == launcher.pid
 
 
 def test_options_of_one_environment_do_not_serve_another(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -605,8 +603,8 @@ def test_an_idle_launcher_ends_and_leaves_neither_socket_nor_process(bench: Benc
     before = {process.pid for process in descendants()}
     backend = bench.backend(launch, launcher_idle_seconds=0.5)
     record = bench.end_of(backend, bench.start(backend, bench.request()))
-    wait_for(lambda: all_addresses(bench.store) == [], "the socket to go", 30)
-    wait_for(lambda: backend.ended() == [] and {p.pid for p in descendants()} <= before, "the launcher to go", 30)
+    wait_for(lambda: all_addresses(bench.store) == [], "the socket to go")
+    wait_for(lambda: backend.ended() == [] and {p.pid for p in descendants()} <= before, "the launcher to go")
     bench.end_of(backend, bench.start(backend, bench.request()))  # a new one comes when it is wanted
     assert bench.store.read(record.id) == record
 
@@ -617,7 +615,7 @@ def test_a_launcher_without_any_patience_still_serves_who_has_come(bench: Bench,
     for _ in range(2):
         bench.end_of(backend, bench.start(backend, bench.request()))
     backend.close()
-    wait_for(lambda: all_addresses(bench.store) == [], "the socket to go", 30)
+    wait_for(lambda: all_addresses(bench.store) == [], "the socket to go")
 
 
 def test_a_launcher_that_is_told_to_end_leaves_its_runs(bench: Bench) -> None:
@@ -671,7 +669,7 @@ def test_when_no_launcher_can_start_the_runs_fail_with_the_reason_and_nothing_ra
         ended.extend(backend.ended())
         return len(ended) >= 3
 
-    wait_for(all_there, "the runs to fail", 60)
+    wait_for(all_there, "the runs to fail")
     assert sorted(record.id for record in ended) == sorted(request.id for request in requests)
     [log] = bench.store.launchers.glob("*.log")
     for record, request in ((record, next(r for r in requests if r.id == record.id)) for record in ended):
@@ -696,12 +694,12 @@ def test_a_launcher_that_is_dead_before_it_is_spoken_to_has_died(
 
     def connect_late(path: Path) -> socket.socket:
         if backend._launcher is not None:
-            backend._launcher.wait(30)
+            backend._launcher.wait(120)
         return connect(path)
 
     monkeypatch.setattr(protocol, "connect", connect_late)
     bench.start(backend, bench.request())
-    [record] = wait_for(backend.ended, "the run to fail", 60)
+    [record] = wait_for(backend.ended, "the run to fail")
     assert "the launcher died" in (record.reason or "")
 
 
@@ -737,7 +735,7 @@ def test_a_run_that_a_runner_has_is_not_failed_because_no_launcher_can_start(
             return bool(told) or request.id not in backend._ordered
 
         told: list[RunRecord] = []
-        wait_for(has_given_up, "the backend to give up", 60)
+        wait_for(has_given_up, "the backend to give up")
         assert log.exists()
         assert told == []
         assert bench.store.read(request.id).state is RunState.STARTING
@@ -769,7 +767,7 @@ def test_a_runner_that_dies_before_it_reads_its_request_leaves_the_launcher_work
     monkeypatch.setenv("PYTHONPATH", str(site))
     backend = bench.backend("exec")
     request = bench.start(backend, bench.request(workload={"long": "x" * size}))
-    [record] = wait_for(backend.ended, "the end of the run", 30)
+    [record] = wait_for(backend.ended, "the end of the run")
     assert (record.id, record.state) == (request.id, RunState.FAILED)
     assert bench.status()["runners"] == 0
 

@@ -60,10 +60,10 @@ def test_runs_wait_for_a_service_that_starts_late_and_a_second_one_is_refused(st
     assert answer is not None
     assert answer["pid"] == service.pid
     second = serve()
-    assert second.wait(60) == 2
+    assert second.wait(120) == 2
     assert "stop that one first" in (second.stdout.read() if second.stdout else "")
     service.send_signal(signal.SIGTERM)
-    assert service.wait(60) == 0
+    assert service.wait(120) == 0
     assert not service_address(store).socket.exists()
 
 
