@@ -44,6 +44,9 @@ _GATHER_FACTOR = 3.0
 #: So many live runs for each CPU are plenty of work.
 _PLENTY_PER_CPU = 4
 
+#: States in which a task leaves its runner, and goes on with another one in the same try.
+_GOES_ON = frozenset({"awaiting_input", "deferred", "up_for_reschedule"})
+
 #: How often an executor that drains looks whether its runs have ended, in seconds.
 _DRAIN_LOOK_S = 0.2
 
@@ -481,8 +484,9 @@ class AirExecutor(BaseExecutor):
         is_last = all(run.key != key for run in self._runs.values())
         if record.reason:
             self.log_task_event(event=AUDIT_EVENT, extra=f"run {record.id}: {record.reason}", ti_key=key)
-        if record.outcome == UNWANTED:
-            # An event would make the scheduler fail an instance that somebody else may be running.
+        if record.outcome == UNWANTED or (record.delivered and record.outcome in _GOES_ON):
+            # An event would make the scheduler fail an instance that somebody else may be running, or one that goes on
+            # already: that is scheduled again, and still waits for a slot.
             if is_last:
                 self.running.discard(key)
             return

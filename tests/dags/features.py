@@ -78,6 +78,18 @@ def reschedule():
 
 
 @dag(schedule=None)
+def impatient():
+    """Sensors that are due again at once, of which some always wait for a slot."""
+
+    @task.sensor(mode="reschedule", poke_interval=0, timeout=300, max_active_tis_per_dag=3)
+    def third_look(number):
+        note(f"impatient-{number}")
+        return noted(f"impatient-{number}") >= 3
+
+    third_look.expand(number=list(range(8)))
+
+
+@dag(schedule=None)
 def mapped():
     @task
     def numbers():
@@ -254,6 +266,7 @@ for build_dag in (
     retries,
     deferral,
     reschedule,
+    impatient,
     mapped,
     branching,
     cleanup,

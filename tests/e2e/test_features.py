@@ -16,6 +16,7 @@ DAGS = (
     "retries",
     "deferral",
     "reschedule",
+    "impatient",
     "mapped",
     "branching",
     "cleanup",
@@ -60,6 +61,13 @@ def test_a_sensor_in_reschedule_mode_gets_a_run_for_each_poke(airflow: Airflow, 
     assert len(airflow.effects("reschedule")) == 3
     outcomes = sorted(record.outcome or "" for record in airflow.ended_records("reschedule"))
     assert outcomes == ["success", "up_for_reschedule", "up_for_reschedule"]
+
+
+def test_sensors_that_are_due_again_before_the_scheduler_hears_that_they_left_go_on(
+    airflow: Airflow, runs: dict[str, DagRun]
+) -> None:
+    assert runs["impatient"].states() == {"third_look": ["success"] * 8}
+    assert [len(airflow.effects(f"impatient-{number}")) for number in range(8)] == [3] * 8
 
 
 def test_mapped_tasks_run_once_each(airflow: Airflow, runs: dict[str, DagRun]) -> None:

@@ -28,6 +28,7 @@ from air_executor.reconcile import Reconciler
 from air_executor.runs import record as runs
 from air_executor.runs.record import UNWANTED, RunState
 from tests.support.waiting import wait_for
+from tests.unit.documents import identity
 from tests.unit.processes import family, result_of
 from tests.unit.test_compat import task_workload
 
@@ -359,3 +360,25 @@ def test_a_scheduler_that_has_not_worked_long_is_woken_by_the_first_end(many: tu
     backend.end(*executor._runs)
     executor._wait_for_news(500)
     assert len(backend.ends()) == 1
+
+
+@pytest.mark.parametrize(
+    ("outcome", "delivered", "event"),
+    [
+        ("success", True, TaskInstanceState.SUCCESS),
+        ("up_for_retry", True, TaskInstanceState.SUCCESS),
+        ("deferred", True, None),
+        ("up_for_reschedule", True, None),
+        ("up_for_reschedule", False, TaskInstanceState.FAILED),
+    ],
+)
+def test_the_scheduler_hears_of_no_end_after_which_a_task_goes_on(
+    many: tuple[AirExecutor, Runs], outcome: str, delivered: bool, event: TaskInstanceState | None
+) -> None:
+    executor, _ = many
+    began = runs.queued(str(uuid.uuid4()), identity(), limits={}, log_file=None).advance(RunState.STARTING)
+    ended = began.advance(RunState.RUNNING).advance(RunState.SUCCEEDED, outcome=outcome, delivered=delivered)
+    del executor._runs["run-0"]
+    executor._tell("key-0", ended)
+    assert "key-0" not in executor.running
+    assert executor.event_buffer == ({} if event is None else {"key-0": (event, None)})
