@@ -12,6 +12,7 @@ import contextlib
 import importlib
 import logging
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -248,6 +249,27 @@ def use_supervisor(cls: Any) -> None:
     from airflow.sdk.execution_time import supervisor
 
     supervisor.ActivitySubprocess = cls  # type: ignore[misc]
+
+
+class _Signals:
+    """The module ``signal``, but for SIGSEGV, which keeps its handler."""
+
+    @staticmethod
+    def signal(signum: int, handler: Any) -> Any:
+        return signal.getsignal(signum) if signum == signal.SIGSEGV else signal.signal(signum, handler)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(signal, name)
+
+
+def let_faults_kill() -> None:
+    """Let a segmentation fault end a process that has read a dag file, also when Airflow has read it.
+
+    Before it reads one, Airflow sets a handler in Python, for good. That returns to the instruction that has failed,
+    which fails again: the process would neither go on nor end.
+    """
+    name = "airflow.models.dagbag" if AIRFLOW_VERSION < (3, 2) else "airflow.dag_processing.importers.python_importer"
+    importlib.import_module(name).signal = _Signals()  # type: ignore[attr-defined]
 
 
 def share_log_setup() -> None:

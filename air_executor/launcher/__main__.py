@@ -32,6 +32,7 @@ def serve(listener: socket.socket, address: Address, store: RunStore, config: Co
     """Warm up, then serve."""
     system.prepare()
     system.outlive_full_disks()
+    system.show_faults()
     system.adopt_orphans()
     system.keep_memory_private()
     title = f"air-executor launcher {address.key}"

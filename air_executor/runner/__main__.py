@@ -24,6 +24,7 @@ def main(argv: list[str]) -> int:
     os.close(null)
     system.prepare()
     system.outlive_full_disks()
+    system.show_faults()
     return run(request, RunStore(config.state_dir), config)
 
 

@@ -440,3 +440,4 @@ class AirSupervisor(stock.ActivitySubprocess):
 
 
 compat.use_supervisor(AirSupervisor)
+compat.let_faults_kill()

@@ -146,6 +146,14 @@ def test_a_task_that_fails_says_why(yard: Yard, task: dict[str, Any], code: int 
     assert says in (files.tasks["a"].error or "")
 
 
+def test_a_function_with_a_segmentation_fault_says_where(yard: Yard) -> None:
+    yard.submit({"id": "a", "function": "tests.support.deaths:segmentation_fault"})
+    task = yard.finish().tasks["a"]
+    assert "it was killed by SIGSEGV (signal 11)" in (task.error or "")
+    assert "Fatal Python error: Segmentation fault" in yard.log("a")
+    assert " in segmentation_fault" in yard.log("a")
+
+
 def test_a_function_gets_its_arguments_and_its_result_is_kept(yard: Yard) -> None:
     yard.submit({"id": "a", "function": "work:square", "arguments": {"n": 7}})
     assert yard.finish().tasks["a"].result == {"square": 49}

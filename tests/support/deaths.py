@@ -1,0 +1,68 @@
+"""Ways in which a process dies of a fault of the CPU, and by its own hand."""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+import signal
+import sys
+import tempfile
+import threading
+from types import FunctionType
+from typing import TypeAlias
+
+Fault: TypeAlias = FunctionType
+
+
+def segmentation_fault() -> None:
+    ctypes.string_at(0)
+
+
+def segmentation_fault_in_a_thread() -> None:
+    thread = threading.Thread(target=segmentation_fault)
+    thread.start()
+    thread.join()
+
+
+def bus_error() -> None:
+    with tempfile.TemporaryFile() as file:
+        file.truncate(mmap.PAGESIZE)
+        memory = mmap.mmap(file.fileno(), mmap.PAGESIZE)
+        file.truncate(0)
+        memory[0]
+
+
+def stack_overflow() -> None:
+    sys.setrecursionlimit(10**9)
+
+    @ctypes.CFUNCTYPE(None)
+    def deeper() -> None:
+        deeper()
+
+    deeper()
+
+
+def arithmetic_fault() -> None:
+    signal.raise_signal(signal.SIGFPE)
+
+
+def illegal_instruction() -> None:
+    signal.raise_signal(signal.SIGILL)
+
+
+def segmentation_fault_from_outside() -> None:
+    os.kill(os.getpid(), signal.SIGSEGV)
+    signal.pause()
+
+
+#: Faults, with the signal of each.
+FAULTS: dict[Fault, signal.Signals] = {
+    segmentation_fault: signal.SIGSEGV,
+    segmentation_fault_in_a_thread: signal.SIGSEGV,
+    segmentation_fault_from_outside: signal.SIGSEGV,
+    bus_error: signal.SIGBUS,
+    stack_overflow: signal.SIGSEGV,
+    arithmetic_fault: signal.SIGFPE,
+    illegal_instruction: signal.SIGILL,
+}
