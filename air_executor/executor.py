@@ -9,7 +9,6 @@ import select
 import time
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow.executors.base_executor import BaseExecutor
@@ -19,8 +18,10 @@ from sqlalchemy.exc import SQLAlchemyError
 from air_executor import compat, config
 from air_executor.config import Config
 from air_executor.errors import AirExecutorError, RecordError, StateDirError
+from air_executor.guard import Guard
 from air_executor.launcher.client import LocalBackend
-from air_executor.reconcile import Reconciler, fail_jobs_of_dead_executors
+from air_executor.live import LiveRuns, Run
+from air_executor.reconcile import Outcome, Reconciler, fail_jobs_of_dead_executors
 from air_executor.runner import limits
 from air_executor.runs import record as runs
 from air_executor.runs.backend import RunBackend, RunRequest
@@ -50,21 +51,20 @@ _GOES_ON = frozenset({"awaiting_input", "deferred", "up_for_reschedule"})
 #: How often an executor that drains looks whether its runs have ended, in seconds.
 _DRAIN_LOOK_S = 0.2
 
+#: After a look for news that has failed, the scheduler waits so many seconds for the next one.
+_FAILED_WAIT_S = 0.1
 
-@dataclass(frozen=True)
-class _Run:
-    """A live run of this executor."""
-
-    key: Any
-    """By which the scheduler knows the workload."""
-    ti_id: str | None
-    """Id of the task instance; ``None`` for what is not a task."""
+#: While this many ends can't be recorded in one loop, as on a full disk, the others wait for the next loop.
+_MAX_UNRECORDED = 8
 
 
 class AirExecutor(BaseExecutor):
     """Runs each workload in a runner process of its own on this machine.
 
     Records of the runs are in ``[air_executor] state_dir``; ``air-executor status`` shows them.
+
+    An exception out of here would end the scheduler. So whatever is done for one run, or in one step, is guarded:
+    logged, and gone on with the others.
     """
 
     is_local = True
@@ -92,18 +92,17 @@ class AirExecutor(BaseExecutor):
         #: Lets go of what was begun, the last first, however far the start has come.
         self._at_end = contextlib.ExitStack()
         #: Live runs, by their ids.
-        self._runs: dict[str, _Run] = {}
+        self._runs = LiveRuns()
         #: Task instances that were taken over with a runner that this executor can't see, by their ids.
         self._elsewhere: dict[str, Any] = {}
         #: Runs that were asked to end, and until when they have time, on the monotonic clock.
         self._stopping: dict[str, float] = {}
         #: Ends that the scheduler has, or gets from this loop. In the next one it has dealt with them.
         self._told: list[RunRecord] = []
-        #: It was logged that ends can't be recorded, and they still can't.
-        self._is_mute = False
         #: The scheduler saves audit entries through a generator, and SQLAlchemy holds them by weak references only:
         #: those that nobody else holds are saved empty, which fails and loses all of them.
         self._held_entries: list[Any] = []
+        self._guard = Guard(self.log)
 
     # Airflow's calls, in the order in which they come
 
@@ -129,7 +128,8 @@ class AirExecutor(BaseExecutor):
         self._at_end.callback(backend.close)
         backend.warm_up()
         self._backend = backend
-        self._inherit()
+        with self._guard("Taking over the runs of schedulers that are gone"):
+            self._inherit()
         self._working.append(self)
         self._at_end.callback(self._working.remove, self)
         compat.use_idle_wait(self._wait_for_news)
@@ -151,42 +151,85 @@ class AirExecutor(BaseExecutor):
         super().trigger_tasks(open_slots + self._vacant())
 
     def _vacant(self) -> int:
-        ended = {self._runs[run_id].key for run_id in self._backend.ends() if run_id in self._runs}
-        return len(ended & self.running)
+        if not hasattr(self, "_backend"):
+            return 0
+        with self._guard("Looking for runs that have ended"):
+            ended = {self._runs[run_id].key for run_id in self._backend.ends() if run_id in self._runs}
+            return len(ended & self.running)
+        return 0
 
     def _process_workloads(self, workload_items: Sequence[Any]) -> None:
         unnamed: dict[str, str] = {}  # runs that the database does not know yet, by their instances
         for workload in workload_items:
-            key = compat.key_of(workload)
-            for queue in ("queued_tasks", "queued_callbacks", "queued_connection_tests"):
-                getattr(self, queue, {}).pop(key, None)
-            self.running.add(key)
-            try:
-                record = self._order(key, workload)
+            with self._guard(f"Taking {type(workload).__name__} from the queue"):
+                key = self._dequeue(workload)
+                try:
+                    record = self._order(key, workload)
+                except Exception as error:
+                    self._refuse(key, workload, error)
+                    continue
                 if record.identity.kind == "task" and record.id != compat.pre_assigned_id(workload):
                     unnamed[record.identity.workload_id] = record.id
-            except AirExecutorError as error:
-                append_to_log(compat.log_file_of(workload), str(error))
-                self._fail(key, str(error))
-            except Exception as error:
-                self.log.exception("The workload %s cannot be handed to a runner", key)
-                self._fail(key, f"AirExecutor could not hand the workload to a runner: {error}")
-        self._reconciler.name_runs(unnamed)
+        with self._guard("Putting the ids of runs in the database"):
+            self._reconciler.name_runs(unnamed)
+
+    def _dequeue(self, workload: Any) -> Any:
+        """Take a workload out of the queues, count it as running, and return its key."""
+        queues = [getattr(self, name, {}) for name in ("queued_tasks", "queued_callbacks", "queued_connection_tests")]
+        try:
+            key = compat.key_of(workload)
+        except Exception:
+            # Of a kind that came with a later Airflow. It must not be offered again with every loop.
+            for queue in queues:
+                for queued in [each for each, other in queue.items() if other is workload]:
+                    del queue[queued]
+            raise
+        for queue in queues:
+            queue.pop(key, None)
+        self.running.add(key)
+        return key
+
+    def _refuse(self, key: Any, workload: Any, error: Exception) -> None:
+        """Fail a workload that can't be handed to a runner."""
+        reason = str(error)
+        if not isinstance(error, AirExecutorError):
+            self.log.error("The workload %s cannot be handed to a runner", key, exc_info=error)
+            reason = f"AirExecutor could not hand the workload to a runner: {type(error).__name__}: {error}"
+        with self._guard(f"Telling {key} in its log why it fails"):
+            append_to_log(compat.log_file_of(workload), reason)
+        self._fail(key, reason)
 
     def sync(self) -> None:
         """Tell the scheduler of the runs that have ended, and reconcile the others with the database now and then."""
         self._held_entries = list(self._task_event_logs)
-        self._note_what_was_told()
-        for record in self._backend.ended():
-            run = self._runs.pop(record.id, None)
-            self._stopping.pop(record.id, None)
-            if not self._is_mine(record.id):
-                self._free(run)
-                continue
-            self._told.append(record)
-            if run is not None:
-                self._tell(run.key, record)
+        with self._guard("Recording which ends were told"):
+            self._note_what_was_told()
+        for record in self._take_ends():
+            self._end_run(record)
         self._reconcile()
+
+    def _take_ends(self) -> list[RunRecord]:
+        with self._guard("Looking for runs that have ended"):
+            return self._backend.ended()
+        return []
+
+    def _end_run(self, record: RunRecord) -> None:
+        run = self._runs.pop(record.id, None)
+        self._stopping.pop(record.id, None)
+        if not self._is_mine(record.id):
+            self._free(run)
+            return
+        self._told.append(record)
+        if run is None:
+            return
+        with self._guard(f"Telling the end of run {record.id}") as telling:
+            self._tell(run.key, record)
+        if telling.error is None:
+            return
+        if record.delivered or record.outcome == UNWANTED:
+            self._free(run)  # Airflow knows, or does not want to
+        else:
+            self._fail(run.key, f"run {record.id} ended as {record.state.value}: {record.reason or record.outcome}")
 
     def log_task_event(self, *, event: str, extra: str, ti_key: Any) -> None:
         """Add an entry to Airflow's audit log, for tasks."""
@@ -196,12 +239,13 @@ class AirExecutor(BaseExecutor):
 
     def revoke_task(self, *, ti: TaskInstance) -> None:
         """Stop the runner of a task instance and free its slot, without an event."""
-        self.queued_tasks.pop(ti.key, None)
-        self.running.discard(ti.key)
-        self._elsewhere.pop(str(ti.id), None)
-        for run_id in [run_id for run_id, run in self._runs.items() if run.key == ti.key]:
-            del self._runs[run_id]
-            self._stop(run_id, "revoked by the scheduler", unwanted=True)
+        with self._guard(f"Revoking {ti}"):
+            self.queued_tasks.pop(ti.key, None)
+            self.running.discard(ti.key)
+            self._elsewhere.pop(str(ti.id), None)
+            for run_id in self._runs.ids_of(ti.key):
+                del self._runs[run_id]
+                self._stop(run_id, "revoked by the scheduler", unwanted=True)
 
     def try_adopt_task_instances(self, tis: Sequence[TaskInstance]) -> Sequence[TaskInstance]:
         """Take over the runs of a scheduler that is gone.
@@ -210,12 +254,37 @@ class AirExecutor(BaseExecutor):
 
         :return: the instances that have no run to take over, and were not queued but begun.
         """
-        in_hand = {run.key for run_id, run in self._runs.items() if self._is_mine(run_id)} | self.queued_tasks.keys()
-        return [ti for ti in tis if ti.key not in in_hand and not self._adopt(ti)]
+        given_back = []
+        before = len(self._runs), len(self.queued_tasks), len(self._elsewhere)
+        for ti in tis:
+            is_kept = False
+            with self._guard(f"Taking {ti} over") as attempt:
+                is_kept = self._is_in_hand(ti.key) or self._adopt(ti)
+            if attempt.error is not None:
+                self._forget(ti.key)
+            if not is_kept:
+                given_back.append(ti)
+        now = len(self._runs), len(self.queued_tasks), len(self._elsewhere)
+        self.log.info(
+            "Of %d tasks of schedulers that are gone: %d taken over, %d queued again, %d run elsewhere, %d given back",
+            len(tis),
+            *(count - earlier for count, earlier in zip(now, before, strict=True)),
+            len(given_back),
+        )
+        return given_back
+
+    def _is_in_hand(self, key: Any) -> bool:
+        return key in self.queued_tasks or any(self._is_mine(run_id) for run_id in self._runs.ids_of(key))
+
+    def _forget(self, key: Any) -> None:
+        """Let go of a workload whose run can't be followed."""
+        for run_id in self._runs.ids_of(key):
+            del self._runs[run_id]
+        self.running.discard(key)
 
     def end(self) -> None:
         """Let go. What becomes of the runs, ``[air_executor] on_shutdown`` says."""
-        with self._at_end:
+        with self._guard("Ending the executor"), self._at_end:
             if not hasattr(self, "_backend"):
                 return
             # Whether the scheduler has dealt with the last ends is not known: the next one is told again.
@@ -233,11 +302,12 @@ class AirExecutor(BaseExecutor):
             self._stop(run_id, "the executor was terminated")
 
     def debug_dump(self) -> None:
-        """Log what this executor has in hand, for SIGUSR2."""
-        super().debug_dump()
-        self.log.info("air_executor.state_dir %s", self._store.root)
-        lines = "\n\t".join(f"{run_id} {run.key}" for run_id, run in self._runs.items())
-        self.log.info("air_executor.runs (%d)\n\t%s", len(self._runs), lines)
+        """Log what this executor has in hand, for SIGUSR2, which may come before it has started."""
+        with self._guard("Dumping what the executor has in hand"):
+            super().debug_dump()
+            self.log.info("air_executor.state_dir %s", self._store.root if hasattr(self, "_store") else "not known yet")
+            lines = "\n\t".join(f"{run_id} {run.key}" for run_id, run in self._runs.items())
+            self.log.info("air_executor.runs (%d)\n\t%s", len(self._runs), lines)
 
     @staticmethod
     def get_cli_commands() -> list[Any]:
@@ -260,15 +330,18 @@ class AirExecutor(BaseExecutor):
         plenty = _PLENTY_PER_CPU * (os.cpu_count() or 1)
         try:
             while (now_s := time.monotonic()) < begin_s + seconds:
-                has_news = sum(each._backend.has_news() for each in cls._working)
-                live = sum(len(each._runs) - len(each._backend.ends()) for each in cls._working)
+                has_news, live, poll = False, 0, select.poll()
+                for each in cls._working:
+                    with each._guard("Waiting for news of runs") as looking:
+                        has_news = each._backend.has_news() or has_news
+                        live += len(each._runs) - len(each._backend.ends())
+                        if (fd := each._backend.fileno()) is not None:
+                            poll.register(fd, select.POLLIN)
+                    if looking.error is not None:
+                        time.sleep(min(_FAILED_WAIT_S, max(0.0, begin_s + seconds - now_s)))  # not in a busy loop
                 if has_news and (now_s >= gather_s or live < plenty):
                     return
-                poll = select.poll()
-                for each in cls._working:
-                    if (fd := each._backend.fileno()) is not None:
-                        poll.register(fd, select.POLLIN)
-                poll.poll(((gather_s if has_news else begin_s + seconds) - now_s) * 1000)
+                poll.poll(max(0.0, ((gather_s if has_news else begin_s + seconds) - now_s) * 1000))
         finally:
             cls._woken_s = time.monotonic()
 
@@ -286,14 +359,18 @@ class AirExecutor(BaseExecutor):
         Tasks are offered by Airflow. Those that it has given up meanwhile are not, so that nobody needs to hear of
         their ends any more.
         """
-        orphans = [r for r in self._store.records() if not r.reported_at and not self._is_followed(r.id)]
-        for record in orphans:
-            if record.identity.kind == "callback":
-                self._own(record, compat.callback_key(record.identity.workload_id))
-                self._backend.follow(record)
+        orphans = []
+        for record in self._store.records():
+            with self._guard(f"Taking run {record.id} over"):
+                if not record.reported_at and not self._is_followed(record.id):
+                    orphans.append(record)
+                    if record.identity.kind == "callback":
+                        self._follow(record, compat.callback_key(record.identity.workload_id))
+        if self._runs:
+            self.log.info("%d callbacks of schedulers that are gone were taken over", len(self._runs))
         ended = {r.id: r for r in orphans if r.identity.kind == "task" and r.state.is_end}
         for run_id in self._reconciler.given_up({r.id: r.identity.workload_id for r in ended.values()}):
-            with contextlib.suppress(StateDirError):
+            with self._guard(f"Recording that nobody waits for the end of run {run_id}"):
                 self._store.mark_reported(ended[run_id])
 
     def _is_followed(self, run_id: str) -> bool:
@@ -325,15 +402,26 @@ class AirExecutor(BaseExecutor):
 
     def _own(self, record: RunRecord, key: Any) -> None:
         is_task = record.identity.kind == "task"
-        self._runs[record.id] = _Run(key, record.identity.workload_id if is_task else None)
+        self._runs[record.id] = Run(key, record.identity.workload_id if is_task else None)
         self.running.add(key)
         try:
             self._store.set_owner(record.id, self._life.name)
-        except StateDirError as error:
+        except Exception as error:
             self.log.warning("Run %s will send its heartbeats itself: %s", record.id, error)
 
+    def _follow(self, record: RunRecord, key: Any) -> None:
+        """Take over a run that another executor has ordered."""
+        self._own(record, key)
+        try:
+            self._backend.follow(record)
+        except Exception:
+            self._forget(key)
+            raise
+
     def _is_mine(self, run_id: str) -> bool:
-        return self._store.owner(run_id) in (None, self._life.name)
+        with self._guard(f"Looking up who follows run {run_id}"):
+            return self._store.owner(run_id) in (None, self._life.name)
+        return True
 
     def _adopt(self, ti: TaskInstance) -> bool:
         try:
@@ -345,8 +433,7 @@ class AirExecutor(BaseExecutor):
                 return self._order_again(ti) or self._leave_elsewhere(ti)
             if record.state.is_end and (record.reported_at or record.outcome == UNWANTED):
                 return self._order_again(ti)  # its next run was ordered by a scheduler that died before it was noted
-            self._own(record, ti.key)
-            self._backend.follow(record)
+            self._follow(record, ti.key)
         except AirExecutorError as error:
             self.log.warning("%s is given back: %s", ti, error)
             return False
@@ -413,12 +500,17 @@ class AirExecutor(BaseExecutor):
 
     def _reconcile(self) -> None:
         """Begin a pass when it is time for one, and heed what it has found when it is over."""
-        if self._reconciler.is_due():
-            instances = {run_id: run.ti_id for run_id, run in self._runs.items()}
-            self._reconciler.begin(instances, self._life.name, list(self._elsewhere))
-        found = self._reconciler.outcome()
-        if found is None:
-            return
+        found = None
+        with self._guard("Reconciling the runs with the database"):
+            if self._reconciler.is_due():
+                instances = {run_id: run.ti_id for run_id, run in self._runs.items()}
+                self._reconciler.begin(instances, self._life.name, list(self._elsewhere))
+            found = self._reconciler.outcome()
+        if found is not None:
+            self._heed(found)
+        self._kill_the_stubborn()
+
+    def _heed(self, found: Outcome) -> None:
         for run_id in found.lost & self._runs.keys():
             self.log.info("Run %s was taken over by another scheduler", run_id)
             self._free(self._runs.pop(run_id))
@@ -430,30 +522,34 @@ class AirExecutor(BaseExecutor):
         if not self._reconciler.is_database_away:
             with contextlib.suppress(OSError):
                 os.utime(self._life.path)  # our sign of life: runners need send no heartbeats
+
+    def _kill_the_stubborn(self) -> None:
+        """Kill runs that were asked to end and have not. In each loop: it needs no database."""
         now_s = time.monotonic()
         for run_id, until_s in list(self._stopping.items()):
-            if now_s > until_s and self._store.stop_request(run_id) is not None:
-                self.log.warning("Run %s does not end by itself and is killed", run_id)
-                self._stopping[run_id] = now_s + _STUBBORN_S
-                self._backend.kill(run_id)
+            if now_s <= until_s:
+                continue
+            with self._guard(f"Killing run {run_id}"):
+                if self._store.stop_request(run_id) is not None:
+                    self.log.warning("Run %s does not end by itself and is killed", run_id)
+                    self._stopping[run_id] = now_s + _STUBBORN_S
+                    self._backend.kill(run_id)
 
-    def _free(self, run: _Run | None) -> None:
+    def _free(self, run: Run | None) -> None:
         """Free the slot of a run that is no longer this executor's, unless its task instance has another."""
-        if run is not None and all(other.key != run.key for other in self._runs.values()):
+        if run is not None and not self._runs.has_key(run.key):
             self.running.discard(run.key)
 
     def _stop(self, run_id: str, reason: str, *, unwanted: bool = False) -> None:
-        self._stopping[run_id] = time.monotonic() + self._options.stop_grace_seconds + _STUBBORN_S
-        try:
+        with self._guard(f"Stopping run {run_id}"):
+            self._stopping[run_id] = time.monotonic() + self._options.stop_grace_seconds + _STUBBORN_S
             self._backend.stop(run_id, reason, unwanted=unwanted)
-        except Exception:
-            self.log.exception("Run %s cannot be stopped", run_id)
 
     def _wait_for_runs(self, timeout_s: float | None) -> None:
         """Wait until all runs have ended. Their ends are told by the next scheduler, if not by the runners."""
         end_s = None if timeout_s is None else time.monotonic() + timeout_s
         while self._runs and (end_s is None or time.monotonic() < end_s):
-            for record in self._backend.ended():
+            for record in self._take_ends():
                 self._runs.pop(record.id, None)
             self._reconcile()
             time.sleep(_DRAIN_LOOK_S)
@@ -461,27 +557,32 @@ class AirExecutor(BaseExecutor):
     # The end of a run
 
     def _note_what_was_told(self) -> None:
-        while self._told:
-            record = self._told[0]
-            try:
-                self._store.mark_reported(record)
-            except StateDirError as error:
-                if self._store.has(record.id):
-                    # It can't be written now. The next loop tries again, and says no more of it.
-                    if not self._is_mute:
-                        self.log.warning("Run %s is told, which can't be recorded yet: %s", record.id, error)
-                    self._is_mute = True
-                    return
-            del self._told[0]
-        self._is_mute = False
+        told, self._told, failed = self._told, [], 0
+        for number, record in enumerate(told):
+            if failed >= _MAX_UNRECORDED:
+                self._told += told[number:]
+                break
+            with self._guard("Recording that the end of a run was told") as noting:
+                try:
+                    self._store.mark_reported(record)
+                except StateDirError:
+                    if self._store.has(record.id):  # otherwise there is nothing left to be recorded
+                        raise
+            if noting.error is not None:
+                failed += 1
+                self._told.append(record)  # the next loop tries again, and says no more of it
 
     def _fail(self, key: Any, reason: str) -> None:
-        self.log_task_event(event=AUDIT_EVENT, extra=reason, ti_key=key)
-        self.fail(key, info=reason)
+        """Fail a workload; if even that can't be told, its slot is free."""
+        with self._guard(f"Adding to the audit log why {key} failed"):
+            self.log_task_event(event=AUDIT_EVENT, extra=reason, ti_key=key)
+        with self._guard(f"Telling the scheduler that {key} failed"):
+            self.running.discard(key)
+            self.fail(key, info=reason)
 
     def _tell(self, key: Any, record: RunRecord) -> None:
         """Turn the end of a run into the scheduler's terms."""
-        is_last = all(run.key != key for run in self._runs.values())
+        is_last = not self._runs.has_key(key)
         if record.reason:
             self.log_task_event(event=AUDIT_EVENT, extra=f"run {record.id}: {record.reason}", ti_key=key)
         if record.outcome == UNWANTED or (record.delivered and record.outcome in _GOES_ON):

@@ -20,6 +20,7 @@ from filelock import FileLock
 from air_executor import system
 from air_executor.config import Config
 from air_executor.errors import AirExecutorError, LauncherAwayError, ProtocolError, RecordError
+from air_executor.guard import Guard
 from air_executor.launcher import protocol
 from air_executor.launcher.address import (
     Address,
@@ -42,6 +43,9 @@ _LOOK_S = 1.0
 
 #: How often it is looked whether packages were installed or upgraded, in seconds.
 _PACKAGES_S = 5.0
+
+#: A run of which nothing can be read for so many seconds, and that has no runner, is lost.
+_OBSCURE_S = 60.0
 
 #: So long they are looked at in one call, in seconds.
 _LOOK_BUDGET_S = 0.004
@@ -88,6 +92,9 @@ class LocalBackend:
         #: No launcher tells of them; the value is when this became so, on the monotonic clock.
         self._alone: dict[str, float] = {}
         self._looked_s = 0.0
+        #: Since when those of which nothing can be read are so, on the monotonic clock.
+        self._obscure: dict[str, float] = {}
+        self._guard = Guard(log)
         #: Those among them that are still to be looked at in this round.
         self._unseen: list[str] = []
         self._ended: list[RunRecord] = []
@@ -352,7 +359,8 @@ class LocalBackend:
                 return
             try:
                 for message in self._decoder.feed(data):
-                    self._handle(message)
+                    with self._guard(f"Handling a message of the launcher about run {message.get('id')}"):
+                        self._handle(message)
             except ProtocolError as error:
                 log.error("The launcher does not make sense: %s", error)
                 self._lost_connection()
@@ -392,8 +400,9 @@ class LocalBackend:
 
     def _fail(self, run_id: str, reason: str, state: RunState = RunState.FAILED) -> None:
         """End a run that nobody else can: it has no runner, or nothing can be read or written of it."""
-        record = self._records[run_id]
-        with contextlib.suppress(AirExecutorError):
+        if (record := self._records.get(run_id)) is None:
+            return
+        with contextlib.suppress(Exception):  # what is known here has to do
             record = self._store.read(run_id)
             if record.state.is_end:
                 self._end(record)
@@ -401,11 +410,14 @@ class LocalBackend:
             if self._store.has_runner(record):
                 self._leave_alone(run_id)
                 return
+        if record.state.is_end:  # as it was when it was taken over; its folder has gone since
+            self._end(record)
+            return
         record = record.advance(state, reason=reason)
-        append_to_log(record.log_file, reason)
         try:
+            append_to_log(record.log_file, reason)
             self._store.write(record)
-        except AirExecutorError as error:
+        except Exception as error:
             log.error("Run %s failed (%s), which can't be recorded: %s", run_id, reason, error)
         self._end(record)
 
@@ -414,6 +426,7 @@ class LocalBackend:
         self._ordered.pop(record.id, None)
         self._attached.discard(record.id)
         self._alone.pop(record.id, None)
+        self._obscure.pop(record.id, None)
         self._ended.append(record)
 
     # Runs without a launcher
@@ -426,8 +439,16 @@ class LocalBackend:
             self._unseen = list(self._alone)
         while self._unseen and time.monotonic() - began_s < _LOOK_BUDGET_S:
             run_id = self._unseen.pop()
-            if (since_s := self._alone.get(run_id)) is not None:
+            if (since_s := self._alone.get(run_id)) is None:
+                continue
+            with self._guard(f"Looking at run {run_id}") as look:
                 self._look_at(run_id, since_s)
+            if look.error is None:
+                self._obscure.pop(run_id, None)
+            elif began_s - self._obscure.setdefault(run_id, began_s) >= _OBSCURE_S:
+                with self._guard(f"Looking for the runner of run {run_id}"):
+                    if not self._store.has_runner(self._records[run_id]):
+                        self._fail(run_id, f"the run can no longer be followed: {look.error}", RunState.LOST)
 
     def _look_at(self, run_id: str, since_s: float) -> None:
         try:
@@ -440,8 +461,6 @@ class LocalBackend:
             if not self._store.has_runner(self._records[run_id]):
                 self._fail(run_id, f"the run can no longer be followed: {error}")
             # Otherwise its runner writes the record anew with its end.
-        except AirExecutorError as error:
-            log.warning("Run %s cannot be looked at now: %s", run_id, error)
         else:
             if record.state.is_end:
                 self._end(record)

@@ -22,8 +22,9 @@ from airflow.utils.state import TaskInstanceState
 
 from air_executor import AirExecutor, compat
 from air_executor.errors import ConfigError
-from air_executor.executor import _PLENTY_PER_CPU, _Run
+from air_executor.executor import _PLENTY_PER_CPU
 from air_executor.launcher.client import LocalBackend
+from air_executor.live import Run
 from air_executor.reconcile import Reconciler
 from air_executor.runs import record as runs
 from air_executor.runs.record import UNWANTED, RunState
@@ -300,7 +301,7 @@ class Runs:
         self._ended: list[str] = []
         self._endings: list[str] = []
         for number in range(count):
-            executor._runs[f"run-{number}"] = _Run(key=f"key-{number}", ti_id=None)
+            executor._runs[f"run-{number}"] = Run(key=f"key-{number}", ti_id=None)
             executor.running.add(f"key-{number}")  # type: ignore[arg-type]
 
     def end(self, *run_ids: str) -> None:

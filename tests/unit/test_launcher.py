@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import selectors
+import shutil
 import signal
 import socket
 import subprocess
@@ -20,7 +21,7 @@ import psutil
 import pytest
 
 from air_executor.config import Config
-from air_executor.errors import AirExecutorError
+from air_executor.errors import AirExecutorError, StateDirError
 from air_executor.launcher import control, protocol, server
 from air_executor.launcher.address import Address, all_addresses
 from air_executor.launcher.client import LocalBackend
@@ -34,7 +35,7 @@ from air_executor.runs.store import RunStore
 from tests.support.airflow_env import config
 from tests.support.titles import busy_children
 from tests.support.waiting import wait_for
-from tests.unit.documents import identity
+from tests.unit.documents import identity, kept
 from tests.unit.processes import descendants, family, forked, is_alive, reap, result_of, wait_for_death
 
 LAUNCH = pytest.mark.parametrize("launch", ["fork", "exec"])
@@ -595,6 +596,55 @@ def test_a_run_that_ended_while_nobody_followed_is_told_to_who_follows(bench: Be
     heir = bench.backend()
     heir.follow(bench.store.read(request.id))
     assert bench.end_of(heir, request).state is RunState.FAILED
+
+
+@pytest.mark.parametrize("state", [RunState.QUEUED, RunState.RUNNING, RunState.FAILED, RunState.SUCCEEDED])
+def test_a_record_that_vanishes_before_the_first_look_ends_its_run_and_nothing_else(
+    bench: Bench, state: RunState
+) -> None:
+    heir, vanished = bench.backend(), kept(bench.store, state)
+    other = kept(bench.store, RunState.KILLED)
+    heir.follow(vanished)
+    heir.follow(other)
+    shutil.rmtree(bench.store.folder(vanished.id))
+    told: dict[str, RunRecord] = {}
+
+    def are_told() -> bool:
+        told.update({record.id: record for record in heir.ended()})
+        return told.keys() == {vanished.id, other.id}
+
+    wait_for(are_told, "both ends")
+    assert told[other.id] == other
+    assert told[vanished.id].state is (state if state.is_end else RunState.FAILED)
+
+
+@pytest.mark.parametrize("error", [StateDirError("no access"), OSError("broken"), ValueError("nonsense")])
+def test_a_run_that_cannot_be_looked_at_hurts_no_other_and_is_lost_in_the_end(
+    bench: Bench, error: Exception, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    heir, bad, good = bench.backend(), kept(bench.store, RunState.RUNNING), kept(bench.store, RunState.KILLED)
+    runner = bench.store.lock(bad.identity.workload_id)
+    assert runner.acquire(0)
+    read = bench.store.read
+
+    def read_most(run_id: str) -> RunRecord:
+        if run_id == bad.id:
+            raise error
+        return read(run_id)
+
+    monkeypatch.setattr(bench.store, "read", read_most)
+    monkeypatch.setattr("air_executor.launcher.client._LOOK_S", 0.0)
+    monkeypatch.setattr("air_executor.launcher.client._OBSCURE_S", 0.0)
+    heir.follow(bad)
+    heir.follow(good)
+    assert wait_for(heir.ended, "the other's end") == [good]
+    for _ in range(10):
+        assert heir.ended() == []  # it has a runner
+    runner.release()
+    (lost,) = wait_for(heir.ended, "its end")
+    assert (lost.id, lost.state) == (bad.id, RunState.LOST)
+    assert str(error) in (lost.reason or "")
+    assert len([entry for entry in caplog.records if bad.id in entry.getMessage()]) == 1
 
 
 @LAUNCH

@@ -1,0 +1,54 @@
+"""The live runs of an executor, and which of them are of one workload."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, MutableMapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Run:
+    """A live run of this executor."""
+
+    key: Any
+    """By which the scheduler knows the workload."""
+    ti_id: str | None
+    """Id of the task instance; ``None`` for what is not a task."""
+
+
+class LiveRuns(MutableMapping[str, Run]):
+    """Runs by their ids. A task instance has two for a moment: one that resumes it, and one that is just ending."""
+
+    def __init__(self) -> None:
+        self._runs: dict[str, Run] = {}
+        self._ids: dict[Any, list[str]] = {}
+
+    def __getitem__(self, run_id: str) -> Run:
+        return self._runs[run_id]
+
+    def __setitem__(self, run_id: str, run: Run) -> None:
+        self.pop(run_id, None)
+        self._runs[run_id] = run
+        self._ids.setdefault(run.key, []).append(run_id)
+
+    def __delitem__(self, run_id: str) -> None:
+        key = self._runs.pop(run_id).key
+        ids = self._ids[key]
+        ids.remove(run_id)
+        if not ids:
+            del self._ids[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._runs)
+
+    def __len__(self) -> int:
+        return len(self._runs)
+
+    def ids_of(self, key: Any) -> list[str]:
+        """Return the ids of the live runs of a workload."""
+        return list(self._ids.get(key, ()))
+
+    def has_key(self, key: Any) -> bool:
+        """Tell whether a workload has a live run."""
+        return key in self._ids
