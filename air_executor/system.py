@@ -17,7 +17,7 @@ import signal
 import socket
 import struct
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,6 +57,15 @@ def host() -> str:
     return socket.gethostname()
 
 
+@functools.cache
+def pid_namespace() -> int | None:
+    """Return which PID namespace this process is in: pids mean something in it alone. ``None`` where there are none."""
+    try:
+        return os.stat("/proc/self/ns/pid").st_ino
+    except OSError:
+        return None
+
+
 def start_time(pid: int) -> float | None:
     """Return when process ``pid`` started, in seconds since the epoch; ``None`` when there is none."""
     try:
@@ -89,17 +98,25 @@ def signal_process(pid: int, started: float | None, signum: signal.Signals) -> b
 
     :return: whether it was sent.
     """
+    return signal_if(pid, lambda: is_process(pid, started), signum)
+
+
+def signal_if(pid: int, is_it: Callable[[], bool], signum: signal.Signals) -> bool:
+    """Send ``signum`` to process ``pid`` if ``is_it`` says that it is the one that is meant.
+
+    :return: whether it was sent. It is not to a process that this user may not signal.
+    """
     fd = open_pidfd(pid)
     try:
         # With the pidfd open first, the id can not pass to another process between the check and the signal.
-        if not is_process(pid, started):
+        if not is_it():
             return False
         if fd is not None:
             signal.pidfd_send_signal(fd, signum)
         else:
             os.kill(pid, signum)
         return True
-    except ProcessLookupError:
+    except (ProcessLookupError, PermissionError):
         return False
     finally:
         if fd is not None:
@@ -126,6 +143,7 @@ def prepare() -> None:
     _libc()
     boot_id()
     host()
+    pid_namespace()
 
 
 def set_title(title: str) -> None:
@@ -195,38 +213,6 @@ def reap_orphans(task: int) -> None:
             if ended.si_pid == task:
                 return
             os.waitpid(ended.si_pid, 0)
-
-
-def kill_children() -> int:
-    """Kill every child of this process, and theirs as they come to it, until none is left that may be killed.
-
-    One that belongs to another user, as through sudo, is left alone and reported.
-
-    :return: how many were killed.
-    """
-    killed: set[int] = set()
-    spared: set[int] = set()
-    try:
-        while True:
-            pid, _ = os.waitpid(-1, os.WNOHANG)
-            if pid:
-                continue  # it had ended by itself, or from an earlier round
-            doomed = [child for child in psutil.Process().children() if child.pid not in spared]
-            if not doomed:
-                return len(killed)
-            for child in doomed:
-                try:
-                    child.kill()
-                    killed.add(child.pid)
-                except psutil.NoSuchProcess:
-                    continue
-                except psutil.AccessDenied:
-                    spared.add(child.pid)
-                    print(f"process {child.pid} of another user is left behind", flush=True)
-            if any(child.pid in killed for child in doomed):
-                os.waitpid(-1, 0)
-    except ChildProcessError:
-        return len(killed)
 
 
 def memory_bytes(pids: Iterable[int]) -> int:

@@ -8,7 +8,6 @@ from typing import Any
 
 import psutil
 
-from air_executor import system
 from air_executor.launcher import control
 from air_executor.launcher.address import all_addresses
 from air_executor.runs.record import RunRecord
@@ -39,24 +38,22 @@ def launchers(store: RunStore) -> list[dict[str, Any]]:
 def observe_runs(store: RunStore) -> list[ObservedRun]:
     """Return the live runs, the oldest first."""
     live = [record for record in store.records() if not record.state.is_end]
-    live = [record for record in map(store.settle, live) if not record.state.is_end]
-    return [_observe(record) for record in sorted(live, key=lambda record: record.queued_at or "")]
+    live = [record for record in store.settle_all(live) if not record.state.is_end]
+    return [_observe(store, record) for record in sorted(live, key=lambda record: record.queued_at or "")]
 
 
-def _observe(record: RunRecord) -> ObservedRun:
+def _observe(store: RunStore, record: RunRecord) -> ObservedRun:
     began = record.starting_at or record.queued_at
     age = datetime.now(tz=timezone.utc) - datetime.fromisoformat(began) if began else None
-    memory, cpu = _usage(record)
+    memory, cpu = _usage(record.pid) if record.pid and store.is_runner(record) else (None, None)
     return ObservedRun(record, round(age.total_seconds(), 1) if age else 0.0, memory, cpu)
 
 
-def _usage(record: RunRecord) -> tuple[int | None, float | None]:
-    """Return the memory (its share of shared pages included) and the CPU time of the run's processes."""
-    if record.pid is None or not system.is_process(record.pid, record.pid_started):
-        return None, None
+def _usage(pid: int) -> tuple[int | None, float | None]:
+    """Return the memory (its share of shared pages included) and the CPU time of a runner and all below it."""
     memory, cpu = 0, 0.0
     try:
-        runner = psutil.Process(record.pid)
+        runner = psutil.Process(pid)
         family = [runner, *runner.children(recursive=True)]
     except psutil.Error:
         return None, None

@@ -9,7 +9,7 @@ from __future__ import annotations
 import socket
 import sys
 
-from air_executor import system
+from air_executor import processes, system
 from air_executor.config import Config
 from air_executor.launcher.address import Address
 from air_executor.launcher.exec import spawn_by_exec
@@ -33,6 +33,7 @@ def serve(listener: socket.socket, address: Address, store: RunStore, config: Co
     system.prepare()
     system.outlive_full_disks()
     system.show_faults()
+    processes.leave_older_alone()
     system.adopt_orphans()
     system.keep_memory_private()
     title = f"air-executor launcher {address.key}"

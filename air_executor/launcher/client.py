@@ -17,7 +17,6 @@ from typing import Any
 
 from filelock import FileLock
 
-from air_executor import system
 from air_executor.config import Config
 from air_executor.errors import AirExecutorError, LauncherAwayError, ProtocolError, RecordError
 from air_executor.guard import Guard
@@ -475,9 +474,7 @@ def signal_by_pid(store: RunStore, run_id: str, signum: signal.Signals) -> bool:
         record = store.read(run_id)
     except AirExecutorError:
         return False
-    if record.state.is_end or record.pid is None or record.boot_id != system.boot_id():
-        return False
-    return system.signal_process(record.pid, record.pid_started, signum)
+    return not record.state.is_end and store.signal_runner(record, signum)
 
 
 def _private(path: str, flags: int) -> int:

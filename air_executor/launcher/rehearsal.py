@@ -29,11 +29,12 @@ from typing import Any, NoReturn
 import httpx
 import orjson
 
-from air_executor import compat, system
+from air_executor import compat
 from air_executor.config import Config
 from air_executor.errors import AirExecutorError
 from air_executor.launcher import memory
 from air_executor.launcher.warmup import attempt
+from air_executor.processes import Leftovers
 from air_executor.runs.backend import RunRequest
 from air_executor.runs.record import Identity, RunState, queued
 from air_executor.runs.store import RunStore
@@ -300,7 +301,7 @@ def _everything_restored() -> Iterator[None]:
             yield
     finally:
         signal.alarm(0)
-        system.kill_children()
+        Leftovers().end()
         os.dup2(stdin, 0)
         os.close(stdin)
         os.chdir(directory)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import os
 import resource
@@ -15,9 +16,7 @@ import traceback
 from dataclasses import dataclass, field
 from typing import Any
 
-import psutil
-
-from air_executor import __version__, system
+from air_executor import __version__, processes, system
 from air_executor.config import Config
 from air_executor.errors import AirExecutorError, ProtocolError
 from air_executor.launcher import protocol
@@ -25,6 +24,8 @@ from air_executor.launcher.address import Address
 from air_executor.launcher.control import remove_dead_launchers
 from air_executor.launcher.exec import Spawn, spawn_by_exec
 from air_executor.launcher.preload import Preloader
+from air_executor.launcher.strays import DeadRunner, Strays
+from air_executor.processes import Process
 from air_executor.runner.codes import EXIT_ELSEWHERE, EXIT_RECORDED, EXIT_RUNNER_ERROR
 from air_executor.runs.backend import RunRequest
 from air_executor.runs.record import UNWANTED, RunState
@@ -46,6 +47,9 @@ _SPARE_AFTER_S = 0.05
 #: How much is read from a client at once, in bytes. Fairness among clients, not a limit.
 _READ_BYTES = 1 << 18
 
+#: How often it is looked whether what a dead runner left can be killed by now, in seconds.
+_STRAYS_S = 0.5
+
 #: What asks a process to end.
 _STOPPING = (signal.SIGTERM, signal.SIGINT)
 
@@ -64,6 +68,7 @@ class _Child:
     """A runner that was born here."""
 
     run_id: str
+    workload_id: str
     client: _Client | None
 
 
@@ -121,6 +126,9 @@ class Launcher:
         self._clients: list[_Client] = []
         self._children: dict[int, _Child] = {}
         self._waiting: list[_Waiting] = []
+        #: Runners that have died, by their pid, until nothing of their run is left.
+        self._dying: dict[int, _Child] = {}
+        self._strays = Strays(has_others=processes.has_older())
         self._started_s = self._active_s = time.monotonic()
         self._spare_due_s = self._pruned_s = 0.0
         self._pruner = 0
@@ -144,6 +152,8 @@ class Launcher:
             for key, _ in self._selector.select(self._wait_s()):
                 key.data()
             self._reap()
+            if self._strays.are_due:
+                self._strays.end(self._own_children())
             self._start_waiting()
             self._prune_now_and_then()
             self._try_package()
@@ -163,6 +173,8 @@ class Launcher:
     # When to end
 
     def _wait_s(self) -> float | None:
+        if self._strays.are_due:
+            return _STRAYS_S
         if self._waiting:
             return _TRY_S
         if self._wants_spare():
@@ -176,7 +188,8 @@ class Launcher:
         return idle_s if self._clients or math.isinf(idle_s) else min(idle_s, _ABANDONED_S)
 
     def _is_useless(self) -> bool:
-        return not self._children and not self._waiting and time.monotonic() - self._active_s >= self._patience_s()
+        is_at_work = self._children or self._waiting or self._strays.are_due
+        return not is_at_work and time.monotonic() - self._active_s >= self._patience_s()
 
     def _retire(self) -> bool:
         # Only now: what it registers for forks costs each runner, and each process of a task.
@@ -261,7 +274,7 @@ class Launcher:
         self._selector.unregister(client.connection)
         client.connection.close()
         self._active_s = time.monotonic()
-        for child in self._children.values():
+        for child in (*self._children.values(), *self._dying.values()):
             if child.client is client:
                 child.client = None
 
@@ -299,7 +312,11 @@ class Launcher:
             self._tell(client, {"type": "status", **self._status()})
         elif kind in ("follow", "stop", "kill"):
             pid = next((pid for pid, child in self._children.items() if child.run_id == run_id), None)
-            if pid is None:
+            dying = next((child for child in self._dying.values() if child.run_id == run_id), None)
+            if dying is not None:
+                dying.client = client if kind == "follow" else dying.client
+                self._tell(client, {"type": "followed", "id": run_id})
+            elif pid is None:
                 self._tell(client, {"type": "unknown", "id": run_id, "asked": kind})
             elif kind != "follow":
                 # Our child, not reaped yet: nobody else can have the pid.
@@ -316,7 +333,7 @@ class Launcher:
             "version": __version__,
             "launch": self._config.launch,
             "age_s": round(time.monotonic() - self._started_s, 1),
-            "runners": len(self._children),
+            "runners": len(self._children) + len(self._dying),
             "clients": len(self._clients),
             "max_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         }
@@ -345,7 +362,7 @@ class Launcher:
                     return
                 self._refuse(order.client, order.request.id, error)
             else:
-                self._children[pid] = _Child(order.request.id, order.client)
+                self._children[pid] = _Child(order.request.id, order.request.identity.workload_id, order.client)
                 self._spare_due_s = time.monotonic() + _SPARE_AFTER_S
                 self._tell(order.client, {"type": "started", "id": order.request.id, "pid": pid})
             del self._waiting[0]
@@ -453,9 +470,12 @@ class Launcher:
             if not pid:
                 return
             child = self._children.pop(pid, None)
-            if child is None:  # the pruner, a trial, or the spare
+            if child is None:  # the pruner, a trial, the spare, or what a runner left
                 if self._spare is not None and pid == self._spare.pid:
                     self._dismiss_spare()
+                if pid == self._pruner:
+                    self._pruner = 0
+                self._strays.reaped(pid)
                 continue
             self._active_s = time.monotonic()
             if self._preloader is not None:
@@ -464,33 +484,42 @@ class Launcher:
             if code == EXIT_ELSEWHERE:
                 self._tell(child.client, {"type": "elsewhere", "id": child.run_id})
                 continue
-            if code:
-                self._kill_strays()
-            try:
-                self._write_end(child.run_id, code)
-            except AirExecutorError as error:
-                print(f"run {child.run_id}: its end (exit code {code}) is not on record: {error}", flush=True)
-            self._tell(child.client, {"type": "exited", "id": child.run_id, "exit_code": code})
+            self._dying[pid] = child
+            if code == EXIT_RECORDED and self._has_end(child.run_id):
+                self._end(pid, code, [])
+            else:
+                end = functools.partial(self._end, pid, code)
+                self._strays.expect(DeadRunner(child.run_id, child.workload_id, pid, end))
 
-    def _kill_strays(self) -> None:
-        """Kill what a runner that died has left: its task's processes, which come to this process then."""
-        for process in psutil.Process().children():
-            if process.pid not in (
-                *self._children,
-                self._pruner,
-                self._trial,
-                self._spare and self._spare.pid,
-            ):
-                with contextlib.suppress(psutil.Error):
-                    process.kill()
+    def _own_children(self) -> set[int]:
+        """Return the children that this process has made, and has not reaped: all others are strays."""
+        spare = self._spare.pid if self._spare is not None else 0
+        return {*self._children, self._pruner, self._trial, spare}
 
-    def _write_end(self, run_id: str, code: int) -> None:
+    def _has_end(self, run_id: str) -> bool:
+        try:
+            return self._store.read(run_id).state.is_end
+        except AirExecutorError:
+            return False
+
+    def _end(self, pid: int, code: int, survivors: list[Process]) -> None:
+        """Tell the end of a run whose runner died, now that nothing is left of it but ``survivors``."""
+        child = self._dying.pop(pid)
+        try:
+            self._write_end(child.run_id, code, survivors)
+        except AirExecutorError as error:
+            print(f"run {child.run_id}: its end (exit code {code}) is not on record: {error}", flush=True)
+        self._tell(child.client, {"type": "exited", "id": child.run_id, "exit_code": code})
+
+    def _write_end(self, run_id: str, code: int, survivors: list[Process]) -> None:
         """Write the end of a run whose runner died before it could."""
         record = self._store.read(run_id)
         if record.state.is_end:
             return
         asked, words = self._store.stop_request(run_id), self._store.output_tail(run_id)
-        more = (f": {asked.reason}" if asked else "") + (f". Its last words: {words}" if words else "")
+        left = processes.name_survivors(survivors)
+        more = (f": {asked.reason}" if asked else "") + (f"; {left}" if left else "")
+        more += f". Its last words: {words}" if words else ""
         if code < 0:
             name = system.signal_name(-code)
             reason = f"the runner was killed by {name} (signal {-code}){more}"

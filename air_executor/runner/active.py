@@ -15,6 +15,7 @@ import psutil
 from air_executor import system
 from air_executor.config import Config
 from air_executor.errors import StateDirError
+from air_executor.processes import Leftovers
 from air_executor.runner import imports
 from air_executor.runner.limits import Limits, mebibytes
 from air_executor.runs.record import UNWANTED, RunRecord, RunState
@@ -79,6 +80,7 @@ class ActiveRun:
         self._peak_bytes = 0
         self._stop_signal: signal.Signals | None = None
         self._is_monitored = False
+        self.leftovers = Leftovers()
         self.is_over = False
         """The task process has ended. Airflow is being told, and logs may be uploaded, which nothing should disturb."""
 
@@ -119,9 +121,10 @@ class ActiveRun:
 
     def end_leftovers(self) -> None:
         """Kill the processes that the task, which has ended, left behind."""
-        left = system.kill_children()
-        if left:
-            print(f"killed {left} processes that the task left behind", flush=True)
+        before = len(self.leftovers.killed)
+        self.leftovers.end()
+        if killed := len(self.leftovers.killed) - before:
+            print(f"killed {killed} processes that the task left behind", flush=True)
 
     # What the supervisor asks
 

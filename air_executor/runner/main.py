@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import os
 import resource
@@ -13,7 +14,7 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
-from air_executor import system
+from air_executor import processes, system
 from air_executor.config import Config
 from air_executor.errors import AirExecutorError, StateDirError
 from air_executor.runner import gpus
@@ -75,9 +76,13 @@ def run(request: RunRequest, store: RunStore, config: Config) -> int:
 
 def execute(request: RunRequest, record: RunRecord, store: RunStore, config: Config) -> int:
     """Execute one run, whose lock this process holds, and return the process's exit code."""
+    os.environ[processes.RUN_VARIABLE] = record.id
+    store.introduce(record.id)
     record = store.write(record.advance(RunState.STARTING, **_this_process()))
     active, outcome = _execute(request, record, store, config)
-    return _write_end(active.record, outcome, store)
+    survivors = processes.name_survivors(active.leftovers.survivors)
+    reason = "; ".join(filter(None, (outcome.reason, survivors))) or None
+    return _write_end(active.record, dataclasses.replace(outcome, reason=reason), store)
 
 
 def _this_process() -> dict[str, Any]:

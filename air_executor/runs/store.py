@@ -6,7 +6,7 @@
       runs/<run id>/state.json   the record; whole at every moment
                     owner        a link that names the executor that follows the run
                     output.log   what the runner process itself printed: empty unless something went wrong
-                    heartbeat    touched while the runner lives
+                    heartbeat    touched while the runner lives; says which process it is
                     stop.json    somebody asked for an end, and why
                     imports.json modules that the task had to import, if there were any
       locks/<workload id>        held by the runner for its whole life
@@ -22,20 +22,23 @@ import contextlib
 import errno
 import os
 import shutil
+import signal
 import stat
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import orjson
 
-from air_executor import system
+from air_executor import processes, system
 from air_executor.errors import RecordError, RecordVersionError, StateDirError
+from air_executor.processes import Process, ProcessId
 from air_executor.runs.lock import KernelLock, is_held
 from air_executor.runs.record import UNWANTED, RunRecord, RunState, check_id, now
+from air_executor.runs.remains import MOMENT_S, DeadRun, Undertaker
 
 #: No file that is read whole is larger than this many bytes.
 MAX_FILE_BYTES = 1 << 20
@@ -73,6 +76,7 @@ class RunStore:
         self.gpus = self.root / "gpus"
         self.executors = self.root / "executors"
         self.launchers = self.root / "launchers"
+        self._undertaker = Undertaker()
 
     def prepare(self) -> None:
         """Make the folders, and make sure that they are ours alone.
@@ -229,28 +233,96 @@ class RunStore:
     # Life and death
 
     def has_runner(self, record: RunRecord) -> bool:
-        """Tell whether a process holds the lock of the run's workload."""
-        return is_held(self.lock(record.identity.workload_id).path)
+        """Tell whether the run's workload has a runner.
+
+        The lock is the evidence. But a lock's file may have been deleted, by who cleans up old files: then the runner's
+        process says that it lives.
+        """
+        if is_held(self.lock(record.identity.workload_id).path):
+            return True
+        return not record.state.is_end and self.is_runner(record)
+
+    def is_runner(self, record: RunRecord) -> bool:
+        """Tell whether the process with the runner's pid lives, and is the runner."""
+        if record.pid is None or record.boot_id != system.boot_id():
+            return False
+        if (known := self.runner(record)) is not None:
+            return known.lives()
+        # Begun by a former version, which did not say more.
+        process = processes.look(record.pid)
+        return process is not None and not process.is_dead and system.is_process(record.pid, record.pid_started)
+
+    def signal_runner(self, record: RunRecord, signum: signal.Signals) -> bool:
+        """Send a signal to a run's runner, and to no other process that has its pid by now.
+
+        :return: whether it was sent.
+        """
+        return record.pid is not None and system.signal_if(record.pid, lambda: self.is_runner(record), signum)
+
+    def runner(self, record: RunRecord) -> ProcessId | None:
+        """Return which process was the runner of a run; ``None`` where it did not say."""
+        try:
+            known = ProcessId.from_document(orjson.loads(self._read(self._path(record.id, "heartbeat")) or b"null"))
+        except (orjson.JSONDecodeError, RecordError, StateDirError):
+            return None
+        return known if known is not None and known.pid == record.pid else None
 
     def settle(self, record: RunRecord) -> RunRecord:
         """Return the record as it is now; one with neither a runner nor an end becomes ``lost``, with the reason.
 
-        A run that is still ``queued`` is left alone: whoever queued it knows what became of its request.
+        First all that is left of it is killed. While that takes, the record stays as it is, and a later call settles
+        it. Another user than the owner of the state directory changes nothing. A run that is still ``queued`` is left
+        alone: whoever queued it knows what became of its request.
         """
         if record.state.is_end or record.state is RunState.QUEUED or self.has_runner(record):
             return record
         record = self.read(record.id)  # it may have ended between the two looks
-        if record.state.is_end:
+        if record.state.is_end or self.root.lstat().st_uid != os.geteuid():
             return record
+        # Nobody begins or settles the workload meanwhile.
+        lock = self.lock(record.identity.workload_id)
+        if not lock.acquire(timeout_s=0):
+            return record
+        try:
+            return self._bury(record)
+        finally:
+            lock.release()
+
+    def settle_all(self, records: Iterable[RunRecord]) -> list[RunRecord]:
+        """Return the records as :meth:`settle` does, after a moment for what it has killed."""
+        settled = [self.settle(record) for record in records]
+        if self._undertaker.is_at_work:
+            time.sleep(MOMENT_S)
+            settled = [self.settle(record) for record in settled]
+        return settled
+
+    def _bury(self, record: RunRecord) -> RunRecord:
+        survivors: list[Process] | None = []
         if record.boot_id != system.boot_id() and record.host == system.host():
             reason = f"{record.host} was rebooted while the run was {record.state.value}"
         else:
             reason = f"the runner (pid {record.pid} on {record.host}) is gone and left no outcome"
+            dead = DeadRun(record.id, record.identity.workload_id, self.runner(record), record.task_pid)
+            survivors = self._undertaker.end(dead)
+        if survivors is None:
+            return record
+        reason = "; ".join(filter(None, (reason, processes.name_survivors(survivors))))
         return self.write(record.advance(RunState.LOST, reason=reason))
 
     def mark_reported(self, record: RunRecord) -> RunRecord:
         """Note that the end of a run was told to whoever ordered it."""
         return self.write(replace(record, reported_at=now()))
+
+    def introduce(self, run_id: str) -> None:
+        """Note that the calling process is the runner of a run, as far as the disk has room for it."""
+        with contextlib.suppress(OSError):
+            fd = os.open(
+                self._path(run_id, "heartbeat"),
+                os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC,
+                0o600,
+            )
+            with open(fd, "wb", buffering=0) as file:
+                file.write(orjson.dumps(ProcessId.own().to_document()))
 
     def heartbeat(self, run_id: str) -> None:
         """Note that the runner lives."""

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from air_executor.launcher import control
@@ -20,7 +21,7 @@ from air_executor.runs.store import RunStore
 from tests.support.airflow_env import config
 from tests.support.waiting import wait_for
 from tests.unit.documents import identity
-from tests.unit.processes import family
+from tests.unit.processes import family, is_alive
 
 
 @pytest.fixture(autouse=True)
@@ -65,6 +66,35 @@ def test_runs_wait_for_a_service_that_starts_late_and_a_second_one_is_refused(st
     service.send_signal(signal.SIGTERM)
     assert service.wait(120) == 0
     assert not service_address(store).socket.exists()
+
+
+def test_what_a_script_started_before_it_became_the_launcher_is_not_taken_for_a_run_s(
+    store: RunStore, tmp_path: Path
+) -> None:
+    """A container's entry point does that. Its processes, and what those leave behind, come to the launcher too."""
+    (tmp_path / "sidecar.sh").write_text(
+        "sh -c 'sleep 600 & echo $! > orphan; echo > left'; echo $$ > sidecar; sleep 600\n"
+    )
+    script = 'sh sidecar.sh & until [ -s sidecar ]; do sleep 0.02; done; exec "$@"'
+    command = [sys.executable, "-m", "air_executor.cli", "launcher"]
+    launcher = subprocess.Popen(["sh", "-c", script, "sh", *command], cwd=tmp_path)
+    backend = LocalBackend(store, config(store.root, launcher="service"))
+    who = identity(kind="job")
+    record = queued(os.urandom(16).hex(), who, limits={}, log_file=str(tmp_path / "log"))
+    task = "setsid sleep 601 & echo $! > task; sleep 602"
+    workload = {"argv": [task], "shell": True, "cwd": str(tmp_path)}
+    backend.start(RunRequest(id=record.id, identity=who, workload=workload, log_file=record.log_file), record)
+    wait_for(lambda: backend.ended() or (tmp_path / "task").exists(), "the task to begin")
+    own, orphan, sidecar = (int((tmp_path / name).read_text()) for name in ("task", "orphan", "sidecar"))
+    os.kill(store.read(record.id).pid or 0, signal.SIGKILL)
+    (ended,) = wait_for(backend.ended, "the end of the run")
+    assert ended.state is RunState.KILLED
+    assert not is_alive(own)
+    assert is_alive(sidecar)
+    os.kill(sidecar, signal.SIGKILL)
+    wait_for(lambda: not psutil.pid_exists(sidecar), "the launcher to reap it")
+    assert is_alive(orphan)
+    assert launcher.poll() is None
 
 
 def test_without_the_service_runs_fail_in_the_end_and_say_what_to_start(

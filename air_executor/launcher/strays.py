@@ -1,0 +1,96 @@
+"""What runners that died leave behind: processes that come to the launcher, whose children they never were."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
+
+from air_executor import processes
+from air_executor.processes import STUCK_S, Process
+
+
+@dataclass
+class DeadRunner:
+    """A runner that died: its run has ended when nothing of it is left."""
+
+    run_id: str
+    workload_id: str
+    pid: int
+    tell: Callable[[list[Process]], None]
+    """Called once, with what could not be killed."""
+    died_s: float = field(default_factory=time.monotonic)
+
+
+class Strays:
+    """Kills what dead runners leave, as it comes, and tells when nothing of a run is left. Waits for nothing.
+
+    The launcher adopts orphans. So a child that it did not make belongs to a runner that died; and while there is such
+    a child, others may follow from below it.
+    """
+
+    def __init__(self, *, has_others: bool = False) -> None:
+        """:param has_others: this process has children from before it was the launcher."""
+        self._dead: list[DeadRunner] = []
+        #: Children that are left alone: those that are to outlive their task, and those that can't be killed.
+        self._left_alone: set[int] = set()
+        #: The first process of a container gets all its orphans, also those of people who look into it.
+        self._has_others = has_others or os.getpid() == 1
+        self._is_due = False
+
+    @property
+    def are_due(self) -> bool:
+        """Whether :meth:`end` has something to do."""
+        return self._is_due or bool(self._dead)
+
+    def expect(self, dead: DeadRunner | None = None) -> None:
+        """Take note that there may be strays, those of ``dead`` or of whatever else has died."""
+        self._is_due = True
+        if dead is not None:
+            self._dead.append(dead)
+
+    def reaped(self, pid: int) -> None:
+        """Take note that a child that was not the launcher's has ended: what was below it comes now."""
+        self._left_alone.discard(pid)
+        processes.reaped(pid)
+        self._is_due = True
+
+    def end(self, own: Collection[int]) -> None:
+        """Kill what there is, and tell the ends of the runs of which nothing is left.
+
+        :param own: the children that are the launcher's.
+        """
+        self._is_due = False
+        left = self._kill(own)
+        for dead in list(self._dead):
+            of_it = [process for process, of in left if of in (None, dead)]
+            if of_it and time.monotonic() - dead.died_s < STUCK_S:
+                continue
+            self._left_alone |= {process.pid for process in of_it}
+            self._dead.remove(dead)
+            dead.tell([process for process in of_it if not process.is_dead])
+
+    def _kill(self, own: Collection[int]) -> list[tuple[Process, DeadRunner | None]]:
+        """Kill strays; return those that are still there, each with the runner that left it, where that is known."""
+        left = []
+        for pid in processes.children():
+            if pid in own or pid in self._left_alone:
+                continue
+            process = processes.look(pid) or Process(pid, "hidden", "?", os.getpid(), 0, 0, None)
+            owner = processes.whose(pid)
+            dead = self._dead_runner(process, owner)
+            if self._has_others and dead is None and owner is None and not process.is_dead:
+                continue
+            if processes.is_kept(pid):
+                self._left_alone.add(pid)
+                continue
+            processes.kill(pid)
+            left.append((process, dead))
+        return left
+
+    def _dead_runner(self, process: Process, owner: str | None) -> DeadRunner | None:
+        for dead in self._dead:
+            if process.session == dead.pid or (owner is not None and owner in (dead.run_id, dead.workload_id)):
+                return dead
+        return None

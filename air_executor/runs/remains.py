@@ -1,0 +1,117 @@
+"""Runs whose runner and launcher are both gone: nothing of them may live on when their end is told."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from dataclasses import dataclass, field
+
+from air_executor import processes, system
+from air_executor.processes import Process, ProcessId
+
+#: The machine's processes are looked at no oftener than this, however many runs have died, in seconds.
+MOMENT_S = 0.5
+
+
+@dataclass(frozen=True)
+class DeadRun:
+    """What is known of a run whose runner died, for its processes to be found."""
+
+    id: str
+    workload_id: str
+    runner: ProcessId | None
+    task_pid: int | None
+
+
+@dataclass
+class _Table:
+    """All processes that this one can see, and whose they are."""
+
+    taken_s: float = field(default_factory=time.monotonic)
+    living: dict[int, Process] = field(default_factory=dict)
+    owners: dict[int, str] = field(default_factory=dict)
+
+    @classmethod
+    def take(cls) -> _Table:
+        table = cls()
+        for pid in processes.all_pids():
+            process = processes.look(pid)
+            if process is not None and not process.is_dead:
+                table.living[pid] = process
+                if (owner := processes.whose(pid)) is not None:
+                    table.owners[pid] = owner
+        return table
+
+    def of(self, run: DeadRun) -> list[Process]:
+        """Return what belongs to a run: its runner's session, what says that it does, and all that these started."""
+        found = {pid for pid, process in self.living.items() if self._belongs(process, run)}
+        offspring: dict[int, list[int]] = {}
+        for process in self.living.values():
+            offspring.setdefault(process.parent, []).append(process.pid)
+        kept = {pid for pid in found if processes.is_kept(pid)}
+        doomed: set[int] = set()
+        left = list(found - kept)
+        while left:
+            pid = left.pop()
+            if pid not in doomed and pid not in kept and pid != os.getpid():
+                doomed.add(pid)
+                left += [child for child in offspring.get(pid, ()) if not processes.is_kept(child)]
+        return [self.living[pid] for pid in doomed]
+
+    def _belongs(self, process: Process, run: DeadRun) -> bool:
+        owner = self.owners.get(process.pid)
+        if owner is not None:
+            return owner in (run.id, run.workload_id)
+        runner = run.runner
+        if runner is None or runner.ticks is None or process.ticks is None or not runner.is_of_here:
+            return False
+        # No pid is given out again while a session or a group has it for its id. So with its leader dead, and younger
+        # than the runner, it is the run's.
+        leaders = {process.session, process.group} & {runner.pid, run.task_pid}
+        return bool(leaders) and process.ticks >= runner.ticks and all(self._is_led(leader, run) for leader in leaders)
+
+    def _is_led(self, leader: int, run: DeadRun) -> bool:
+        """Tell whether a session or group of this id is a run's: its leader is, or is dead."""
+        process = self.living.get(leader)
+        if process is None or run.runner is None:
+            return process is None
+        if leader == run.runner.pid:
+            return process.ticks == run.runner.ticks
+        return process.session == run.runner.pid or self.owners.get(leader) in (run.id, run.workload_id)
+
+
+class Undertaker:
+    """Ends what is left of runs whose runner and launcher are both gone. No call waits for anything."""
+
+    def __init__(self) -> None:
+        self._table: _Table | None = None
+        #: For each run when it was first found dead, and since when it was last killed, on the monotonic clock.
+        self._since_s: dict[str, float] = {}
+        self._looked_s: dict[str, float] = {}
+
+    @property
+    def is_at_work(self) -> bool:
+        """Whether there are runs for which :meth:`end` wants to be called again."""
+        return bool(self._since_s)
+
+    def end(self, run: DeadRun) -> list[Process] | None:
+        """Kill what is left of a run.
+
+        :return: ``None`` while there may be something, and a later call shall look again; then what can't be killed.
+        """
+        now_s = time.monotonic()
+        since_s, looked_s = self._since_s.setdefault(run.id, now_s), self._looked_s.setdefault(run.id, now_s)
+        if self._table is None or self._table.taken_s < looked_s:
+            # One look at the machine serves all runs that died before it.
+            if self._table is not None and now_s - self._table.taken_s < MOMENT_S:
+                return None
+            self._table = _Table.take()
+        left = self._table.of(run)
+        for process in left:
+            system.signal_if(process.pid, process.id.lives, signal.SIGKILL)
+        if left and now_s - since_s < processes.STUCK_S:
+            self._looked_s[run.id] = time.monotonic()
+            return None
+        del self._since_s[run.id], self._looked_s[run.id]
+        return [process for process in left if process.id.lives()]

@@ -1,0 +1,179 @@
+"""Nothing of a try that died lives beside the next one, whatever tree of processes the task has made of itself."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from typing import Any
+
+import pytest
+
+from air_executor.jobs.model import JobState
+from air_executor.runs.record import RunState
+from tests.jobs.conftest import Yard
+from tests.support.waiting import wait_for
+from tests.unit.processes import is_alive
+
+#: Makes processes below processes. Each notes its pid; the last one says that the tree stands. In a later run of the
+#: same task the first process notes which of those before it still live, and ends.
+TREE = """
+import multiprocessing, os, signal, subprocess, sys, time
+name, run, kind, depth = *sys.argv[1:4], int(sys.argv[4])
+
+def note(file, line):
+    fd = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.write(fd, (line + "\\n").encode())
+    os.close(fd)
+
+def lives(pid):
+    try:
+        return open(f"/proc/{pid}/stat").read().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+def wait():
+    while True:
+        time.sleep(600)
+
+if "root" in sys.argv:
+    pids = [line.split() for line in open("pids-" + name)] if os.path.exists("pids-" + name) else []
+    if pids:
+        note("again", name)
+        for before, pid in pids:
+            if before != run and lives(pid):
+                note("beside", f"{name} {pid}")
+        sys.exit()
+if kind == "deaf":
+    for signum in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+        signal.signal(signum, signal.SIG_IGN)
+note("pids-" + name, f"{run} {os.getpid()}")
+if not depth:
+    note("grown", name)
+    wait()
+below = [sys.executable, "-S", os.path.abspath(__file__), name, run, kind, str(depth - 1)]
+if kind == "shells":
+    subprocess.Popen(["bash", "-c", '"$@"; true', "bash", *below])
+elif kind in ("sessions", "deaf"):
+    subprocess.Popen(below, start_new_session=True)
+elif kind == "nohup":
+    subprocess.run(["bash", "-c", 'nohup "$@" > nohup.out 2>&1 &', "bash", *below])
+elif kind == "scrubbed":
+    subprocess.Popen(["env", "-i", *below])
+elif kind == "daemons":
+    if not os.fork():
+        os.setsid()
+        if not os.fork():
+            os.chdir("/")
+            os.chdir(os.path.dirname(below[2]))
+            os.execv(below[0], below)
+        os._exit(0)
+    os.wait()
+elif kind == "forks":
+    def child():
+        os.setsid()
+        note("pids-" + name, f"{run} {os.getpid()}")
+        note("grown", name)
+        wait()
+    multiprocessing.get_context("fork").Process(target=child).start()
+wait()
+"""
+
+KINDS = {"shells": 10, "sessions": 3, "deaf": 2, "nohup": 2, "daemons": 3, "forks": 1}
+
+
+def tree(kind: str, depth: int, name: str | None = None) -> dict[str, Any]:
+    name = name or kind
+    command = f"{sys.executable} -S tree.py {name} $AIR_EXECUTOR_RUN {kind} {depth} root; true"
+    return {"id": name, "command": command, "shell": True}
+
+
+def pids(yard: Yard, name: str) -> list[int]:
+    return [int(line.split()[1]) for line in yard.lines(f"pids-{name}")]
+
+
+@pytest.fixture(autouse=True)
+def _tree(yard: Yard) -> None:
+    (yard.folder / "tree.py").write_text(TREE)
+
+
+def grow(yard: Yard, *tasks: dict[str, Any]) -> None:
+    """Have trees that stand, and one more that nobody harms."""
+    yard.submit(*tasks, tree("shells", 2, "bystander"), max_runners=len(tasks) + 1)
+    yard.start_manager()
+    names = [task["id"] for task in (*tasks, {"id": "bystander"})]
+    wait_for(lambda: sorted(yard.lines("grown")) == sorted(names), "the trees to stand")
+
+
+def each_was_alone(yard: Yard, names: list[str]) -> None:
+    """Make sure that each second run found nothing of the first, and that the bystander is as it was."""
+    wait_for(lambda: sorted(yard.lines("again")) == sorted(names), "each to run again")
+    assert yard.lines("beside") == []
+    for name in names:
+        assert not any(map(is_alive, pids(yard, name)))
+    assert all(map(is_alive, pids(yard, "bystander")))
+    wait_for(lambda: all(yard.tasks()[name].status.value == "completed" for name in names), "each to be completed")
+    assert yard.tasks()["bystander"].status.value == "running"
+
+
+@pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGSEGV])
+def test_when_a_runner_dies_all_that_its_task_started_is_gone_before_the_task_begins_again(
+    yard: Yard, signum: signal.Signals
+) -> None:
+    tasks = [*(tree(kind, depth) for kind, depth in KINDS.items()), tree("scrubbed", 3)]
+    grow(yard, *tasks)
+    names = [task["id"] for task in tasks]
+    for runner in [yard.runner_of(name) for name in names]:
+        runner.send_signal(signum)
+    each_was_alone(yard, names)
+
+
+def test_when_runners_and_launcher_die_together_all_is_gone_before_the_tasks_begin_again(yard: Yard) -> None:
+    tasks = [*(tree(kind, depth) for kind, depth in KINDS.items()), tree("scrubbed", 3)]
+    grow(yard, *tasks)
+    names = [task["id"] for task in tasks]
+    doomed = [*yard.launchers(), *(yard.runner_of(name) for name in names)]
+    for process in doomed:
+        process.suspend()  # so that none of them can do anything about the others
+    for process in doomed:
+        process.kill()
+    each_was_alone(yard, names)
+
+
+def test_when_everything_died_the_command_line_and_the_next_manager_find_nothing_left(yard: Yard) -> None:
+    grow(yard, tree("daemons", 3))
+    (run_id,) = {line.split()[0] for line in yard.lines("pids-daemons")}
+    doomed = [*yard.launchers(), yard.runner_of("daemons"), yard.runner_of("bystander")]
+    (manager,) = yard.managers
+    manager.kill()
+    for process in doomed:
+        process.kill()
+
+    def settled() -> bool:
+        yard.call("status")
+        return yard.runs.read(run_id).state is RunState.LOST
+
+    wait_for(settled, "the run to be lost")
+    assert not any(map(is_alive, pids(yard, "daemons")))
+
+
+@pytest.mark.parametrize("depth", range(1, 11))
+def test_however_deep_a_tree_is(yard: Yard, depth: int) -> None:
+    grow(yard, tree("shells", depth))
+    yard.runner_of("shells").kill()
+    each_was_alone(yard, ["shells"])
+
+
+def test_what_a_task_that_ends_leaves_is_gone_when_its_end_is_told(yard: Yard) -> None:
+    """Those kinds whose first process need not stay."""
+    tasks = []
+    for kind, depth in KINDS.items():
+        grown = f"until grep -qx {kind} grown; do sleep 0.02; done"
+        script = f"{sys.executable} -S tree.py {kind} $AIR_EXECUTOR_RUN {kind} {depth} & {grown}"
+        check = f"{sys.executable} -S tree.py {kind} later {kind} 0 root"
+        tasks.append({"id": kind, "command": script, "shell": True})
+        tasks.append({"id": f"after-{kind}", "command": check, "shell": True, "dependencies": [kind]})
+    yard.submit(*tasks, max_runners=3)
+    files = yard.finish()
+    assert files.job.state is JobState.COMPLETED
+    assert yard.lines("beside") == []
+    assert sorted(yard.lines("again")) == sorted(KINDS)
