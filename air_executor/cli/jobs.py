@@ -19,7 +19,7 @@ import orjson
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from air_executor import config, system
+from air_executor import config
 from air_executor.cli import jobviews
 from air_executor.cli.table import EXIT_NO, EXIT_OK, JSON, Argument, Command, at_least_zero, count, print_json
 from air_executor.config import Config
@@ -224,16 +224,16 @@ def _start_detached(args: argparse.Namespace) -> int:
 def stop_manager(*, is_waited_for: bool, is_json: bool = False) -> int:
     """Stop the manager of the jobs. What runs, runs on."""
     store = _store()
-    manager = store.manager()
-    if manager is None or not system.signal_process(*manager, signal.SIGTERM):
+    pid = store.signal_manager(signal.SIGTERM)
+    if pid is None:
         print("no manager works here", file=sys.stderr)
         return EXIT_NO
     while is_waited_for and is_held(store.root / "manager.lock"):
         time.sleep(_LOOK_S)
     if is_json:
-        print_json({"pid": manager[0], "has_ended": is_waited_for})
+        print_json({"pid": pid, "has_ended": is_waited_for})
         return EXIT_OK
-    print(f"the manager with pid {manager[0]} {'has ended' if is_waited_for else 'is being stopped'}")
+    print(f"the manager with pid {pid} {'has ended' if is_waited_for else 'is being stopped'}")
     return EXIT_OK
 
 

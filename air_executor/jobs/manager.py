@@ -23,7 +23,6 @@ from typing import Any
 
 import orjson
 
-from air_executor import system
 from air_executor.config import Config
 from air_executor.errors import AirExecutorError, JobChangedError, JobError, ManagedError, RecordError
 from air_executor.jobs.model import JobState, Task, TaskStatus
@@ -257,7 +256,7 @@ class Manager:
             raise ManagedError(f"another manager works on the jobs below {self._store.root} already")
         try:
             if self._only is None:
-                self._store.note_manager(os.getpid(), system.start_time(os.getpid()))
+                self._store.note_manager()
             self._backend = LocalBackend(self._runs, self._config)
             try:
                 yield

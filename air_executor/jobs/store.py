@@ -25,6 +25,7 @@ import contextlib
 import hashlib
 import os
 import shutil
+import signal
 import time
 import uuid
 from collections.abc import Iterable, Iterator
@@ -34,8 +35,10 @@ from typing import Any
 
 import orjson
 
+from air_executor import system
 from air_executor.errors import JobChangedError, JobError, StateDirError
 from air_executor.jobs.model import Job, JobState, Task, check_name, new_tasks
+from air_executor.processes import ProcessId
 from air_executor.runs.lock import KernelLock, is_held
 from air_executor.runs.record import now
 from air_executor.runs.store import replace_file
@@ -85,20 +88,37 @@ class JobStore:
         """Return the lock that the one manager of all these jobs holds."""
         return KernelLock(self.root / "manager.lock")
 
-    def note_manager(self, pid: int, started: float | None) -> None:
-        """Note which process is the manager, for those who want to stop it. Its lock is the evidence that it lives.
+    def note_manager(self) -> None:
+        """Note that the calling process is the manager, for those who want to stop it. Its lock shows that it lives.
 
         :raises StateDirError: it can't be written.
         """
-        replace_file(self.root / "manager.json", orjson.dumps({"pid": pid, "pid_started": started}))
+        me = ProcessId.own()
+        document = {"pid": me.pid, "pid_started": system.start_time(me.pid), **me.to_document()}
+        replace_file(self.root / "manager.json", orjson.dumps(document))
 
-    def manager(self) -> tuple[int, float | None] | None:
-        """Return the manager's process id and when that process started; ``None`` when there is no manager."""
+    def manager(self) -> int | None:
+        """Return the manager's process id; ``None`` when there is no manager."""
+        document = self._manager()
+        return None if document is None else int(document["pid"])
+
+    def signal_manager(self, signum: signal.Signals) -> int | None:
+        """Send a signal to the manager; return its process id, ``None`` when there is no manager here."""
+        document = self._manager()
+        if document is None:
+            return None
+        if (known := ProcessId.from_document(document)) is not None:
+            return known.pid if known.send(signum) else None
+        # Of a former version.
+        pid = int(document["pid"])
+        return pid if system.signal_process(pid, document["pid_started"], signum) else None
+
+    def _manager(self) -> dict[str, Any] | None:
         if not is_held(self.root / "manager.lock"):
             return None
         try:
             document = orjson.loads((self.root / "manager.json").read_bytes())
-            return int(document["pid"]), document["pid_started"]
+            return {"pid_started": None, **document, "pid": int(document["pid"])}
         except (OSError, orjson.JSONDecodeError, KeyError, TypeError, ValueError):
             return None
 

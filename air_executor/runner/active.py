@@ -18,11 +18,15 @@ from air_executor.errors import StateDirError
 from air_executor.processes import Leftovers
 from air_executor.runner import imports
 from air_executor.runner.limits import Limits, mebibytes
+from air_executor.runs.lock import renew_held
 from air_executor.runs.record import UNWANTED, RunRecord, RunState
 from air_executor.runs.store import RunStore, is_fresh
 
 #: How often a task with a memory or CPU limit is measured, in seconds.
 _MEASURE_S = 0.2
+
+#: How often it is looked whether the files of this runner's locks are still there, in seconds.
+_RENEW_S = 4.0
 
 #: An executor that has not reconciled its runs for so many seconds is taken to be away.
 _ABSENT_S = 30.0
@@ -80,6 +84,7 @@ class ActiveRun:
         self._peak_bytes = 0
         self._stop_signal: signal.Signals | None = None
         self._is_monitored = False
+        self._renewed_s = time.monotonic()
         self.leftovers = Leftovers()
         self.is_over = False
         """The task process has ended. Airflow is being told, and logs may be uploaded, which nothing should disturb."""
@@ -106,6 +111,9 @@ class ActiveRun:
         """Leave a sign of life, and write what could not be written before. A full disk must not end a task."""
         try:
             self._store.heartbeat(self.record.id)
+            if time.monotonic() - self._renewed_s >= _RENEW_S:
+                self._renewed_s = time.monotonic()
+                renew_held()
             if self._is_unwritten:
                 self._store.write(self.record)
                 self._is_unwritten = False

@@ -37,7 +37,7 @@ class KernelLock:
 
         :param create: whether to make its file if there is none; otherwise the lock is not taken then.
         :return: whether it was taken.
-        :raises StateDirError: the lock file cannot be opened.
+        :raises StateDirError: the lock file cannot be opened, or its file system has no locks.
         """
         deadline = time.monotonic() + timeout_s
         while True:
@@ -47,14 +47,34 @@ class KernelLock:
                 if not create and isinstance(error, FileNotFoundError):
                     return False
                 raise StateDirError(f"cannot open the lock file {self.path}: {error.strerror}") from error
-            if _flock(fd, fcntl.LOCK_EX) and self._is_at_path(fd):
-                self._fd = fd
-                _held.add(self)
+            if self._try(fd):
                 return True
-            os.close(fd)
             if time.monotonic() >= deadline:
                 return False
             time.sleep(_RETRY_S)
+
+    def _try(self, fd: int) -> bool:
+        """Take the lock through ``fd``, which is closed if that is not possible now."""
+        is_taken = False
+        try:
+            is_taken = _flock(fd, fcntl.LOCK_EX, self.path) and self._is_at_path(fd)
+        finally:
+            if not is_taken:
+                os.close(fd)
+        if is_taken:
+            self._fd = fd
+            _held.add(self)
+        return is_taken
+
+    def _renew(self) -> None:
+        if self._fd is None:
+            return
+        if self._is_at_path(self._fd):
+            os.utime(self._fd)  # who deletes old files has no reason to
+            return
+        former = self._fd
+        if self.acquire(timeout_s=0):
+            os.close(former)
 
     def _is_at_path(self, fd: int) -> bool:
         # The former holder may have removed the file between our open and our lock: then it guards nothing.
@@ -66,7 +86,8 @@ class KernelLock:
     def release(self, *, keep_file: bool = False) -> None:
         """Free the lock, and remove its file first unless it shall be found by others."""
         if self._fd is not None:
-            if not keep_file:
+            # Another file may be there by now: the lock of somebody who found none.
+            if not keep_file and self._is_at_path(self._fd):
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(self.path)
             self._close()
@@ -80,6 +101,15 @@ class KernelLock:
 
 #: The locks that this process holds.
 _held: set[KernelLock] = set()
+
+
+def renew_held() -> None:
+    """Make the files of all locks that this process holds again, where somebody has deleted them.
+
+    :raises OSError: it is not possible, or :class:`StateDirError`.
+    """
+    for lock in list(_held):
+        lock._renew()
 
 
 def _leave_to_parent() -> None:
@@ -100,14 +130,18 @@ def is_held(path: str | Path) -> bool:
         raise StateDirError(f"cannot open the lock file {path}: {error.strerror}") from error
     try:
         # Shared, so that two who look at the same moment do not take each other for the holder.
-        return not _flock(fd, fcntl.LOCK_SH)
+        return not _flock(fd, fcntl.LOCK_SH, path)
     finally:
         os.close(fd)
 
 
-def _flock(fd: int, how: int) -> bool:
+def _flock(fd: int, how: int, path: str | Path) -> bool:
     try:
         fcntl.flock(fd, how | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
+    except OSError as error:
+        raise StateDirError(
+            f"cannot lock {path}: {error.strerror}. The state directory must be on a local disk"
+        ) from error
     return True

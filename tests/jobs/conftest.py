@@ -91,7 +91,7 @@ class Yard:
                 stderr=log,
             )
         self.managers.append(manager)
-        wait_for(lambda: self.store.manager() is not None and self.store.manager()[0] == manager.pid, "the manager")  # type: ignore[index]
+        wait_for(lambda: self.store.manager() == manager.pid, "the manager")
         return manager
 
     def launchers(self) -> list[psutil.Process]:

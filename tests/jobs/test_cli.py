@@ -157,3 +157,24 @@ def test_every_command_prints_json_when_asked_to(yard: Yard) -> None:
     assert json.loads(yard.call("logs", "job", "a", "--json")) == {"job": "job", "task": "a", "log": "said\n"}
     assert "choose one" in yard.call("logs", "job", "a", "-f", "--json", code=2)
     assert json.loads(yard.call("stop", "--wait", "--json")) == {"pid": started["pid"], "has_ended": True}
+
+
+@pytest.mark.parametrize("step_s", [-1.5, 1.5])
+def test_a_manager_is_stopped_after_a_step_of_the_clock(yard: Yard, step_s: float) -> None:
+    yard.call("start", "--detach")
+    path = yard.store.root / "manager.json"
+    document = json.loads(path.read_text())
+    path.write_text(json.dumps({**document, "pid_started": document["pid_started"] + step_s}))
+    yard.call("stop", "--wait")
+    assert yard.store.manager() is None
+
+
+def test_a_process_that_has_the_pid_of_a_manager_is_not_stopped_in_its_place(yard: Yard) -> None:
+    yard.store.root.mkdir(parents=True)
+    lock = yard.store.lock()
+    assert lock.acquire(0)
+    yard.store.note_manager()
+    path = yard.store.root / "manager.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "ticks": 5}))
+    assert "no manager works here" in yard.call("stop", code=1)
+    lock.release()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import subprocess
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from air_executor.errors import StateDirError
-from air_executor.runs.lock import KernelLock, is_held
+from air_executor.runs.lock import KernelLock, is_held, renew_held
 from tests.support.waiting import wait_for
 from tests.unit.processes import forked, is_alive, reap, result_of, wait_for_death
 
@@ -239,3 +240,58 @@ def test_a_link_in_the_place_of_a_lock_is_not_followed(path: Path, tmp_path: Pat
 def test_a_lock_where_there_is_no_folder_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(StateDirError, match="cannot open the lock file"):
         KernelLock(tmp_path / "none" / "lock").acquire(0)
+
+
+def test_whoever_lets_go_leaves_the_file_of_another_lock_at_its_place_alone(path: Path) -> None:
+    former, later = KernelLock(path), KernelLock(path)
+    assert former.acquire(0)
+    path.unlink()
+    assert later.acquire(0)
+    former.release()
+    assert is_held(path)
+    assert not KernelLock(path).acquire(0)
+    later.release()
+    assert not path.exists()
+
+
+def test_the_file_of_a_lock_that_is_held_is_made_again_when_somebody_has_deleted_it(path: Path) -> None:
+    lock = KernelLock(path)
+    assert lock.acquire(0)
+    before = len(os.listdir("/proc/self/fd"))
+    path.unlink()
+    assert not is_held(path)
+    renew_held()
+    assert is_held(path)
+    assert len(os.listdir("/proc/self/fd")) == before
+    os.utime(path, (1, 1))
+    renew_held()
+    assert path.stat().st_mtime > 1, "to who deletes old files it would look unused"
+    lock.release()
+    renew_held()
+    assert not path.exists()
+
+
+def test_a_lock_that_another_has_taken_meanwhile_is_left_to_it(path: Path) -> None:
+    lock = KernelLock(path)
+    assert lock.acquire(0)
+    path.unlink()
+    with forked(holding(path)):
+        renew_held()
+        lock.release()
+        assert is_held(path)
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_is_an_error_of_the_state_directory_and_leaks_nothing(
+    path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    path.touch()
+    before = len(os.listdir("/proc/self/fd"))
+    for ask in (lambda: KernelLock(path).acquire(0), lambda: is_held(path)):
+        with pytest.raises(StateDirError, match=f"cannot lock .*: {os.strerror(number)}.*local disk"):
+            ask()
+    assert len(os.listdir("/proc/self/fd")) == before

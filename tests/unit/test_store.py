@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import stat
+import subprocess
 import sys
 import time
 import uuid
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import orjson
 import pytest
 
 from air_executor import system
 from air_executor.errors import RecordError, RecordVersionError, StateDirError
-from air_executor.runs.record import RunState
+from air_executor.runs.record import RunRecord, RunState
 from air_executor.runs.store import MAX_FILE_BYTES, RunStore, StopRequest, public
+from tests.support.waiting import wait_for
 from tests.unit.documents import identity, kept, of_process, record
 from tests.unit.processes import forked, result_of
 
@@ -406,6 +411,76 @@ def test_an_end_that_was_written_between_two_looks_counts(store: RunStore) -> No
     end = store.write(seen.advance(RunState.SUCCEEDED))
     assert store.settle(seen) == end
     assert store.read(seen.id) == end
+
+
+def introduced(store: RunStore, **changes: Any) -> RunRecord:
+    """Return the record of a run whose runner is the calling process."""
+    one = kept(store, RunState.RUNNING, **{**of_process(), **changes})
+    store.introduce(one.id)
+    return one
+
+
+def test_a_lock_file_that_was_deleted_is_no_dead_runner(store: RunStore) -> None:
+    one = introduced(store)
+    assert store.has_runner(one)
+    assert store.settle(one) == one
+
+
+@pytest.mark.parametrize("step_s", [-3600.0, 1.5, 3600.0])
+def test_a_runner_is_known_by_what_no_step_of_the_clock_changes(store: RunStore, step_s: float) -> None:
+    one = introduced(store, pid_started=of_process()["pid_started"] + step_s)
+    assert store.is_runner(one)
+    assert store.signal_runner(one, signal.SIGCONT)
+    assert store.settle(one) == one
+
+
+def test_a_runner_of_a_former_version_is_known_by_when_it_started(store: RunStore) -> None:
+    started = of_process()["pid_started"]
+    assert store.is_runner(kept(store, RunState.RUNNING, **of_process()))
+    for wrong in (started - 1, started + 1):
+        assert not store.is_runner(kept(store, RunState.RUNNING, **{**of_process(), "pid_started": wrong}))
+
+
+@pytest.mark.parametrize("wrong", [{"ticks": 5}, {"boot_id": "another"}, {"namespace": 5}])
+def test_another_process_with_the_pid_of_a_runner_is_not_taken_for_it(store: RunStore, wrong: dict[str, Any]) -> None:
+    one = introduced(store)
+    path = store.folder(one.id) / "heartbeat"
+    path.write_bytes(orjson.dumps({**orjson.loads(path.read_bytes()), **wrong}))
+    assert not store.is_runner(one)
+    assert not store.signal_runner(one, signal.SIGKILL)
+    assert store.settle(one).state is RunState.LOST
+
+
+def test_a_runner_that_only_waits_to_be_reaped_is_dead(store: RunStore) -> None:
+    with forked(lambda: None) as pid:
+        one = kept(store, RunState.RUNNING, **of_process(pid))
+        assert store.has_runner(one)
+        os.kill(pid, signal.SIGKILL)
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+        assert not store.has_runner(one)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be somebody else")
+def test_another_user_who_looks_neither_kills_nor_writes(store: RunStore) -> None:
+    one = kept(store, RunState.RUNNING, **dead_process())
+    sleeper = subprocess.Popen(["sleep", "600"], env={"AIR_EXECUTOR_RUN": one.id})
+
+    def give_all_to(uid: int) -> None:
+        for path in (store.root, *store.root.rglob("*")):
+            os.chown(path, uid, uid)
+
+    give_all_to(12345)
+    try:
+        assert store.settle(one) == one
+        assert store.read(one.id) == one
+        assert sleeper.poll() is None
+        give_all_to(0)
+        assert wait_for(lambda: store.settle(one), "the owner's look").state is RunState.RUNNING
+        wait_for(lambda: store.settle(one).state is RunState.LOST, "the run to be lost")
+        assert sleeper.wait() == -signal.SIGKILL
+    finally:
+        sleeper.kill()
+        sleeper.wait()
 
 
 def test_a_sign_of_life_makes_the_file_and_renews_it(store: RunStore) -> None:
