@@ -79,7 +79,7 @@ def _runs(args: argparse.Namespace) -> int:
 
 def _show(args: argparse.Namespace) -> int:
     store = _store()
-    record = store.settle(store.find(args.run))
+    record = store.settled(store.find(args.run))
     if args.json:
         print_json(public(record))
     else:
@@ -114,7 +114,8 @@ def _stop(args: argparse.Namespace) -> int:
     if args.run is None:
         return jobs.stop_manager(is_waited_for=args.wait, is_json=args.json)
     store = _store()
-    record = store.settle(store.find(args.run))
+    store.refuse_strangers()
+    record = store.settled(store.find(args.run))
     if record.state.is_end:
         print(f"run {record.id} has ended already: {record.state.value}", file=sys.stderr)
         return EXIT_NO
@@ -138,7 +139,7 @@ def _stop(args: argparse.Namespace) -> int:
 def _wait_for_end(store: RunStore, record: RunRecord) -> RunRecord:
     while not record.state.is_end:
         time.sleep(_LOOK_S)
-        record = store.settle(store.read(record.id))
+        record = store.settled(store.read(record.id))
     return record
 
 
@@ -146,7 +147,9 @@ def _prune(args: argparse.Namespace) -> int:
     options = _options()
     keep_days = options.keep_days if args.keep_days is None else args.keep_days
     keep_runs = options.keep_runs if args.keep_runs is None else args.keep_runs
-    pruned = _store().prune(keep_days=keep_days, keep_runs=keep_runs)
+    store = _store()
+    store.refuse_strangers()
+    pruned = store.prune(keep_days=keep_days, keep_runs=keep_runs)
     if args.json:
         print_json({"removed": pruned.removed, "kept": pruned.kept})
     else:

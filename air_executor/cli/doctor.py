@@ -19,7 +19,8 @@ from air_executor import __version__, config
 from air_executor.cli.observe import launchers
 from air_executor.config import Config
 from air_executor.errors import AirExecutorError
-from air_executor.launcher.address import all_addresses
+from air_executor.launcher import protocol
+from air_executor.launcher.address import all_addresses, service_address
 from air_executor.launcher.preload import read_verdicts
 from air_executor.runs.store import RunStore
 
@@ -114,7 +115,7 @@ def _space(store: RunStore) -> Check:
 
 def _records(store: RunStore) -> Check:
     bad = store.unreadable()
-    remedy = "They were set aside. Look at them, then remove them: " + ", ".join(str(path) for path in bad[:3])
+    remedy = "Look at them; what lies aside can be removed: " + ", ".join(str(path) for path in bad[:3])
     return Check("records", not bad, f"{len(store.ids())} runs, {len(bad)} unreadable documents", remedy)
 
 
@@ -124,6 +125,11 @@ def _launchers(store: RunStore) -> Check:
     if silent:
         remedy = f"See {silent[0].log}. The next workload starts a new launcher."
         return Check("launcher", False, f"{len(silent)} launcher(s) do not answer", remedy)
+    for answer in answers:
+        # Executors start their own launchers themselves, of their own version.
+        if answer["key"] == service_address(store).key and (objection := protocol.objection(answer)):
+            what, _, remedy = objection.partition(": ")
+            return Check("launcher", False, f"orders wait: {what}", f"{remedy[:1].upper()}{remedy[1:]}.")
     if not answers:
         return Check("launcher", True, "none; one is started with the next workload")
     return Check("launcher", True, ", ".join(f"pid {one['pid']}, {one['runners']} runners" for one in answers))

@@ -38,7 +38,7 @@ def launchers(store: RunStore) -> list[dict[str, Any]]:
 def observe_runs(store: RunStore) -> list[ObservedRun]:
     """Return the live runs, the oldest first."""
     live = [record for record in store.records() if not record.state.is_end]
-    live = [record for record in store.settle_all(live) if not record.state.is_end]
+    live = [record for record in map(store.settled, live) if not record.state.is_end]
     return [_observe(store, record) for record in sorted(live, key=lambda record: record.queued_at or "")]
 
 

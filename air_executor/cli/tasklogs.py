@@ -35,7 +35,7 @@ def follow(store: RunStore, record: RunRecord) -> None:
             _print_output(store, record)
             return
         time.sleep(_READ_S)
-        record = store.settle(store.read(record.id))
+        record = store.settled(store.read(record.id))
 
 
 def _print_output(store: RunStore, record: RunRecord) -> None:

@@ -9,27 +9,31 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import selectors
 import signal
 import socket
 import subprocess
 import time
+from dataclasses import dataclass
 from typing import Any
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from air_executor.config import Config
-from air_executor.errors import AirExecutorError, LauncherAwayError, ProtocolError, RecordError
+from air_executor.errors import AirExecutorError, LauncherAwayError, ProtocolError, RecordError, RecordVersionError
 from air_executor.guard import Guard
 from air_executor.launcher import protocol
 from air_executor.launcher.address import (
     Address,
     address,
+    all_addresses,
     code_version,
     environment,
     module_command,
     packages_stamp,
     service_address,
 )
+from air_executor.launcher.link import ANSWER_S, QUIET_S, Link, WorkClock
 from air_executor.runs.backend import RunRequest
 from air_executor.runs.record import RunRecord, RunState
 from air_executor.runs.store import RunStore
@@ -39,6 +43,9 @@ log = logging.getLogger(__name__)
 
 #: How often runs without a launcher are looked at, in seconds.
 _LOOK_S = 1.0
+
+#: While an order is not confirmed, how often it is looked whether its launcher hangs, in seconds.
+_WATCH_S = 1.0
 
 #: How often it is looked whether packages were installed or upgraded, in seconds.
 _PACKAGES_S = 5.0
@@ -66,6 +73,17 @@ _CLOSE_S = 2.0
 _MAX_LOG_BYTES = 1 << 20
 
 
+@dataclass
+class _Order:
+    """A run that was ordered, and that no launcher has confirmed yet."""
+
+    request: RunRequest
+    link: Link | None = None
+    """The launcher that was told of it."""
+    sent_s: float = 0.0
+    """When, in seconds of work."""
+
+
 class LocalBackend:
     """Runs on this machine, each forked by a launcher. Implements :class:`air_executor.runs.backend.RunBackend`."""
 
@@ -76,20 +94,25 @@ class LocalBackend:
         self._address: Address = service_address(store) if self._is_service else address(store, config)
         self._packages, self._code = packages_stamp(), code_version()
         self._checked_s = 0.0
-        self._connection: socket.socket | None = None
-        self._decoder = protocol.Decoder()
-        self._outbox = bytearray()
+        self._clock = WorkClock()
+        self._selector = selectors.DefaultSelector()
+        #: To the launcher that gets new orders.
+        self._link: Link | None = None
+        #: To launchers that get no new orders, and still tell of runs.
+        self._former: list[Link] = []
         self._launcher: subprocess.Popen[bytes] | None = None
         self._deaths = 0
         self._retry_s = 0.0
+        #: Since when the launcher has taken no connections, in seconds of work.
+        self._shut_s: float | None = None
         #: Every run that is followed, as it was last known here.
         self._records: dict[str, RunRecord] = {}
         #: Ordered, but no launcher has said yet that it has them.
-        self._ordered: dict[str, RunRequest] = {}
-        #: A launcher that is connected tells of their end.
-        self._attached: set[str] = set()
+        self._ordered: dict[str, _Order] = {}
         #: No launcher tells of them; the value is when this became so, on the monotonic clock.
         self._alone: dict[str, float] = {}
+        #: Other launchers may know some of them, and were not asked yet.
+        self._seeks = False
         self._looked_s = 0.0
         #: Since when those of which nothing can be read are so, on the monotonic clock.
         self._obscure: dict[str, float] = {}
@@ -113,24 +136,29 @@ class LocalBackend:
         self._leave_outdated_launcher()
         self._store.create(record)
         self._records[request.id] = record
-        self._ordered[request.id] = request
-        self._order(request)
+        self._ordered[request.id] = _Order(request)
+        if self._link is None:
+            self._reconnect()  # hands over all that is ordered
+        else:
+            self._hand_over(request.id, self._link)
 
     def follow(self, record: RunRecord) -> None:
         """See :meth:`air_executor.runs.backend.RunBackend.follow`."""
         self._records[record.id] = record
         self._alone[record.id] = time.monotonic()
         self._looked_s = 0.0
-        if self._connection is not None:
-            self._send({"type": "follow", "id": record.id})
+        self._seeks = True
+        if self._link is not None and not (self._is_service and not self._link.launcher):
+            self._link.follow(record.id)
 
     def ended(self) -> list[RunRecord]:
         """See :meth:`air_executor.runs.backend.RunBackend.ended`."""
-        if self._connection is None and self._ordered:
+        if self._link is None and self._ordered:
             self._reconnect()
-        if self._connection is not None:
-            self._flush()
-            self._receive()
+        if self._seeks:
+            self._ask_others()
+        self._receive()
+        self._watch()
         if self._launcher is not None and self._launcher.poll() is not None:
             self._launcher = None  # reaped
         if self._alone and (self._unseen or time.monotonic() - self._looked_s >= _LOOK_S):
@@ -140,12 +168,13 @@ class LocalBackend:
 
     def fileno(self) -> int | None:
         """See :meth:`air_executor.runs.backend.RunBackend.fileno`."""
-        return None if self._connection is None else self._connection.fileno()
+        # One for all launchers, readable also when one of them can take more of what was ordered.
+        return self._selector.fileno() if self._links() else None  # type: ignore[attr-defined,no-any-return]
 
     def has_news(self) -> bool:
         """See :meth:`air_executor.runs.backend.RunBackend.has_news`."""
-        was_connected = self._connection is not None
-        return bool(self.ends()) or (was_connected and self._connection is None)
+        was_connected = self._link is not None
+        return bool(self.ends()) or (was_connected and self._link is None)
 
     def ends(self) -> list[str]:
         """See :meth:`air_executor.runs.backend.RunBackend.ends`."""
@@ -155,8 +184,8 @@ class LocalBackend:
     def due_in_s(self) -> float | None:
         """See :meth:`air_executor.runs.backend.RunBackend.due_in_s`."""
         now_s, due_s = time.monotonic(), []
-        if self._connection is None and self._ordered:
-            due_s.append(self._retry_s)
+        if self._ordered:
+            due_s.append(self._retry_s if self._link is None else now_s + _WATCH_S)
         if self._alone:
             due_s.append(now_s if self._unseen else self._looked_s + _LOOK_S)
         return max(0.0, min(due_s) - now_s) if due_s else None
@@ -174,22 +203,26 @@ class LocalBackend:
         self._signal(run_id, "kill", signal.SIGKILL)
 
     def _signal(self, run_id: str, message: str, signum: signal.Signals) -> None:
-        if self._connection is not None:
-            self._send({"type": message, "id": run_id})
-        else:
+        order = self._ordered.get(run_id)
+        link = next((link for link in self._links() if run_id in link.attached), order.link if order else self._link)
+        if link is None or link.hangs or link.objection:
             signal_by_pid(self._store, run_id, signum)
+        else:
+            link.send({"type": message, "id": run_id})
 
     def close(self) -> None:
         """See :meth:`air_executor.runs.backend.RunBackend.close`."""
-        if self._connection is not None and self._outbox:
-            self._connection.settimeout(_CLOSE_S)
-            with contextlib.suppress(OSError):
-                self._connection.sendall(self._outbox)
-        self._disconnect()
-        for runs in (self._records, self._ordered, self._attached, self._alone):
+        for link in self._links():
+            link.close(_CLOSE_S)
+        self._link, self._former = None, []
+        self._selector.close()
+        for runs in (self._records, self._ordered, self._alone):
             runs.clear()
 
-    # The connection
+    # Launchers
+
+    def _links(self) -> list[Link]:
+        return self._former if self._link is None else [self._link, *self._former]
 
     def _leave_outdated_launcher(self) -> None:
         """Go to another launcher when packages were installed, upgraded or removed: this one has the former in memory.
@@ -197,7 +230,7 @@ class LocalBackend:
         Not when this very code, or Airflow's, was: that takes a new scheduler.
         """
         now_s = time.monotonic()
-        if self._is_service or self._ordered or now_s < self._checked_s + _PACKAGES_S:
+        if self._is_service or now_s < self._checked_s + _PACKAGES_S:
             return
         self._checked_s = now_s
         if packages_stamp() == self._packages or code_version() != self._code:
@@ -205,16 +238,13 @@ class LocalBackend:
         self._packages = packages_stamp()
         self._address = address(self._store, self._config)
         log.info("Installed packages have changed; going on with a new launcher, %s", self._address.key)
-        self._disconnect()
-        for run_id in self._attached:
-            self._alone[run_id] = now_s
-        self._attached = set()
+        self._supersede()
 
-    def _order(self, request: RunRequest) -> None:
-        if self._connection is None:
-            self._reconnect()  # hands over all that is ordered
-        else:
-            self._send({"type": "start", "request": request.to_message()})
+    def _supersede(self) -> None:
+        """Give no more orders to the present launcher. It tells what becomes of those that it has."""
+        if self._link is not None:
+            self._former.append(self._link)
+            self._link = None
 
     def _reconnect(self) -> None:
         """Connect, and hand over what was ordered; if there is no way, fail it."""
@@ -222,17 +252,37 @@ class LocalBackend:
             return
         try:
             self._connect()
+        except TimeoutError as error:
+            self._wait_for_room(error)
+            return
         except (AirExecutorError, OSError) as error:
             self._count_death(f"no launcher can be started: {error}")
             return
-        for request in list(self._ordered.values()):
-            self._send({"type": "start", "request": request.to_message()})
+        if self._link is None:
+            return
+        self._hand_over_all(self._link)
+
+    def _hand_over_all(self, link: Link) -> None:
+        """Give a launcher what no other has, and ask it for the runs of which none tells."""
+        if self._is_service and not link.launcher:
+            return  # whether it understands is not known yet
+        for run_id in list(self._ordered):
+            self._hand_over(run_id, link)
         for run_id in self._alone:
-            self._send({"type": "follow", "id": run_id})
+            link.follow(run_id)
+
+    def _hand_over(self, run_id: str, link: Link) -> None:
+        """Give an order to a launcher, unless another has it. One of another version is listened to first."""
+        order = self._ordered[run_id]
+        if order.link is not None or link.objection or (self._is_service and not link.launcher):
+            return
+        order.link, order.sent_s = link, self._clock.read_s()
+        link.send(protocol.start_message(order.request.to_message(), link.launcher))
 
     def _connect(self) -> None:
-        if self._connection is not None:
+        if self._link is not None:
             return
+        launched = None
         try:
             connection = protocol.connect(self._address.socket)
         except (FileNotFoundError, ConnectionRefusedError):
@@ -243,10 +293,11 @@ class LocalBackend:
                     connection = protocol.connect(self._address.socket)
                 except (FileNotFoundError, ConnectionRefusedError):
                     connection = self._launch()
-        connection.setblocking(False)
-        self._connection = connection
-        self._decoder = protocol.Decoder()
-        self._outbox.clear()
+                    launched = self._launcher
+        self._shut_s = None
+        self._link = Link(connection, self._address, self._selector, self._clock)
+        if launched is not None:
+            self._link.note_process(launched.pid)
 
     def _launch(self) -> socket.socket:
         """Start a launcher, and connect to it. It inherits its listening socket, so it need not be warm for that.
@@ -277,11 +328,20 @@ class LocalBackend:
             log.info("Started launcher %s with pid %d", self._address.key, self._launcher.pid)
             return protocol.connect(self._address.socket)
 
-    def _disconnect(self) -> None:
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
-        self._outbox.clear()
+    def _ask_others(self) -> None:
+        """Ask all other launchers for the runs that this one does not know: former ones may still have them."""
+        self._seeks = False
+        known = {link.address for link in self._links()} | {self._address}
+        for other in all_addresses(self._store) if self._alone else ():
+            if other in known:
+                continue
+            with contextlib.suppress(OSError, AirExecutorError):  # those without a launcher need not be asked
+                link = Link(protocol.connect(other.socket), other, self._selector, self._clock)
+                for run_id in self._alone:
+                    link.follow(run_id)
+                self._former.append(link)
+
+    # Launchers that die or hang
 
     def _count_death(self, why: str) -> None:
         """Note that a launcher died, or could not be born. Unless that happened too often, another is started."""
@@ -293,8 +353,9 @@ class LocalBackend:
             self._deaths += 1
             log.log(logging.WARNING if self._deaths == 1 else logging.DEBUG, "%s; trying again", why)
             return
-        log.error("%s; giving up on %d runs that wait for it", why, len(self._ordered))
-        for run_id in list(self._ordered):
+        unclaimed = [run_id for run_id, order in self._ordered.items() if order.link is None]
+        log.error("%s; giving up on %d runs that wait for it", why, len(unclaimed))
+        for run_id in unclaimed:
             if self._is_begun(run_id):
                 self._leave_alone(run_id)
             else:
@@ -303,8 +364,7 @@ class LocalBackend:
 
     def _leave_alone(self, run_id: str) -> None:
         """Follow a run through its record and lock: no launcher tells of it."""
-        self._ordered.pop(run_id, None)
-        self._attached.discard(run_id)
+        self._forget(run_id)
         self._alone[run_id] = time.monotonic()
 
     def _is_begun(self, run_id: str) -> bool:
@@ -315,73 +375,145 @@ class LocalBackend:
         except AirExecutorError:
             return False
 
-    def _lost_connection(self) -> None:
-        self._disconnect()
+    def _lose(self, link: Link) -> None:
+        """Go on without a launcher that is gone, or is to be left."""
+        link.close()
+        if link is self._link:
+            self._link = None
+        elif link in self._former:
+            self._former.remove(link)
         now_s = time.monotonic()
-        attached, self._attached = self._attached, set()
-        for run_id in attached:
+        for run_id in link.attached:
             self._alone[run_id] = now_s
             if self._store.stop_request(run_id) is not None:
                 signal_by_pid(self._store, run_id, signal.SIGTERM)  # the launcher may have died with the request unread
-        self._looked_s = 0.0
+        if link.attached:
+            self._looked_s = 0.0
         # What was ordered may have been taken by the launcher that died. A second request for it is harmless: the
         # runner that finds the run begun, by its lock or its record, leaves it alone.
-        self._count_death("the launcher died")
+        for order in self._ordered.values():
+            if order.link is link:
+                order.link = None
+        if self._link is not None:
+            self._hand_over_all(self._link)
+
+    def _lost_connection(self, link: Link) -> None:
+        was_current = link is self._link
+        self._lose(link)
+        if was_current:
+            self._count_death("the launcher died")
+
+    def _wait_for_room(self, error: TimeoutError) -> None:
+        """Wait for a launcher that takes no connections; one that does not for long hangs."""
+        now_s = self._clock.read_s()
+        self._retry_s = time.monotonic() + _LOOK_S
+        if self._shut_s is None:
+            self._shut_s = now_s
+            log.warning("%s; trying again", error)
+        elif now_s - self._shut_s >= QUIET_S + ANSWER_S and not self._is_service:
+            log.error("%s: it hangs, and is replaced", error)
+            self._leave_socket()
+
+    def _leave_socket(self) -> None:
+        """Remove the socket of a launcher that hangs: nobody connects to it any more, and the next one is started."""
+        self._shut_s, self._retry_s = None, 0.0
+        with contextlib.suppress(Timeout, OSError), FileLock(self._address.lock, timeout=_CLOSE_S, mode=0o600):
+            self._address.socket.unlink(missing_ok=True)
+
+    def _watch(self) -> None:
+        """See to it that every order is confirmed, and that each launcher that owes an answer still works."""
+        now_s = self._clock.read_s()
+        for link in self._links():
+            orders = {run_id: order for run_id, order in self._ordered.items() if order.link is link}
+            owes = bool(orders or link.attached or link.asked)
+            late = {run_id for run_id, order in orders.items() if now_s - order.sent_s >= QUIET_S}
+            if link.is_overdue(owes=owes):
+                self._leave_hanging(link)
+            elif not owes and link is not self._link:
+                self._lose(link)
+            elif late - link.doubts:
+                link.doubts |= late
+                link.send({"type": "status"})  # the answer tells whether it still has them
+
+    def _leave_hanging(self, link: Link) -> None:
+        """Give up a launcher that does not answer. Its runs go on, and are followed by their records and locks."""
+        if link.hangs:
+            return
+        who = f"The launcher {link.address.key}" + (f" (pid {link.pid})" if link.pid else "")
+        if link.address == service_address(self._store):
+            log.error("%s hangs: it does not answer. What is ordered waits; restart the launcher service", who)
+            link.hangs = True
+            for run_id in link.attached:
+                self._alone.setdefault(run_id, time.monotonic())
+            return
+        was_current = link is self._link
+        killed = link.kill()
+        fate = "killed" if killed else "left"
+        log.error("%s hangs: it does not answer, and is %s. Its %d runs go on", who, fate, len(link.attached))
+        self._lose(link)
+        if was_current:
+            self._leave_socket()
 
     # Messages
 
-    def _send(self, message: dict[str, Any]) -> None:
-        self._outbox += protocol.encode(message)
-        self._flush()
-
-    def _flush(self) -> None:
-        if self._connection is None or not self._outbox:
-            return
-        try:
-            sent = self._connection.send(self._outbox)
-        except BlockingIOError:
-            return
-        except OSError:
-            return  # the end of the connection is noticed on reading, after the last messages
-        del self._outbox[:sent]
-
     def _receive(self) -> None:
-        while self._connection is not None:
+        for link in self._links():
+            hung = link.hangs
             try:
-                data = self._connection.recv(1 << 16)
-            except BlockingIOError:
-                return
-            except OSError:
-                data = b""
-            if not data:
-                self._lost_connection()
-                return
-            try:
-                for message in self._decoder.feed(data):
+                for message in link.receive():
                     with self._guard(f"Handling a message of the launcher about run {message.get('id')}"):
-                        self._handle(message)
+                        self._handle(link, message)
+            except EOFError:
+                self._lost_connection(link)
             except ProtocolError as error:
                 log.error("The launcher does not make sense: %s", error)
-                self._lost_connection()
+                self._lost_connection(link)
+            if hung and not link.hangs:
+                log.info("The launcher %s answers again", link.address.key)
 
-    def _handle(self, message: dict[str, Any]) -> None:
+    def _handle(self, link: Link, message: dict[str, Any]) -> None:
         kind, run_id = message.get("type"), str(message.get("id"))
-        if kind == "started":
+        if kind == "hello":
+            self._meet(link, message)
+        elif kind == "started":
             self._deaths = 0
             if self._ordered.pop(run_id, None) is not None:
-                self._attached.add(run_id)
+                link.attached.add(run_id)
         elif kind == "followed":
+            link.asked.discard(run_id)
             if self._alone.pop(run_id, None) is not None:
-                self._attached.add(run_id)
+                link.attached.add(run_id)
         elif kind == "refused" and run_id in self._ordered:
             self._fail(run_id, str(message.get("reason")))
         elif kind == "elsewhere" and run_id in self._records:
             self._leave_alone(run_id)
-        elif kind == "unknown" and message.get("asked") in ("stop", "kill"):
-            signum = signal.SIGTERM if message["asked"] == "stop" else signal.SIGKILL
-            signal_by_pid(self._store, run_id, signum)
+        elif kind == "unknown":
+            link.asked.discard(run_id)
+            if message.get("asked") in ("stop", "kill"):
+                signum = signal.SIGTERM if message["asked"] == "stop" else signal.SIGKILL
+                signal_by_pid(self._store, run_id, signum)
         elif kind == "exited":
             self._exited(run_id, message.get("exit_code"))
+        elif kind == "superseded" and link is self._link:
+            self._supersede()
+            with contextlib.suppress(AirExecutorError, OSError):  # the next order tries again
+                self._connect()
+        elif kind == "status" and message.get("waiting") == 0:
+            for doubtful in link.doubts & self._ordered.keys():
+                self._ordered[doubtful].link = None  # it got lost
+                self._hand_over(doubtful, self._link or link)
+            link.doubts.clear()
+
+    def _meet(self, link: Link, launcher: dict[str, Any]) -> None:
+        """Take note of what a launcher says of itself, and give it orders if the two understand each other."""
+        link.launcher = launcher
+        if isinstance(pid := launcher.get("pid"), int) and not self._is_service:
+            link.note_process(pid)
+        link.objection = protocol.objection(launcher)
+        if link.objection:
+            log.error("Orders wait: %s", link.objection)
+        elif link is self._link:
+            self._hand_over_all(link)
 
     def _exited(self, run_id: str, exit_code: int | None) -> None:
         if run_id not in self._records:
@@ -402,7 +534,12 @@ class LocalBackend:
         if (record := self._records.get(run_id)) is None:
             return
         with contextlib.suppress(Exception):  # what is known here has to do
-            record = self._store.read(run_id)
+            try:
+                record = self._store.read(run_id)
+            except RecordError as error:
+                if not isinstance(error, RecordVersionError):  # that stays as it is
+                    self._store.set_aside(run_id)
+                raise
             if record.state.is_end:
                 self._end(record)
                 return
@@ -422,11 +559,17 @@ class LocalBackend:
 
     def _end(self, record: RunRecord) -> None:
         self._records.pop(record.id, None)
-        self._ordered.pop(record.id, None)
-        self._attached.discard(record.id)
-        self._alone.pop(record.id, None)
+        self._forget(record.id)
         self._obscure.pop(record.id, None)
         self._ended.append(record)
+
+    def _forget(self, run_id: str) -> None:
+        """Expect nothing more of a run from anybody."""
+        self._ordered.pop(run_id, None)
+        self._alone.pop(run_id, None)
+        for link in self._links():
+            link.attached.discard(run_id)
+            link.asked.discard(run_id)
 
     # Runs without a launcher
 

@@ -1,8 +1,12 @@
 """What an executor and a launcher say to each other: JSON documents, each with its length before it.
 
 From the executor: ``start`` (with a run request), ``follow``, ``stop`` and ``kill`` (with a run's id), ``status``.
-From the launcher: ``hello`` once, ``started`` and ``refused``, ``followed``, ``exited``, ``unknown`` (a ``follow``,
-``stop`` or ``kill`` for a run that is not its child), ``status``.
+From the launcher: ``hello`` once, ``started`` and ``refused``, ``followed``, ``exited``, ``elsewhere`` (another runner
+executes this run, or another executor follows it), ``unknown`` (a ``follow``, ``stop`` or ``kill`` for a run that is
+not its child), ``status``, and ``superseded`` (another launcher takes new orders at this address).
+
+``hello`` and ``status`` tell the launcher's version of this protocol, and the oldest that it understands. Fields and
+messages from a launcher that the executor does not know are passed over.
 """
 
 from __future__ import annotations
@@ -10,13 +14,28 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
-from collections.abc import Iterator
+import struct
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import orjson
 
+from air_executor import __version__
 from air_executor.errors import ProtocolError, StateDirError
+
+#: Version of this protocol. It rises when a peer that passes over what is new would do the wrong thing.
+VERSION = 2
+
+#: The oldest version that this code understands: 1 is that of launchers that tell none.
+OLDEST = 1
+
+#: The fields of a run request in version 1, whose launchers refuse requests with others; and those of its identity.
+_FIELDS_1 = frozenset({"id", "identity", "workload", "air", "server", "log_file"})
+_IDENTITY_1 = frozenset(
+    {"kind", "workload_id", "name", "dag_id", "task_id", "dag_run_id", "map_index", "try_number", "team", "queue"}
+    | {"job_name"}
+)
 
 #: A message is at most this many bytes long. Workloads are a few thousand.
 MAX_MESSAGE_BYTES = 8 << 20
@@ -58,6 +77,37 @@ def encode(message: dict[str, Any]) -> bytes:
     if len(body) > MAX_MESSAGE_BYTES:
         raise ProtocolError(f"a message of {len(body)} bytes is longer than {MAX_MESSAGE_BYTES}")
     return len(body).to_bytes(_LENGTH_BYTES, "big") + body
+
+
+def objection(launcher: Mapping[str, Any]) -> str | None:
+    """Return why an executor of this version gives no orders to ``launcher``, and what to restart; ``None``: it does.
+
+    :param launcher: what it says of itself.
+    """
+    version, oldest = _number(launcher, "protocol", 1), _number(launcher, "understands", None)
+    who = (
+        f"the launcher is of AirExecutor {launcher.get('version')} (protocol {version}), "
+        f"and this is AirExecutor {__version__} (protocol {VERSION})"
+    )
+    if version < OLDEST:
+        return f"{who}: restart the launcher (`air-executor launcher`), so that it is of this version too"
+    if (oldest if oldest is not None else version) > VERSION and version > VERSION:
+        return f"{who}: restart the scheduler, so that it is of the launcher's version too"
+    return None
+
+
+def _number(launcher: Mapping[str, Any], name: str, default: Any) -> Any:
+    value = launcher.get(name, default)
+    return value if isinstance(value, int) else default
+
+
+def start_message(request: dict[str, Any], launcher: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the order of a run, as ``launcher`` understands it."""
+    if launcher and _number(launcher, "protocol", 1) == 1:
+        request = {name: value for name, value in request.items() if name in _FIELDS_1}
+        identity = request["identity"]
+        request["identity"] = {name: value for name, value in identity.items() if name in _IDENTITY_1}
+    return {"type": "start", "request": request}
 
 
 class Decoder:
@@ -129,12 +179,20 @@ def connect(path: Path) -> socket.socket:
     """Return a connection to the launcher that listens at ``path``.
 
     :raises OSError: nobody listens there.
+    :raises TimeoutError: somebody does, but takes no connections.
     """
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    connection.settimeout(_CONNECT_S)
     try:
+        # Linux waits for a place in a full queue so long, if the socket may block; otherwise not at all.
+        seconds, fraction = divmod(_CONNECT_S, 1)
+        until = struct.pack("ll", int(seconds), int(fraction * 1e6))
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, until)
         with reachable(path) as address:
             connection.connect(address)
+        connection.settimeout(_CONNECT_S)
+    except BlockingIOError:
+        connection.close()
+        raise TimeoutError(f"the launcher at {path} takes no connections") from None
     except BaseException:
         connection.close()
         raise

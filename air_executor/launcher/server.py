@@ -322,6 +322,8 @@ class Launcher:
                 # Our child, not reaped yet: nobody else can have the pid.
                 os.kill(pid, signal.SIGTERM if kind == "stop" else signal.SIGKILL)
             else:
+                if (former := self._children[pid].client) is not client:
+                    self._tell(former, {"type": "elsewhere", "id": run_id})  # if it is still there, it looks itself
                 self._children[pid].client = client
                 self._tell(client, {"type": "followed", "id": run_id})
         else:
@@ -331,9 +333,12 @@ class Launcher:
         return {
             "pid": os.getpid(),
             "version": __version__,
+            "protocol": protocol.VERSION,
+            "understands": protocol.OLDEST,
             "launch": self._config.launch,
             "age_s": round(time.monotonic() - self._started_s, 1),
             "runners": len(self._children) + len(self._dying),
+            "waiting": len(self._waiting),
             "clients": len(self._clients),
             "max_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         }

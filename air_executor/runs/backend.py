@@ -11,7 +11,11 @@ from air_executor.runs.record import Identity, RunRecord, check_id
 
 @dataclass(frozen=True, kw_only=True)
 class RunRequest:
-    """Everything a runner needs to execute one workload. It holds a token, so it is never written."""
+    """Everything a runner needs to execute one workload. It holds a token, so it is never written.
+
+    A launcher of another version passes over a field that it does not know. So a new field has a default, and where
+    passing over it would be wrong, ``launcher.protocol.VERSION`` rises.
+    """
 
     id: str
     identity: Identity
@@ -24,22 +28,28 @@ class RunRequest:
     log_file: str | None = None
 
     def to_message(self) -> dict[str, Any]:
-        """Return the request as plain data."""
-        return {**vars(self), "identity": vars(self.identity)}
+        """Return the request as plain data, without what is not set."""
+        message = {name: value for name, value in vars(self).items() if value is not None}
+        return {**message, "identity": vars(self.identity)}
 
     @classmethod
     def from_message(cls, message: Any) -> RunRequest:
-        """Read a request from plain data.
+        """Read a request from plain data. Fields that this version does not know are passed over.
 
         :raises ProtocolError: it is not one.
         """
         try:
-            identity = Identity(**message["identity"])
+            identity = Identity(**_known(Identity, message["identity"]))
             check_id(message["id"])
             check_id(identity.workload_id)
-            return cls(**{**message, "identity": identity})
+            return cls(**{**_known(cls, message), "identity": identity})
         except Exception as error:
             raise ProtocolError(f"not a run request: {type(error).__name__}: {error}") from None
+
+
+def _known(kind: type, values: dict[str, Any]) -> dict[str, Any]:
+    """Return the values of fields that dataclass ``kind`` has."""
+    return {name: value for name, value in values.items() if name in kind.__dataclass_fields__}  # type: ignore[attr-defined]
 
 
 class RunBackend(Protocol):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import enum
 import uuid
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from typing import Any
@@ -15,6 +16,16 @@ from air_executor.errors import IllegalTransitionError, RecordError, RecordVersi
 
 #: Version of the document. A reader refuses a newer one instead of guessing.
 VERSION = 1
+
+#: Under this name, among the limits, stand fields that the first release of version 1 does not know: it does not read
+#: a document with an unknown field, but takes and keeps any limit.
+LATER = "+"
+
+#: The fields of a record in that release.
+_FIRST = frozenset(
+    "id state identity limits host boot_id pid pid_started task_pid log_file queued_at starting_at running_at ended_at "
+    "reported_at outcome delivered exit_code signal reason peak_memory_bytes cpu_time_s unknown".split()
+)
 
 #: A reason is cut to this many characters.
 _MAX_REASON = 8000
@@ -127,6 +138,8 @@ class RunRecord:
     """Why the run ended as it did, for a person. ``None`` when there is nothing to explain."""
     peak_memory_bytes: int | None = None
     cpu_time_s: float | None = None
+    unknown: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    """Fields of another version's document, of its ``identity`` too. They are written back as they were."""
 
     @property
     def label(self) -> str:
@@ -152,14 +165,19 @@ class RunRecord:
     def to_json(self) -> bytes:
         """Return the document: readable, always in the same order, without what is not set."""
         document: dict[str, Any] = {"version": VERSION, "id": self.id, "state": self.state.value}
-        document["identity"] = _filled(vars(self.identity))
+        document["identity"] = {**_filled(vars(self.identity)), **self.unknown.get("identity", {})}
         for name, value in _filled(vars(self)).items():
+            document.setdefault(name, value)
+        del document["unknown"]
+        if later := {name: document.pop(name) for name in _LATER if name in document}:
+            document["limits"] = {**document["limits"], LATER: later}
+        for name, value in self.unknown.items():
             document.setdefault(name, value)
         return orjson.dumps(document, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
 
     @classmethod
     def from_json(cls, data: bytes) -> RunRecord:
-        """Read a document back.
+        """Read a document back. Fields that this version does not know are kept in :attr:`unknown`.
 
         :raises RecordError: it is not one, or of a newer version.
         """
@@ -168,14 +186,34 @@ class RunRecord:
             version = document.pop("version")
             if version != VERSION:
                 raise RecordVersionError(f"a record's version is {version}; this AirExecutor understands {VERSION}")
-            identity = Identity(**document.pop("identity"))
+            known_identity, strange = _divided(Identity, document.pop("identity"))
+            identity = Identity(**known_identity)
             check_id(identity.workload_id)
             state = RunState(document.pop("state"))
-            return cls(state=state, identity=identity, id=check_id(document.pop("id")), **document)
+            run_id = check_id(document.pop("id"))
+            if isinstance(limits := document.get("limits"), dict) and LATER in limits:
+                document.update(limits.pop(LATER))
+            known, unknown = _divided(cls, document)
+            if strange:
+                unknown["identity"] = strange
+            return cls(state=state, identity=identity, id=run_id, unknown=unknown, **known)
         except RecordError:
             raise
         except (orjson.JSONDecodeError, AttributeError, KeyError, TypeError, ValueError) as error:
             raise RecordError(f"it is not a run's document: {error}") from None
+
+
+#: The fields of a record that it does not know.
+_LATER = tuple(each.name for each in dataclasses.fields(RunRecord) if each.name not in _FIRST)
+
+
+def _divided(kind: type, document: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the fields of a document that dataclass ``kind`` has, and the others."""
+    names = kind.__dataclass_fields__.keys() - {"unknown"}  # type: ignore[attr-defined]
+    if document.keys() <= names:
+        return document, {}
+    known = {name: value for name, value in document.items() if name in names}
+    return known, {name: value for name, value in document.items() if name not in names}
 
 
 def _filled(values: dict[str, Any]) -> dict[str, Any]:

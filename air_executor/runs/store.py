@@ -21,12 +21,13 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import pwd
 import shutil
 import signal
 import stat
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -37,8 +38,8 @@ from air_executor import processes, system
 from air_executor.errors import RecordError, RecordVersionError, StateDirError
 from air_executor.processes import Process, ProcessId
 from air_executor.runs.lock import KernelLock, is_held
-from air_executor.runs.record import UNWANTED, RunRecord, RunState, check_id, now
-from air_executor.runs.remains import MOMENT_S, DeadRun, Undertaker
+from air_executor.runs.record import LATER, UNWANTED, RunRecord, RunState, check_id, now
+from air_executor.runs.remains import DeadRun, Undertaker
 
 #: No file that is read whole is larger than this many bytes.
 MAX_FILE_BYTES = 1 << 20
@@ -76,6 +77,8 @@ class RunStore:
         self.gpus = self.root / "gpus"
         self.executors = self.root / "executors"
         self.launchers = self.root / "launchers"
+        #: Runs whose record a newer version has written. It stays as it is.
+        self._newer: set[str] = set()
         self._undertaker = Undertaker()
 
     def prepare(self) -> None:
@@ -98,6 +101,21 @@ class RunStore:
                 pass
         except OSError as error:
             raise StateDirError(f"the state directory {self.root} cannot be used: {error}. {hint}") from error
+
+    def refuse_strangers(self) -> None:
+        """Make sure that this process's user owns the state directory, before it writes there on somebody's behalf.
+
+        :raises StateDirError: it is another's, as for root; what is written would be unreadable to its owner.
+        """
+        try:
+            owner = self.root.stat().st_uid
+        except OSError:
+            return  # there is nothing to write to, which is said elsewhere
+        if owner != os.geteuid():
+            raise StateDirError(
+                f"{self.root} belongs to {_user(owner)}, who could not read what {_user(os.geteuid())} writes there. "
+                f"Do this as that user: sudo -u {_user(owner)} air-executor …"
+            )
 
     def folder(self, run_id: str) -> Path:
         """Return the folder of a run.
@@ -151,13 +169,25 @@ class RunStore:
     def write(self, record: RunRecord) -> RunRecord:
         """Put ``record`` in the place of the former one, whole or not at all, and return it.
 
+        A record that was read here, and is of a newer version, is not replaced.
+
         :raises StateDirError: it cannot be written.
         """
-        replace_file(self._path(record.id, "state.json"), record.to_json())
+        if record.id not in self._newer:
+            replace_file(self._path(record.id, "state.json"), record.to_json())
         return record
 
+    def set_aside(self, run_id: str) -> None:
+        """Move a record that can't be understood to ``state.json.unreadable``, before another takes its place.
+
+        For who writes the end of the run. Others leave it where it is: they may be of an older version.
+        """
+        path = self._path(run_id, "state.json")
+        with contextlib.suppress(OSError):
+            os.replace(path, path + ".unreadable")
+
     def read(self, run_id: str) -> RunRecord:
-        """Return a run's record. A document that can't be understood is set aside as ``state.json.unreadable``.
+        """Return a run's record.
 
         :raises RecordError: there is none, or it can't be understood.
         """
@@ -171,14 +201,10 @@ class RunStore:
                 raise RecordError(f"it is the document of run {record.id}")
             return record
         except RecordVersionError:
+            self._newer.add(check_id(run_id))
             raise
         except RecordError as error:
-            aside = path + ".unreadable"
-            try:
-                os.replace(path, aside)
-            except OSError:
-                aside = path
-            raise RecordError(f"the record of run {run_id} can't be understood: {error}. See {aside}") from None
+            raise RecordError(f"the record of run {run_id} can't be understood: {error}. See {path}") from None
 
     def _read(self, path: str | Path) -> bytes | None:
         try:
@@ -212,7 +238,7 @@ class RunStore:
             try:
                 yield self.read(run_id)
             except (RecordError, StateDirError):
-                continue  # set aside by read(); `doctor` counts them
+                continue  # `doctor` counts them
 
     def find(self, prefix: str) -> RunRecord:
         """Return the one run whose id starts with ``prefix``.
@@ -227,8 +253,17 @@ class RunStore:
         return self.read(matches[0])
 
     def unreadable(self) -> list[Path]:
-        """Return the documents that were set aside because they can't be understood."""
-        return sorted(self.runs.glob("*/state.json.unreadable"))
+        """Return the documents that can't be understood, also those that were set aside."""
+        found = list(self.runs.glob("*/state.json.unreadable"))
+        for run_id in self.ids():
+            try:
+                self.read(run_id)
+            except (RecordVersionError, StateDirError):
+                continue
+            except RecordError:
+                if self.has(run_id) and os.path.lexists(path := self.folder(run_id) / "state.json"):
+                    found.append(path)
+        return sorted(found)
 
     # Life and death
 
@@ -288,25 +323,21 @@ class RunStore:
         finally:
             lock.release()
 
-    def settle_all(self, records: Iterable[RunRecord]) -> list[RunRecord]:
-        """Return the records as :meth:`settle` does, after a moment for what it has killed."""
-        settled = [self.settle(record) for record in records]
-        if self._undertaker.is_at_work:
-            time.sleep(MOMENT_S)
-            settled = [self.settle(record) for record in settled]
-        return settled
+    def settled(self, record: RunRecord) -> RunRecord:
+        """Return the record as :meth:`settle` would leave it, for who only looks: nothing is killed or written."""
+        if record.state.is_end or record.state is RunState.QUEUED or self.has_runner(record):
+            return record
+        record = self.read(record.id)  # it may have ended between the two looks
+        return record if record.state.is_end else record.advance(RunState.LOST, reason=_loss(record))
 
     def _bury(self, record: RunRecord) -> RunRecord:
         survivors: list[Process] | None = []
-        if record.boot_id != system.boot_id() and record.host == system.host():
-            reason = f"{record.host} was rebooted while the run was {record.state.value}"
-        else:
-            reason = f"the runner (pid {record.pid} on {record.host}) is gone and left no outcome"
+        if not _is_from_before_boot(record):
             dead = DeadRun(record.id, record.identity.workload_id, self.runner(record), record.task_pid)
             survivors = self._undertaker.end(dead)
         if survivors is None:
             return record
-        reason = "; ".join(filter(None, (reason, processes.name_survivors(survivors))))
+        reason = "; ".join(filter(None, (_loss(record), processes.name_survivors(survivors))))
         return self.write(record.advance(RunState.LOST, reason=reason))
 
     def mark_reported(self, record: RunRecord) -> RunRecord:
@@ -483,9 +514,13 @@ def replace_file(path: str | Path, data: bytes, *, is_durable: bool = False) -> 
     :raises StateDirError: it can't be written.
     """
     folder, name = os.path.split(path)
-    temporary = os.path.join(folder, f".{name}.{os.getpid()}.tmp")
+    # By chance, and not to be there yet: processes of several PID namespaces may share the folder.
+    temporary = os.path.join(folder, f".{name}.{os.urandom(8).hex()}.tmp")
     try:
-        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise StateDirError(f"cannot write {path}: {error.strerror}") from error
+    try:
         try:
             view = memoryview(data)
             while view:
@@ -499,6 +534,24 @@ def replace_file(path: str | Path, data: bytes, *, is_durable: bool = False) -> 
         with contextlib.suppress(OSError):
             os.unlink(temporary)
         raise StateDirError(f"cannot write {path}: {error.strerror}") from error
+
+
+def _is_from_before_boot(record: RunRecord) -> bool:
+    return record.boot_id != system.boot_id() and record.host == system.host()
+
+
+def _loss(record: RunRecord) -> str:
+    """Return why a run has no outcome."""
+    if _is_from_before_boot(record):
+        return f"{record.host} was rebooted while the run was {record.state.value}"
+    return f"the runner (pid {record.pid} on {record.host}) is gone and left no outcome"
+
+
+def _user(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return f"#{uid}"
 
 
 def _is_id(name: str) -> bool:
@@ -527,4 +580,5 @@ def is_fresh(moment_s: float | None, limit_s: float) -> bool:
 def public(record: RunRecord) -> dict[str, Any]:
     """Return the record as plain data, for JSON output."""
     document: dict[str, Any] = orjson.loads(record.to_json())
+    document.update(document.get("limits", {}).pop(LATER, {}))
     return document

@@ -9,7 +9,7 @@ import orjson
 import pytest
 
 from air_executor.errors import IllegalTransitionError, RecordError
-from air_executor.runs.record import VERSION, RunRecord, RunState, check_id, queued
+from air_executor.runs.record import LATER, VERSION, RunRecord, RunState, check_id, queued
 from tests.unit.documents import identity, record
 
 LEGAL = {
@@ -135,14 +135,25 @@ def test_a_document_of_a_newer_version_is_refused_by_its_number() -> None:
         changed(identity=None),
         changed(identity="task"),
         changed(identity={}),
-        changed(identity={"kind": "task", "workload_id": str(uuid.uuid4()), "name": "x", "colour": "red"}),
-        changed(colour="red"),
     ],
     ids=lambda data: f"{len(data)} bytes",
 )
 def test_what_is_not_a_document_is_refused(data: bytes) -> None:
     with pytest.raises(RecordError):
         RunRecord.from_json(data)
+
+
+def test_what_another_version_has_written_into_a_document_is_kept_when_it_is_rewritten() -> None:
+    document = orjson.loads(changed(colour="red", sizes={"a": [1]}))
+    document["identity"]["planet"] = "Mars"
+    document["limits"] = {"speed": 5, LATER: {"hue": 3}}
+    one = RunRecord.from_json(orjson.dumps(document)).advance(RunState.SUCCEEDED, exit_code=0)
+    rewritten = orjson.loads(one.to_json())
+    assert (rewritten["colour"], rewritten["sizes"], rewritten["hue"]) == ("red", {"a": [1]}, 3)
+    assert rewritten["identity"] == document["identity"]
+    assert rewritten["limits"] == {"speed": 5}
+    assert rewritten["state"] == "succeeded"
+    assert RunRecord.from_json(one.to_json()) == one
 
 
 @pytest.mark.parametrize("text", NOT_IDS)

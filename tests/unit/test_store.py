@@ -20,7 +20,7 @@ import pytest
 from air_executor import system
 from air_executor.errors import RecordError, RecordVersionError, StateDirError
 from air_executor.runs.record import RunRecord, RunState
-from air_executor.runs.store import MAX_FILE_BYTES, RunStore, StopRequest, public
+from air_executor.runs.store import MAX_FILE_BYTES, RunStore, StopRequest, public, replace_file
 from tests.support.waiting import wait_for
 from tests.unit.documents import identity, kept, of_process, record
 from tests.unit.processes import forked, result_of
@@ -181,17 +181,23 @@ def test_an_id_that_is_not_a_uuid_leads_nowhere(store: RunStore, run_id: str) ->
 
 
 @pytest.mark.parametrize("data", [b"", b"{", b"\xff\0", b'{"version": 1}', b"[]"])
-def test_a_record_that_cannot_be_understood_is_set_aside_and_said_so(store: RunStore, data: bytes) -> None:
+def test_a_record_that_cannot_be_understood_is_said_so_and_who_writes_another_sets_it_aside(
+    store: RunStore, data: bytes
+) -> None:
     good, bad = kept(store), kept(store)
     path = store.folder(bad.id) / "state.json"
     path.write_bytes(data)
-    with pytest.raises(RecordError, match=rf"run {bad.id} can't be understood: .*state\.json\.unreadable"):
+    with pytest.raises(RecordError, match=rf"run {bad.id} can't be understood: .*state\.json"):
         store.read(bad.id)
+    assert [one.id for one in store.records()] == [good.id]
+    assert path.read_bytes() == data, "a reader changes nothing"
+    assert store.unreadable() == [path]
+    store.set_aside(bad.id)
+    store.write(bad)
     aside = path.with_name("state.json.unreadable")
     assert aside.read_bytes() == data
     assert store.unreadable() == [aside]
-    assert not path.exists()
-    assert [one.id for one in store.records()] == [good.id]
+    assert store.read(bad.id) == bad
 
 
 def test_a_record_of_a_newer_version_is_left_as_it_is(store: RunStore) -> None:
@@ -201,10 +207,39 @@ def test_a_record_of_a_newer_version_is_left_as_it_is(store: RunStore) -> None:
     with pytest.raises(RecordVersionError, match="version is 2"):
         store.read(one.id)
     store.prune(keep_days=0, keep_runs=0)
+    for state in (RunState.FAILED, RunState.LOST):
+        store.write(one.advance(state))
+    store.mark_reported(one.advance(RunState.FAILED))
     assert path.read_bytes() == b'{"version": 2}'
+    assert store.unreadable() == []
 
 
-def test_a_record_in_the_folder_of_another_run_is_set_aside(store: RunStore) -> None:
+def test_who_only_looks_at_a_run_that_is_lost_writes_nothing(store: RunStore) -> None:
+    one = kept(store, RunState.RUNNING, pid=2**22 + 1, host="h", boot_id="b")
+    path = store.folder(one.id) / "state.json"
+    before = path.read_bytes(), path.stat()
+    assert store.settled(one).state is RunState.LOST
+    assert (path.read_bytes(), path.stat()) == before
+    assert store.settle(one).state is RunState.LOST
+    assert store.read(one.id).state is RunState.LOST
+
+
+def test_files_are_written_under_names_that_nobody_else_can_have(
+    store: RunStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "urandom", lambda size: b"\1" * size)
+    path = store.root / "file"
+    taken = store.root / f".file.{'01' * 8}.tmp"
+    taken.write_bytes(b"another's")
+    with pytest.raises(StateDirError):
+        replace_file(path, b"new")
+    assert taken.read_bytes() == b"another's"
+    taken.unlink()
+    replace_file(path, b"new")
+    assert path.read_bytes() == b"new"
+
+
+def test_a_record_in_the_folder_of_another_run_is_not_believed(store: RunStore) -> None:
     one, other = kept(store), kept(store)
     (store.folder(one.id) / "state.json").write_bytes(other.to_json())
     with pytest.raises(RecordError, match=f"document of run {other.id}"):

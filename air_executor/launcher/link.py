@@ -1,0 +1,173 @@
+"""A connection to one launcher: what is to be sent, what has come, and whether the launcher still answers."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import selectors
+import signal
+import socket
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import psutil
+
+from air_executor import system
+from air_executor.launcher import protocol
+from air_executor.launcher.address import Address
+
+#: A launcher that owes an answer, and has said nothing for so many seconds, is asked whether it still works.
+QUIET_S = 30.0
+
+#: One that starts says nothing for at most so many seconds, on the slowest machine.
+START_S = 120.0
+
+#: It answers that question within so many seconds, or it hangs.
+ANSWER_S = 10.0
+
+#: Of a time in which this process did not get to look, at most so many seconds count.
+_PAUSE_S = 5.0
+
+
+class WorkClock:
+    """Seconds in which this process was at work. What it spent frozen, or asleep with its machine, does not count."""
+
+    def __init__(self) -> None:
+        self._read_s = time.monotonic()
+        self._sum_s = 0.0
+
+    def read_s(self) -> float:
+        """Return how long this process has been at work. To be called again and again, at least every few seconds."""
+        now_s = time.monotonic()
+        self._sum_s += min(now_s - self._read_s, _PAUSE_S)
+        self._read_s = now_s
+        return self._sum_s
+
+
+class Link:
+    """A connection to one launcher."""
+
+    def __init__(
+        self, connection: socket.socket, address: Address, selector: selectors.BaseSelector, clock: WorkClock
+    ) -> None:
+        connection.setblocking(False)
+        self.address = address
+        self.launcher: dict[str, Any] = {}
+        """What the launcher has said of itself; empty until it has."""
+        self.attached: set[str] = set()
+        """Runs of whose end this launcher tells."""
+        self.asked: set[str] = set()
+        """Runs of which it was asked whether it has them, and has not answered yet."""
+        self.doubts: set[str] = set()
+        """Orders that it has not confirmed for long, though it works."""
+        self.hangs = False
+        """It does not answer, and is not replaced, as it is a service."""
+        self.objection: str | None = None
+        """Why it gets no orders: it speaks another protocol."""
+        self._connection = connection
+        self._decoder = protocol.Decoder()
+        self._outbox = bytearray()
+        self._selector = selector
+        self._clock = clock
+        self._heard_s = clock.read_s()
+        self._asked_s: float | None = None
+        self._process: tuple[int, float | None] | None = None
+        peer = system.peer(connection)
+        if peer is not None and peer.pid not in (0, os.getpid()):
+            self.note_process(peer.pid)
+        selector.register(connection, selectors.EVENT_READ)
+
+    def note_process(self, pid: int) -> None:
+        """Take note that process ``pid`` is the launcher."""
+        self._process = pid, system.start_time(pid)
+
+    @property
+    def pid(self) -> int | None:
+        """The launcher's process id, as far as it is known."""
+        return self._process[0] if self._process else None
+
+    def send(self, message: dict[str, Any]) -> None:
+        """Send a message, as much of it as goes now; the rest when the launcher takes it."""
+        self._outbox += protocol.encode(message)
+        self.flush()
+
+    def follow(self, run_id: str) -> None:
+        """Ask the launcher to tell of the end of a run that somebody else has ordered, if it has that."""
+        self.asked.add(run_id)
+        self.send({"type": "follow", "id": run_id})
+
+    def flush(self) -> None:
+        """Send what waits, as much as goes now."""
+        if not self._outbox:
+            return
+        try:
+            sent = self._connection.send(self._outbox)
+        except BlockingIOError:
+            sent = 0
+        except OSError:
+            # The end of the connection is noticed on reading, after the last messages.
+            sent = len(self._outbox)
+        del self._outbox[:sent]
+        self._selector.modify(self._connection, selectors.EVENT_READ | (selectors.EVENT_WRITE if self._outbox else 0))
+
+    def receive(self) -> Iterator[dict[str, Any]]:
+        """Yield the messages that have come.
+
+        :raises EOFError: the launcher has hung up; after its last message.
+        :raises ProtocolError: it does not make sense.
+        """
+        self.flush()
+        while True:
+            try:
+                data = self._connection.recv(1 << 16)
+            except BlockingIOError:
+                return
+            except OSError:
+                data = b""
+            if not data:
+                raise EOFError
+            self._heard_s, self._asked_s, self.hangs = self._clock.read_s(), None, False
+            yield from self._decoder.feed(data)
+
+    def is_overdue(self, *, owes: bool) -> bool:
+        """Tell whether the launcher hangs; ask it, when it has been quiet for too long.
+
+        :param owes: it has something to say, sooner or later.
+        """
+        now_s = self._clock.read_s()
+        if not owes:
+            self._heard_s, self._asked_s = now_s, None
+        elif self._asked_s is not None:
+            return now_s - self._asked_s >= ANSWER_S
+        elif now_s - self._heard_s >= (QUIET_S if self.launcher else START_S):
+            self._asked_s = now_s
+            self.send({"type": "status"})
+        return False
+
+    def kill(self) -> bool:
+        """Kill the launcher, if it is known which process it is.
+
+        :return: whether it was killed.
+        """
+        if self._process is None:
+            return False
+        try:
+            words = " ".join(psutil.Process(self._process[0]).cmdline())
+        except psutil.Error:
+            return False
+        # Whoever made the socket may be somebody else: the executor for which the launcher was started.
+        if self.address.key not in words or "launcher" not in words:
+            return False
+        return system.signal_process(*self._process, signal.SIGKILL)
+
+    def close(self, timeout_s: float = 0.0) -> None:
+        """Hang up, when what waits is sent, or after ``timeout_s``."""
+        if self._outbox and timeout_s:
+            self._connection.settimeout(timeout_s)
+            with contextlib.suppress(OSError):
+                self._connection.sendall(self._outbox)
+        self._outbox.clear()
+        with contextlib.suppress(KeyError, ValueError):
+            self._selector.unregister(self._connection)
+        self._connection.close()
