@@ -8,7 +8,7 @@ import os
 import select
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow.executors.base_executor import BaseExecutor
@@ -16,8 +16,9 @@ from airflow.models.taskinstancekey import TaskInstanceKey
 from sqlalchemy.exc import SQLAlchemyError
 
 from air_executor import compat, config
+from air_executor.awake import AwakeClock
 from air_executor.config import Config
-from air_executor.errors import AirExecutorError, RecordError, StateDirError
+from air_executor.errors import AirExecutorError, RecordError
 from air_executor.guard import Guard
 from air_executor.launcher.client import LocalBackend
 from air_executor.live import LiveRuns, Run
@@ -29,6 +30,7 @@ from air_executor.runs.lock import KernelLock, is_held
 from air_executor.runs.record import UNWANTED, RunRecord, RunState
 from air_executor.runs.store import RunStore
 from air_executor.runs.tasklog import append_to_log
+from air_executor.told import Telling, Told
 
 if TYPE_CHECKING:
     from airflow.models.taskinstance import TaskInstance
@@ -48,14 +50,14 @@ _PLENTY_PER_CPU = 4
 #: States in which a task leaves its runner, and goes on with another one in the same try.
 _GOES_ON = frozenset({"awaiting_input", "deferred", "up_for_reschedule"})
 
+#: After a pause of the machine, the scheduler waits so many seconds at most for its tasks' heartbeats to be written.
+_CATCH_UP_S = 5.0
+
 #: How often an executor that drains looks whether its runs have ended, in seconds.
 _DRAIN_LOOK_S = 0.2
 
 #: After a look for news that has failed, the scheduler waits so many seconds for the next one.
 _FAILED_WAIT_S = 0.1
-
-#: While this many ends can't be recorded in one loop, as on a full disk, the others wait for the next loop.
-_MAX_UNRECORDED = 8
 
 
 class AirExecutor(BaseExecutor):
@@ -95,14 +97,14 @@ class AirExecutor(BaseExecutor):
         self._runs = LiveRuns()
         #: Task instances that were taken over with a runner that this executor can't see, by their ids.
         self._elsewhere: dict[str, Any] = {}
-        #: Runs that were asked to end, and until when they have time, on the monotonic clock.
+        #: Runs that were asked to end, and when, on the monotonic clock.
         self._stopping: dict[str, float] = {}
-        #: Ends that the scheduler has, or gets from this loop. In the next one it has dealt with them.
-        self._told: list[RunRecord] = []
         #: The scheduler saves audit entries through a generator, and SQLAlchemy holds them by weak references only:
         #: those that nobody else holds are saved empty, which fails and loses all of them.
         self._held_entries: list[Any] = []
         self._guard = Guard(self.log)
+        self._told = Told(self._guard)
+        self._awake = AwakeClock()
 
     # Airflow's calls, in the order in which they come
 
@@ -133,6 +135,7 @@ class AirExecutor(BaseExecutor):
         self._working.append(self)
         self._at_end.callback(self._working.remove, self)
         compat.use_idle_wait(self._wait_for_news)
+        compat.use_vouching(self._vouch)
 
     # The slot of a run that has ended is free, before the scheduler has heard of it: that takes another of its loops.
 
@@ -198,12 +201,15 @@ class AirExecutor(BaseExecutor):
         with self._guard(f"Telling {key} in its log why it fails"):
             append_to_log(compat.log_file_of(workload), reason)
         self._fail(key, reason)
+        ti = getattr(workload, "ti", None)
+        ti_id = None if ti is None else str(ti.id)
+        self._told.add(self._telling(key, str(uuid.uuid4()), None, ti_id, compat.pre_assigned_id(workload)))
 
     def sync(self) -> None:
         """Tell the scheduler of the runs that have ended, and reconcile the others with the database now and then."""
         self._held_entries = list(self._task_event_logs)
         with self._guard("Recording which ends were told"):
-            self._note_what_was_told()
+            self._told.next_loop(self._store)
         for record in self._take_ends():
             self._end_run(record)
         self._reconcile()
@@ -219,17 +225,33 @@ class AirExecutor(BaseExecutor):
         if not self._is_mine(record.id):
             self._free(run)
             return
-        self._told.append(record)
         if run is None:
+            self._told.add(Telling(record.id, record))
             return
         with self._guard(f"Telling the end of run {record.id}") as telling:
             self._tell(run.key, record)
         if telling.error is None:
-            return
-        if record.delivered or record.outcome == UNWANTED:
+            pass
+        elif record.delivered or record.outcome == UNWANTED:
             self._free(run)  # Airflow knows, or does not want to
         else:
             self._fail(run.key, f"run {record.id} ended as {record.state.value}: {record.reason or record.outcome}")
+        self._told.add(self._telling(run.key, record.id, record, run.ti_id, record.id))
+
+    def _telling(
+        self, key: Any, telling_id: str, record: RunRecord | None, ti_id: str | None, executor_id: str | None
+    ) -> Telling:
+        """Return what the scheduler gets to hear: if it is to fail a task instance, it must not miss that."""
+        state, reason = self.event_buffer.get(key, (None, None))
+        is_failure = isinstance(key, TaskInstanceKey) and state == compat.states_of("task").FAILED
+        return Telling(telling_id, record, key, ti_id if is_failure else None, executor_id, reason)
+
+    def _tell_again(self, telling_id: str) -> None:
+        telling = self._told.repeat(telling_id)
+        if telling is None or telling.key in self.running or telling.key in self.queued_tasks:
+            return  # in hand again: the scheduler would not heed it
+        self.log.info("The scheduler is told again of %s, which it has missed: %s", telling.key, telling.reason)
+        self.change_state(telling.key, compat.states_of("task").FAILED, telling.reason)
 
     def log_task_event(self, *, event: str, extra: str, ti_key: Any) -> None:
         """Add an entry to Airflow's audit log, for tasks."""
@@ -274,7 +296,9 @@ class AirExecutor(BaseExecutor):
         return given_back
 
     def _is_in_hand(self, key: Any) -> bool:
-        return key in self.queued_tasks or any(self._is_mine(run_id) for run_id in self._runs.ids_of(key))
+        if key in self.queued_tasks or self._told.has_key(key):
+            return True
+        return any(self._is_mine(run_id) for run_id in self._runs.ids_of(key))
 
     def _forget(self, key: Any) -> None:
         """Let go of a workload whose run can't be followed."""
@@ -500,15 +524,43 @@ class AirExecutor(BaseExecutor):
 
     def _reconcile(self) -> None:
         """Begin a pass when it is time for one, and heed what it has found when it is over."""
+        self._begin_pass()
         found = None
         with self._guard("Reconciling the runs with the database"):
-            if self._reconciler.is_due():
-                instances = {run_id: run.ti_id for run_id, run in self._runs.items()}
-                self._reconciler.begin(instances, self._life.name, list(self._elsewhere))
             found = self._reconciler.outcome()
         if found is not None:
             self._heed(found)
         self._kill_the_stubborn()
+
+    def _begin_pass(self) -> None:
+        """Begin a pass when it is time for one. One that is overdue is waited for, for a moment."""
+        with self._guard("Beginning to reconcile the runs with the database"):
+            if self._reconciler.is_due():
+                instances = {run_id: run.ti_id for run_id, run in self._runs.items()}
+                self._reconciler.begin(instances, self._life.name, list(self._elsewhere), self._told.to_confirm())
+            self._reconciler.catch_up(_CATCH_UP_S)
+
+    @classmethod
+    def _vouch(cls, instances: Callable[[], list[Any]]) -> list[Any]:
+        """Return those task instances that the scheduler should fail because their heartbeats are missing.
+
+        Not those whose runner lives: that a heartbeat was not passed on, as while the machine was paused, is no fault
+        of theirs.
+
+        :param instances: looks them up in the database.
+        """
+        for each in cls._working:
+            each._begin_pass()
+        return [ti for ti in instances() if not any(each._is_alive(ti) for each in cls._working)]
+
+    def _is_alive(self, ti: TaskInstance) -> bool:
+        with self._guard(f"Looking whether {ti} lives"):
+            for run_id in self._runs.ids_of(ti.key):
+                has_runner = is_held(self._store.lock(str(ti.id)).path)
+                if self._runs[run_id].ti_id == str(ti.id) and has_runner and not self._reconciler.is_silent(run_id):
+                    self.log.info("%s lives: its runner holds its lock. Its heartbeat was not passed on yet", ti)
+                    return True
+        return False
 
     def _heed(self, found: Outcome) -> None:
         for run_id in found.lost & self._runs.keys():
@@ -519,20 +571,24 @@ class AirExecutor(BaseExecutor):
         for unwanted in found.unwanted:
             if unwanted.run_id in self._runs and unwanted.run_id not in self._stopping:
                 self._stop(unwanted.run_id, unwanted.reason, unwanted=True)
+        self._told.confirm(found.heard)
+        for telling_id in found.missed:
+            with self._guard("Telling the scheduler again what it has missed"):
+                self._tell_again(telling_id)
         if not self._reconciler.is_database_away:
             with contextlib.suppress(OSError):
                 os.utime(self._life.path)  # our sign of life: runners need send no heartbeats
 
     def _kill_the_stubborn(self) -> None:
         """Kill runs that were asked to end and have not. In each loop: it needs no database."""
-        now_s = time.monotonic()
-        for run_id, until_s in list(self._stopping.items()):
-            if now_s <= until_s:
+        now_s = self._awake.look()
+        for run_id, since_s in list(self._stopping.items()):
+            if self._awake.since_s(since_s) <= self._options.stop_grace_seconds + _STUBBORN_S:
                 continue
             with self._guard(f"Killing run {run_id}"):
                 if self._store.stop_request(run_id) is not None:
                     self.log.warning("Run %s does not end by itself and is killed", run_id)
-                    self._stopping[run_id] = now_s + _STUBBORN_S
+                    self._stopping[run_id] = now_s - self._options.stop_grace_seconds  # again after the rest
                     self._backend.kill(run_id)
 
     def _free(self, run: Run | None) -> None:
@@ -542,7 +598,7 @@ class AirExecutor(BaseExecutor):
 
     def _stop(self, run_id: str, reason: str, *, unwanted: bool = False) -> None:
         with self._guard(f"Stopping run {run_id}"):
-            self._stopping[run_id] = time.monotonic() + self._options.stop_grace_seconds + _STUBBORN_S
+            self._stopping[run_id] = time.monotonic()
             self._backend.stop(run_id, reason, unwanted=unwanted)
 
     def _wait_for_runs(self, timeout_s: float | None) -> None:
@@ -555,22 +611,6 @@ class AirExecutor(BaseExecutor):
             time.sleep(_DRAIN_LOOK_S)
 
     # The end of a run
-
-    def _note_what_was_told(self) -> None:
-        told, self._told, failed = self._told, [], 0
-        for number, record in enumerate(told):
-            if failed >= _MAX_UNRECORDED:
-                self._told += told[number:]
-                break
-            with self._guard("Recording that the end of a run was told") as noting:
-                try:
-                    self._store.mark_reported(record)
-                except StateDirError:
-                    if self._store.has(record.id):  # otherwise there is nothing left to be recorded
-                        raise
-            if noting.error is not None:
-                failed += 1
-                self._told.append(record)  # the next loop tries again, and says no more of it
 
     def _fail(self, key: Any, reason: str) -> None:
         """Fail a workload; if even that can't be told, its slot is free."""

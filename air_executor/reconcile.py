@@ -12,7 +12,7 @@ import logging
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from typing import Any
 
@@ -20,14 +20,18 @@ from airflow.configuration import conf
 from airflow.jobs.job import Job
 from airflow.models.taskinstance import TaskInstance
 from airflow.utils.session import create_session
+from airflow.utils.sqlalchemy import with_row_locks
 from airflow.utils.state import TaskInstanceState
-from sqlalchemy import select, update
+from sqlalchemy import Update, select, update
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
+from air_executor.awake import AwakeClock
 from air_executor.errors import StateDirError
+from air_executor.guard import Guard
 from air_executor.runs.lock import KernelLock, is_held
 from air_executor.runs.store import RunStore, is_fresh
+from air_executor.told import Telling
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +53,9 @@ _JOB_RUNNING, _JOB_FAILED = "running", "failed"
 #: In these states of its task instance a run is where it should be.
 _WANTED = frozenset({TaskInstanceState.QUEUED.value, TaskInstanceState.RUNNING.value})
 
+#: In these states of its task instance an executor's word that it has failed is heeded, and was not heard.
+_UNENDED = _WANTED | {TaskInstanceState.RESTARTING.value}
+
 
 @dataclass(frozen=True)
 class Unwanted:
@@ -67,6 +74,10 @@ class Outcome:
     unwanted: list[Unwanted]
     over: set[str]
     """Instances without a run here that do not run any more, by their ids."""
+    missed: set[str] = field(default_factory=set)
+    """What was told, and the scheduler has not heard, by its ids."""
+    heard: set[str] = field(default_factory=set)
+    """What was told, and needs not be told again."""
 
 
 class Reconciler:
@@ -75,29 +86,74 @@ class Reconciler:
     def __init__(self, store: RunStore) -> None:
         self._store = store
         self._next_s = self._next_beat_s = 0.0
-        self._beat_s = min(_BEAT_S, conf.getfloat("scheduler", "task_instance_heartbeat_timeout") / 4)
+        self._timeout_s = conf.getfloat("scheduler", "task_instance_heartbeat_timeout")
+        self._beat_s = min(_BEAT_S, self._timeout_s / 4)
+        #: When heartbeats were last passed on, in seconds since the epoch, as the scheduler measures them.
+        self._beaten_at_s = time.time()
+        self._awake = AwakeClock()
+        #: What each run's heartbeat was when it was last seen to change, and when that was, on the monotonic clock.
+        self._signs: dict[str, tuple[float, float]] = {}
+        #: The pass that was waited for.
+        self._awaited: threading.Thread | None = None
         self._thread: threading.Thread | None = None
         self._found: Outcome | None = None
         self.is_database_away = False
         #: Runs that were unwanted in the last pass. One that is so twice is stopped: the first time it may be about
         #: to end because of what it has told Airflow itself.
         self._suspects: dict[str, str] = {}
+        #: Instances whose rows others had locked when they were to beat. They do with the next pass.
+        self._unbeaten: set[str] = set()
+        self._guard = Guard(log)
 
     def is_due(self) -> bool:
         """Tell whether it is time for a pass, and the last one is over."""
-        return self._thread is None and time.monotonic() >= self._next_s
+        return self._thread is None and (self._awake.look() >= self._next_s or self.is_behind())
 
-    def begin(self, runs: Mapping[str, str | None], owner: str, elsewhere: Sequence[str] = ()) -> None:
+    def is_behind(self) -> bool:
+        """Tell whether heartbeats were not passed on for so long that the scheduler may soon fail tasks for it.
+
+        As after a pause of the machine, when the database was away, or when the clock was set forward.
+        """
+        return time.time() - self._beaten_at_s > self._timeout_s / 2
+
+    def catch_up(self, timeout_s: float) -> None:
+        """Wait for a pass, if there is one and heartbeats are behind; for each pass once."""
+        if self._thread is not None and self._thread is not self._awaited and self.is_behind():
+            self._awaited = self._thread
+            self._thread.join(timeout_s)
+
+    def is_silent(self, run_id: str) -> bool:
+        """Tell whether a runner has shown no sign of life for long, while it could have."""
+        sign = self._signs.get(run_id)
+        return sign is not None and self._awake.since_s(sign[1]) > _SILENT_S
+
+    def _beats(self, run_id: str) -> bool:
+        """Look at the heartbeat of a run, and tell whether it is passed on."""
+        seen_s = self._store.last_heartbeat_s(run_id)
+        if seen_s is None:
+            return False
+        if (sign := self._signs.get(run_id)) is None or sign[0] != seen_s:
+            self._signs[run_id] = seen_s, self._awake.look()
+        return not self.is_silent(run_id)
+
+    def begin(
+        self,
+        runs: Mapping[str, str | None],
+        owner: str,
+        elsewhere: Sequence[str] = (),
+        told: Sequence[Telling] = (),
+    ) -> None:
         """Begin a pass over live runs.
 
         :param runs: the ids of task instances, by the ids of their runs; ``None`` for what is no task.
         :param owner: the name of the executor that follows them.
         :param elsewhere: the ids of further task instances, whose runs nobody here can see.
+        :param told: failures that the scheduler has dealt with by now, if it has heard of them.
         """
         self._next_s = time.monotonic() + PASS_S
         # Not from a pool: a database that never answers must not keep the scheduler from ending.
         self._thread = threading.Thread(
-            target=self._pass, args=(dict(runs), owner, elsewhere), name="reconcile", daemon=True
+            target=self._pass, args=(dict(runs), owner, elsewhere, told), name="reconcile", daemon=True
         )
         self._thread.start()
 
@@ -109,53 +165,65 @@ class Reconciler:
         found, self._found = self._found, None
         return found
 
-    def _pass(self, runs: Mapping[str, str | None], owner: str, elsewhere: Sequence[str]) -> None:
-        try:
-            lost = {run_id for run_id in runs if self._store.owner(run_id) not in (None, owner)}
-            tasks = {run_id: ti_id for run_id, ti_id in runs.items() if ti_id is not None and run_id not in lost}
-            self._found = Outcome(lost, *self._look_up(tasks, elsewhere, owner))
-        except Exception:
-            log.exception("The runs can't be reconciled; the next pass tries again")
+    def _pass(
+        self, runs: Mapping[str, str | None], owner: str, elsewhere: Sequence[str], told: Sequence[Telling]
+    ) -> None:
+        with self._guard("Reconciling the runs"):
+            lost, tasks = set(), {}
+            for run_id, ti_id in runs.items():
+                with self._guard(f"Looking up who follows run {run_id}"):
+                    if self._store.owner(run_id) not in (None, owner):
+                        lost.add(run_id)
+                    elif ti_id is not None:
+                        tasks[run_id] = str(_instance_id(ti_id))
+            self._found = self._look_up(lost, tasks, elsewhere, told, owner)
 
     def _look_up(
-        self, runs: Mapping[str, str], elsewhere: Sequence[str], owner: str
-    ) -> tuple[list[Unwanted], set[str]]:
+        self,
+        lost: set[str],
+        runs: Mapping[str, str],
+        elsewhere: Sequence[str],
+        told: Sequence[Telling],
+        owner: str,
+    ) -> Outcome:
         """Exchange news with the database. One that is away is reported once, and made up for by the next pass."""
         try:
             states = self._exchange(runs, elsewhere)
-            fail_jobs_of_dead_executors(self._store, owner.split(".")[0])
+            missed = _missed(told, owner)
         except SQLAlchemyError as error:
             if not self.is_database_away:
                 log.warning("The database can't be reached; runs go on and are reconciled later: %s", error)
             self.is_database_away = True
-            return [], set()
+            return Outcome(lost, [], set())
         if self.is_database_away:
             log.info("The database is back")
         self.is_database_away = False
+        with self._guard("Looking for dead schedulers"):
+            fail_jobs_of_dead_executors(self._store, owner.split(".")[0])
         over = {ti_id for ti_id in elsewhere if states.get(ti_id) != TaskInstanceState.RUNNING}
-        return self._judge(runs, states), over
+        heard = {each.id for each in told} - missed
+        return Outcome(lost, self._judge(runs, states), over, missed, heard)
 
     def _exchange(self, runs: Mapping[str, str], elsewhere: Sequence[str]) -> dict[str, str | None]:
         """Pass the heartbeats on, and return the state of each task instance that there still is, by its id."""
-        if not runs and not elsewhere:
-            return {}
-        is_time = time.monotonic() >= self._next_beat_s
-        beating = [
-            _instance_id(ti_id)
-            for run_id, ti_id in runs.items()
-            if is_time and is_fresh(self._store.last_heartbeat_s(run_id), _SILENT_S)
-        ]
-        with create_session(scoped=False) as session:
-            states = _states(session, [*runs.values(), *elsewhere])
-            for some in _chunks(beating):
-                session.execute(
-                    update(TaskInstance)
-                    .where(TaskInstance.id.in_(some), TaskInstance.state == TaskInstanceState.RUNNING)
-                    .values(last_heartbeat_at=datetime.now(tz=timezone.utc))
-                    .execution_options(synchronize_session=False)
-                )
-        if beating:
+        is_time = time.monotonic() >= self._next_beat_s or self.is_behind()
+        beating = []
+        for run_id in self._signs.keys() - runs.keys():
+            del self._signs[run_id]
+        for run_id, ti_id in runs.items():
+            if is_time or ti_id in self._unbeaten:
+                with self._guard(f"Looking for the heartbeat of run {run_id}"):
+                    if self._beats(run_id):
+                        beating.append(ti_id)
+        states: dict[str, str | None] = {}
+        if runs or elsewhere:
+            with create_session(scoped=False) as session:
+                states = _states(session, [*runs.values(), *elsewhere])
+        running = [ti_id for ti_id in beating if states.get(ti_id) == TaskInstanceState.RUNNING]
+        self._unbeaten = _beat(running)
+        if is_time:
             self._next_beat_s = time.monotonic() + self._beat_s
+            self._beaten_at_s = time.time()
         return states
 
     def name_runs(self, runs: Mapping[str, str]) -> None:
@@ -167,14 +235,15 @@ class Reconciler:
         if not runs:
             return
         try:
-            with create_session(scoped=False) as session:
-                for ti_id, run_id in runs.items():
-                    session.execute(
-                        update(TaskInstance)
-                        .where(TaskInstance.id == _instance_id(ti_id))
-                        .values(external_executor_id=run_id)
-                        .execution_options(synchronize_session=False)
-                    )
+            named: set[Any] = set()
+            for some in _chunks([_instance_id(ti_id) for ti_id in runs]):
+                with create_session(scoped=False) as session:
+                    for ti_id in _free(session, some):
+                        session.execute(_update(ti_id).values(external_executor_id=runs[str(ti_id)]))
+                        named.add(str(ti_id))
+            for ti_id in runs.keys() - named:  # one at a time: who waits for a row and holds another may be waited for
+                with create_session(scoped=False) as session:
+                    session.execute(_update(_instance_id(ti_id)).values(external_executor_id=runs[ti_id]))
         except SQLAlchemyError as error:
             log.warning(
                 "The database does not know the ids of %d runs, so nobody can take them over: %s", len(runs), error
@@ -243,6 +312,50 @@ def fail_jobs_of_dead_executors(store: RunStore, own_job_id: object) -> None:
             lock.release(keep_file=True)
             raise
         lock.release()
+
+
+def _beat(ti_ids: Sequence[str]) -> set[str]:
+    """Pass on that these instances live, and return those that could not be, as somebody else had locked their rows."""
+    unbeaten: set[str] = set()
+    for some in _chunks([_instance_id(ti_id) for ti_id in ti_ids]):
+        with create_session(scoped=False) as session:
+            free = _free(session, some)
+            is_running = TaskInstance.state == TaskInstanceState.RUNNING
+            session.execute(_update(*free).where(is_running).values(last_heartbeat_at=datetime.now(tz=timezone.utc)))
+        unbeaten |= {str(ti_id) for ti_id in some} - {str(ti_id) for ti_id in free}
+    return unbeaten
+
+
+def _free(session: Session, ids: Sequence[Any]) -> Sequence[Any]:
+    """Lock the rows of those task instances that nobody else has locked, and return their ids.
+
+    So a statement over many waits for no lock and can't be part of a deadlock. The scheduler passes over rows that are
+    locked: commit soon.
+    """
+    if session.get_bind().dialect.name == "sqlite":
+        return ids  # it locks the whole database, and waits for that only if nothing was read before
+    query = select(TaskInstance.id).where(TaskInstance.id.in_(ids)).order_by(TaskInstance.id)
+    return session.scalars(with_row_locks(query, session, of=TaskInstance, skip_locked=True)).all()
+
+
+def _update(*ids: Any) -> Update:
+    return update(TaskInstance).where(TaskInstance.id.in_(ids)).execution_options(synchronize_session=False)
+
+
+def _missed(told: Sequence[Telling], owner: str) -> set[str]:
+    """Return the ids of what was told and had no effect: the instance is as it was, and this scheduler's to fail."""
+    missed: set[str] = set()
+    instances = {str(_instance_id(each.ti_id)): each for each in told if each.ti_id is not None}
+    columns = (TaskInstance.id, TaskInstance.state, TaskInstance.external_executor_id, TaskInstance.queued_by_job_id)
+    for some in _chunks([_instance_id(ti_id) for ti_id in instances]):
+        with create_session(scoped=False) as session:
+            rows = session.execute(select(*columns).where(TaskInstance.id.in_(some))).all()
+        for ti_id, state, executor_id, job_id in rows:
+            telling = instances[str(ti_id)]
+            is_ours = executor_id == telling.executor_id and str(job_id or "test") == owner.split(".")[0]
+            if state in _UNENDED and is_ours:
+                missed.add(telling.id)
+    return missed
 
 
 def _states(session: Session, ti_ids: Iterable[str]) -> dict[str, str | None]:

@@ -19,6 +19,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from air_executor.awake import AwakeClock
 from air_executor.config import Config
 from air_executor.errors import AirExecutorError, LauncherAwayError, ProtocolError, RecordError, RecordVersionError
 from air_executor.guard import Guard
@@ -117,6 +118,7 @@ class LocalBackend:
         #: Since when those of which nothing can be read are so, on the monotonic clock.
         self._obscure: dict[str, float] = {}
         self._guard = Guard(log)
+        self._awake = AwakeClock()
         #: Those among them that are still to be looked at in this round.
         self._unseen: list[str] = []
         self._ended: list[RunRecord] = []
@@ -153,6 +155,7 @@ class LocalBackend:
 
     def ended(self) -> list[RunRecord]:
         """See :meth:`air_executor.runs.backend.RunBackend.ended`."""
+        self._awake.look()
         if self._link is None and self._ordered:
             self._reconnect()
         if self._seeks:
@@ -587,7 +590,7 @@ class LocalBackend:
                 self._look_at(run_id, since_s)
             if look.error is None:
                 self._obscure.pop(run_id, None)
-            elif began_s - self._obscure.setdefault(run_id, began_s) >= _OBSCURE_S:
+            elif self._awake.since_s(self._obscure.setdefault(run_id, began_s)) >= _OBSCURE_S:
                 with self._guard(f"Looking for the runner of run {run_id}"):
                     if not self._store.has_runner(self._records[run_id]):
                         self._fail(run_id, f"the run can no longer be followed: {look.error}", RunState.LOST)
@@ -596,7 +599,7 @@ class LocalBackend:
         try:
             record = self._store.settle(self._store.read(run_id))
             unborn = record.state is RunState.QUEUED and not self._store.has_runner(record)
-            if unborn and time.monotonic() - since_s > _BIRTH_S:
+            if unborn and self._awake.since_s(since_s) > _BIRTH_S:
                 reason = "its launcher died before the runner was born"
                 record = self._store.write(record.advance(RunState.LOST, reason=reason))
         except RecordError as error:

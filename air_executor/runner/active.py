@@ -13,6 +13,7 @@ from typing import Any
 import psutil
 
 from air_executor import system
+from air_executor.awake import AwakeClock
 from air_executor.config import Config
 from air_executor.errors import StateDirError
 from air_executor.processes import Leftovers
@@ -79,6 +80,7 @@ class ActiveRun:
         self._task: psutil.Process | None = None
         self._task_pid: int | None = None
         self._attached_s = time.monotonic()
+        self.awake = AwakeClock()
         self._measured_s = 0.0
         self._inherited_bytes = 0
         self._peak_bytes = 0
@@ -109,6 +111,7 @@ class ActiveRun:
 
     def beat(self) -> None:
         """Leave a sign of life, and write what could not be written before. A full disk must not end a task."""
+        self.awake.look()
         try:
             self._store.heartbeat(self.record.id)
             if time.monotonic() - self._renewed_s >= _RENEW_S:
@@ -143,7 +146,7 @@ class ActiveRun:
             return None
         times = []
         if self._limits.timeout is not None:
-            times.append(self._attached_s + self._limits.timeout - now_s)
+            times.append(self._limits.timeout - self.awake.since_s(self._attached_s))
         if self._limits.are_measured:
             times.append(self._measured_s + _MEASURE_S - now_s)
         return max(0.0, min(times)) if times else None
@@ -177,7 +180,7 @@ class ActiveRun:
 
     def _overtime(self) -> Ending | None:
         limit = self._limits.timeout
-        ran_s = time.monotonic() - self._attached_s
+        ran_s = self.awake.since_s(self._attached_s)
         if limit is None or ran_s < limit:
             return None
         return Ending(f"wall time limit of {limit:g} s reached after {ran_s:.1f} s", signal.SIGTERM)

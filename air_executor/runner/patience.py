@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import random
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from air_executor import compat
+from air_executor.awake import AwakeClock
 
 #: The first waits are about this long, in seconds; they double up to the longest. Each is random below that, so that
 #: many runners do not come back at the same moment.
@@ -20,10 +20,12 @@ class Patience:
 
     :param limit_s: seconds after which a server that does not answer is given up.
     :param nap: waits for a number of seconds; may raise to end the waiting.
+    :param awake: while the machine was paused, nobody was waited for.
     """
 
-    def __init__(self, limit_s: float, nap: Callable[[float], None]) -> None:
+    def __init__(self, limit_s: float, nap: Callable[[float], None], awake: AwakeClock | None = None) -> None:
         self.limit_s = limit_s
+        self._awake = awake or AwakeClock()
         self._nap = nap
         self._single = False
         #: When the present request was first made, and how often it has failed since the server is well.
@@ -48,7 +50,7 @@ class Patience:
         return not self._single and compat.is_passing(error)
 
     def _give_up(self, client: Any, error: BaseException, since_s: float) -> bool:
-        if time.monotonic() - since_s >= self.limit_s:
+        if self._awake.since_s(since_s) >= self.limit_s:
             return True
         if since_s != self._since_s:
             self._since_s, self._refusals = since_s, 0  # another request
@@ -60,7 +62,7 @@ class Patience:
 
     def _wait_s(self, attempt: int, since_s: float) -> float:
         longest_s = min(_LONGEST_S, _SHORTEST_S * 2.0 ** min(attempt - 1, 16))
-        left_s = self.limit_s - (time.monotonic() - since_s)
+        left_s = self.limit_s - self._awake.since_s(since_s)
         return max(0.0, min(random.uniform(0, longest_s), left_s))
 
     def _sleep(self, seconds: float) -> None:

@@ -70,7 +70,7 @@ def begin(run: ActiveRun) -> None:
     """Make ``run`` the run of this process, and let its requests to the API server be patient."""
     global active, _patience
     active = run
-    _patience = Patience(run.patience_s, nap)
+    _patience = Patience(run.patience_s, nap, run.awake)
     _patience.install()
 
 
@@ -359,7 +359,7 @@ class AirSupervisor(stock.ActivitySubprocess):
         if self.failed_heartbeats == 0:
             self.process_log.warning("The API server can't be reached; the task goes on", error=str(exc))
         self.failed_heartbeats += 1
-        away_s = time.monotonic() - self._last_successful_heartbeat
+        away_s = self._run.awake.since_s(self._last_successful_heartbeat)
         if away_s > _patience.limit_s and not self._run.is_reconciled():
             self._run.ending = Ending(
                 f"neither the API server nor an executor could be reached for {away_s:.0f} s", signal.SIGTERM

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 import psutil
 import pytest
+import sqlalchemy
 
 from air_executor.runs.record import RunState
 from tests.faults.conftest import Fly
@@ -90,6 +91,37 @@ def test_a_scheduler_that_was_frozen_makes_up_for_it(airflow: Airflow, fly: Fly)
     assert flight.run.wait() == "success"
     once = [f"{word} {index} 1" for index in (1, 2, 3, 4) for word in ("begin", "end")]
     assert sorted(flight.effects) == sorted(["begin 0 1", "begin 0 2", "end 0 2", *once])
+
+
+def test_a_death_that_the_scheduler_could_not_take_note_of_is_told_again(airflow: Airflow, fly: Fly) -> None:
+    flight = fly("locked-row").begun()
+    record = flight.record(0)
+    with row_locked(airflow, record.identity.workload_id):
+        seen = len(airflow.log_of("scheduler"))
+        os.kill(record.pid or 0, signal.SIGKILL)
+
+        def were_told() -> int:
+            return airflow.log_of("scheduler")[seen:].count("Received executor event with state failed")
+
+        wait_for(lambda: were_told() >= 2, "the scheduler to be told twice")
+        assert airflow.store.read(record.id).reported_at is None
+    # Airflow itself would miss the heartbeats after 300 s.
+    flight.wait_for("begin 0 2")
+    wait_for(lambda: airflow.store.read(record.id).reported_at, "the end to be recorded as told")
+    flight.release()
+    assert flight.run.wait() == "success"
+    once = [f"{word} {index} 1" for index in (1, 2, 3, 4) for word in ("begin", "end")]
+    assert sorted(flight.effects) == sorted(["begin 0 1", "begin 0 2", "end 0 2", *once])
+
+
+@contextlib.contextmanager
+def row_locked(airflow: Airflow, ti_id: str) -> Iterator[None]:
+    """Within this, somebody else's transaction holds the row of a task instance."""
+    engine = sqlalchemy.create_engine(airflow.env["AIRFLOW__DATABASE__SQL_ALCHEMY_CONN"], poolclass=sqlalchemy.NullPool)
+    with engine.connect() as connection:
+        connection.execute(sqlalchemy.text("SELECT id FROM task_instance WHERE id = :id FOR UPDATE"), {"id": ti_id})
+        yield
+        connection.rollback()
 
 
 def test_tasks_do_not_notice_that_the_scheduler_is_restarted_again_and_again(airflow: Airflow, fly: Fly) -> None:

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from tests.support.waiting import wait_for
 
 
@@ -31,9 +33,17 @@ class Postgres:
         self._server = serve(Path(self._folder))
 
     @property
+    def url(self) -> str:
+        return str(self._server.get_uri()).replace("postgresql://", "postgresql+psycopg2://")
+
+    @property
     def socket(self) -> str:
         info = self._server.get_postmaster_info()
         return f"{info.socket_dir}/.s.PGSQL.{info.port}"
+
+    def processes(self) -> list[psutil.Process]:
+        server = psutil.Process(self._server.get_postmaster_info().pid)
+        return [server, *server.children(recursive=True)]
 
     def restart(self) -> None:
         """Restart it as its administrator would: sessions are cut."""

@@ -25,7 +25,7 @@ from air_executor.errors import ConfigError
 from air_executor.executor import _PLENTY_PER_CPU
 from air_executor.launcher.client import LocalBackend
 from air_executor.live import Run
-from air_executor.reconcile import Reconciler
+from air_executor.reconcile import Outcome, Reconciler
 from air_executor.runs import record as runs
 from air_executor.runs.record import UNWANTED, RunState
 from tests.support.waiting import wait_for
@@ -235,8 +235,14 @@ def test_runs_of_a_scheduler_that_is_gone_are_adopted(executor: AirExecutor) -> 
         os.kill(executor._store.read(record.id).pid or 0, signal.SIGKILL)
         wait_until(heir, lambda: heir.running == set(), "the end to be told to the heir")
         assert heir.event_buffer[workload.ti.key][0] == TaskInstanceState.FAILED
-        # Told once: nobody can adopt it again.
+        # Until the database agrees, the scheduler may have to hear it again.
         heir.sync()
+        assert heir.try_adopt_task_instances([mine]) == []  # type: ignore[list-item]
+        assert executor._store.read(record.id).reported_at is None
+        heir._heed(Outcome(set(), [], set(), heard={record.id}))
+        heir.sync()
+        # Told once: nobody can adopt it again.
+        assert executor._store.read(record.id).reported_at
         assert heir.try_adopt_task_instances([mine]) == [mine]  # type: ignore[list-item]
     finally:
         heir.end()

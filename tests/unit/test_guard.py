@@ -6,6 +6,7 @@ import logging
 import os
 import random
 import sys
+import time
 import uuid
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,6 +23,7 @@ from air_executor.reconcile import Outcome, Unwanted
 from air_executor.runs.lock import KernelLock
 from air_executor.runs.record import RunRecord, RunState
 from air_executor.runs.store import RunStore
+from air_executor.told import Telling
 from tests.support.airflow_env import config
 from tests.unit.documents import kept
 from tests.unit.test_compat import task_workload
@@ -144,6 +146,9 @@ class Passes:
         return True
 
     def begin(self, *_: Any, **__: Any) -> None:
+        pass
+
+    def catch_up(self, timeout_s: float) -> None:
         pass
 
     def outcome(self) -> Outcome:
@@ -304,10 +309,52 @@ def test_a_record_that_cannot_be_written_keeps_no_other_from_being_recorded_as_t
     world.store.write = write_most  # type: ignore[method-assign]
     world.loop()
     world.loop()
+    world.passes.found = Outcome(set(), [], set(), heard={record.id for record in (bad, *good)})
+    world.loop()
+    world.loop()
     assert [world.store.read(record.id).reported_at is not None for record in (bad, *good)] == [False, True, True]
     world.store.write = write  # type: ignore[method-assign]
     world.loop()
     assert world.store.read(bad.id).reported_at
+
+
+@pytest.mark.usefixtures("_secret")
+@pytest.mark.parametrize("is_ordered", [True, False])
+def test_a_failure_that_the_scheduler_has_missed_is_told_again_and_recorded_when_it_has_heard(
+    is_ordered: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = World(tmp_path, Mood(0, 0.0))
+    asked: list[list[Telling]] = []
+    monkeypatch.setattr(world.passes, "begin", lambda *arguments: asked.append(arguments[3]))
+    if not is_ordered:
+        monkeypatch.setattr(world.store, "create", lambda _: 1 / 0)
+    (workload,) = world.queue(1)
+    world.loop()
+    for record in list(world.backend.live.values()):
+        world.backend.finish(record)
+    world.loop()
+    asked.clear()
+    world.loop()
+    ((telling,),) = asked
+    assert (telling.ti_id, telling.executor_id) == (str(workload.ti.id), telling.record and telling.record.id)
+    world.passes.found = Outcome(set(), [], set(), missed={telling.id})
+    world.loop()
+    world.passes.found = Outcome(set(), [], set())
+    world.loop()
+    first, second = world.events[workload.ti.key]
+    assert first == second
+    assert first[0] == TaskInstanceState.FAILED
+    assert asked[-1] == []  # not at once: the scheduler has to come to it
+    later_s = time.monotonic() + 3600
+    monkeypatch.setattr(time, "monotonic", lambda: later_s)
+    world.loop()
+    assert asked[-1] == [telling]
+    world.passes.found = Outcome(set(), [], set(), heard={telling.id})
+    world.loop()
+    world.loop()
+    assert asked[-1] == []
+    assert len(world.events[workload.ti.key]) == 2
+    assert [record.reported_at is not None for record in world.store.records()] == [True] * is_ordered
 
 
 @pytest.mark.usefixtures("_secret")

@@ -1,0 +1,46 @@
+"""Time that has passed while this process was running: a machine that slept, or was paused, has kept nobody waiting."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+
+#: Between two looks at the clock a process that runs lets at most so many seconds pass.
+_LONGEST_S = 15.0
+
+#: Of a pause as much counts as passed as lies between two looks normally, in seconds.
+_NORMAL_S = 5.0
+
+#: So many pauses are remembered.
+_MAX_PAUSES = 100
+
+
+class AwakeClock:
+    """Tells for how long this process has been running, since a moment on the monotonic clock.
+
+    It is looked at every few seconds while anything depends on it. Looks that are much further apart mean that this
+    process, or the machine, stood still; what it waited for then probably did too. The kernel does not tell: its
+    monotonic clock stops while a machine is suspended, but not while processes are.
+    """
+
+    def __init__(self) -> None:
+        self._looked_s = time.monotonic()
+        #: When each pause ended, and how long it was, in seconds.
+        self._pauses: deque[tuple[float, float]] = deque(maxlen=_MAX_PAUSES)
+
+    def look(self) -> float:
+        """Note that this process runs, and return the monotonic time."""
+        now_s = time.monotonic()
+        if now_s - self._looked_s > _LONGEST_S:
+            self._pauses.append((now_s, now_s - self._looked_s - _NORMAL_S))
+        self._looked_s = now_s
+        return now_s
+
+    def since_s(self, moment_s: float) -> float:
+        """Return how many seconds have passed since a moment on the monotonic clock, but for pauses."""
+        now_s = self.look()
+        return (
+            now_s
+            - moment_s
+            - sum(min(length_s, end_s - moment_s) for end_s, length_s in self._pauses if end_s > moment_s)
+        )

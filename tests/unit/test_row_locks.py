@@ -1,0 +1,210 @@
+"""What the executor writes to Airflow's database, while others hold rows of it: on a real PostgreSQL."""
+
+from __future__ import annotations
+
+import threading
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime, timedelta, timezone
+from typing import Any
+
+import pytest
+import sqlalchemy
+from airflow.models.taskinstance import TaskInstance
+from sqlalchemy.orm import Session
+
+from air_executor import reconcile
+from air_executor.reconcile import Outcome, Reconciler
+from air_executor.runs.record import RunRecord, RunState
+from air_executor.runs.store import RunStore
+from air_executor.told import Telling
+from tests.support.postgres import Postgres
+from tests.support.waiting import wait_for
+from tests.unit.documents import identity, kept
+
+OWNER = f"7.{uuid.uuid4()}"
+
+LONG_AGO = datetime.now(tz=timezone.utc) - timedelta(hours=1)
+
+
+class Database:
+    """A database with task instances."""
+
+    def __init__(self, url: str) -> None:
+        self.engine = sqlalchemy.create_engine(url, connect_args={"options": "-c lock_timeout=30s"})
+
+    @contextmanager
+    def session(self, **_: Any) -> Iterator[Session]:
+        with Session(self.engine) as session:
+            yield session
+            session.commit()
+
+    def add(self, state: str = "running", **changes: Any) -> str:
+        """Add a task instance, and return its id."""
+        ti_id = str(uuid.uuid4())
+        values = {
+            "id": reconcile._instance_id(ti_id),
+            "task_id": f"t{ti_id}",
+            "dag_id": "d",
+            "run_id": "r",
+            "map_index": -1,
+            "try_number": 1,
+            "max_tries": 0,
+            "state": state,
+            "pool": "default_pool",
+            "pool_slots": 1,
+            "last_heartbeat_at": LONG_AGO,
+            "queued_by_job_id": 7,
+            **changes,
+        }
+        table = TaskInstance.__table__
+        with self.engine.begin() as connection:
+            connection.execute(sqlalchemy.insert(table).values(**values))
+        return ti_id
+
+    def value(self, ti_id: str, column: str) -> Any:
+        table = TaskInstance.__table__
+        with self.engine.connect() as connection:
+            query = sqlalchemy.select(table.c[column]).where(table.c.id == reconcile._instance_id(ti_id))
+            return connection.execute(query).scalar_one()
+
+    @contextmanager
+    def locked(self, *ti_ids: str) -> Iterator[Any]:
+        """Within this, somebody else holds the rows of these instances."""
+        table = TaskInstance.__table__
+        ids = [reconcile._instance_id(ti_id) for ti_id in ti_ids]
+        with self.engine.connect() as connection:
+            connection.execute(sqlalchemy.select(table.c.id).where(table.c.id.in_(ids)).with_for_update())
+            yield connection
+            connection.rollback()
+
+
+@pytest.fixture(scope="module")
+def database() -> Iterator[Database]:
+    server = Postgres()
+    database = Database(server.url)
+    # The table alone, without what it refers to.
+    columns = [sqlalchemy.Column(c.name, c.type, primary_key=c.primary_key) for c in TaskInstance.__table__.columns]
+    sqlalchemy.Table(TaskInstance.__tablename__, sqlalchemy.MetaData(), *columns).create(database.engine)
+    yield database
+    database.engine.dispose()
+    server.stop()
+
+
+@pytest.fixture
+def reconciler(database: Database, store: RunStore, monkeypatch: pytest.MonkeyPatch) -> Reconciler:
+    monkeypatch.setattr(reconcile, "create_session", database.session)
+    monkeypatch.setattr(reconcile, "PASS_S", 0.0)
+    return Reconciler(store)
+
+
+def live(database: Database, store: RunStore, **changes: Any) -> RunRecord:
+    """A run at work, whose runner is well, and its task instance."""
+    ti_id = database.add(**changes)
+    record = kept(store, RunState.RUNNING, who=identity(workload_id=ti_id))
+    store.heartbeat(record.id)
+    return record
+
+
+def make_pass(reconciler: Reconciler, *runs: RunRecord, told: list[Telling] | None = None) -> Outcome:
+    reconciler.begin({run.id: run.identity.workload_id for run in runs}, OWNER, told=told or [])
+    return wait_for(reconciler.outcome, "the pass")
+
+
+def has_beaten(database: Database, run: RunRecord) -> bool:
+    return bool(database.value(run.identity.workload_id, "last_heartbeat_at") > LONG_AGO)
+
+
+def test_a_row_that_somebody_holds_delays_no_heartbeat_but_its_own(
+    database: Database, store: RunStore, reconciler: Reconciler
+) -> None:
+    held, *others = [live(database, store) for _ in range(3)]
+    with database.locked(held.identity.workload_id):
+        make_pass(reconciler, held, *others)
+        assert [has_beaten(database, run) for run in (held, *others)] == [False, True, True]
+        assert not reconciler.is_database_away
+    make_pass(reconciler, held, *others)  # long before the next heartbeats are due
+    assert has_beaten(database, held)
+
+
+def test_heartbeats_of_many_are_part_of_no_deadlock(
+    database: Database, store: RunStore, reconciler: Reconciler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reconciler, "_beat_s", 0.0)
+    runs = [live(database, store) for _ in range(20)]
+    table, errors, is_over = TaskInstance.__table__, list[Exception](), threading.Event()
+    backwards = sorted((run.identity.workload_id for run in runs), reverse=True)
+
+    def write_backwards() -> None:
+        while not is_over.is_set():
+            try:
+                with database.engine.begin() as connection:
+                    for ti_id in backwards:
+                        row = table.c.id == reconcile._instance_id(ti_id)
+                        connection.execute(sqlalchemy.update(table).where(row).values(pool_slots=1))
+            except Exception as error:
+                errors.append(error)
+
+    other = threading.Thread(target=write_backwards)
+    other.start()
+    try:
+        for _ in range(50):
+            make_pass(reconciler, *runs)
+            assert not reconciler.is_database_away
+    finally:
+        is_over.set()
+        other.join()
+    assert errors == []
+    make_pass(reconciler, *runs)
+    assert all(has_beaten(database, run) for run in runs)
+
+
+def test_ids_of_runs_are_written_though_somebody_held_their_rows(database: Database, reconciler: Reconciler) -> None:
+    first, second = database.add("queued"), database.add("queued")
+    naming = threading.Thread(target=reconciler.name_runs, args=({first: "run-1", second: "run-2"},))
+    with database.locked(first):
+        naming.start()
+        wait_for(lambda: database.value(second, "external_executor_id") == "run-2", "the other one")
+        assert database.value(first, "external_executor_id") is None
+    naming.join()
+    assert database.value(first, "external_executor_id") == "run-1"
+
+
+@pytest.mark.parametrize(
+    ("changes", "is_missed"),
+    [
+        ({"state": "running"}, True),
+        ({"state": "queued"}, True),
+        ({"state": "restarting"}, True),
+        ({"state": "up_for_retry"}, False),
+        ({"state": "failed"}, False),
+        ({"state": "deferred"}, False),
+        ({"state": "queued", "external_executor_id": "its-next-run"}, False),
+        ({"state": "running", "queued_by_job_id": 8}, False),
+    ],
+)
+def test_only_what_the_scheduler_was_to_fail_and_has_not_was_missed(
+    changes: dict[str, Any], is_missed: bool, database: Database, reconciler: Reconciler
+) -> None:
+    ti_id = database.add(**{"external_executor_id": "its-run", **changes})
+    gone = Telling("gone", ti_id=str(uuid.uuid4()), executor_id="its-run")
+    found = make_pass(reconciler, told=[Telling("told", ti_id=ti_id, executor_id="its-run"), gone])
+    assert found.missed == ({"told"} if is_missed else set())
+    assert found.heard == {"told", "gone"} - found.missed
+
+
+def test_one_run_that_cannot_be_looked_at_keeps_no_other_from_its_heartbeat(
+    database: Database, store: RunStore, reconciler: Reconciler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bad, good = live(database, store), live(database, store)
+    read = store.last_heartbeat_s
+
+    def read_most(run_id: str) -> float | None:
+        if run_id == bad.id:
+            raise ValueError("odd")
+        return read(run_id)
+
+    monkeypatch.setattr(store, "last_heartbeat_s", read_most)
+    make_pass(reconciler, bad, good)
+    assert has_beaten(database, good)
