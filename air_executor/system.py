@@ -17,7 +17,7 @@ import signal
 import socket
 import struct
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -213,35 +213,6 @@ def reap_orphans(task: int) -> None:
             if ended.si_pid == task:
                 return
             os.waitpid(ended.si_pid, 0)
-
-
-def memory_bytes(pids: Iterable[int]) -> int:
-    """Return the memory that processes hold for themselves: anonymous and shared-memory pages, in bytes.
-
-    Pages of files are left out, as the kernel can drop them. ``/proc/PID/status`` is readable even for a process
-    that its owner made undumpable, which Airflow does; the finer ``smaps_rollup`` is not.
-    """
-    total = 0
-    for pid in pids:
-        try:
-            with Path(f"/proc/{pid}/status").open("rb") as file:
-                for line in file:
-                    if line.startswith((b"RssAnon:", b"RssShmem:", b"VmSwap:")):
-                        total += int(line.split()[1]) * 1024
-        except FileNotFoundError:
-            if sys.platform == "linux":
-                continue  # it ended meanwhile
-            total += _resident_bytes(pid)
-        except ProcessLookupError:
-            continue
-    return total
-
-
-def _resident_bytes(pid: int) -> int:
-    try:
-        return int(psutil.Process(pid).memory_info().rss)
-    except psutil.Error:
-        return 0
 
 
 def peak_bytes() -> int:

@@ -10,8 +10,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import psutil
-
 from air_executor import system
 from air_executor.awake import AwakeClock
 from air_executor.config import Config
@@ -19,12 +17,10 @@ from air_executor.errors import StateDirError
 from air_executor.processes import Leftovers
 from air_executor.runner import imports
 from air_executor.runner.limits import Limits, mebibytes
+from air_executor.runner.usage import Usage
 from air_executor.runs.lock import renew_held
 from air_executor.runs.record import UNWANTED, RunRecord, RunState
 from air_executor.runs.store import RunStore, is_fresh
-
-#: How often a task with a memory or CPU limit is measured, in seconds.
-_MEASURE_S = 0.2
 
 #: How often it is looked whether the files of this runner's locks are still there, in seconds.
 _RENEW_S = 4.0
@@ -77,13 +73,10 @@ class ActiveRun:
         self._learns_imports = config.learns_imports
         self._is_unwritten = False
         self._is_mute = False
-        self._task: psutil.Process | None = None
         self._task_pid: int | None = None
         self._attached_s = time.monotonic()
         self.awake = AwakeClock()
-        self._measured_s = 0.0
-        self._inherited_bytes = 0
-        self._peak_bytes = 0
+        self._usage = Usage(limits)
         self._stop_signal: signal.Signals | None = None
         self._is_monitored = False
         self._renewed_s = time.monotonic()
@@ -98,10 +91,11 @@ class ActiveRun:
         self._task_pid = pid
         self._attached_s = time.monotonic()
         self._oom_kills = system.oom_kills()
-        if self._limits.are_measured:
-            self._task = psutil.Process(pid)
-            # A forked task begins with the launcher's pages, which it shares and did not ask for.
-            self._inherited_bytes = system.memory_bytes([pid])
+        self._usage.begin()
+
+    def begin_task(self) -> None:
+        """In a task process that was forked from the runner: do first what the runner needs to look after it."""
+        self._usage.grant_view()
 
     def started(self) -> None:
         """Take note that the workload is being executed."""
@@ -147,8 +141,8 @@ class ActiveRun:
         times = []
         if self._limits.timeout is not None:
             times.append(self._limits.timeout - self.awake.since_s(self._attached_s))
-        if self._limits.are_measured:
-            times.append(self._measured_s + _MEASURE_S - now_s)
+        if (measure_s := self._usage.due_s()) is not None:
+            times.append(measure_s - now_s)
         return max(0.0, min(times)) if times else None
 
     def check(self, *, told: bool) -> Ending | None:
@@ -186,28 +180,25 @@ class ActiveRun:
         return Ending(f"wall time limit of {limit:g} s reached after {ran_s:.1f} s", signal.SIGTERM)
 
     def _excess(self) -> Ending | None:
-        now_s = time.monotonic()
-        if not self._limits.are_measured or now_s - self._measured_s < _MEASURE_S or self._task is None:
+        if self._task_pid is None or not self._usage.measure():
             return None
-        self._measured_s = now_s
-        try:
-            # Everything below this runner: what the task has daemonized comes to it too.
-            family = psutil.Process().children(recursive=True)
-            title = self._task.cmdline()
-        except psutil.Error:
-            return None
-        held = sum(self._held_bytes(process, title) for process in family)
-        self._peak_bytes = max(self._peak_bytes, held)
         limits = self._limits
-        if limits.memory is not None and self._peak_bytes > limits.memory:
-            reason = f"memory limit of {mebibytes(limits.memory)} reached; peak {mebibytes(self._peak_bytes)}"
+        peak_bytes, used_s = self._usage.peak_bytes, self._usage.cpu_time_s
+        if limits.memory is not None and peak_bytes > limits.memory:
+            reason = f"memory limit of {mebibytes(limits.memory)} reached; peak {mebibytes(peak_bytes)}"
             # Whoever is about to take the machine's last page gets no time to say goodbye.
             return Ending(reason, signal.SIGKILL)
-        if limits.cpu_time is not None:
-            used_s = sum(_cpu_time_s(process) for process in family)
-            if used_s > limits.cpu_time:
-                return Ending(f"CPU time limit of {limits.cpu_time:g} s reached; used {used_s:.1f} s", signal.SIGTERM)
+        if limits.cpu_time is not None and used_s > limits.cpu_time:
+            return Ending(f"CPU time limit of {limits.cpu_time:g} s reached; used {used_s:.1f} s", signal.SIGTERM)
         return None
+
+    def peak_memory_bytes(self) -> int:
+        """Return for the record the most memory that the task has held.
+
+        With a memory limit that is what the limit compares: of all its processes together, each page once. Without
+        one nobody has looked, and it is the largest resident size of a single process of the run, files included.
+        """
+        return self._usage.peak_bytes or system.peak_bytes()
 
     def memory_evidence(self, signal_name: str) -> str:
         """Return what is known of the kernel's part in a task's death by ``signal_name``, as the end of a sentence."""
@@ -220,15 +211,6 @@ class ActiveRun:
                 return f" by the kernel, for lack of memory in its control group{peak}"
             return f"; its control group had no lack of memory{peak}"
         return f"; when nobody sent it, the kernel did, for lack of memory{peak}"
-
-    def _held_bytes(self, process: psutil.Process, title: list[str]) -> int:
-        """Return what a process holds beyond the launcher's pages, which the task and its forks share."""
-        held = system.memory_bytes([process.pid])
-        try:
-            is_fork = process.cmdline() == title
-        except psutil.Error:
-            return 0
-        return max(0, held - self._inherited_bytes) if is_fork else held
 
     # Signals
 
@@ -280,11 +262,3 @@ class ActiveRun:
         return Outcome(
             state=RunState.KILLED, outcome=outcome, signal="SIGTERM", reason=ending.reason if ending else None
         )
-
-
-def _cpu_time_s(process: psutil.Process) -> float:
-    try:
-        times = process.cpu_times()
-    except psutil.Error:
-        return 0.0
-    return float(times.user + times.system + times.children_user + times.children_system)

@@ -51,7 +51,7 @@ def execute(request: RunRequest, active: ActiveRun, store: RunStore) -> Outcome:
         raise AirExecutorError(f"the log {log_file} cannot be written: {error.strerror}") from error
     with log:
         try:
-            pid = _call(task, log, store.folder(request.id)) if "function" in task else _command(task, log)
+            pid = _call(task, log, store.folder(request.id), active) if "function" in task else _command(task, log)
         except OSError as error:
             return _not_begun(task, error, log)
         active.attach(pid)
@@ -179,7 +179,7 @@ def _outcome(status: int, active: ActiveRun, error: str | None) -> Outcome:
 # Functions
 
 
-def _call(task: dict[str, Any], log: BinaryIO, folder: Path) -> int:
+def _call(task: dict[str, Any], log: BinaryIO, folder: Path, active: ActiveRun) -> int:
     """Call a function in a fork of this process, and return its pid."""
     if not Path(task["cwd"]).is_dir():
         raise FileNotFoundError(2, "No such directory", task["cwd"])
@@ -192,6 +192,7 @@ def _call(task: dict[str, Any], log: BinaryIO, folder: Path) -> int:
     code = _RAISED
     try:
         _begin(runner, log)
+        active.begin_task()
         os.chdir(task["cwd"])
         sys.path.insert(0, task["cwd"])
         code = _call_here(task, folder)

@@ -82,7 +82,7 @@ def execute(request: RunRequest, record: RunRecord, store: RunStore, config: Con
     active, outcome = _execute(request, record, store, config)
     survivors = processes.name_survivors(active.leftovers.survivors)
     reason = "; ".join(filter(None, (outcome.reason, survivors))) or None
-    return _write_end(active.record, dataclasses.replace(outcome, reason=reason), store)
+    return _write_end(active, dataclasses.replace(outcome, reason=reason), store)
 
 
 def _this_process() -> dict[str, Any]:
@@ -135,7 +135,8 @@ def _refused(request: RunRequest, reason: str) -> Outcome:
     return Outcome(state=RunState.FAILED, reason=reason)
 
 
-def _write_end(record: RunRecord, outcome: Outcome, store: RunStore) -> int:
+def _write_end(active: ActiveRun, outcome: Outcome, store: RunStore) -> int:
+    record = active.record
     children = resource.getrusage(resource.RUSAGE_CHILDREN)
     own = resource.getrusage(resource.RUSAGE_SELF)
     end = record.advance(
@@ -145,7 +146,7 @@ def _write_end(record: RunRecord, outcome: Outcome, store: RunStore) -> int:
         exit_code=outcome.exit_code,
         signal=outcome.signal,
         reason=outcome.reason,
-        peak_memory_bytes=system.peak_bytes(),
+        peak_memory_bytes=active.peak_memory_bytes(),
         cpu_time_s=round(children.ru_utime + children.ru_stime + own.ru_utime + own.ru_stime, 3),
     )
     # Of Airflow's tasks, Airflow was told as well. Of a job's task, nobody knows but this process.

@@ -106,6 +106,8 @@ def _read_what_is_there(handler: Callable[[socket.socket], bool], sock: socket.s
 def _task_main() -> None:
     system.die_with_parent(_runner_pid)
     system.renew_random_state()
+    if active is not None:
+        active.begin_task()
     _execute_task(active.note_imports if active is not None else lambda _: None)
 
 

@@ -137,6 +137,8 @@ class RunRecord:
     reason: str | None = None
     """Why the run ended as it did, for a person. ``None`` when there is nothing to explain."""
     peak_memory_bytes: int | None = None
+    """With a memory limit, what it compares: the most that all processes of the task held together, each page counted
+    once. Without one, the largest resident size of a single process of the run, which is all that is known."""
     cpu_time_s: float | None = None
     unknown: Mapping[str, Any] = field(default_factory=dict, repr=False)
     """Fields of another version's document, of its ``identity`` too. They are written back as they were."""

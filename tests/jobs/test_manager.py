@@ -18,6 +18,9 @@ import pytest
 from air_executor.errors import JobError, ManagedError, StateDirError
 from air_executor.jobs import api
 from air_executor.jobs.model import JobState, TaskStatus
+from air_executor.runner.limits import mebibytes
+from air_executor.runs.record import RunState
+from air_executor.runs.store import RunStore
 from tests.jobs.conftest import Yard
 from tests.support import machine
 from tests.support.waiting import wait_for
@@ -152,6 +155,17 @@ def test_a_function_with_a_segmentation_fault_says_where(yard: Yard) -> None:
     assert "it was killed by SIGSEGV (signal 11)" in (task.error or "")
     assert "Fatal Python error: Segmentation fault" in yard.log("a")
     assert " in segmentation_fault" in yard.log("a")
+
+
+def test_a_task_is_killed_for_what_its_processes_hold_together_and_the_peak_is_on_record(yard: Yard) -> None:
+    code = "import os, signal; [os.fork() for _ in range(2)]; held = b'x' * (50 << 20); signal.pause()"
+    yard.submit({"id": "a", "command": sys.executable, "args": ["-c", code], "limits": {"memory": "120MiB"}})
+    error = yard.finish().tasks["a"].error or ""
+    assert "memory limit of 120 MiB reached; peak " in error
+    [record] = RunStore(yard.state_dir).records()
+    assert record.state is RunState.KILLED
+    assert 120 << 20 < (record.peak_memory_bytes or 0) < 260 << 20
+    assert f"peak {mebibytes(record.peak_memory_bytes or 0)}" in error
 
 
 def test_a_function_gets_its_arguments_and_its_result_is_kept(yard: Yard) -> None:

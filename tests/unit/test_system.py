@@ -132,45 +132,6 @@ def test_what_is_printed_where_no_room_is_left_is_lost_and_no_more() -> None:
 # Memory
 
 
-def test_memory_that_a_process_fills_is_counted_and_pages_of_files_are_not(tmp_path: Path) -> None:
-    size = 32 << 20
-    file = tmp_path / "file"
-    file.write_bytes(b"x" * size)
-
-    def measure() -> list[int]:
-        me = os.getpid()
-        start = system.memory_bytes([me])
-        with file.open("rb") as handle, mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ) as pages:
-            sum(pages[offset] for offset in range(0, size, 4096))
-            of_file = system.memory_bytes([me])
-        with (
-            mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as own,
-            mmap.mmap(-1, size) as shared,
-        ):
-            for offset in range(0, size, 4096):
-                own[offset] = 1
-            of_own = system.memory_bytes([me])
-            for offset in range(0, size, 4096):
-                shared[offset] = 1
-            of_shared = system.memory_bytes([me])
-        return [of_file - start, of_own - start, of_shared - start]
-
-    of_file, of_own, of_shared = result_of(measure)
-    assert of_file < size // 4
-    assert size * 0.9 < of_own < size * 1.5
-    assert size * 1.9 < of_shared < size * 2.5
-
-
-def test_memory_of_several_is_added_and_of_the_dead_is_nothing(sleeper: int) -> None:
-    gone = result_of(os.getpid)
-    one = wait_for(lambda: system.memory_bytes([sleeper]), "the process to have memory")
-    assert system.memory_bytes([]) == 0
-    assert system.memory_bytes([gone]) == 0
-    both = system.memory_bytes([sleeper, os.getpid(), gone])
-    assert both > system.memory_bytes([os.getpid()]) * 0.9
-    assert both > one
-
-
 def test_memory_moves_into_huge_pages_and_is_the_same() -> None:
     size = 16 << 20
 

@@ -1,0 +1,167 @@
+"""The descendants of this process, and what the kernel says each of them uses.
+
+Looking costs as much as there are descendants, however many other processes the machine has: the tree is walked down
+through ``/proc/PID/task/TID/children``. Where there is none (Linux without ``CONFIG_PROC_CHILDREN``, other systems),
+psutil finds them, at a price that grows with all processes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import psutil
+
+#: Set in a process's flags until it executes a program: it was forked, and still has its parent's memory.
+#: From ``<linux/sched.h>``.
+_PF_FORKNOEXEC = 0x40
+
+#: More than what is in each of the small files that are read.
+_FILE_BYTES = 1 << 16
+
+
+@dataclass(frozen=True)
+class Member:
+    """A process of a run, as it was at one moment."""
+
+    pid: int
+    parent: int
+    is_fork: bool
+    """It was forked from the runner, or from one that was, and has executed no other program: it began with the
+    runner's memory."""
+    memory_bytes: int
+    """What it alone or together with others holds: anonymous and shared-memory pages, and what is swapped out. Pages
+    of files are left out, as the kernel can drop them."""
+    first_bytes: int
+    """What it held when it was first seen: of a fork, about what it has from its parent."""
+    cpu_time_s: float
+    """With that of its children which have ended and were waited for."""
+
+
+class Family:
+    """Looks at all descendants of this process."""
+
+    def __init__(self) -> None:
+        #: Members as they were first seen, by pid and start time. One whose parent has died comes to the runner, and
+        #: would look like a fork of it.
+        self._first: dict[tuple[int, int], Member] = {}
+
+    def look(self, *, memory: bool = True) -> list[Member]:
+        """Return the descendants of this process, parents before their children.
+
+        :param memory: whether to look at memory at all; otherwise it is 0.
+        """
+        if sys.platform != "linux":
+            return list(_seen_by_psutil())
+        first: dict[tuple[int, int], Member] = {}
+        forking = {os.getpid()}
+        members = []
+        for pid, parent in _walk():
+            stat = _stat(pid)
+            if stat is None:
+                continue
+            identity = pid, int(stat[19])
+            known = self._first.get(identity)
+            is_fork = bool(int(stat[6]) & _PF_FORKNOEXEC) and (known.is_fork if known else parent in forking)
+            held = memory_bytes(pid) if memory else 0
+            cpu_time_s = sum(int(ticks) for ticks in stat[11:15]) / _ticks_per_s()
+            member = Member(pid, parent, is_fork, held, known.first_bytes if known else held, cpu_time_s)
+            first[identity] = known or member
+            if is_fork:
+                forking.add(pid)
+            members.append(member)
+        self._first = first
+        return members
+
+
+def memory_bytes(pid: int) -> int:
+    """Return what process ``pid`` holds, see :attr:`Member.memory_bytes`; 0 when it has ended.
+
+    Everybody may read ``/proc/PID/status``, which is cheap, as the kernel keeps these sums anyway.
+    """
+    total = 0
+    for line in _read(f"/proc/{pid}/status").splitlines():
+        if line.startswith((b"RssAnon:", b"RssShmem:", b"VmSwap:")):
+            total += int(line.split()[1]) * 1024
+    return total
+
+
+def _walk() -> Iterator[tuple[int, int]]:
+    """Yield each descendant with its parent, parents first: what they do meanwhile makes none be counted twice."""
+    if not _knows_children():
+        yield from _walk_with_psutil()
+        return
+    seen = {os.getpid()}
+    parents = [os.getpid()]
+    for parent in parents:
+        for pid in _children(parent):
+            if pid not in seen:
+                seen.add(pid)
+                yield pid, parent
+                parents.append(pid)
+
+
+def _walk_with_psutil() -> Iterator[tuple[int, int]]:
+    with contextlib.suppress(psutil.Error):
+        for process in psutil.Process().children(recursive=True):
+            with contextlib.suppress(psutil.Error):
+                yield process.pid, process.ppid()
+
+
+def _children(pid: int) -> list[int]:
+    """Return the children of all threads of process ``pid``."""
+    try:
+        threads = os.listdir(f"/proc/{pid}/task")
+    except OSError:
+        return []  # it has ended
+    return [int(child) for thread in threads for child in _read(f"/proc/{pid}/task/{thread}/children").split()]
+
+
+@functools.cache
+def _knows_children() -> bool:
+    return os.path.exists(f"/proc/self/task/{os.getpid()}/children")
+
+
+@functools.cache
+def _ticks_per_s() -> int:
+    return os.sysconf("SC_CLK_TCK")
+
+
+def _stat(pid: int) -> list[bytes] | None:
+    """Return the fields of ``/proc/PID/stat`` from the third on: the state, the parent and so on, see proc(5)."""
+    data = _read(f"/proc/{pid}/stat")
+    # The second field is the program's name, in which anything may be.
+    return data[data.rindex(b")") + 2 :].split() if data else None
+
+
+def _read(path: str) -> bytes:
+    """Return what is in a small file of the kernel; nothing when its process has ended, or hides it."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return b""
+    try:
+        parts = []
+        while part := os.read(fd, _FILE_BYTES):
+            parts.append(part)
+        return b"".join(parts)
+    except OSError:
+        return b""
+    finally:
+        os.close(fd)
+
+
+def _seen_by_psutil() -> Iterator[Member]:
+    try:
+        family = psutil.Process().children(recursive=True)
+    except psutil.Error:
+        return
+    for process in family:
+        with contextlib.suppress(psutil.Error):
+            times = process.cpu_times()
+            held = process.memory_info().rss
+            yield Member(process.pid, process.ppid(), False, held, held, times.user + times.system)
