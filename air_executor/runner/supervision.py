@@ -268,8 +268,13 @@ class AirSupervisor(stock.ActivitySubprocess):
         fd = system.open_pidfd(self.pid)
         if fd is not None:
             # A readable pidfd says no more than that the loop should look: it is unregistered and closed then.
-            self.selector.register(_PidFd(fd), selectors.EVENT_READ, (lambda _: False, self.selector.unregister))
+            self.selector.register(_PidFd(fd), selectors.EVENT_READ, (lambda _: False, self._unwatch))
             self._has_pidfd = True
+
+    def _unwatch(self, pidfd: _PidFd) -> None:
+        # While a request was handled, :meth:`nap` may have seen the exit first: then it is unregistered, and closed.
+        with contextlib.suppress(KeyError, ValueError):
+            self.selector.unregister(pidfd)
 
     def _make_reentrant(self) -> None:
         """Let the task's output be read while one of its requests is being handled, which :meth:`nap` does.
