@@ -38,6 +38,9 @@ _ABANDONED_S = 10.0
 #: How often records are pruned, in seconds.
 _PRUNE_S = 300.0
 
+#: What is done beside in a process of its own, as pruning, gets at most so many seconds.
+_CHORE_S = 240.0
+
 #: How often requests that wait for the machine to have room for their runners are tried again, in seconds.
 _TRY_S = 1.0
 
@@ -132,6 +135,8 @@ class Launcher:
         self._started_s = self._active_s = time.monotonic()
         self._spare_due_s = self._pruned_s = 0.0
         self._pruner = 0
+        #: Processes for chores, and until when they have time, on the monotonic clock.
+        self._chores: dict[int, float] = {}
         self._spare: _Spare | None = None
         self._stopping = False
         #: The socket's file, by which it is told from that of a launcher that came later.
@@ -155,6 +160,7 @@ class Launcher:
             if self._strays.are_due:
                 self._strays.end(self._own_children())
             self._start_waiting()
+            self._end_overdue_chores()
             self._prune_now_and_then()
             self._try_package()
             self._fork_spare()
@@ -480,6 +486,7 @@ class Launcher:
                     self._dismiss_spare()
                 if pid == self._pruner:
                     self._pruner = 0
+                self._chores.pop(pid, None)
                 self._strays.reaped(pid)
                 continue
             self._active_s = time.monotonic()
@@ -554,6 +561,7 @@ class Launcher:
                 ours.close()
                 self._let_go()
                 self._preloader.try_here(package, theirs)
+        self._chores[self._trial] = time.monotonic() + _CHORE_S
         self._selector.register(ours, selectors.EVENT_READ, lambda: self._end_trial(package, ours))
 
     def _end_trial(self, package: str, answer: socket.socket) -> None:
@@ -568,7 +576,7 @@ class Launcher:
     # Pruning
 
     def _prune_now_and_then(self) -> None:
-        if time.monotonic() - self._pruned_s < _PRUNE_S and self._pruned_s:
+        if self._pruner or (time.monotonic() - self._pruned_s < _PRUNE_S and self._pruned_s):
             return
         self._pruned_s = time.monotonic()
         try:
@@ -576,12 +584,31 @@ class Launcher:
         except OSError:
             return
         if self._pruner:
+            self._chores[self._pruner] = time.monotonic() + _CHORE_S
             return
+        code = 1
         try:
             self._let_go()
-            self._store.prune(keep_days=self._config.keep_days, keep_runs=self._config.keep_runs)
-            remove_dead_launchers(self._store, asking=self._address)
-        except (AirExecutorError, OSError) as error:
+            signal.alarm(int(_CHORE_S))  # the launcher may be gone by then
+            try:
+                self._store.prune(keep_days=self._config.keep_days, keep_runs=self._config.keep_runs)
+            finally:
+                remove_dead_launchers(self._store, asking=self._address)
+            code = 0
+        except AirExecutorError as error:
             print(f"pruning failed: {error}", flush=True)
+        except BaseException:
+            print("pruning failed:", flush=True)
+            traceback.print_exc()
         finally:
-            os._exit(0)
+            with contextlib.suppress(OSError, ValueError):
+                sys.stdout.flush()
+                sys.stderr.flush()
+            os._exit(code)
+
+    def _end_overdue_chores(self) -> None:
+        for pid, until_s in self._chores.items():  # not reaped yet: nobody else can have the pid
+            if time.monotonic() > until_s:
+                print(f"process {pid} has taken more than {_CHORE_S:g} s beside, and is killed", flush=True)
+                os.kill(pid, signal.SIGKILL)
+                self._chores[pid] = math.inf

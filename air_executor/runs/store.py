@@ -466,17 +466,25 @@ class RunStore:
 
         A run that is live, or whose end was not told yet, stays however old it is. Lock files that a dead runner
         left go too.
+
+        :raises StateDirError: something could not be looked at or removed; all else was.
         """
         if not self.runs.is_dir():
             return Pruned(removed=0, kept=0)
-        self._remove_free_locks()
+        troubles: list[str] = []
+        self._remove_free_locks(troubles)
         oldest_s = time.time() - keep_days * 86400
         folders = sorted(self._by_age(), key=lambda entry: entry[0], reverse=True)
         removed = 0
         for rank, (changed_s, run_id) in enumerate(folders):
-            if (rank >= keep_runs or changed_s < oldest_s) and self._may_go(run_id, changed_s):
-                shutil.rmtree(self._path(run_id), ignore_errors=True)
-                removed += 1
+            try:
+                if (rank >= keep_runs or changed_s < oldest_s) and self._may_go(run_id, changed_s):
+                    _remove_tree(self._path(run_id))
+                    removed += 1
+            except (StateDirError, OSError) as error:
+                troubles.append(str(error))
+        if troubles:
+            raise StateDirError(f"{removed} runs were removed; {len(troubles)} could not be, as {troubles[0]}")
         return Pruned(removed=removed, kept=len(folders) - removed)
 
     def _by_age(self) -> Iterator[tuple[float, str]]:
@@ -495,16 +503,25 @@ class RunStore:
             return True
         if not record.state.is_end:
             return False
-        # Of one that Airflow knows from the runner, the executor needs no more than to see it.
-        is_known = record.delivered or record.outcome == UNWANTED
+        # Of one that Airflow knows from the runner, the executor needs no more than to see it. Connection tests tell
+        # their ends themselves, and nobody takes those of a dead scheduler over.
+        is_known = record.delivered or record.outcome == UNWANTED or record.identity.kind == "connection_test"
         return record.reported_at is not None or (is_known and changed_s < time.time() - _READ_S)
 
-    def _remove_free_locks(self) -> None:
+    def _remove_free_locks(self, troubles: list[str]) -> None:
         # A runner removes its own lock file as it ends; what is left belonged to one that was killed.
         for name in os.listdir(self.locks):
-            lock = KernelLock(os.path.join(self.locks, name))
-            if lock.acquire(timeout_s=0):
-                lock.release()
+            try:
+                lock = KernelLock(os.path.join(self.locks, name))
+                if lock.acquire(timeout_s=0):
+                    lock.release()
+            except (StateDirError, OSError) as error:
+                troubles.append(str(error))
+
+
+def _remove_tree(path: str) -> None:
+    with contextlib.suppress(FileNotFoundError):  # somebody else prunes too
+        shutil.rmtree(path)
 
 
 def replace_file(path: str | Path, data: bytes, *, is_durable: bool = False) -> None:
