@@ -8,6 +8,7 @@ and launcher have died together, whoever finds that out looks for the run's proc
 from __future__ import annotations
 
 import functools
+import math
 import os
 import select
 import signal
@@ -33,6 +34,10 @@ STUCK_S = 10.0
 
 #: One that may not be killed, as it belongs to another user, is waited for so many seconds: its parent may end it.
 _FORBIDDEN_S = 2.0
+
+#: A process that is to outlive its task says so from its ``exec`` on. So while the task has ended for less than so many
+#: seconds, what is not older than that is not judged.
+_YOUNG_S = 0.5
 
 #: Without pidfds, how often it is looked whether a process has ended, in seconds.
 _LOOK_S = 0.02
@@ -116,6 +121,12 @@ class Process:
     def id(self) -> ProcessId:
         """The process as a document names it."""
         return ProcessId(self.pid, self.ticks, system.boot_id(), system.pid_namespace())
+
+    def age_s(self) -> float:
+        """Return for how many seconds it has lived."""
+        if self.ticks is None:
+            return math.inf
+        return time.clock_gettime(time.CLOCK_BOOTTIME) - self.ticks / os.sysconf("SC_CLK_TCK")
 
     def __str__(self) -> str:
         return f"process {self.pid} ({self.name}) of {_user(self.pid)}"
@@ -311,6 +322,11 @@ class Leftovers:
         self._kept: set[int] = set()
         self._given_up: set[int] = set()
 
+    @property
+    def are_any(self) -> bool:
+        """Whether something still lives: it was kept, or could not be killed."""
+        return bool(self._kept or self._given_up)
+
     def end(self, patience_s: float = STUCK_S) -> None:
         """Kill every child of this process, and theirs as they come to it, until none is left that may be killed.
 
@@ -319,20 +335,28 @@ class Leftovers:
         began_s = time.monotonic()
         forbidden: set[int] = set()
         while self._reap():
-            left = [pid for pid in children() if pid not in self._kept | self._given_up]
-            for pid in left:
+            left, are_young = [], False
+            for pid in children():
+                if pid in self._kept or pid in self._given_up:
+                    continue
                 if pid not in self.killed and is_kept(pid):
                     self._kept.add(pid)
-                elif kill(pid):
-                    self.killed.add(pid)
+                elif pid not in self.killed and time.monotonic() < began_s + _YOUNG_S and self._is_young(pid):
+                    are_young = True
                 else:
-                    forbidden.add(pid)
-            left = [pid for pid in left if pid not in self._kept]
+                    (self.killed if kill(pid) else forbidden).add(pid)
+                    left.append(pid)
             until_s = began_s + (patience_s if set(left) - forbidden else min(patience_s, _FORBIDDEN_S))
-            if not left or not _wait_for_any(left, until_s - time.monotonic()):
+            if are_young:
+                time.sleep(_LOOK_S)
+            elif not left or not _wait_for_any(left, until_s - time.monotonic()):
                 self._given_up |= set(left)
                 break
         self.survivors = [p for p in map(look, self._given_up) if p is not None and not p.is_dead]
+
+    def _is_young(self, pid: int) -> bool:
+        process = look(pid)
+        return process is not None and process.age_s() < _YOUNG_S
 
     def _reap(self) -> bool:
         """Reap what has ended, and tell whether there are children left."""

@@ -529,7 +529,7 @@ class Launcher:
         if record.state.is_end:
             return
         asked, words = self._store.stop_request(run_id), self._store.output_tail(run_id)
-        left = processes.name_survivors(survivors)
+        left = self._store.note_survivors(record, survivors)
         more = (f": {asked.reason}" if asked else "") + (f"; {left}" if left else "")
         more += f". Its last words: {words}" if words else ""
         if code < 0:

@@ -226,8 +226,8 @@ class ActiveRun:
             receiver.setblocking(False)
             sender.setblocking(False)
             wakeup = signal.set_wakeup_fd(sender.fileno(), warn_on_full_buffer=False)
+            before, self._is_monitored = self._is_monitored, monitored  # first: a handler asks for it
             handlers = {signum: signal.signal(signum, self._on_signal) for signum in (signal.SIGTERM, signal.SIGINT)}
-            before, self._is_monitored = self._is_monitored, monitored
             try:
                 yield receiver
             finally:

@@ -26,6 +26,9 @@ from air_executor.runs.store import RunStore, replace_file
 #: How often a runner shows that it lives, in seconds.
 _BEAT_S = 5.0
 
+#: A task that has got SIGKILL and has not ended after so many seconds can't be killed.
+_GIVE_UP_S = 2.0
+
 #: What a shell says of a command that it can't find, or can't execute.
 _NOT_FOUND, _NOT_EXECUTABLE = 127, 126
 
@@ -117,14 +120,20 @@ def _not_begun(task: dict[str, Any], error: OSError, log: BinaryIO) -> Outcome:
     return Outcome(state=RunState.FAILED, outcome="failed", exit_code=code, reason=reason)
 
 
-def _supervise(pid: int, active: ActiveRun) -> int:
-    """Wait for a process to end, keeping its limits and heeding requests to stop it; return its wait status."""
+def _supervise(pid: int, active: ActiveRun) -> int | None:
+    """Wait for a process to end, keeping its limits and heeding requests to stop it; return its wait status.
+
+    ``None``: it was killed, and does not end.
+    """
     pidfd = system.open_pidfd(pid)
-    kill_s = float("inf")
+    kill_s = give_up_s = float("inf")
+    status: int | None = None
     with active.heeding_signals(monitored=True) as wake:
         while True:
-            ended, status = os.waitpid(pid, os.WNOHANG)
+            ended, ended_as = os.waitpid(pid, os.WNOHANG)
             if ended:
+                status = ended_as
+            if ended or time.monotonic() >= give_up_s:
                 break
             ending = active.check(told=False)
             if ending is not None:
@@ -132,30 +141,36 @@ def _supervise(pid: int, active: ActiveRun) -> int:
                 kill_s = time.monotonic() + active.grace_s
             if time.monotonic() >= kill_s:
                 _signal(pid, signal.SIGKILL)
-                kill_s = float("inf")
+                kill_s, give_up_s = float("inf"), time.monotonic() + _GIVE_UP_S
             active.beat()
             due_s = active.due_in_s()
-            wait_s = min(_BEAT_S if due_s is None else due_s, _BEAT_S, max(0.0, kill_s - time.monotonic()))
+            wait_s = min(
+                _BEAT_S if due_s is None else due_s, _BEAT_S, max(0.0, min(kill_s, give_up_s) - time.monotonic())
+            )
             if pidfd is None:
                 wait_s = min(wait_s, 0.05)
             with contextlib.suppress(OSError):
                 fds = [wake.fileno()] if pidfd is None else [wake.fileno(), pidfd]
                 if wake.fileno() in select.select(fds, [], [], wait_s)[0]:
                     wake.recv(4096)
+        # Before the handlers change: a signal that comes now must not make a task that has ended one that was stopped.
+        active.is_over = True
     if pidfd is not None:
         os.close(pidfd)
-    active.is_over = True
     return status
 
 
 def _signal(pid: int, signum: signal.Signals) -> None:
-    """Send a signal to the process group that a task leads, which is not reaped yet."""
-    with contextlib.suppress(ProcessLookupError):
+    """Send a signal to the process group that a task leads, which is not reaped yet.
+
+    One of which no process may be signalled, as the task has become another user's through sudo, is left as it is.
+    """
+    with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(pid, signum)
 
 
-def _outcome(status: int, active: ActiveRun, error: str | None) -> Outcome:
-    code = os.waitstatus_to_exitcode(status)
+def _outcome(status: int | None, active: ActiveRun, error: str | None) -> Outcome:
+    code = 0 if status is None else os.waitstatus_to_exitcode(status)
     name = system.signal_name(-code) if code < 0 else None
     ending: Ending | None = active.ending
     if ending is not None:
@@ -170,7 +185,7 @@ def _outcome(status: int, active: ActiveRun, error: str | None) -> Outcome:
     return Outcome(
         state=state,
         outcome=UNWANTED if ending is not None and ending.unwanted else outcome,
-        exit_code=code if name is None else None,
+        exit_code=code if name is None and status is not None else None,
         signal=name,
         reason=reason,
     )

@@ -6,12 +6,14 @@ import dataclasses
 import itertools
 import os
 import resource
+import select
 import signal
 import socket
 import sys
 import time
 import traceback
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from air_executor import processes, system
@@ -31,6 +33,13 @@ from air_executor.runs.tasklog import append_to_log
 #: A task instance that comes back from a deferral may be faster than its former runner's last steps. Its new runner
 #: waits for the lock this long, in seconds.
 LOCK_WAIT_S = 60.0
+
+#: A try waits for what a former one left behind, and nobody may kill, at most this long, in seconds. Airflow gives up
+#: on a task that is queued for longer than ``task_queued_timeout``, ten minutes by default.
+LEFTOVERS_S = 300.0
+
+#: How often it is looked whether it has ended, in seconds.
+_LOOK_S = 2.0
 
 #: How long to wait before each attempt to write a run's end, in seconds.
 _WAITS_S = (0.0, 0.5, 2.0)
@@ -80,8 +89,10 @@ def execute(request: RunRequest, record: RunRecord, store: RunStore, config: Con
     store.introduce(record.id)
     record = store.write(record.advance(RunState.STARTING, **_this_process()))
     active, outcome = _execute(request, record, store, config)
-    survivors = processes.name_survivors(active.leftovers.survivors)
-    reason = "; ".join(filter(None, (outcome.reason, survivors))) or None
+    survivors = active.leftovers.survivors
+    # After a success nothing follows that could not do with what was left on purpose, as through sudo.
+    note = processes.name_survivors if outcome.state is RunState.SUCCEEDED else partial(store.note_survivors, record)
+    reason = "; ".join(filter(None, (outcome.reason, note(survivors)))) or None
     return _write_end(active, dataclasses.replace(outcome, reason=reason), store)
 
 
@@ -102,6 +113,7 @@ def _execute(request: RunRequest, record: RunRecord, store: RunStore, config: Co
             active = ActiveRun(store, record, limits, config)
             with active.heeding_signals():
                 active.stop_if_asked()
+                _wait_for_leftovers(request, active, store)
                 limits.apply()
                 if limits.gpus:
                     leases = gpus.lease(store, config.gpus, limits.gpus)
@@ -128,6 +140,28 @@ def _execute(request: RunRequest, record: RunRecord, store: RunStore, config: Co
         for lease in leases:
             lease.release()
     return active, outcome
+
+
+def _wait_for_leftovers(request: RunRequest, active: ActiveRun, store: RunStore) -> None:
+    """Let what a former try left, and nobody could kill, come to its end first."""
+    until_s = time.monotonic() + LEFTOVERS_S
+    said = False
+    while left := store.leftovers.living(request.identity):
+        if not said:
+            names = ", ".join(each.text for each in left)
+            waits = f"this try waits at most {LEFTOVERS_S:g} s for what a former one left behind: {names}"
+            append_to_log(request.log_file, waits)
+            said = True
+        if time.monotonic() >= until_s:
+            append_to_log(request.log_file, "it is still there; this try begins beside it")
+            return
+        active.beat()
+        fd = system.open_pidfd(left[0].id.pid)
+        try:
+            select.select([] if fd is None else [fd], [], [], _LOOK_S)
+        finally:
+            if fd is not None:
+                os.close(fd)
 
 
 def _refused(request: RunRequest, reason: str) -> Outcome:

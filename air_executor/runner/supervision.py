@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import attrs
+import psutil
 from airflow.sdk.execution_time import supervisor as stock
 
 from air_executor import compat, system
@@ -43,6 +44,10 @@ _TRY_S = 2.0
 
 #: Without a pidfd, how often it is looked whether the task process has ended, in seconds.
 _LOOK_S = 0.25
+
+
+#: What a task printed last is read for at most so many seconds, where something that outlives it goes on printing.
+_LAST_OUTPUT_S = 1.0
 
 
 class _PidFd:
@@ -335,15 +340,31 @@ class AirSupervisor(stock.ActivitySubprocess):
         if code is not None and self._open_sockets:
             # What the task left behind still holds its output; it would be waited for. What it wrote is not lost.
             self._run.end_leftovers()
+            if self._run.leftovers.are_any:
+                self._close_output()
         told = self._terminal_state is not None or compat.is_telling_airflow(self)
         if code is None and (ending := self._run.check(told=told)) is not None:
             self._end_task(ending)
             code = self._exit_code
         return code
 
+    def _close_output(self) -> None:
+        """Read what there is of the task's output, and wait for no more: what outlives the task holds it open."""
+        until_s = time.monotonic() + _LAST_OUTPUT_S
+        while self._open_sockets and self.selector.select(0) and time.monotonic() < until_s:
+            super()._service_subprocess(0.0)
+        if self._open_sockets:
+            self._cleanup_open_sockets()
+
     def _end_task(self, ending: Ending) -> None:
         self.process_log.error("AirExecutor ends the task", reason=ending.reason)
-        self.kill(ending.signum, escalation_delay=self._run.grace_s, force=True)
+        with contextlib.suppress(PermissionError, psutil.AccessDenied):  # it has become another user's, through sudo
+            self.kill(ending.signum, escalation_delay=self._run.grace_s, force=True)
+        if self._exit_code is None:
+            # It can't be killed. What there is to tell does not wait for it; the next try does.
+            self._run.end_leftovers()
+            self._exit_code = -signal.SIGKILL
+            self._close_output()
         if ending.unwanted:
             self._terminal_state = stock.SERVER_TERMINATED
 

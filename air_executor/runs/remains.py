@@ -11,7 +11,7 @@ from air_executor import processes, system
 from air_executor.processes import Process, ProcessId
 
 #: The machine's processes are looked at no oftener than this, however many runs have died, in seconds.
-MOMENT_S = 0.5
+_TABLE_S = 0.5
 
 
 @dataclass(frozen=True)
@@ -90,11 +90,6 @@ class Undertaker:
         self._since_s: dict[str, float] = {}
         self._looked_s: dict[str, float] = {}
 
-    @property
-    def is_at_work(self) -> bool:
-        """Whether there are runs for which :meth:`end` wants to be called again."""
-        return bool(self._since_s)
-
     def end(self, run: DeadRun) -> list[Process] | None:
         """Kill what is left of a run.
 
@@ -104,7 +99,7 @@ class Undertaker:
         since_s, looked_s = self._since_s.setdefault(run.id, now_s), self._looked_s.setdefault(run.id, now_s)
         if self._table is None or self._table.taken_s < looked_s:
             # One look at the machine serves all runs that died before it.
-            if self._table is not None and now_s - self._table.taken_s < MOMENT_S:
+            if self._table is not None and now_s - self._table.taken_s < _TABLE_S:
                 return None
             self._table = _Table.take()
         left = self._table.of(run)

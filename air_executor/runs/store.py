@@ -12,6 +12,7 @@
       locks/<workload id>        held by the runner for its whole life
       gpus/<gpu id>              held by the runner that leases the GPU
       executors/<name>           held by an executor for its whole life, and touched while it works
+      leftovers/<digest>         what a try left behind that could not be killed: the next one waits for it
       launchers/<key>.sock|.log  where launchers listen, and what they print
       preload.json               which packages launchers import ahead, and which not and why
 """
@@ -37,6 +38,7 @@ import orjson
 from air_executor import processes, system
 from air_executor.errors import RecordError, RecordVersionError, StateDirError
 from air_executor.processes import Process, ProcessId
+from air_executor.runs.leftovers import LeftoverNotes
 from air_executor.runs.lock import KernelLock, is_held
 from air_executor.runs.record import LATER, UNWANTED, RunRecord, RunState, check_id, now
 from air_executor.runs.remains import DeadRun, Undertaker
@@ -79,6 +81,7 @@ class RunStore:
         self.launchers = self.root / "launchers"
         #: Runs whose record a newer version has written. It stays as it is.
         self._newer: set[str] = set()
+        self.leftovers = LeftoverNotes(self.root / "leftovers", replace_file)
         self._undertaker = Undertaker()
 
     def prepare(self) -> None:
@@ -337,12 +340,19 @@ class RunStore:
             survivors = self._undertaker.end(dead)
         if survivors is None:
             return record
-        reason = "; ".join(filter(None, (_loss(record), processes.name_survivors(survivors))))
+        reason = "; ".join(filter(None, (_loss(record), self.note_survivors(record, survivors))))
         return self.write(record.advance(RunState.LOST, reason=reason))
 
     def mark_reported(self, record: RunRecord) -> RunRecord:
         """Note that the end of a run was told to whoever ordered it."""
         return self.write(replace(record, reported_at=now()))
+
+    def note_survivors(self, record: RunRecord, survivors: list[Process]) -> str:
+        """Note for the next try what could not be killed of this one, and return it as a sentence."""
+        if survivors:
+            with contextlib.suppress(StateDirError):
+                self.leftovers.write(record.identity, survivors)
+        return processes.name_survivors(survivors)
 
     def introduce(self, run_id: str) -> None:
         """Note that the calling process is the runner of a run, as far as the disk has room for it."""
@@ -473,6 +483,7 @@ class RunStore:
             return Pruned(removed=0, kept=0)
         troubles: list[str] = []
         self._remove_free_locks(troubles)
+        self.leftovers.prune()
         oldest_s = time.time() - keep_days * 86400
         folders = sorted(self._by_age(), key=lambda entry: entry[0], reverse=True)
         removed = 0

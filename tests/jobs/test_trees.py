@@ -6,10 +6,10 @@ import signal
 import sys
 from typing import Any
 
+import psutil
 import pytest
 
 from air_executor.jobs.model import JobState
-from air_executor.runs.record import RunState
 from tests.jobs.conftest import Yard
 from tests.support.waiting import wait_for
 from tests.unit.processes import is_alive
@@ -139,21 +139,19 @@ def test_when_runners_and_launcher_die_together_all_is_gone_before_the_tasks_beg
     each_was_alone(yard, names)
 
 
-def test_when_everything_died_the_command_line_and_the_next_manager_find_nothing_left(yard: Yard) -> None:
+def test_when_everything_died_the_next_manager_leaves_nothing_and_the_command_line_only_looks(yard: Yard) -> None:
     grow(yard, tree("daemons", 3))
-    (run_id,) = {line.split()[0] for line in yard.lines("pids-daemons")}
     doomed = [*yard.launchers(), yard.runner_of("daemons"), yard.runner_of("bystander")]
     (manager,) = yard.managers
     manager.kill()
     for process in doomed:
         process.kill()
-
-    def settled() -> bool:
-        yard.call("status")
-        return yard.runs.read(run_id).state is RunState.LOST
-
-    wait_for(settled, "the run to be lost")
-    assert not any(map(is_alive, pids(yard, "daemons")))
+    left = [pid for pid in pids(yard, "daemons") if is_alive(pid)]
+    yard.call("status")
+    assert left and all(map(is_alive, left))
+    yard.start_manager()
+    wait_for(lambda: sorted(yard.lines("again")) == ["bystander", "daemons"], "both to run again")
+    assert yard.lines("beside") == []
 
 
 @pytest.mark.parametrize("depth", range(1, 11))
@@ -177,3 +175,41 @@ def test_what_a_task_that_ends_leaves_is_gone_when_its_end_is_told(yard: Yard) -
     assert files.job.state is JobState.COMPLETED
     assert yard.lines("beside") == []
     assert sorted(yard.lines("again")) == sorted(KINDS)
+
+
+# What is to outlive its task
+
+SERVER = "AIR_EXECUTOR_KEEP=1 setsid sh -c 'sleep 600; true' & echo $! > server; "
+
+
+def server_of(yard: Yard) -> list[psutil.Process]:
+    (pid,) = wait_for(lambda: yard.lines("server"), "the server")
+    return [psutil.Process(int(pid)), *psutil.Process(int(pid)).children()]
+
+
+def test_what_one_task_starts_for_others_outlives_it_and_them(yard: Yard) -> None:
+    yard.submit(
+        {"id": "start", "command": SERVER + "sleep 600 & echo $! > other", "shell": True},
+        {"id": "use", "command": "kill -0 $(cat server) && echo used", "shell": True, "dependencies": ["start"]},
+    )
+    files = yard.finish()
+    assert files.job.state is JobState.COMPLETED
+    assert yard.log("use") == "used\n"
+    for process in server_of(yard):
+        assert is_alive(process.pid)
+        process.kill()
+    assert not is_alive(int(yard.lines("other")[0]))
+
+
+@pytest.mark.parametrize("with_launcher", [False, True])
+def test_what_is_to_outlive_its_task_outlives_its_runner_too(yard: Yard, with_launcher: bool) -> None:
+    yard.submit({"id": "a", "command": f"[ -f server ] || {{ {SERVER} sleep 600; }}", "shell": True})
+    yard.start_manager()
+    server = wait_for(lambda: server_of(yard) if len(server_of(yard)) == 2 else None, "the server")
+    doomed = [*(yard.launchers() if with_launcher else ()), yard.runner_of("a")]
+    for process in doomed:
+        process.kill()
+    wait_for(lambda: yard.store.open("job").job.state is JobState.COMPLETED, "the task to run again")
+    for process in server:
+        assert is_alive(process.pid)
+        process.kill()

@@ -1,0 +1,88 @@
+"""What a try left behind and nobody could kill: the next try of the same work waits for its end."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import orjson
+
+from air_executor.errors import StateDirError
+from air_executor.processes import Process, ProcessId
+from air_executor.runs.record import Identity
+
+#: No document of this kind is longer than this many bytes.
+_MAX_BYTES = 1 << 16
+
+
+@dataclass(frozen=True)
+class Leftover:
+    """A process that a former try left behind."""
+
+    id: ProcessId
+    text: str
+    """What it is, in words."""
+
+
+class LeftoverNotes:
+    """The notes below one folder, a file for each piece of work of which something is left."""
+
+    def __init__(self, folder: Path, replace: Callable[[str, bytes], None]) -> None:
+        """:param replace: puts bytes in the place of a file, whole or not at all."""
+        self._folder = folder
+        self._replace = replace
+
+    def write(self, who: Identity, survivors: Sequence[Process]) -> None:
+        """Note what a try left behind.
+
+        :raises StateDirError: it can't be written.
+        """
+        try:
+            self._folder.mkdir(mode=0o700, exist_ok=True)
+        except OSError as error:
+            raise StateDirError(f"cannot make {self._folder}: {error.strerror}") from error
+        document = [{**process.id.to_document(), "text": str(process)} for process in survivors]
+        self._replace(self._path(who), orjson.dumps(document))
+
+    def living(self, who: Identity) -> list[Leftover]:
+        """Return what a former try of the same work left behind, and still lives. A note of what has ended goes."""
+        path = self._path(who)
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except OSError:
+            return []
+        with open(fd, "rb") as file:
+            left = _living(file.read(_MAX_BYTES))
+        if not left:
+            self._remove(path)
+        return left
+
+    def prune(self) -> None:
+        """Remove the notes of what has ended."""
+        with contextlib.suppress(FileNotFoundError):
+            for path in self._folder.iterdir():
+                if not _living(path.read_bytes()[:_MAX_BYTES]):
+                    self._remove(str(path))
+
+    @staticmethod
+    def _remove(path: str) -> None:
+        with contextlib.suppress(OSError):
+            os.unlink(path)
+
+    def _path(self, who: Identity) -> str:
+        # Not by the id of the workload: Airflow gives each try one of its own.
+        same = (who.kind, who.job_name, who.dag_id, who.dag_run_id, who.task_id, who.map_index, who.team)
+        return os.path.join(self._folder, hashlib.sha256(repr(same).encode()).hexdigest()[:32])
+
+
+def _living(data: bytes) -> list[Leftover]:
+    try:
+        entries = orjson.loads(data)
+        found = [(ProcessId.from_document(entry), str(entry["text"])) for entry in entries]
+    except (orjson.JSONDecodeError, TypeError, KeyError):
+        return []
+    return [Leftover(process, text) for process, text in found if process is not None and process.lives()]
