@@ -11,6 +11,7 @@ import sys
 
 from air_executor import processes, system
 from air_executor.config import Config
+from air_executor.launcher import protocol
 from air_executor.launcher.address import Address
 from air_executor.launcher.exec import spawn_by_exec
 from air_executor.launcher.server import Launcher
@@ -22,6 +23,7 @@ def main(argv: list[str]) -> int:
     fd, key, options = argv
     listener = socket.socket(fileno=int(fd))
     listener.set_inheritable(False)  # a runner that held it would make a dead launcher look alive
+    listener.listen(protocol.BACKLOG)  # from here on it is this process that the kernel names to who connects
     config = Config.from_json(options)
     store = RunStore(config.state_dir)
     serve(listener, Address(key, store.launchers), store, config)

@@ -436,7 +436,7 @@ class LocalBackend:
                 self._lose(link)
             elif late - link.doubts:
                 link.doubts |= late
-                link.send({"type": "status"})  # the answer tells whether it still has them
+                link.ask()  # the answer tells whether it still has them
 
     def _leave_hanging(self, link: Link) -> None:
         """Give up a launcher that does not answer. Its runs go on, and are followed by their records and locks."""

@@ -141,9 +141,14 @@ class Link:
         elif self._asked_s is not None:
             return now_s - self._asked_s >= ANSWER_S
         elif now_s - self._heard_s >= (QUIET_S if self.launcher else START_S):
-            self._asked_s = now_s
-            self.send({"type": "status"})
+            self.ask()
         return False
+
+    def ask(self) -> None:
+        """Ask the launcher for its status, unless its answer is still due."""
+        if self._asked_s is None:
+            self._asked_s = self._clock.read_s()
+            self.send({"type": "status"})
 
     def kill(self) -> bool:
         """Kill the launcher, if it is known which process it is.

@@ -40,6 +40,9 @@ _IDENTITY_1 = frozenset(
 #: A message is at most this many bytes long. Workloads are a few thousand.
 MAX_MESSAGE_BYTES = 8 << 20
 
+#: So many connections wait for a launcher that does not get to them; others are not taken.
+BACKLOG = 64
+
 _LENGTH_BYTES = 4
 
 #: A launcher whose queue of connections stays full for so many seconds does not work any more.
@@ -58,7 +61,7 @@ def listen(path: Path) -> socket.socket:
         with reachable(path) as short:
             listener.bind(short)
         path.chmod(0o600)
-        listener.listen(64)
+        listener.listen(BACKLOG)
     except BaseException:
         listener.close()
         raise

@@ -85,6 +85,16 @@ def test_a_launcher_that_was_frozen_makes_up_for_it(airflow: Airflow, fly: Fly) 
     before.assert_each_ran_once()
 
 
+def test_a_launcher_that_stays_frozen_is_killed_and_replaced_and_its_tasks_go_on(airflow: Airflow, fly: Fly) -> None:
+    before = fly("launcher-hangs-before", 1).begun()
+    process = launcher(airflow)
+    process.suspend()
+    flight = fly("launcher-hangs").begun()
+    wait_for(lambda: not process.is_running(), "the frozen launcher to be killed")
+    before.assert_each_ran_once()
+    flight.assert_each_ran_once()
+
+
 def test_a_launcher_whose_socket_was_deleted_is_replaced_and_leaves_the_new_one_alone(
     airflow: Airflow, fly: Fly
 ) -> None:

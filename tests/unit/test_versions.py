@@ -156,10 +156,13 @@ class Stranger:
         self.connection.setblocking(False)
 
     def heard(self) -> list[dict[str, Any]]:
+        messages: list[dict[str, Any]] = []
         try:
-            return list(self.decoder.feed(self.connection.recv(1 << 16)))
+            while data := self.connection.recv(1 << 16):
+                messages += self.decoder.feed(data)
         except BlockingIOError:
-            return []
+            pass
+        return messages
 
     def leave(self) -> None:
         self._listener.close()
