@@ -13,7 +13,7 @@ import os
 import re
 import sys
 import textwrap
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,9 @@ import orjson
 from air_executor.errors import ConfigError
 
 SECTION = "air_executor"
+
+#: Variables whose values name variables are put in at most so many times; Airflow goes on for ever.
+_MAX_EXPANSIONS = 20
 
 #: Looks an option up; ``None`` when the user has not set it.
 Getter = Callable[[str], "str | None"]
@@ -242,9 +245,22 @@ class Config:
         return cls(**values)
 
 
-def airflow_home(environ: Mapping[str, str] = os.environ) -> Path:
+def airflow_home() -> Path:
     """Return ``AIRFLOW_HOME``, or where Airflow puts it when it is not set."""
-    return Path(environ.get("AIRFLOW_HOME") or "~/airflow").expanduser()
+    return Path(_expand(os.environ.get("AIRFLOW_HOME") or "~/airflow"))
+
+
+def _expand(text: str) -> str:
+    """Put variables of the environment and ``~`` into a value as Airflow does, again until nothing changes.
+
+    :raises ConfigError: it never ends.
+    """
+    for _ in range(_MAX_EXPANSIONS):
+        expanded = os.path.expanduser(os.path.expandvars(text))
+        if expanded == text:
+            return text
+        text = expanded
+    raise ConfigError(f"{text[:200]!r} comes of a variable that refers to itself")
 
 
 def env_var(name: str) -> str:
@@ -279,20 +295,29 @@ def load(get: Getter) -> Config:
     return Config(**values)
 
 
-def plain_getter(environ: Mapping[str, str] = os.environ) -> Getter:
+def plain_getter() -> Getter:
     """Return a getter that reads the environment and ``airflow.cfg`` without importing Airflow.
 
-    :raises ConfigError: ``airflow.cfg`` cannot be parsed.
+    It finds what Airflow finds: variables are put in, and in the file ``%(name)s`` stands for another option, ``%%``
+    for a percent sign.
+
+    :raises ConfigError: ``airflow.cfg`` cannot be parsed; the getter, that a value can't.
     """
-    parser = configparser.ConfigParser(interpolation=None, strict=False)
-    path = Path(environ.get("AIRFLOW_CONFIG") or airflow_home(environ) / "airflow.cfg")
+    parser = configparser.ConfigParser(strict=False)
+    path = Path(_expand(os.environ.get("AIRFLOW_CONFIG") or str(airflow_home() / "airflow.cfg")))
     try:
         parser.read(path, encoding="utf-8")
     except (configparser.Error, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} cannot be read: {error}") from error
 
     def get(name: str) -> str | None:
-        return environ.get(env_var(name), parser.get(SECTION, name, fallback=None))
+        text = os.environ.get(env_var(name))
+        if text is None:
+            try:
+                text = parser.get(SECTION, name, fallback=None)
+            except configparser.InterpolationError as error:
+                raise ConfigError(f"[{SECTION}] {name} in {path} cannot be used: {error}") from None
+        return None if text is None else _expand(text)
 
     return get
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import configparser
 import os
 import sys
 from pathlib import Path
 
 import pytest
+from airflow.configuration import AirflowConfigParser
 
 from air_executor import config
 from air_executor.config import OPTIONS, Config, airflow_home, env_var, load, plain_getter
@@ -121,6 +123,71 @@ def test_percent_signs_and_twice_named_options_do_not_stop_the_reading(home: Pat
     )
     options = load(plain_getter())
     assert (options.keep_runs, options.gpus) == (6, ("1",))
+
+
+#: What people write for a folder, in the environment or in ``airflow.cfg``, and in which of them it has a meaning.
+FOLDERS = [
+    "/plain",
+    "$AIRFLOW_HOME/air",
+    "${AIRFLOW_HOME}/air",
+    "~/air",
+    "{AIRFLOW_HOME}/air",
+    "$FOLDER_OF_FOLDERS/air",
+    "/air/$NOT_THERE",
+    "/air/${NOT_THERE}/$",
+    "/with spaces/and#hash",
+    "/semi;colon # no comment",
+    "/100%%/x",
+    "%(keep_runs)s",
+    "/x/%(keep_runs)s",
+    '"/quoted"',
+    "  /around  ",
+    "/$HOME/~",
+    "/ü/é",
+    "/x/%(nobody)s",
+    "/100%/x",
+]
+
+
+@pytest.mark.parametrize("place", ["file", "environment"])
+def test_the_command_line_finds_what_airflow_finds(
+    place: str, tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FOLDER_OF_FOLDERS", "$AIRFLOW_HOME/nested")
+    monkeypatch.setenv("HOME", str(tmp_path / "person"))
+    for folder in FOLDERS:
+        parser = AirflowConfigParser()
+        if place == "file":
+            (home / "airflow.cfg").write_text(f"[air_executor]\nkeep_runs = 5\nstate_dir = {folder}\n")
+            parser.read(home / "airflow.cfg")
+        else:
+            monkeypatch.setenv(env_var("state_dir"), folder)
+        try:
+            wanted = parser.get("air_executor", "state_dir")
+        except configparser.InterpolationError:
+            with pytest.raises(ConfigError, match="state_dir"):
+                plain_getter()("state_dir")
+            continue
+        assert plain_getter()("state_dir") == wanted, folder
+
+
+def test_where_airflow_cfg_is_may_be_told_with_variables(
+    tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "other.cfg").write_text("[air_executor]\nkeep_runs = 7\n")
+    for path in ("~/other.cfg", "$HOME/other.cfg"):
+        monkeypatch.setenv("AIRFLOW_CONFIG", path)
+        assert load(plain_getter()).keep_runs == 7
+    monkeypatch.setenv("AIRFLOW_HOME", "$HOME/somewhere")
+    assert airflow_home() == tmp_path / "somewhere"
+
+
+def test_a_variable_that_refers_to_itself_is_said_so(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CIRCLE", "$CIRCLE/x")
+    monkeypatch.setenv(env_var("state_dir"), "$CIRCLE")
+    with pytest.raises(ConfigError, match="refers to itself"):
+        plain_getter()("state_dir")
 
 
 @pytest.mark.parametrize("data", [b"keep_runs = 5\n", b"[air_executor\nx", b"[air_executor]\nkeep_runs = \xff\n"])
