@@ -22,7 +22,7 @@ from air_executor.errors import AirExecutorError, RecordError
 from air_executor.guard import Guard
 from air_executor.launcher.client import LocalBackend
 from air_executor.live import LiveRuns, Run
-from air_executor.reconcile import Outcome, Reconciler, fail_jobs_of_dead_executors
+from air_executor.reconcile import Outcome, Reconciler, fail_jobs_of_dead_executors, own_name
 from air_executor.runner import limits
 from air_executor.runs import record as runs
 from air_executor.runs.backend import RunBackend, RunRequest
@@ -373,7 +373,7 @@ class AirExecutor(BaseExecutor):
 
     def _begin_life(self) -> KernelLock:
         while True:
-            life = KernelLock(self._store.executors / f"{self.job_id or 'test'}.{uuid.uuid4()}")
+            life = KernelLock(self._store.executors / own_name(self.job_id))
             if life.acquire(timeout_s=0):  # another executor may be looking at the very file
                 return life
 
@@ -386,7 +386,7 @@ class AirExecutor(BaseExecutor):
         orphans = []
         for record in self._store.records():
             with self._guard(f"Taking run {record.id} over"):
-                if not record.reported_at and not self._is_followed(record.id):
+                if not record.reported_at and self._is_orphan(record.id):
                     orphans.append(record)
                     if record.identity.kind == "callback":
                         self._follow(record, compat.callback_key(record.identity.workload_id))
@@ -397,9 +397,12 @@ class AirExecutor(BaseExecutor):
             with self._guard(f"Recording that nobody waits for the end of run {run_id}"):
                 self._store.mark_reported(ended[run_id])
 
-    def _is_followed(self, run_id: str) -> bool:
+    def _is_orphan(self, run_id: str) -> bool:
+        """Tell whether the executor that followed a run is dead, and this one is to take its place."""
         owner = self._store.owner(run_id)
-        return owner is not None and is_held(self._store.executors / owner)
+        if owner is None:
+            return True
+        return not is_held(self._store.executors / owner) and self._reconciler.is_of_this_database(owner)
 
     def _order(self, key: Any, workload: Any) -> RunRecord:
         """Have a run begin, and return its record."""

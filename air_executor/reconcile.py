@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
+from pathlib import Path
 from typing import Any
 
 from airflow.configuration import conf
@@ -29,8 +30,9 @@ from sqlalchemy.orm import Session
 from air_executor.awake import AwakeClock
 from air_executor.errors import StateDirError
 from air_executor.guard import Guard
+from air_executor.jobname import JobName, new_name
 from air_executor.runs.lock import KernelLock, is_held
-from air_executor.runs.store import RunStore, is_fresh
+from air_executor.runs.store import RunStore, is_fresh, modified_s
 from air_executor.told import Telling
 
 log = logging.getLogger(__name__)
@@ -46,6 +48,9 @@ _SILENT_S = 60.0
 
 #: So many ids go into one statement: SQLite before 3.32 takes at most 999.
 _CHUNK = 900
+
+#: What is left of an executor whose job another database has is kept for those so long, in seconds.
+_STRANGE_S = 86400.0
 
 #: States of a job. The enumeration has moved from one version of Airflow to another.
 _JOB_RUNNING, _JOB_FAILED = "running", "failed"
@@ -226,6 +231,14 @@ class Reconciler:
             self._beaten_at_s = time.time()
         return states
 
+    def is_of_this_database(self, executor: str) -> bool:
+        """Tell whether an executor, given by its name, was one of a scheduler of this database."""
+        job = JobName.parse(executor)
+        if job is None or job.begun is None:
+            return True  # nothing tells that it was not
+        with create_session(scoped=False) as session:
+            return job.is_in(session)
+
     def name_runs(self, runs: Mapping[str, str]) -> None:
         """Put the ids of runs in the database, by those of their task instances, where their scheduler has not.
 
@@ -282,6 +295,16 @@ class Reconciler:
         return sure
 
 
+def own_name(job_id: object) -> str:
+    """Return a name for the executor of a scheduler's job in the database."""
+    try:
+        with create_session(scoped=False) as session:
+            return new_name(session, job_id)
+    except SQLAlchemyError as error:
+        log.warning("When job %s began can't be looked up now: %s", job_id, error)
+        return new_name(None, job_id)
+
+
 def fail_jobs_of_dead_executors(store: RunStore, own_job_id: object) -> None:
     """Note in the database which schedulers are dead, as the kernel knows, so that their tasks can be taken over now.
 
@@ -294,24 +317,37 @@ def fail_jobs_of_dead_executors(store: RunStore, own_job_id: object) -> None:
         try:
             if is_held(path) or not lock.acquire(timeout_s=0, create=False):  # its holder may just have removed it
                 continue
-        except StateDirError as error:  # as on a disk that takes nothing now; whoever is alive needs no lock of ours
+        except (StateDirError, OSError) as error:  # as on a disk that takes nothing now; whoever is alive needs no lock
             log.warning("Whether a scheduler is dead can't be told now: %s", error)
             continue
-        job_id = path.name.split(".")[0]
+        keeps = True
         try:
-            if job_id.isdigit() and job_id != str(own_job_id):
-                with create_session(scoped=False) as session:
-                    session.execute(
-                        update(Job)
-                        .where(Job.id == int(job_id), Job.job_type == "SchedulerJob", Job.state == _JOB_RUNNING)
-                        .values(state=_JOB_FAILED)
-                        .execution_options(synchronize_session=False)
-                    )
-                log.info("Scheduler job %s is dead; its tasks can be taken over", job_id)
-        except BaseException:
-            lock.release(keep_file=True)
-            raise
-        lock.release()
+            keeps = _fail_job_of(path, own_job_id)
+        finally:
+            lock.release(keep_file=keeps)
+
+
+def _fail_job_of(path: Path, own_job_id: object) -> bool:
+    """Note in the database that the job of a dead executor is over.
+
+    :return: whether to keep the executor's file, for those whose job it is.
+    """
+    job = JobName.parse(path.name)
+    if job is None:
+        return False
+    last_seen_s = modified_s(path) or 0.0
+    with create_session(scoped=False) as session:
+        if not job.is_in(session, last_seen_s):
+            return time.time() - last_seen_s < _STRANGE_S
+        if str(job.id) != str(own_job_id):
+            session.execute(
+                update(Job)
+                .where(Job.id == job.id, Job.job_type == "SchedulerJob", Job.state == _JOB_RUNNING)
+                .values(state=_JOB_FAILED)
+                .execution_options(synchronize_session=False)
+            )
+            log.info("Scheduler job %s is dead; its tasks can be taken over", job.id)
+    return False
 
 
 def _beat(ti_ids: Sequence[str]) -> set[str]:
