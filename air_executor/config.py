@@ -201,6 +201,18 @@ OPTIONS: tuple[Option, ...] = (
         "0,1",
         _gpus,
     ),
+    Option(
+        "on_launcher_stop",
+        "string",
+        "auto",
+        "What becomes of running tasks when the launcher gets SIGTERM. ``detach``: the launcher ends at once, and they "
+        "run on. ``drain``: it takes no new ones, and ends with its last one. ``stop``: they are stopped, with time "
+        "for ``on_kill``, and fail; the launcher ends when their ends are recorded. ``auto``: stop when the launcher is a "
+        "container's main process, with which all others die, detach elsewhere. A second SIGTERM ends it at once. Give "
+        "the container time for it: more than stop_grace_seconds and 20 s.",
+        "stop",
+        _one_of("auto", "detach", "drain", "stop"),
+    ),
 )
 
 
@@ -219,6 +231,7 @@ class Config:
     keep_days: float
     keep_runs: int
     gpus: tuple[str, ...]
+    on_launcher_stop: str = "auto"
     serves: str = "airflow"
     """For what launchers are warm: ``airflow``, or ``jobs`` of the standalone engine, without Airflow."""
 

@@ -23,6 +23,7 @@ from air_executor.launcher import protocol
 from air_executor.launcher.address import Address
 from air_executor.launcher.control import remove_dead_launchers
 from air_executor.launcher.exec import Spawn, spawn_by_exec
+from air_executor.launcher.farewell import Farewell
 from air_executor.launcher.preload import Preloader
 from air_executor.launcher.strays import DeadRunner, Strays
 from air_executor.processes import Process
@@ -138,27 +139,31 @@ class Launcher:
         #: Processes for chores, and until when they have time, on the monotonic clock.
         self._chores: dict[int, float] = {}
         self._spare: _Spare | None = None
-        self._stopping = False
+        self._farewell = Farewell(store, config)
+        self._is_closed = False
         #: The socket's file, by which it is told from that of a launcher that came later.
         self._socket_file = self._at_socket()
 
     def serve(self) -> None:
-        """Serve until the idle time is over, everybody has gone, or SIGTERM comes. Runners outlive this."""
+        """Serve until the idle time is over, everybody has gone, or SIGTERM comes and what it asks for is done."""
         self._wake_receiver, self._wake_sender = socket.socketpair()
         for end in (self._wake_receiver, self._wake_sender, self._listener):
             end.setblocking(False)
         signal.set_wakeup_fd(self._wake_sender.fileno(), warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
-        signal.signal(signal.SIGTERM, self._on_sigterm)
+        signal.signal(signal.SIGTERM, self._farewell.ask)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         self._selector.register(self._listener, selectors.EVENT_READ, self._accept)
         self._selector.register(self._wake_receiver, selectors.EVENT_READ, self._drain_wakeups)
-        while not self._stopping:
+        while not self._may_end():
             for key, _ in self._selector.select(self._wait_s()):
                 key.data()
             self._reap()
             if self._strays.are_due:
                 self._strays.end(self._own_children())
+            if self._farewell.is_near:
+                self._take_leave()
+                continue
             self._start_waiting()
             self._end_overdue_chores()
             self._prune_now_and_then()
@@ -169,8 +174,20 @@ class Launcher:
         self._remove_socket()
         self._dismiss_spare()
 
-    def _on_sigterm(self, *_: object) -> None:
-        self._stopping = True
+    def _may_end(self) -> bool:
+        is_done = not self._children and not self._strays.are_due
+        return self._farewell.is_immediate or (self._farewell.is_near and is_done)
+
+    def _take_leave(self) -> None:
+        """Take no new runs, and let those that there are come to their end. What was ordered is the next launcher's."""
+        if not self._is_closed:
+            self._is_closed = True
+            print(f"asked to end; with on_launcher_stop = {self._farewell.policy}", flush=True)
+            self._remove_socket()
+            self._selector.unregister(self._listener)
+            self._listener.close()
+            self._dismiss_spare()
+        self._farewell.stop({pid: child.run_id for pid, child in self._children.items()})
 
     def _drain_wakeups(self) -> None:
         with contextlib.suppress(BlockingIOError):
@@ -181,6 +198,8 @@ class Launcher:
     def _wait_s(self) -> float | None:
         if self._strays.are_due:
             return _STRAYS_S
+        if self._farewell.is_near:
+            return _TRY_S
         if self._waiting:
             return _TRY_S
         if self._wants_spare():
@@ -364,7 +383,7 @@ class Launcher:
 
     def _start_waiting(self) -> None:
         """Start a runner for each request that waits, in their order, until the machine has room for no more."""
-        while self._waiting:
+        while self._waiting and not self._farewell.is_near:
             order = self._waiting[0]
             try:
                 pid = self._spawn(order.request)
@@ -506,7 +525,7 @@ class Launcher:
     def _own_children(self) -> set[int]:
         """Return the children that this process has made, and has not reaped: all others are strays."""
         spare = self._spare.pid if self._spare is not None else 0
-        return {*self._children, self._pruner, self._trial, spare}
+        return {*self._children, *self._chores, self._pruner, self._trial, spare}
 
     def _has_end(self, run_id: str) -> bool:
         try:

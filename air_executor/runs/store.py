@@ -49,6 +49,9 @@ MAX_FILE_BYTES = 1 << 20
 #: An executor has read the end of a run after so many seconds.
 _READ_S = 600.0
 
+#: A runner leaves a sign of life at least this often, in seconds.
+_BEAT_S = 15.0
+
 #: File systems and processes may read clocks that differ by so many seconds.
 _CLOCK_STEP_S = 5.0
 
@@ -276,9 +279,18 @@ class RunStore:
         The lock is the evidence. But a lock's file may have been deleted, by who cleans up old files: then the runner's
         process says that it lives.
         """
-        if is_held(self.lock(record.identity.workload_id).path):
+        path = self.lock(record.identity.workload_id).path
+        if is_held(path):
             return True
-        return not record.state.is_end and self.is_runner(record)
+        if record.state.is_end:
+            return False
+        return self.is_runner(record) or (not os.path.lexists(path) and self._beats_elsewhere(record))
+
+    def _beats_elsewhere(self, record: RunRecord) -> bool:
+        """Tell whether a runner that can't be seen from here, as it is in another container, has just shown itself."""
+        known = self.runner(record)
+        is_elsewhere = known is not None and known.boot_id == system.boot_id() and not known.is_of_here
+        return is_elsewhere and is_fresh(self.last_heartbeat_s(record.id), _BEAT_S)
 
     def is_runner(self, record: RunRecord) -> bool:
         """Tell whether the process with the runner's pid lives, and is the runner."""

@@ -461,6 +461,18 @@ def test_a_lock_file_that_was_deleted_is_no_dead_runner(store: RunStore) -> None
     assert store.settle(one) == one
 
 
+def test_the_runner_of_another_container_whose_lock_file_was_deleted_lives_while_it_beats(store: RunStore) -> None:
+    one = introduced(store)
+    path = store.folder(one.id) / "heartbeat"
+    path.write_bytes(orjson.dumps({**orjson.loads(path.read_bytes()), "namespace": 5}))
+    assert store.settle(one) == one
+    (store.locks / one.identity.workload_id).touch()
+    assert not store.has_runner(one), "its lock is there, and nobody holds it"
+    (store.locks / one.identity.workload_id).unlink()
+    os.utime(path, (1, 1))
+    assert store.settle(one).state is RunState.LOST
+
+
 @pytest.mark.parametrize("step_s", [-3600.0, 1.5, 3600.0])
 def test_a_runner_is_known_by_what_no_step_of_the_clock_changes(store: RunStore, step_s: float) -> None:
     one = introduced(store, pid_started=of_process()["pid_started"] + step_s)
@@ -481,6 +493,7 @@ def test_another_process_with_the_pid_of_a_runner_is_not_taken_for_it(store: Run
     one = introduced(store)
     path = store.folder(one.id) / "heartbeat"
     path.write_bytes(orjson.dumps({**orjson.loads(path.read_bytes()), **wrong}))
+    os.utime(path, (1, 1))
     assert not store.is_runner(one)
     assert not store.signal_runner(one, signal.SIGKILL)
     assert store.settle(one).state is RunState.LOST
