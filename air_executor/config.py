@@ -207,9 +207,9 @@ OPTIONS: tuple[Option, ...] = (
         "auto",
         "What becomes of running tasks when the launcher gets SIGTERM. ``detach``: the launcher ends at once, and they "
         "run on. ``drain``: it takes no new ones, and ends with its last one. ``stop``: they are stopped, with time "
-        "for ``on_kill``, and fail; the launcher ends when their ends are recorded. ``auto``: stop when the launcher is a "
-        "container's main process, with which all others die, detach elsewhere. A second SIGTERM ends it at once. Give "
-        "the container time for it: more than stop_grace_seconds and 20 s.",
+        "for ``on_kill``, and fail; the launcher ends when their ends are recorded. ``auto``: stop when the launcher "
+        "is a container's main process, with which all others die, detach elsewhere. A second SIGTERM ends it at "
+        "once. Give the container time for it: more than stop_grace_seconds and 20 s.",
         "stop",
         _one_of("auto", "detach", "drain", "stop"),
     ),
