@@ -658,9 +658,29 @@ def is_telling_airflow(supervisor: Any) -> bool:
     return getattr(supervisor, "_pending_terminal_state_msg", None) is not None
 
 
+def has_more_to_tell(supervisor: Any) -> bool:
+    """Tell whether that call is to be made again, since it failed, for a task whose process has ended.
+
+    Not when the process was killed while it waited for the answer to "to be tried again": Airflow's task process runs
+    callbacks after that.
+    """
+    pending = getattr(supervisor, "_pending_terminal_state_msg", None)
+    return pending is not None and not (type(pending).__name__ == "RetryTask" and supervisor._exit_code < 0)
+
+
 def has_told_airflow(supervisor: Any) -> bool:
-    """Tell whether a supervisor that has finished waiting has told the API server what became of its task."""
-    if is_telling_airflow(supervisor):
-        return False  # the call that should tell it failed
-    # A process that ends with 0 has told it itself, or nobody has.
-    return supervisor._exit_code != 0 or supervisor._terminal_state is not None
+    """Tell whether the API server knows what the task has told of itself, once its supervisor has finished waiting."""
+    return not is_telling_airflow(supervisor) and supervisor._terminal_state is not None
+
+
+#: What a task tells of itself, by the names of the messages that do not say it in a field.
+_STATES_TOLD = {"DeferTask": "deferred", "RescheduleTask": "up_for_reschedule", "AwaitInputTask": "awaiting_input"}
+
+
+def told_by_task(supervisor: Any) -> str | None:
+    """Return the state that the task, or a server that ended it, has told the supervisor; ``None``: none."""
+    state = supervisor._terminal_state
+    if state is None and has_more_to_tell(supervisor):
+        message = supervisor._pending_terminal_state_msg
+        state = _STATES_TOLD.get(type(message).__name__) or message.state
+    return None if state is None else str(getattr(state, "value", state))

@@ -16,6 +16,7 @@ from airflow.models.taskinstancekey import TaskInstanceKey
 from sqlalchemy.exc import SQLAlchemyError
 
 from air_executor import compat, config
+from air_executor.alerts import Alerts
 from air_executor.awake import AwakeClock
 from air_executor.config import Config
 from air_executor.errors import AirExecutorError, RecordError
@@ -99,6 +100,7 @@ class AirExecutor(BaseExecutor):
         self._elsewhere: dict[str, Any] = {}
         #: Runs that were asked to end, and when, on the monotonic clock.
         self._stopping: dict[str, float] = {}
+        self._alerts = Alerts()
         #: The scheduler saves audit entries through a generator, and SQLAlchemy holds them by weak references only:
         #: those that nobody else holds are saved empty, which fails and loses all of them.
         self._held_entries: list[Any] = []
@@ -258,6 +260,14 @@ class AirExecutor(BaseExecutor):
         if isinstance(ti_key, TaskInstanceKey):
             super().log_task_event(event=event, extra=extra, ti_key=ti_key)
             self._held_entries.append(self._task_event_logs[-1])
+
+    def send_callback(self, request: Any) -> None:
+        """Have a callback run, or a mail sent, by the dag processor: for each try of a task once."""
+        is_wanted = True
+        with self._guard("Looking whether a callback was asked for before"):
+            is_wanted = self._alerts.are_wanted(request)
+        if is_wanted:
+            super().send_callback(request)
 
     def revoke_task(self, *, ti: TaskInstance) -> None:
         """Stop the runner of a task instance and free its slot, without an event."""
@@ -639,4 +649,6 @@ class AirExecutor(BaseExecutor):
         # free; "failed" would mean that the task's state is not what it should be.
         ok = record.delivered or (record.identity.kind != "task" and record.state is RunState.SUCCEEDED)
         info = None if ok else record.reason
+        if not ok:
+            self._alerts.are_told_by(record)
         self.change_state(key, states.SUCCESS if ok else states.FAILED, info, remove_running=is_last)

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import attrs
+import httpx
 import psutil
 from airflow.sdk.execution_time import supervisor as stock
 
@@ -416,9 +417,34 @@ class AirSupervisor(stock.ActivitySubprocess):
 
     # The end
 
+    def _handle_request(self, msg: Any, log: Any, req_id: int) -> None:
+        before = self._terminal_state
+        try:
+            super()._handle_request(msg, log, req_id)
+        except (httpx.HTTPError, TaskGoneError):
+            self._terminal_state = before  # Airflow 3.1 sets it before the call that has failed
+            raise
+
+    @property
+    def final_state(self) -> Any:
+        """What the task has told, also if its process died after that; otherwise what its exit code means."""
+        return self._terminal_state or super().final_state
+
+    def _died(self) -> bool:
+        """Tell whether the task process ended before the task could tell what became of it.
+
+        The runner does not tell the API server of that, which would set the state, and forget all callbacks. The
+        executor tells the scheduler, which does for a task instance that is still running all that a failure asks for.
+        """
+        return compat.told_by_task(self) is None
+
     def update_task_state_if_needed(self) -> None:
-        """Tell Airflow what became of the task, unless it has done so itself."""
+        """Tell Airflow what the task has told of itself, unless it knows that already."""
         self.is_finishing = True
+        if self._died():
+            if self._run.ending is None:
+                self.process_log.error("The task process died", reason=self._how_it_ended())
+            return
         super().update_task_state_if_needed()
 
     def wait(self) -> int:
@@ -428,42 +454,52 @@ class AirSupervisor(stock.ActivitySubprocess):
         except Exception as error:
             if self._exit_code is not None:
                 within = f" within {_patience.limit_s:g} s" if compat.is_passing(error) else ""
-                untold = f"Airflow could not be told{within}: {type(error).__name__}: {error}"
-                self._run.outcome = self._outcome(self._exit_code, untold)
+                self._run.outcome = self._outcome(f"Airflow could not be told{within}: {type(error).__name__}: {error}")
             raise
-        told = compat.has_told_airflow(self)
-        self._run.outcome = self._outcome(code, None if told else "nobody has told Airflow what became of the task")
+        told = self._died() or compat.has_told_airflow(self)
+        self._run.outcome = self._outcome(None if told else "nobody has told Airflow what became of the task")
         return code
 
-    def _outcome(self, exit_code: int, untold: str | None) -> Outcome:
-        state = str(getattr(self.final_state, "value", self.final_state))
-        name = system.signal_name(-exit_code) if exit_code < 0 else None
-        ending = self._run.ending
-        if ending is not None:
-            reason: str | None = ending.reason
-        elif state == stock.SERVER_TERMINATED:
-            reason = "Airflow ended it: the task instance was marked, cleared or deleted while it ran"
-        elif name:
-            reason = f"the task process was killed by {name} (signal {-exit_code})" + self._run.memory_evidence(name)
-        elif exit_code:
-            reason = f"the task process ended with exit code {exit_code}"
-        elif untold and self._terminal_state is None:
-            reason = "the task process ended with exit code 0 without telling what became of the task"
+    def _how_it_ended(self) -> str | None:
+        """Return why the task process ended, if that is worth a word."""
+        code, told = self._exit_code or 0, compat.told_by_task(self)
+        if self._run.ending is not None:
+            return self._run.ending.reason
+        if self._terminal_state == stock.SERVER_TERMINATED:
+            return "Airflow ended it: the task instance was marked, cleared or deleted while it ran"
+        if code < 0:
+            name = system.signal_name(-code)
+            how = f"the task process was killed by {name} (signal {-code})" + self._run.memory_evidence(name)
+        elif code:
+            how = f"the task process ended with exit code {code}"
         else:
-            reason = None
-        if untold and (reason is None or exit_code):
+            return None if told else "the task process ended with exit code 0 without telling what became of the task"
+        if told is None:
+            return how
+        return f"{how} after the task had ended as {told}; its callbacks may not have come to their end"
+
+    def _outcome(self, untold: str | None) -> Outcome:
+        """Return what became of the task.
+
+        :param untold: why Airflow has not been told what the task has told of itself.
+        """
+        code = self._exit_code or 0
+        told = compat.told_by_task(self)
+        reason = self._how_it_ended()
+        if untold:
             reason = f"{reason}; {untold}" if reason else untold
-        if ending is not None or name or state == stock.SERVER_TERMINATED:
-            run_state = RunState.KILLED
-        elif state in ("failed", "up_for_retry") or untold:
-            run_state = RunState.FAILED
+        name = system.signal_name(-code) if code < 0 else None
+        if self._run.ending is not None or name or told == stock.SERVER_TERMINATED:
+            state = RunState.KILLED
+        elif untold or told in (None, "failed", "up_for_retry"):
+            state = RunState.FAILED
         else:
-            run_state = RunState.SUCCEEDED
+            state = RunState.SUCCEEDED
         return Outcome(
-            state=run_state,
-            outcome=None if untold else state,
-            delivered=untold is None,
-            exit_code=int(exit_code) if name is None else None,
+            state=state,
+            outcome=told,
+            delivered=untold is None and told is not None,
+            exit_code=int(code) if name is None else None,
             signal=name,
             reason=reason,
         )
