@@ -293,6 +293,38 @@ def let_faults_kill() -> None:
     importlib.import_module(name).signal = _Signals()  # type: ignore[attr-defined]
 
 
+def keep_loggers_unbound() -> None:
+    """Let structlog's loggers look at each use where messages go, here and in forks, until a task sets logging up.
+
+    A logger of a module would otherwise keep for ever what it found at its first use: what a task writes to it would go
+    to the launcher's output, as text for a console.
+    """
+    import structlog
+
+    structlog.configure(cache_logger_on_first_use=False)
+
+
+def forget_secrets() -> None:
+    """Let this process mask no secrets. Airflow's supervisor does so before it forks a task process."""
+    from airflow.sdk._shared.secrets_masker import reset_secrets_masker
+
+    reset_secrets_masker()
+
+
+@contextlib.contextmanager
+def _secrets_kept() -> Iterator[None]:
+    """Let this process mask the same secrets as before in the end."""
+    from airflow.sdk._shared.secrets_masker import secrets_masker
+
+    masker = secrets_masker._secrets_masker()
+    patterns, replacer = masker.patterns, masker.replacer
+    masker.patterns = set(patterns)
+    try:
+        yield
+    finally:
+        masker.patterns, masker.replacer = patterns, replacer
+
+
 def share_log_setup() -> None:
     """Set logging up as every task process does, once, for those that this process forks to take over.
 
@@ -377,7 +409,8 @@ def rehearsing(bundle: Path) -> Iterator[None]:
     try:
         for module, name, value in replaced:
             setattr(module, name, value)
-        yield
+        with _secrets_kept():
+            yield
     finally:
         for (module, name, _), value in zip(replaced, before, strict=True):
             setattr(module, name, value)

@@ -32,7 +32,7 @@ import orjson
 from air_executor import compat
 from air_executor.config import Config
 from air_executor.errors import AirExecutorError
-from air_executor.launcher import memory
+from air_executor.launcher import memory, traces
 from air_executor.launcher.warmup import attempt
 from air_executor.processes import Leftovers
 from air_executor.runs.backend import RunRequest
@@ -80,7 +80,8 @@ _CONTEXT: dict[str, Any] = {
 def rehearse() -> None:
     """Make requests and read a dag file. To be done again after an import: of many classes, it makes CPython forget."""
     attempt(_forget_imports)
-    attempt(_requests, _parsing, complaint=_COMPLAINT)
+    with traces.erased():
+        attempt(_requests, _parsing, complaint=_COMPLAINT)
 
 
 def rehearse_runs(config: Config) -> None:
@@ -290,26 +291,25 @@ def _everything_restored() -> Iterator[None]:
     def give_up(*_: object) -> NoReturn:
         raise AirExecutorError(f"the rehearsal took longer than {_PATIENCE_S} s")
 
-    signals = (signal.SIGTERM, signal.SIGINT, signal.SIGALRM)
+    requests_to_end = (signal.SIGTERM, signal.SIGINT)
     environment, stdin, directory = dict(os.environ), os.dup(0), Path.cwd()
-    handlers = {signum: signal.getsignal(signum) for signum in signals}
-    signal.pthread_sigmask(signal.SIG_BLOCK, signals[:2])
-    signal.signal(signal.SIGALRM, give_up)
-    signal.alarm(_PATIENCE_S)
+    signal.pthread_sigmask(signal.SIG_BLOCK, requests_to_end)
     try:
-        with _imports_undone():
-            yield
+        with traces.erased(), _imports_undone():
+            signal.signal(signal.SIGALRM, give_up)
+            signal.alarm(_PATIENCE_S)
+            try:
+                yield
+            finally:
+                signal.alarm(0)
     finally:
-        signal.alarm(0)
         Leftovers().end()
         os.dup2(stdin, 0)
         os.close(stdin)
         os.chdir(directory)
         os.environ.clear()
         os.environ.update(environment)
-        for signum, handler in handlers.items():
-            signal.signal(signum, handler)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, signals[:2])
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, requests_to_end)
 
 
 @contextlib.contextmanager

@@ -13,19 +13,20 @@ from typing import Any
 
 from air_executor import compat
 
-#: What every task imports anyway, much of it only once it runs.
+#: What every task imports anyway, much of it only once it runs. Nothing that warns when it is imported, as Airflow's
+#: sensors do: the warning belongs into the log of the task that imports it.
 _MODULES = (
     "air_executor.runner.main",
     "air_executor.runner.airflow",
     "airflow.dag_processing.bundles.local",
     "airflow.dag_processing.bundles.manager",
-    "airflow.dag_processing.dagbag",
+    "airflow.models.dagbag" if compat.AIRFLOW_VERSION < (3, 2) else "airflow.dag_processing.dagbag",
     "airflow.providers.standard.decorators.bash",
     "airflow.providers.standard.decorators.python",
     "airflow.providers.standard.operators.bash",
     "airflow.providers.standard.operators.empty",
     "airflow.providers.standard.operators.python",
-    "airflow.providers.standard.sensors.python",
+    "airflow.sdk.bases.sensor",
     "airflow.sdk._shared.logging.factory",
     "airflow.sdk._shared.logging.remote",
     "airflow.sdk.definitions.asset.metadata",
@@ -50,6 +51,7 @@ def warm_up(modules: Iterable[str]) -> None:
 
     What this Airflow does not have, or what fails, is left to the tasks.
     """
+    attempt(compat.keep_loggers_unbound)
     for name in _MODULES:
         try:
             importlib.import_module(name)

@@ -28,6 +28,7 @@ def fork_ahead(store: RunStore, config: Config, connection: socket.socket) -> Ca
         signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM, signal.SIGINT))
         connection.close()
         system.set_title("air-executor spare task")
+        compat.forget_secrets()
         system.renew_random_state()
 
     def note(run_id: str, known: int) -> None:

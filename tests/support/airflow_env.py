@@ -47,6 +47,11 @@ _LOST = re.compile(r"^SystemExit", re.MULTILINE)
 _WAITS_FOR_ITSELF = re.compile(r"structlog/_output\.py.*_exit_gracefully.*structlog/_output\.py", re.DOTALL)
 
 
+def without_pytest(env: Mapping[str, str]) -> dict[str, str]:
+    """Return an environment in which Airflow behaves as it does outside of tests: it looks for pytest's variables."""
+    return {name: value for name, value in env.items() if not name.startswith("PYTEST_")}
+
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -126,7 +131,7 @@ class Airflow:
             "PYTHONPATH": str(REPOSITORY),
             **(options or {}),
         }
-        inherited = {name: value for name, value in os.environ.items() if not name.startswith("AIRFLOW")}
+        inherited = {name: value for name, value in without_pytest(os.environ).items() if name[:7] != "AIRFLOW"}
         self.env = {**inherited, **settings}
 
     @property
