@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import orjson
@@ -12,24 +13,26 @@ import orjson
 from air_executor.runs.record import RunRecord
 from air_executor.runs.store import RunStore
 
+#: A longer line is shown in pieces of so many bytes: a progress bar is one line, however long its task runs.
+_MAX_LINE_BYTES = 1 << 20
+
 #: How often a log that is followed is read again, in seconds.
 _READ_S = 0.2
 
 
 def print_log(store: RunStore, record: RunRecord) -> None:
     """Print what there is."""
-    for line in _lines(record, 0, whole=False)[1]:
+    for line in LogReader(record.log_file).lines(is_over=True):
         print(line)
     _print_output(store, record)
 
 
 def follow(store: RunStore, record: RunRecord) -> None:
     """Print what there is and what comes, until the run has ended."""
-    position = 0
+    reader = LogReader(record.log_file)
     while True:
         ended = record.state.is_end
-        position, lines = _lines(record, position, whole=not ended)
-        for line in lines:
+        for line in reader.lines(is_over=ended):
             print(line, flush=True)
         if ended:
             _print_output(store, record)
@@ -46,27 +49,40 @@ def _print_output(store: RunStore, record: RunRecord) -> None:
         print(f"-- printed by the runner itself ({store.output_file(record.id)}):", output, sep="\n")
 
 
-def _lines(record: RunRecord, position: int, *, whole: bool) -> tuple[int, list[str]]:
-    """Return the lines after byte ``position`` of the task's log, and where they end.
+class LogReader:
+    """Reads a task's log as it grows, each byte once, with no more than a line of it in memory."""
 
-    :param whole: leave out a last line that is still being written.
-    """
+    def __init__(self, path: str | None) -> None:
+        self._path = path or ""
+        self._position = 0
+
+    def lines(self, *, is_over: bool) -> Iterator[str]:
+        """Yield the lines that have come since the last call, for people.
+
+        :param is_over: nothing more comes; otherwise a last line that is still being written is left for later.
+        """
+        with contextlib.ExitStack() as stack:
+            try:
+                file = stack.enter_context(open(self._path, "rb"))
+            except OSError:
+                return
+            if file.seek(0, os.SEEK_END) < self._position:
+                self._position = 0  # it was begun anew
+            file.seek(self._position)
+            while piece := file.readline(_MAX_LINE_BYTES):
+                if not is_over and not piece.endswith(b"\n") and len(piece) < _MAX_LINE_BYTES:
+                    return
+                self._position += len(piece)
+                for line in piece.splitlines():
+                    yield _render(line)
+
+
+def _render(line: bytes) -> str:
     try:
-        data = Path(record.log_file or "").read_bytes()[position:]
-    except OSError:
-        return position, []
-    if whole:
-        data = data[: data.rfind(b"\n") + 1]
-    return position + len(data), list(_render(data))
-
-
-def _render(data: bytes) -> Iterator[str]:
-    for line in data.splitlines():
-        try:
-            event = orjson.loads(line)
-        except orjson.JSONDecodeError:
-            event = None
-        yield _sentence(event) if isinstance(event, dict) else line.decode(errors="replace")
+        event = orjson.loads(line)
+    except orjson.JSONDecodeError:
+        event = None
+    return _sentence(event) if isinstance(event, dict) else line.decode(errors="replace")
 
 
 def _sentence(event: dict[str, Any]) -> str:
