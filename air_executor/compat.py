@@ -174,6 +174,20 @@ def workload_of(ti: Any, generator: Any, sentry_integration: str) -> Any:
     return _CLASSES["task"].make(ti, generator=generator, **more)
 
 
+def priority_of(workload: Any) -> int:
+    """Return how much more urgent than others a task is."""
+    return int(workload.ti.priority_weight)
+
+
+def with_new_token(workload: Any, generator: Any) -> Any:
+    """Return the workload of a task with a token that is as good as a new one's. Its own may expire while it waits."""
+    if hasattr(workload, "generate_token"):  # from Airflow 3.2 on
+        token = workload.generate_token(str(workload.ti.id), generator)
+    else:
+        token = generator.generate({"sub": str(workload.ti.id)})
+    return workload.model_copy(update={"token": token})
+
+
 def log_file_of(workload: Any) -> str | None:
     """Return the absolute path of a workload's log, or ``None`` when it has none."""
     from airflow.configuration import conf
@@ -270,6 +284,20 @@ def use_supervisor(cls: Any) -> None:
     from airflow.sdk.execution_time import supervisor
 
     supervisor.ActivitySubprocess = cls  # type: ignore[misc]
+
+
+def use_output_reader() -> None:
+    """Let Airflow's supervisors read what tasks print, and their log messages, by :mod:`air_executor.runner.output`.
+
+    Where Airflow has another reader, that one stays.
+    """
+    from airflow.sdk.execution_time import supervisor
+
+    from air_executor.runner import output
+
+    printed = getattr(supervisor, "forward_to_log", None)
+    if printed is not None and hasattr(supervisor, "make_buffered_socket_reader"):
+        supervisor.make_buffered_socket_reader = output.make_reader(lambda gen: gen.gi_code is printed.__code__)  # type: ignore[attr-defined]
 
 
 class _Signals:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import configparser
 import math
 import os
-import re
 import sys
 import textwrap
 from collections.abc import Callable
@@ -20,6 +19,7 @@ from typing import Any
 
 import orjson
 
+from air_executor import gpu_pool
 from air_executor.errors import ConfigError
 
 SECTION = "air_executor"
@@ -81,18 +81,7 @@ def _modules(text: str) -> tuple[str, ...]:
 
 
 def _gpus(text: str) -> tuple[str, ...]:
-    if text.strip() == "auto":
-        # The NVIDIA driver makes one /dev/nvidiaN per GPU; asking the driver itself would load it here.
-        devices = (re.fullmatch(r"nvidia(\d+)", entry) for entry in os.listdir("/dev"))
-        return tuple(sorted((found.group(1) for found in devices if found), key=int))
-    ids = tuple(part.strip() for part in text.split(",") if part.strip())
-    for gpu in ids:
-        # An id becomes the name of a lock file.
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", gpu):
-            raise ValueError(f"{gpu!r} is not a GPU number or UUID")
-    if len(set(ids)) != len(ids):
-        raise ValueError("names a GPU twice")
-    return ids
+    return gpu_pool.pool(text, gpu_pool.devices(), os.environ.get("CUDA_VISIBLE_DEVICES"))
 
 
 OPTIONS: tuple[Option, ...] = (
@@ -197,7 +186,8 @@ OPTIONS: tuple[Option, ...] = (
         "string",
         "",
         "GPUs that tasks can lease with ``executor_config={'air': {'gpus': 1}}``: numbers or UUIDs with "
-        "commas, or ``auto`` for all NVIDIA devices of this machine. Empty: none.",
+        "commas, or ``auto`` for all NVIDIA devices of this machine, or of the container. Of those only what the "
+        "scheduler's own ``CUDA_VISIBLE_DEVICES`` allows, if it is set. Empty: none.",
         "0,1",
         _gpus,
     ),

@@ -8,7 +8,7 @@ import os
 import select
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow.executors.base_executor import BaseExecutor
@@ -32,6 +32,7 @@ from air_executor.runs.record import UNWANTED, RunRecord, RunState
 from air_executor.runs.store import RunStore
 from air_executor.runs.tasklog import append_to_log
 from air_executor.told import Telling, Told
+from air_executor.waiting import GpuQueue
 
 if TYPE_CHECKING:
     from airflow.models.taskinstance import TaskInstance
@@ -90,6 +91,7 @@ class AirExecutor(BaseExecutor):
         self._store: RunStore
         self._backend: RunBackend
         self._reconciler: Reconciler
+        self._waiting = GpuQueue()
         #: Held for this executor's life: others see by it that its runs are followed. Its file's time says since when.
         self._life: KernelLock
         #: Lets go of what was begun, the last first, however far the start has come.
@@ -127,6 +129,8 @@ class AirExecutor(BaseExecutor):
             self.log.warning("Schedulers that died can't be noted now: %s", error)
         self._life = self._begin_life()
         self._at_end.callback(self._life.release)
+        self._waiting.open(self._store, self._options.gpus, self._life.name)
+        self._at_end.callback(self._waiting.close)
         self._reconciler = Reconciler(self._store)
         backend = LocalBackend(self._store, self._options)
         self._at_end.callback(backend.close)
@@ -140,6 +144,7 @@ class AirExecutor(BaseExecutor):
         compat.use_vouching(self._vouch)
 
     # The slot of a run that has ended is free, before the scheduler has heard of it: that takes another of its loops.
+    # A task that waits for GPUs has none.
 
     @property
     def slots_available(self) -> int:
@@ -160,23 +165,41 @@ class AirExecutor(BaseExecutor):
             return 0
         with self._guard("Looking for runs that have ended"):
             ended = {self._runs[run_id].key for run_id in self._backend.ends() if run_id in self._runs}
-            return len(ended & self.running)
+            return len((ended | self._waiting.keys()) & self.running)
         return 0
 
     def _process_workloads(self, workload_items: Sequence[Any]) -> None:
-        unnamed: dict[str, str] = {}  # runs that the database does not know yet, by their instances
+        items = []
         for workload in workload_items:
             with self._guard(f"Taking {type(workload).__name__} from the queue"):
-                key = self._dequeue(workload)
+                items.append((self._dequeue(workload), workload))
+        self._order_all(items)
+        self._order_waiting()
+
+    def _order_all(self, items: Iterable[tuple[Any, Any]], *, have_waited: bool = False) -> None:
+        """Have the runs of workloads begin, given with their keys; those that need GPUs wait until they are free."""
+        unnamed: dict[str, str] = {}  # runs that the database does not know yet, by their instances
+        for key, workload in items:
+            with self._guard(f"Ordering the run of {type(workload).__name__}"):
                 try:
+                    if have_waited:
+                        workload = compat.with_new_token(workload, self.jwt_generator)
+                    elif self._waiting.takes(key, workload):
+                        continue
                     record = self._order(key, workload)
                 except Exception as error:
                     self._refuse(key, workload, error)
                     continue
+                if gpus := record.limits.get("gpus"):
+                    self._waiting.promise(record.id, gpus, record.identity.workload_id)
                 if record.identity.kind == "task" and record.id != compat.pre_assigned_id(workload):
                     unnamed[record.identity.workload_id] = record.id
         with self._guard("Putting the ids of runs in the database"):
             self._reconciler.name_runs(unnamed)
+
+    def _order_waiting(self) -> None:
+        with self._guard("Looking for free GPUs"):
+            self._order_all(self._waiting.ready(self.slots_available), have_waited=True)
 
     def _dequeue(self, workload: Any) -> Any:
         """Take a workload out of the queues, count it as running, and return its key."""
@@ -214,6 +237,7 @@ class AirExecutor(BaseExecutor):
             self._told.next_loop(self._store)
         for record in self._take_ends():
             self._end_run(record)
+        self._order_waiting()
         self._reconcile()
 
     def _take_ends(self) -> list[RunRecord]:
@@ -278,6 +302,7 @@ class AirExecutor(BaseExecutor):
             for run_id in self._runs.ids_of(ti.key):
                 del self._runs[run_id]
                 self._stop(run_id, "revoked by the scheduler", unwanted=True)
+            self._waiting.drop(ti.key)
 
     def try_adopt_task_instances(self, tis: Sequence[TaskInstance]) -> Sequence[TaskInstance]:
         """Take over the runs of a scheduler that is gone.
@@ -306,7 +331,7 @@ class AirExecutor(BaseExecutor):
         return given_back
 
     def _is_in_hand(self, key: Any) -> bool:
-        if key in self.queued_tasks or self._told.has_key(key):
+        if key in self.queued_tasks or key in self._waiting or self._told.has_key(key):
             return True
         return any(self._is_mine(run_id) for run_id in self._runs.ids_of(key))
 
@@ -331,7 +356,9 @@ class AirExecutor(BaseExecutor):
                 self._wait_for_runs(self._options.stop_grace_seconds + 2 * _STUBBORN_S)
 
     def terminate(self) -> None:
-        """Stop every run of this executor."""
+        """Stop every run of this executor. What waits for one stays queued, for the next executor."""
+        self.running -= self._waiting.keys()
+        self._waiting.clear()
         for run_id in list(self._runs):
             self._stop(run_id, "the executor was terminated")
 
@@ -342,6 +369,7 @@ class AirExecutor(BaseExecutor):
             self.log.info("air_executor.state_dir %s", self._store.root if hasattr(self, "_store") else "not known yet")
             lines = "\n\t".join(f"{run_id} {run.key}" for run_id, run in self._runs.items())
             self.log.info("air_executor.runs (%d)\n\t%s", len(self._runs), lines)
+            self.log.info("air_executor.waiting_for_gpus (%d)", len(self._waiting))
 
     @staticmethod
     def get_cli_commands() -> list[Any]:
@@ -550,6 +578,7 @@ class AirExecutor(BaseExecutor):
         with self._guard("Beginning to reconcile the runs with the database"):
             if self._reconciler.is_due():
                 instances = {run_id: run.ti_id for run_id, run in self._runs.items()}
+                self._reconciler.waiting = self._waiting.instances()
                 self._reconciler.begin(instances, self._life.name, list(self._elsewhere), self._told.to_confirm())
             self._reconciler.catch_up(_CATCH_UP_S)
 
@@ -582,7 +611,11 @@ class AirExecutor(BaseExecutor):
         for ti_id in found.over & self._elsewhere.keys():
             self.running.discard(self._elsewhere.pop(ti_id))
         for unwanted in found.unwanted:
-            if unwanted.run_id in self._runs and unwanted.run_id not in self._stopping:
+            if (key := self._waiting.key_of(unwanted.run_id)) is not None:
+                self.log.info("%s waits for GPUs no longer: %s", key, unwanted.reason)
+                self._waiting.drop(key)
+                self._free(Run(key, unwanted.run_id))
+            elif unwanted.run_id in self._runs and unwanted.run_id not in self._stopping:
                 self._stop(unwanted.run_id, unwanted.reason, unwanted=True)
         self._told.confirm(found.heard)
         for telling_id in found.missed:
@@ -606,8 +639,12 @@ class AirExecutor(BaseExecutor):
 
     def _free(self, run: Run | None) -> None:
         """Free the slot of a run that is no longer this executor's, unless its task instance has another."""
-        if run is not None and not self._runs.has_key(run.key):
+        if run is not None and not self._goes_on(run.key):
             self.running.discard(run.key)
+
+    def _goes_on(self, key: Any) -> bool:
+        """Tell whether a workload has a live run, or waits for one."""
+        return self._runs.has_key(key) or key in self._waiting
 
     def _stop(self, run_id: str, reason: str, *, unwanted: bool = False) -> None:
         with self._guard(f"Stopping run {run_id}"):
@@ -635,7 +672,7 @@ class AirExecutor(BaseExecutor):
 
     def _tell(self, key: Any, record: RunRecord) -> None:
         """Turn the end of a run into the scheduler's terms."""
-        is_last = not self._runs.has_key(key)
+        is_last = not self._goes_on(key)
         if record.reason:
             self.log_task_event(event=AUDIT_EVENT, extra=f"run {record.id}: {record.reason}", ti_key=key)
         if record.outcome == UNWANTED or (record.delivered and record.outcome in _GOES_ON):

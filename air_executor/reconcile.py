@@ -43,6 +43,10 @@ PASS_S = 5.0
 #: Heartbeats are passed on every so many seconds, or four times within Airflow's time-out for them if that is shorter.
 _BEAT_S = 15.0
 
+#: Instances that wait for GPUs are shown to Airflow as queued just now every so many seconds, or four times within its
+#: time-out for them if that is shorter.
+_QUEUED_S = 60.0
+
 #: A runner that has shown no sign of life for so many seconds is not vouched for; Airflow's time-out then decides.
 _SILENT_S = 60.0
 
@@ -108,6 +112,10 @@ class Reconciler:
         self._suspects: dict[str, str] = {}
         #: Instances whose rows others had locked when they were to beat. They do with the next pass.
         self._unbeaten: set[str] = set()
+        #: Instances whose runs are not ordered yet, as they wait for GPUs. Airflow must not take them for stuck.
+        self.waiting: Sequence[str] = ()
+        self._next_queued_s = 0.0
+        self._queued_s = min(_QUEUED_S, conf.getfloat("scheduler", "task_queued_timeout") / 4)
         self._guard = Guard(log)
 
     def is_due(self) -> bool:
@@ -193,6 +201,7 @@ class Reconciler:
     ) -> Outcome:
         """Exchange news with the database. One that is away is reported once, and made up for by the next pass."""
         try:
+            runs = {**runs, **{ti_id: ti_id for ti_id in self.waiting}}  # given up like runs, by their own ids
             states = self._exchange(runs, elsewhere)
             missed = _missed(told, owner)
         except SQLAlchemyError as error:
@@ -226,6 +235,9 @@ class Reconciler:
                 states = _states(session, [*runs.values(), *elsewhere])
         running = [ti_id for ti_id in beating if states.get(ti_id) == TaskInstanceState.RUNNING]
         self._unbeaten = _beat(running)
+        if time.monotonic() >= self._next_queued_s:
+            _keep_queued([ti_id for ti_id in self.waiting if states.get(ti_id) == TaskInstanceState.QUEUED])
+            self._next_queued_s = time.monotonic() + self._queued_s
         if is_time:
             self._next_beat_s = time.monotonic() + self._beat_s
             self._beaten_at_s = time.time()
@@ -360,6 +372,15 @@ def _beat(ti_ids: Sequence[str]) -> set[str]:
             session.execute(_update(*free).where(is_running).values(last_heartbeat_at=datetime.now(tz=timezone.utc)))
         unbeaten |= {str(ti_id) for ti_id in some} - {str(ti_id) for ti_id in free}
     return unbeaten
+
+
+def _keep_queued(ti_ids: Sequence[str]) -> None:
+    """Let these instances count as queued just now, which ``[scheduler] task_queued_timeout`` is about."""
+    for some in _chunks([_instance_id(ti_id) for ti_id in ti_ids]):
+        with create_session(scoped=False) as session:
+            is_queued = TaskInstance.state == TaskInstanceState.QUEUED
+            touch = _update(*_free(session, some)).where(is_queued)
+            session.execute(touch.values(queued_dttm=datetime.now(tz=timezone.utc)))
 
 
 def _free(session: Session, ids: Sequence[Any]) -> Sequence[Any]:

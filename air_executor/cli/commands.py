@@ -14,7 +14,7 @@ from rich.console import Console, Group
 from rich.live import Live
 
 from air_executor.cli import doctor, jobs, jobviews, views
-from air_executor.cli.observe import launchers, observe_runs
+from air_executor.cli.observe import launchers, observe_runs, waiting_for_gpus
 from air_executor.cli.table import EXIT_NO, EXIT_OK, JSON, Argument, Command, at_least_zero, count, print_json
 from air_executor.cli.tasklogs import follow, print_log
 from air_executor.config import Config
@@ -42,13 +42,18 @@ def _status(args: argparse.Namespace) -> int:
     if args.json:
         working = [dataclasses.asdict(job) for job in jobs.summaries(store.root, ended=False)]
         print_json(
-            {"launchers": launchers(store), "runs": [run.to_dict() for run in observe_runs(store)], "jobs": working}
+            {
+                "launchers": launchers(store),
+                "runs": [run.to_dict() for run in observe_runs(store)],
+                "waiting": waiting_for_gpus(store),
+                "jobs": working,
+            }
         )
         return EXIT_OK
 
     def seen() -> Group:
         working = jobs.summaries(store.root, ended=False)
-        parts = [views.status(store, launchers(store), observe_runs(store))]
+        parts = [views.status(store, launchers(store), observe_runs(store), waiting_for_gpus(store))]
         return Group(*parts, *([jobviews.jobs(working)] if working else []))
 
     console = Console()

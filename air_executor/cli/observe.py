@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Any
 
+import orjson
 import psutil
 
+from air_executor.errors import StateDirError
 from air_executor.launcher import control
 from air_executor.launcher.address import all_addresses
+from air_executor.runs.lock import is_held
 from air_executor.runs.record import RunRecord
 from air_executor.runs.store import RunStore, public
 
@@ -33,6 +37,16 @@ def launchers(store: RunStore) -> list[dict[str, Any]]:
     """Return what each launcher says of itself."""
     answers = ((address, control.status(address)) for address in all_addresses(store))
     return [{"key": address.key, **answer} for address, answer in answers if answer is not None]
+
+
+def waiting_for_gpus(store: RunStore) -> list[dict[str, Any]]:
+    """Return the tasks that wait for GPUs: their name, for how many (``gpus``) of how many (``of``), ``since`` when."""
+    waiting: list[dict[str, Any]] = []
+    for path in sorted(store.waiting.glob("*.json")):
+        with contextlib.suppress(OSError, StateDirError, orjson.JSONDecodeError):
+            if is_held(store.executors / path.stem):  # otherwise it is of an executor that died
+                waiting += orjson.loads(path.read_bytes())
+    return waiting
 
 
 def observe_runs(store: RunStore) -> list[ObservedRun]:

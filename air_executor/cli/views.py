@@ -54,8 +54,10 @@ def duration(seconds: float) -> str:
     return f"{minutes}m{rest:02.0f}s" if minutes else f"{rest:.1f}s"
 
 
-def status(store: RunStore, launchers: list[dict[str, Any]], runs: list[ObservedRun]) -> RenderableType:
-    """Return the launchers and the live runs."""
+def status(
+    store: RunStore, launchers: list[dict[str, Any]], runs: list[ObservedRun], waiting: list[dict[str, Any]]
+) -> RenderableType:
+    """Return the launchers, the live runs, and what waits for GPUs."""
     parts: list[RenderableType] = [Text(f"state directory {store.root}", style="dim")]
     for launcher in launchers:
         parts.append(
@@ -80,6 +82,12 @@ def status(store: RunStore, launchers: list[dict[str, Any]], runs: list[Observed
             str(record.identity.try_number or "-"),
         )
     parts.append(shown if runs else Text("nothing runs"))
+    if waiting:
+        line = table("WAITS FOR", "SINCE (UTC)", "WHAT")
+        for each in waiting:
+            gpus = f"{each['gpus']} of {each['of']} GPUs to be free"
+            line.add_row(gpus, each["since"][:19].replace("T", " "), escape(each["name"]))
+        parts.append(line)
     return Group(*parts)
 
 

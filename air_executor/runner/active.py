@@ -7,7 +7,7 @@ import signal
 import socket
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from air_executor import system
@@ -92,6 +92,13 @@ class ActiveRun:
         self._attached_s = time.monotonic()
         self._oom_kills = system.oom_kills()
         self._usage.begin()
+
+    def note_gpus(self, names: list[str]) -> None:
+        """Put on record which GPUs this process has leased: for people, and for the executor to count on.
+
+        :raises StateDirError: it can't be written.
+        """
+        self.record = self._store.write(replace(self.record, gpus=names))
 
     def begin_task(self) -> None:
         """In a task process that was forked from the runner: do first what the runner needs to look after it."""

@@ -6,6 +6,7 @@ import os
 import time
 
 from air_executor.errors import LimitsError
+from air_executor.gpu_pool import cuda_name, lock_name
 from air_executor.runs.lock import KernelLock
 from air_executor.runs.store import RunStore
 
@@ -17,7 +18,8 @@ _RETRY_S = 0.5
 def lease(store: RunStore, pool: tuple[str, ...], count: int) -> list[KernelLock]:
     """Lease ``count`` GPUs of ``pool``, waiting for them as long as it takes, and show them to CUDA.
 
-    While it waits the task is still queued for Airflow, whose ``task_queued_timeout`` ends a wait that is too long.
+    The executor orders a task when there are enough (``waiting.py``), so that it waits here only when somebody else,
+    as a job, was faster.
 
     :return: the locks that hold the leases; they end with this process, or when they are released.
     :raises LimitsError: there are not so many GPUs.
@@ -29,11 +31,13 @@ def lease(store: RunStore, pool: tuple[str, ...], count: int) -> list[KernelLock
     while True:
         taken: dict[str, KernelLock] = {}
         for gpu in pool:
-            lock = KernelLock(store.gpus / gpu)
+            lock = KernelLock(store.gpus / lock_name(gpu))
             if len(taken) < count and lock.acquire(timeout_s=0):
                 taken[gpu] = lock
         if len(taken) == count:
-            os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(taken)
+            os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(map(cuda_name, taken))
+            # Otherwise the fastest is number 0, which is not the first device of the machine.
+            os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
             return list(taken.values())
         # All or none: two runners that each keep half of what they need would wait for ever.
         for lock in taken.values():

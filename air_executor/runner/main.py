@@ -117,6 +117,7 @@ def _execute(request: RunRequest, record: RunRecord, store: RunStore, config: Co
                 limits.apply()
                 if limits.gpus:
                     leases = gpus.lease(store, config.gpus, limits.gpus)
+                    active.note_gpus([lease.name for lease in leases])
                 if request.identity.kind == "job":
                     from air_executor.runner import command
 

@@ -120,6 +120,8 @@ class RunRecord:
     pid_started: float | None = None
     """When the runner process started, in seconds since the epoch: tells it from a later one with its pid."""
     task_pid: int | None = None
+    gpus: list[str] | None = None
+    """The GPUs that the runner holds, by the names of their locks, once it does."""
     log_file: str | None = None
     """Absolute path of the workload's own log."""
     queued_at: str | None = None

@@ -11,6 +11,7 @@
                     imports.json modules that the task had to import, if there were any
       locks/<workload id>        held by the runner for its whole life
       gpus/<gpu id>              held by the runner that leases the GPU
+      waiting/<executor>.json    which tasks wait for GPUs, for people
       executors/<name>           held by an executor for its whole life, and touched while it works
       leftovers/<digest>         what a try left behind that could not be killed: the next one waits for it
       launchers/<key>.sock|.log  where launchers listen, and what they print
@@ -80,6 +81,7 @@ class RunStore:
         self.runs = self.root / "runs"
         self.locks = self.root / "locks"
         self.gpus = self.root / "gpus"
+        self.waiting = self.root / "waiting"
         self.executors = self.root / "executors"
         self.launchers = self.root / "launchers"
         #: Runs whose record a newer version has written. It stays as it is.
@@ -94,7 +96,7 @@ class RunStore:
         """
         hint = "Set [air_executor] state_dir to a folder that the scheduler's user owns."
         try:
-            for folder in (self.root, self.runs, self.locks, self.gpus, self.executors, self.launchers):
+            for folder in (self.root, self.runs, self.locks, self.gpus, self.waiting, self.executors, self.launchers):
                 folder.mkdir(mode=0o700, parents=folder is self.root, exist_ok=True)
                 status = folder.lstat()
                 if not stat.S_ISDIR(status.st_mode):

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from airflow.configuration import AirflowConfigParser
 
-from air_executor import config
+from air_executor import config, gpu_pool
 from air_executor.config import OPTIONS, Config, airflow_home, env_var, load, plain_getter
 from air_executor.errors import ConfigError
 
@@ -229,10 +229,13 @@ def test_gpus_are_numbers_or_names_in_the_order_given(text: str, expected: tuple
     assert loaded(gpus=text).gpus == expected
 
 
-def test_gpus_can_be_those_of_the_machine() -> None:
-    there = [name[len("nvidia") :] for name in os.listdir("/dev") if name.startswith("nvidia")]
-    numbers = tuple(sorted((name for name in there if name.isdigit()), key=int))
-    assert loaded(gpus="auto").gpus == loaded(gpus=" auto ").gpus == numbers
+def test_gpus_can_be_those_of_the_machine_that_this_process_sees(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(gpu_pool, "devices", lambda: [2, 5])
+    assert loaded(gpus="auto").gpus == loaded(gpus=" auto ").gpus == ("0@2", "1@5")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    assert loaded(gpus="auto").gpus == ("1@5",)
+    assert loaded(gpus="0,1").gpus == ("1@5",)
 
 
 def test_modules_are_a_list_with_commas() -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from air_executor.errors import LimitsError
+from air_executor.gpu_pool import devices, lock_name, pool
 from air_executor.runner.gpus import lease
 from air_executor.runs.lock import KernelLock, is_held
 from air_executor.runs.store import RunStore
@@ -129,3 +130,71 @@ def test_more_than_there_are_is_refused_and_nothing_is_taken(
         lease(store, pool, count)
     assert held(store) == set()
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "as before"
+
+
+# Which there are
+
+
+@pytest.mark.parametrize(
+    ("text", "there", "visible", "expected"),
+    [
+        ("auto", [], None, ()),
+        ("auto", [0, 1], None, ("0", "1")),
+        ("auto", [2], None, ("0@2",)),  # in a container
+        ("auto", [1, 3, 10], None, ("0@1", "1@3", "2@10")),
+        (" auto ", [0, 1, 2], "1", ("1",)),
+        ("auto", [4, 5, 6], "2,0", ("2@6", "0@4")),
+        ("auto", [0, 1], "", ()),
+        ("auto", [0, 1], "-1", ()),
+        ("auto", [0, 1], "NoDevFiles", ()),
+        ("auto", [0, 1], "void", ()),
+        ("auto", [0, 1, 2], "0,-1,1", ("0",)),  # CUDA reads up to what it can't use
+        ("auto", [0, 1], "1,7,0", ("1",)),
+        ("auto", [0, 1], " 1 , 0 ", ("1", "0")),
+        ("auto", [0, 1], "1,1", ("1",)),
+        ("auto", [0, 1], "GPU-8f6e,MIG-1a", ("GPU-8f6e", "MIG-1a")),
+        ("auto", [], "0", ("0",)),  # no such files there, as on WSL
+        ("0,1", [0, 1], "1", ("1",)),
+        ("0,1", [2, 3], None, ("0@2", "1@3")),
+        ("0,1", [], None, ("0", "1")),
+        ("5", [0, 1], None, ("5",)),
+        ("0,1", [0, 1], "", ()),
+        ("0,GPU-b", [0, 1], "0", ("0", "GPU-b")),  # what GPU-b is, nobody knows
+        ("GPU-8f6e0c5a,GPU-11", [0, 1], "GPU-8f6e", ("GPU-8f6e0c5a",)),
+        ("MIG-1,GPU-2", [], "MIG-1,GPU-2", ("MIG-1", "GPU-2")),
+    ],
+)
+def test_gpus_are_named_as_cuda_names_them_and_only_visible_ones_are_offered(
+    text: str, there: list[int], visible: str | None, expected: tuple[str, ...]
+) -> None:
+    assert pool(text, there, visible) == expected
+
+
+def test_the_devices_of_a_folder_are_those_of_gpus(tmp_path: Path) -> None:
+    for name in ("nvidia10", "nvidia2", "nvidiactl", "nvidia-uvm", "nvidia-caps", "sda1", "xnvidia1", "nvidia1p"):
+        (tmp_path / name).touch()
+    assert devices(str(tmp_path)) == [2, 10]
+
+
+def test_two_containers_lease_a_device_once_whatever_they_call_it(store: RunStore) -> None:
+    machine, container = pool("auto", [0, 1, 2], None), pool("auto", [2], None)
+
+    def see() -> list[str]:
+        leases = lease(store, container, 1)
+        return [os.environ["CUDA_VISIBLE_DEVICES"], os.environ["CUDA_DEVICE_ORDER"], *names(leases)]
+
+    assert result_of(see) == ["0", "PCI_BUS_ID", "2"]
+    with forked(lambda: lease(store, container, 1)):
+        assert result_of(lambda: names(lease(store, machine, 2))) == ["0", "1"]
+        assert held(store) == {"2"}
+
+
+def test_names_of_parts_of_gpus_are_no_paths() -> None:
+    [part] = pool("auto", [0], "MIG-GPU-8f6e0c5a/1/0")
+    assert part == "MIG-GPU-8f6e0c5a/1/0"
+    assert lock_name(part) == "MIG-GPU-8f6e0c5a_1_0"
+
+
+def test_an_order_of_devices_that_somebody_chose_stays(store: RunStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_DEVICE_ORDER", "FASTEST_FIRST")
+    assert result_of(lambda: [bool(lease(store, POOL, 1)), os.environ["CUDA_DEVICE_ORDER"]]) == [True, "FASTEST_FIRST"]

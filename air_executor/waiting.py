@@ -1,0 +1,184 @@
+"""Tasks that wait for GPUs. They are ordered when there are enough, and until then hold no slot and no process.
+
+A GPU is free when nobody holds its lock and no run was ordered for it. Executors that share a state directory take
+turns: whoever has ordered runs that have not leased their GPUs yet is the only one to order more.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import heapq
+import itertools
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from air_executor import compat
+from air_executor.errors import LimitsError, RecordError
+from air_executor.gpu_pool import lock_name
+from air_executor.runner import limits
+from air_executor.runs import record as runs
+from air_executor.runs.lock import KernelLock, is_held
+from air_executor.runs.record import RunState
+from air_executor.runs.store import RunStore, replace_file
+
+#: What waits is written down for others at most every so many seconds, and so many of it.
+_PUBLISH_S = 1.0
+_MAX_PUBLISHED = 1000
+
+
+@dataclass(frozen=True, order=True)
+class _Waiting:
+    rank: tuple[int, int]
+    """Higher priorities first, then first come, first served."""
+    key: Any = field(compare=False)
+    workload: Any = field(compare=False)
+    gpus: int = field(compare=False)
+    ti_id: str = field(compare=False)
+    name: str = field(compare=False)
+    since: str = field(compare=False)
+
+
+class GpuQueue:
+    """The tasks of one executor that wait for GPUs."""
+
+    def __init__(self) -> None:
+        self._store: RunStore
+        self._path: Path
+        self._turn: KernelLock
+        self._pool: tuple[str, ...] = ()
+        self._waiting: dict[Any, _Waiting] = {}
+        self._numbers = itertools.count()
+        #: Runs that were ordered and have not leased their GPUs yet, with their numbers and task instances.
+        self._promised: dict[str, tuple[int, str]] = {}
+        self._has_turn = False
+        self._is_published = True
+        self._next_publish_s = 0.0
+
+    def open(self, store: RunStore, pool: tuple[str, ...], owner: str) -> None:
+        """Take workloads in from now on.
+
+        :param pool: the GPUs that can be leased.
+        :param owner: the name of the executor.
+        """
+        self._store = store
+        self._pool = pool
+        self._path = store.waiting / f"{owner}.json"
+        self._turn = KernelLock(store.gpus / ".turn")
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._waiting
+
+    def keys(self) -> set[Any]:
+        """Return the keys of the workloads that wait."""
+        return set(self._waiting)
+
+    def instances(self) -> list[str]:
+        """Return the ids of the task instances that wait, or whose runs may."""
+        return [each.ti_id for each in self._waiting.values()] + [ti_id for _, ti_id in self._promised.values()]
+
+    def takes(self, key: Any, workload: Any) -> bool:
+        """Take a workload in if it needs GPUs; tell whether it does.
+
+        One that asks for what can't be had does not wait: its runner refuses it, and says why.
+        """
+        air = compat.executor_config(workload).get("air")
+        if not isinstance(air, dict) or not air.get("gpus"):
+            return False
+        try:
+            count = limits.parse(limits.as_json(air)).gpus or 0
+        except LimitsError:
+            return False
+        if not 0 < count <= len(self._pool):
+            return False
+        identity = compat.identity_of(workload, team=None)
+        rank = -compat.priority_of(workload), next(self._numbers)
+        name = f"{identity.dag_id}.{identity.task_id}" if identity.dag_id else identity.name
+        self._waiting[key] = _Waiting(rank, key, workload, count, identity.workload_id, name, runs.now())
+        self._is_published = False
+        return True
+
+    def drop(self, key: Any) -> bool:
+        """Forget a workload; tell whether it waited."""
+        dropped = self._waiting.pop(key, None) is not None
+        self._is_published = self._is_published and not dropped
+        return dropped
+
+    def key_of(self, ti_id: str) -> Any:
+        """Return the key of a task instance that waits; ``None`` when it does not."""
+        return next((each.key for each in self._waiting.values() if each.ti_id == ti_id), None)
+
+    def promise(self, run_id: str, count: int, ti_id: str) -> None:
+        """Take note that a run was ordered that will lease so many GPUs."""
+        self._promised[run_id] = count, ti_id
+
+    def ready(self, slots: int) -> list[tuple[Any, Any]]:
+        """Take those off the list whose turn it is and whose GPUs are free; return their keys and workloads.
+
+        Nobody gets past one that needs more than is free: it would wait for ever.
+
+        :param slots: at most so many.
+        """
+        ready: list[tuple[Any, Any]] = []
+        self._forget_promises()
+        if self._waiting and self._take_turn():
+            free = sum(not is_held(self._store.gpus / lock_name(gpu)) for gpu in self._pool)
+            free -= sum(count for count, _ in self._promised.values())
+            line = list(self._waiting.values())
+            heapq.heapify(line)
+            while line and line[0].gpus <= free and len(ready) < slots:
+                each = heapq.heappop(line)
+                free -= each.gpus
+                self.drop(each.key)
+                ready.append((each.key, each.workload))
+        if not self._promised and not ready:
+            self._leave_turn()
+        self._publish()
+        return ready
+
+    def _forget_promises(self) -> None:
+        for run_id in list(self._promised):
+            with contextlib.suppress(RecordError):
+                record = self._store.read(run_id)
+                if record.state in (RunState.QUEUED, RunState.STARTING) and record.gpus is None:
+                    continue
+            del self._promised[run_id]
+
+    def _take_turn(self) -> bool:
+        self._has_turn = self._has_turn or self._turn.acquire(timeout_s=0)
+        return self._has_turn
+
+    def _leave_turn(self) -> None:
+        if self._has_turn:
+            self._turn.release()
+            self._has_turn = False
+
+    def clear(self) -> None:
+        """Forget all that waits."""
+        self._is_published = self._is_published and not self._waiting
+        self._waiting.clear()
+
+    def close(self) -> None:
+        """Let go of everything. What waits stays queued for Airflow, which offers it to the next executor."""
+        self._waiting.clear()
+        self._promised.clear()
+        self._leave_turn()
+        with contextlib.suppress(OSError):
+            self._path.unlink(missing_ok=True)
+
+    # What others see of it
+
+    def _publish(self) -> None:
+        if self._is_published or time.monotonic() < self._next_publish_s:
+            return
+        self._next_publish_s = time.monotonic() + _PUBLISH_S
+        self._is_published = True
+        line = heapq.nsmallest(_MAX_PUBLISHED, self._waiting.values())
+        document = [{"name": each.name, "gpus": each.gpus, "of": len(self._pool), "since": each.since} for each in line]
+        replace_file(self._path, orjson.dumps(document))
