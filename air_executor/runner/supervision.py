@@ -506,4 +506,5 @@ class AirSupervisor(stock.ActivitySubprocess):
 
 
 compat.use_supervisor(AirSupervisor)
+compat.use_output_reader()
 compat.let_faults_kill()

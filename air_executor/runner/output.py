@@ -1,0 +1,160 @@
+"""Reading what a task prints, and its log messages, in bounded memory and in time that grows with the text only.
+
+Airflow's own reader keeps everything since the last newline, and looks through all of it again with each piece that
+comes. This one hands over the same lines. Only where there is no newline it differs, and does what a terminal would: of
+a progress bar, whose states overwrite each other with carriage returns, the last one is shown, once a second; and what
+is longer than :data:`MAX_LINE_BYTES` is shown in parts.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Generator
+from contextlib import suppress
+from socket import socket
+from typing import Any
+
+#: A longer line becomes several, so that what never ends one is bounded.
+MAX_LINE_BYTES = 1 << 20
+
+#: A line in which states overwrite each other is handed over as it is if it is complete within so many seconds, and not
+#: longer than so many bytes. After that, its last state is shown every so many seconds.
+_PROGRESS_S = 1.0
+_PROGRESS_BYTES = 1 << 16
+
+#: Lines go to a generator, as Airflow's reader has it.
+Lines = Generator[None, "bytes | bytearray", None]
+
+
+class _Text:
+    """Splits what was printed into lines."""
+
+    def __init__(self, send: Callable[[bytearray], None], clock: Callable[[], float]) -> None:
+        self._send = send
+        self._clock = clock
+        self._line = bytearray()
+        self._has_return = False
+        self._began_s = 0.0
+        self._is_progress = False
+        """States that were overwritten have been left out of the line."""
+        self._shown = b""
+        """The state of this line that was shown last."""
+
+    def add(self, data: bytes, is_all: bool) -> None:
+        """Take the next piece in.
+
+        :param is_all: nothing more was there to be read, so it probably ends where something was printed to its end.
+        """
+        *complete, rest = data.split(b"\n")
+        for part in complete:
+            self._extend(part + b"\n")
+            self.end()
+        if rest:
+            self._extend(rest)
+            self._show_progress(is_all)
+            while len(self._line) > MAX_LINE_BYTES:
+                self._cut()
+
+    def _extend(self, data: bytes) -> None:
+        if not self._line:
+            self._began_s = self._clock()
+        self._line += data
+        self._has_return = self._has_return or b"\r" in data
+
+    def end(self) -> None:
+        """Hand over what there is of a line."""
+        if self._is_progress:
+            state = self._line[self._start_of_state() :]
+            if state.strip() and state.strip() != self._shown:
+                self._send(state)
+        elif self._line:
+            while len(self._line) > MAX_LINE_BYTES + 1:
+                self._cut()
+            self._send(self._line)
+        self._line = bytearray()
+        self._has_return, self._is_progress, self._shown = False, False, b""
+
+    def _start_of_state(self) -> int:
+        """Return where the last state begins. A carriage return at the end has not overwritten it yet."""
+        return self._line.rfind(b"\r", 0, len(self._line.rstrip())) + 1
+
+    def _show_progress(self, is_all: bool) -> None:
+        if not self._has_return:
+            return
+        start = self._start_of_state()
+        age_s = self._clock() - self._began_s
+        if not start or not (self._is_progress or age_s >= _PROGRESS_S or len(self._line) > _PROGRESS_BYTES):
+            return
+        # In a flood a piece ends somewhere in a state; the one before it is whole.
+        is_whole = is_all or self._line.endswith(b"\r")
+        state = self._line[start:] if is_whole else self._line[:start].rstrip().rpartition(b"\r")[2]
+        del self._line[:start]
+        self._is_progress = True
+        if age_s >= _PROGRESS_S and state.strip():
+            self._began_s = self._clock()
+            if state.strip() != self._shown:
+                self._shown = bytes(state.strip())
+                self._send(state)
+
+    def _cut(self) -> None:
+        """Hand over the first part of a line that is too long: no character is cut, nor spaces lost at its end."""
+        end = MAX_LINE_BYTES
+        while end > MAX_LINE_BYTES - 4 and self._line[end] & 0xC0 == 0x80:
+            end -= 1
+        end = len(self._line[:end].rstrip()) or end
+        self._send(self._line[:end])
+        del self._line[:end]
+
+
+class _Messages:
+    """Splits log messages, a line of JSON each, which have to stay whole however long they are."""
+
+    def __init__(self, send: Callable[[bytearray], None]) -> None:
+        self._send = send
+        self._line = bytearray()
+
+    def add(self, data: bytes, _is_all: bool) -> None:
+        *complete, rest = data.split(b"\n")
+        for part in complete:
+            self._line += part + b"\n"
+            self.end()
+        self._line += rest
+
+    def end(self) -> None:
+        if self._line:
+            line, self._line = self._line, bytearray()
+            self._send(line)
+
+
+def make_reader(is_text: Callable[[Lines], bool], clock: Callable[[], float] = time.monotonic) -> Callable[..., Any]:
+    """Return a function that takes the place of ``make_buffered_socket_reader`` in Airflow's supervisor.
+
+    :param is_text: tells of a generator whether it takes what was printed; otherwise it takes log messages.
+    """
+
+    def make_buffered_socket_reader(
+        gen: Lines, on_close: Callable[[socket], None], buffer_size: int = 4096, *, data: bytes = b""
+    ) -> tuple[Callable[[socket], bool], Callable[[socket], None]]:
+        def send(line: bytearray) -> None:
+            gen.send(line)
+
+        lines = _Text(send, clock) if is_text(gen) else _Messages(send)
+        read_buffer = bytearray(buffer_size)
+        next(gen)
+        with suppress(StopIteration):
+            lines.add(data, True)
+
+        def read(sock: socket) -> bool:
+            size = sock.recv_into(read_buffer)
+            try:
+                if not size:
+                    lines.end()
+                    return False
+                lines.add(bytes(read_buffer[:size]), size < buffer_size)
+            except StopIteration:
+                return False
+            return True
+
+        return read, on_close
+
+    return make_buffered_socket_reader
