@@ -199,7 +199,8 @@ class AirExecutor(BaseExecutor):
 
     def _order_waiting(self) -> None:
         with self._guard("Looking for free GPUs"):
-            self._order_all(self._waiting.ready(self.slots_available), have_waited=True)
+            slots = self.slots_available if len(self._waiting) else 0
+            self._order_all(self._waiting.ready(slots), have_waited=True)
 
     def _dequeue(self, workload: Any) -> Any:
         """Take a workload out of the queues, count it as running, and return its key."""
