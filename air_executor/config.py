@@ -8,6 +8,7 @@ for the values: Airflow's own configuration object, and the environment plus ``a
 from __future__ import annotations
 
 import configparser
+import json
 import math
 import os
 import sys
@@ -16,8 +17,6 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
-
-import orjson
 
 from air_executor import gpu_pool
 from air_executor.errors import ConfigError
@@ -237,12 +236,13 @@ class Config:
 
     def to_json(self) -> str:
         """Return the options as one line of JSON, for a child process's command line."""
-        return orjson.dumps(asdict(self)).decode()
+        # Not orjson: it knows neither infinity nor file names that are not UTF-8.
+        return json.dumps(asdict(self))
 
     @classmethod
     def from_json(cls, text: str) -> Config:
         """Return the options that :meth:`to_json` wrote."""
-        values = orjson.loads(text)
+        values = json.loads(text)
         for name in ("preload", "gpus"):
             values[name] = tuple(values[name])
         return cls(**values)
@@ -266,9 +266,9 @@ def _expand(text: str) -> str:
     raise ConfigError(f"{text[:200]!r} comes of a variable that refers to itself")
 
 
-def env_var(name: str) -> str:
+def env_var(name: str, section: str = SECTION) -> str:
     """Return the name of the environment variable that sets option ``name``."""
-    return f"AIRFLOW__{SECTION.upper()}__{name.upper()}"
+    return f"AIRFLOW__{section.upper()}__{name.upper()}"
 
 
 def load(get: Getter) -> Config:
@@ -298,12 +298,13 @@ def load(get: Getter) -> Config:
     return Config(**values)
 
 
-def plain_getter() -> Getter:
+def plain_getter(section: str = SECTION) -> Getter:
     """Return a getter that reads the environment and ``airflow.cfg`` without importing Airflow.
 
     It finds what Airflow finds: variables are put in, and in the file ``%(name)s`` stands for another option, ``%%``
     for a percent sign.
 
+    :param section: of the options.
     :raises ConfigError: ``airflow.cfg`` cannot be parsed; the getter, that a value can't.
     """
     parser = configparser.ConfigParser(strict=False)
@@ -314,12 +315,12 @@ def plain_getter() -> Getter:
         raise ConfigError(f"{path} cannot be read: {error}") from error
 
     def get(name: str) -> str | None:
-        text = os.environ.get(env_var(name))
+        text = os.environ.get(env_var(name, section))
         if text is None:
             try:
-                text = parser.get(SECTION, name, fallback=None)
+                text = parser.get(section, name, fallback=None)
             except configparser.InterpolationError as error:
-                raise ConfigError(f"[{SECTION}] {name} in {path} cannot be used: {error}") from None
+                raise ConfigError(f"[{section}] {name} in {path} cannot be used: {error}") from None
         return None if text is None else _expand(text)
 
     return get

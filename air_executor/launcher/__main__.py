@@ -11,7 +11,8 @@ import sys
 
 from air_executor import processes, system
 from air_executor.config import Config
-from air_executor.launcher import protocol
+from air_executor.errors import StateDirError
+from air_executor.launcher import fingerprint, protocol
 from air_executor.launcher.address import Address
 from air_executor.launcher.exec import spawn_by_exec
 from air_executor.launcher.server import Launcher
@@ -49,6 +50,7 @@ def serve(listener: socket.socket, address: Address, store: RunStore, config: Co
         import air_executor.runner.command
         import air_executor.runner.main  # noqa: F401
 
+        _note_code(address)
         freeze()
         Launcher(store, config, address, listener).serve()
         return
@@ -65,10 +67,18 @@ def serve(listener: socket.socket, address: Address, store: RunStore, config: Co
     if config.rehearses_runs:
         rehearse_runs(config)
         system.set_title(title)
+    _note_code(address)
     freeze()
     # Before the first fork: later it would take from runners that live what they share with this process.
     system.use_huge_pages()
     Launcher(store, config, address, listener, preloader=preloader).serve()
+
+
+def _note_code(address: Address) -> None:
+    try:
+        fingerprint.note_code(address.code)
+    except StateDirError as error:
+        print(f"what code is in use is not noted: {error}", flush=True)
 
 
 if __name__ == "__main__":

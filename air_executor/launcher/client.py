@@ -28,12 +28,11 @@ from air_executor.launcher.address import (
     Address,
     address,
     all_addresses,
-    code_version,
     environment,
     module_command,
-    packages_stamp,
     service_address,
 )
+from air_executor.launcher.fingerprint import changed_code, code_version, packages_stamp
 from air_executor.launcher.link import ANSWER_S, QUIET_S, Link, WorkClock
 from air_executor.runs.backend import RunRequest
 from air_executor.runs.record import RunRecord, RunState
@@ -94,6 +93,7 @@ class LocalBackend:
         self._is_service = config.launcher == "service"
         self._address: Address = service_address(store) if self._is_service else address(store, config)
         self._packages, self._code = packages_stamp(), code_version()
+        self._has_compared = False
         self._checked_s = 0.0
         self._clock = WorkClock()
         self._selector = selectors.DefaultSelector()
@@ -285,6 +285,8 @@ class LocalBackend:
     def _connect(self) -> None:
         if self._link is not None:
             return
+        if not self._has_compared:
+            self._compare_code()
         launched = None
         try:
             connection = protocol.connect(self._address.socket)
@@ -301,6 +303,20 @@ class LocalBackend:
         self._link = Link(connection, self._address, self._selector, self._clock)
         if launched is not None:
             self._link.note_process(launched.pid)
+
+    def _compare_code(self) -> None:
+        """Leave a launcher that has code in memory which was changed since: whoever restarts a scheduler wants the new.
+
+        Not while the scheduler runs: it has the former code itself.
+        """
+        self._has_compared = True
+        if (file := changed_code(self._address.code)) is None:
+            return
+        if self._is_service:
+            log.warning("%s has changed since the launcher service has imported it: restart the service", file)
+        elif self._address.socket.exists():
+            log.info("%s has changed; going on with a new launcher", file)
+            self._leave_socket()
 
     def _launch(self) -> socket.socket:
         """Start a launcher, and connect to it. It inherits its listening socket, so it need not be warm for that.

@@ -52,7 +52,7 @@ def remove_dead_launchers(store: RunStore, asking: Address | None = None) -> Non
                 try:
                     protocol.connect(address.socket).close()
                 except (ConnectionRefusedError, FileNotFoundError):
-                    for path in (address.socket, address.log, address.lock):
+                    for path in (address.socket, address.code, address.log, address.lock):
                         path.unlink(missing_ok=True)
         except (Timeout, OSError):
             continue  # somebody is busy with it

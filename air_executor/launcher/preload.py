@@ -27,7 +27,7 @@ from typing import Any, NoReturn
 import orjson
 
 from air_executor.errors import AirExecutorError
-from air_executor.launcher.address import packages_stamp
+from air_executor.launcher.fingerprint import packages_stamp
 from air_executor.launcher.memory import freeze
 from air_executor.runs.store import RunStore
 

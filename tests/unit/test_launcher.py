@@ -500,7 +500,7 @@ def test_of_two_processes_that_want_a_launcher_at_once_one_starts_it(bench: Benc
 
 def test_options_of_one_environment_do_not_serve_another(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     bench.backend().warm_up()
-    monkeypatch.setenv("TERM", "another terminal")
+    monkeypatch.setenv("SHLVL", "5")
     bench.backend().warm_up()
     assert len(all_addresses(bench.store)) == 1
     monkeypatch.setenv("SOME_SETTING", "x")
