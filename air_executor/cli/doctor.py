@@ -22,6 +22,7 @@ from air_executor.errors import AirExecutorError
 from air_executor.launcher import protocol
 from air_executor.launcher.address import all_addresses, service_address
 from air_executor.launcher.preload import read_verdicts
+from air_executor.processes import hides_processes
 from air_executor.runs.store import RunStore
 
 #: Supported versions of Airflow, from and below.
@@ -62,7 +63,7 @@ def examine() -> list[Check]:
     checks.append(state)
     if state.ok and Path(options.state_dir).exists():
         store = RunStore(options.state_dir)
-        checks += [_space(store), _records(store), _launchers(store), _preload(store)]
+        checks += [_space(store), _records(store), _launchers(store), _processes(store), _preload(store)]
     if has_airflow:
         # Airflow's own messages would stand between the findings.
         logging.disable(logging.CRITICAL)
@@ -133,6 +134,15 @@ def _launchers(store: RunStore) -> Check:
     if not answers:
         return Check("launcher", True, "none; one is started with the next workload")
     return Check("launcher", True, ", ".join(f"pid {one['pid']}, {one['runners']} runners" for one in answers))
+
+
+def _processes(store: RunStore) -> Check:
+    is_hidden = hides_processes() or any(answer.get("hides_processes") for answer in launchers(store))
+    remedy = (
+        "What is hidden counts towards no limit, and is not found when its run and the launcher have died together. "
+        "Mount /proc without hidepid, or with gid= of a group of this user; in a systemd unit, set ProtectProc=default."
+    )
+    return Check("processes", not is_hidden, "/proc hides some" if is_hidden else "/proc shows them all", remedy)
 
 
 def _preload(store: RunStore) -> Check:

@@ -365,6 +365,7 @@ class Launcher:
             "runners": len(self._children) + len(self._dying),
             "waiting": len(self._waiting),
             "clients": len(self._clients),
+            "hides_processes": processes.hides_processes(),
             "max_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         }
 

@@ -20,6 +20,7 @@ import orjson
 import pytest
 
 from air_executor import __version__
+from air_executor.cli import doctor
 from air_executor.config import env_var
 from air_executor.launcher.client import LocalBackend
 from air_executor.runs.backend import RunRequest
@@ -523,6 +524,7 @@ def test_doctor_finds_what_is_right_and_what_is_not_and_how_to_mend_it(cli: Cli,
             "disk space": True,
             "records": True,
             "launcher": True,
+            "processes": True,
             "preload": True,
             "executor": True,
             "api server": False,
@@ -535,6 +537,14 @@ def test_doctor_finds_what_is_right_and_what_is_not_and_how_to_mend_it(cli: Cli,
     [folder] = [check for check in checks if check["name"] == "state directory"]
     assert f"ok    state directory: {folder['found']}\n" in text
     assert "ok    executor" in text
+
+
+def test_doctor_tells_where_the_kernel_hides_processes(store: RunStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert doctor._processes(store).ok
+    monkeypatch.setattr(doctor, "launchers", lambda _: [{"key": "service", "hides_processes": True}])
+    found = doctor._processes(store)
+    assert not found.ok
+    assert "ProtectProc=default" in found.remedy
 
 
 def test_doctor_names_an_option_that_cannot_be_used(cli: Cli) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import subprocess
@@ -10,10 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from air_executor import system
+from air_executor import processes, system
 from air_executor.processes import Leftovers
+from tests.support.machine import needs_root
 from tests.support.waiting import wait_for
 from tests.unit.processes import is_alive, reap, result_of
+
+#: From <linux/sched.h>.
+CLONE_NEWNS = 0x00020000
 
 SLEEPER = [sys.executable, "-c", "import time; time.sleep(600)"]
 
@@ -129,3 +134,55 @@ def test_a_child_of_another_user_neither_stops_nor_fails_the_killing_of_the_othe
             reap(own)
 
     assert result_of(leave_one_that_may_not_be_killed) == [True, False]
+
+
+# Where /proc hides processes
+
+
+def hide_processes_as_somebody() -> None:
+    """Become a user to whom a /proc of its own shows no process that keeps its memory private."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    assert libc.unshare(CLONE_NEWNS) == 0, os.strerror(ctypes.get_errno())
+    subprocess.run(["mount", "--make-rprivate", "/"], check=True)
+    subprocess.run(["mount", "-t", "proc", "-o", "hidepid=invisible", "proc", "/proc"], check=True)
+    os.setgroups([])
+    os.setresgid(12345, 12345, 12345)
+    os.setresuid(12345, 12345, 12345)
+    system.keep_memory_private()
+    processes.hides_processes.cache_clear()
+
+
+@needs_root
+def test_children_are_killed_where_they_can_not_be_seen() -> None:
+    def leave_hidden_ones() -> list[int]:
+        hide_processes_as_somebody()
+        system.adopt_orphans()
+        receiver, sender = os.pipe()
+        daemons = []
+        for _ in range(2):
+            middle = os.fork()
+            if not middle:
+                os.setsid()
+                if not os.fork():
+                    os.write(sender, b"%d\n" % os.getpid())
+                    while True:
+                        signal.pause()
+                os._exit(0)
+            os.waitpid(middle, 0)
+            daemons.append(int(os.read(receiver, 20)))
+        assert processes.hides_processes()
+        seen = [pid for pid in daemons if processes.look(pid) is not None]
+        left = Leftovers()
+        left.end()
+        with pytest.raises(ChildProcessError):
+            os.waitpid(-1, os.WNOHANG)
+        return [len(seen), len(left.killed)]
+
+    assert result_of(leave_hidden_ones) == [0, 2]
+
+
+def test_pids_that_began_anew_are_candidates_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    me = os.getpid()
+    files = {"/proc/loadavg": f"0.1 0.1 0.1 1/100 {me - 3}\n", "/proc/sys/kernel/pid_max": f"{me + 5}\n"}
+    monkeypatch.setattr(processes, "_read", lambda path: files[path].encode())
+    assert list(processes._candidates()) == [*range(me + 1, me + 6), *range(2, me - 2)]
