@@ -54,6 +54,28 @@ class SmallDisk:
 
 
 @contextlib.contextmanager
+def silent_disk(image: Path, mount: Path) -> Iterator[Path]:
+    """A file system with a ``file``, whose writers are in uninterruptible sleep, as when a file server is gone."""
+    mount.mkdir()
+    with image.open("wb") as file:
+        file.truncate(8 << 20)
+    try:
+        _run("mkfs.ext4", "-q", image)
+        _run("mount", "-o", "loop", image, mount)
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"no file system can be mounted here: {error}")
+    try:
+        (mount / "file").touch()
+        _run("fsfreeze", "--freeze", mount)
+        try:
+            yield mount
+        finally:
+            _run("fsfreeze", "--unfreeze", mount)
+    finally:
+        _run("umount", "--lazy", mount)
+
+
+@contextlib.contextmanager
 def no_more_processes(process: psutil.Process) -> Iterator[Callable[[], bool]]:
     """Within this, ``process`` can't fork. What is yielded tells whether it has tried to."""
     parent = _CGROUPS / "pids" if (_CGROUPS / "pids").is_dir() else _CGROUPS

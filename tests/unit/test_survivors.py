@@ -7,7 +7,6 @@ import os
 import shutil
 import signal
 import socket
-import subprocess
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator
@@ -29,7 +28,7 @@ from air_executor.runs.backend import RunRequest
 from air_executor.runs.record import RunState, queued
 from air_executor.runs.store import RunStore
 from tests.support.airflow_env import config
-from tests.support.machine import needs_root
+from tests.support.machine import needs_root, silent_disk
 from tests.support.waiting import wait_for
 from tests.unit.documents import identity
 from tests.unit.processes import family, forked, is_alive, reap, result_of
@@ -172,23 +171,8 @@ def test_other_work_does_not_wait(folder: Path, options: Config) -> None:
 
 @pytest.fixture
 def stuck(folder: Path) -> Iterator[Path]:
-    """A file whose writers are in uninterruptible sleep, as on a network file system whose server is gone."""
-    image, mount = folder / "image", folder / "mount"
-    mount.mkdir()
-    with image.open("wb") as file:
-        file.truncate(8 << 20)
-    try:
-        subprocess.run(["mkfs.ext4", "-q", image], check=True, capture_output=True)
-        subprocess.run(["mount", "-o", "loop", image, mount], check=True, capture_output=True)
-    except (OSError, subprocess.CalledProcessError) as error:
-        pytest.skip(f"no file system can be mounted here: {error}")
-    (mount / "file").touch()
-    subprocess.run(["fsfreeze", "--freeze", mount], check=True)
-    try:
+    with silent_disk(folder / "image", folder / "mount") as mount:
         yield mount / "file"
-    finally:
-        subprocess.run(["fsfreeze", "--unfreeze", mount], check=True)
-        subprocess.run(["umount", "--lazy", mount], check=True)
 
 
 @needs_root
