@@ -22,7 +22,7 @@ from air_executor.errors import AirExecutorError, ProtocolError
 from air_executor.launcher import protocol
 from air_executor.launcher.address import Address
 from air_executor.launcher.control import remove_dead_launchers
-from air_executor.launcher.exec import Spawn, spawn_by_exec
+from air_executor.launcher.exec import Spawn, environment_of, spawn_by_exec
 from air_executor.launcher.farewell import Farewell
 from air_executor.launcher.preload import Preloader
 from air_executor.launcher.strays import DeadRunner, Strays
@@ -100,10 +100,6 @@ class _Waiting:
     request: RunRequest
     client: _Client
     until_s: float
-
-
-def _sets_environment(request: RunRequest) -> bool:
-    return isinstance(request.air, dict) and bool(request.air.get("environment"))
 
 
 class Launcher:
@@ -388,8 +384,8 @@ class Launcher:
             order = self._waiting[0]
             try:
                 pid = self._spawn(order.request)
-            except OSError as error:
-                if system.has_no_room(error) and time.monotonic() < order.until_s:
+            except Exception as error:
+                if isinstance(error, OSError) and system.has_no_room(error) and time.monotonic() < order.until_s:
                     return
                 self._refuse(order.client, order.request.id, error)
             else:
@@ -403,8 +399,8 @@ class Launcher:
 
     def _fork(self, request: RunRequest) -> int:
         """Make the spare process the runner, if there is one, or fork it now."""
-        if self._preloader is not None and self._preloader.has_imported and _sets_environment(request):
-            # What it imports may read those variables, so it must not find it imported.
+        if environment_of(request):
+            # They are read as a process begins, and by what it imports then.
             return spawn_by_exec(self._store, self._config)(request)
         if (spare := self._spare) is not None:
             self._spare = None
@@ -551,6 +547,8 @@ class Launcher:
         asked, words = self._store.stop_request(run_id), self._store.output_tail(run_id)
         left = self._store.note_survivors(record, survivors)
         more = (f": {asked.reason}" if asked else "") + (f"; {left}" if left else "")
+        if record.state is RunState.QUEUED and (names := record.limits.get("environment")):
+            more += f"; it began with the environment of its task ({', '.join(names)})"
         more += f". Its last words: {words}" if words else ""
         if code < 0:
             name = system.signal_name(-code)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
+import dataclasses
 import errno
 import os
 import selectors
@@ -26,6 +28,7 @@ from air_executor.launcher import control, protocol, server
 from air_executor.launcher.address import Address, all_addresses
 from air_executor.launcher.client import LocalBackend
 from air_executor.launcher.server import Launcher
+from air_executor.runner import limits
 from air_executor.runner import main as runner
 from air_executor.runner.codes import EXIT_ELSEWHERE, EXIT_RECORDED
 from air_executor.runs.backend import RunRequest
@@ -806,6 +809,99 @@ import os, sys
 if "air_executor.runner" in sys.orig_argv:
     os._exit(3)
 """
+
+
+NOTING = """
+import os, sys, time
+if "air_executor.runner" in sys.orig_argv:
+    found = [time.tzname[0], hash("x"), sys.warnoptions, os.environ["MINE"], sys.flags.hash_randomization]
+    open(os.environ["WHERE"], "w").write(repr(found))
+"""
+
+
+@LAUNCH
+def test_the_environment_of_a_task_is_there_from_the_first_instruction_of_its_interpreter(
+    bench: Bench, tmp_path: Path, launch: str
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text(NOTING)
+    own = {
+        "PYTHONPATH": str(tmp_path),
+        "PYTHONHASHSEED": "0",
+        "PYTHONWARNINGS": "ignore::ImportWarning",
+        "TZ": "XYZ-3",
+        "MINE": "\u00e4 b",
+        "WHERE": str(tmp_path / "found"),
+    }
+    expected = subprocess.run(
+        [sys.executable, "-c", "print(hash('x'))"], env={"PYTHONHASHSEED": "0"}, capture_output=True, text=True
+    )
+    backend = bench.backend(launch, serves="jobs")
+    request = bench.waiting()
+    request = dataclasses.replace(request, air={"gpus": 1, "environment": own})
+    bench.start(backend, request)
+    runner = bench.wait_for_state(backend, request, RunState.STARTING).pid
+    tz, number, warnoptions, mine, _ = ast.literal_eval((tmp_path / "found").read_text())
+    assert (tz, str(number), mine) == ("XYZ", expected.stdout.strip(), "\u00e4 b")
+    assert "ignore::ImportWarning" in warnoptions
+    assert runner and os.getsid(runner) == runner
+    other = bench.start(backend, bench.waiting())
+    bench.wait_for_state(backend, other, RunState.STARTING)
+
+
+@LAUNCH
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("PYTHONPATH", "{folder}", "no orjson for you"),
+        ("PYTHONHOME", "{folder}", "Fatal Python error"),
+        ("PYTHONMALLOC", "nonsense", "PYTHONMALLOC: unknown allocator"),
+    ],
+)
+def test_an_environment_with_which_no_python_starts_fails_its_task_alone_and_is_named(
+    bench: Bench, tmp_path: Path, launch: str, name: str, value: str, words: str
+) -> None:
+    (tmp_path / "orjson.py").write_text("raise SystemExit('no orjson for you')")
+    backend = bench.backend(launch, serves="jobs")
+    air = {"environment": {name: value.format(folder=tmp_path)}}
+    request = bench.request(air=air)
+    record = queued(request.id, request.identity, limits=limits.public(air), log_file=request.log_file)
+    backend.start(request, record)
+    end = bench.end_of(backend, request)
+    assert end.state is RunState.FAILED
+    assert f"the environment of its task ({name})" in (end.reason or "")
+    assert words in (end.reason or "")
+    assert bench.log_of(request)[-1]["event"] == end.reason
+    launcher = bench.status()["pid"]
+    assert "'memory'" in (bench.end_of(backend, bench.start(backend, bench.request())).reason or "")
+    assert bench.status()["pid"] == launcher
+
+
+@LAUNCH
+def test_an_environment_that_is_too_large_for_a_process_is_refused_and_the_launcher_goes_on(
+    bench: Bench, launch: str
+) -> None:
+    backend = bench.backend(launch, serves="jobs")
+    request = bench.start(backend, bench.request(air={"environment": {"LONG": "x" * 5_000_000}}))
+    record = bench.end_of(backend, request)
+    assert "Argument list too long" in (record.reason or "")
+    bench.end_of(backend, bench.start(backend, bench.request()))
+
+
+def test_a_long_request_does_not_keep_the_launcher_until_it_is_read(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "go").mkdir()
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os, sys, time\n"
+        "while 'air_executor.runner' in sys.orig_argv and not os.path.exists(os.environ['GO']): time.sleep(0.05)\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setenv("GO", str(tmp_path / "go" / "now"))
+    backend = bench.backend("exec")
+    request = bench.start(backend, bench.request(workload={"long": "x" * 3_000_000}))
+    wait_for(lambda: not backend.ended() and bench.status()["runners"] == 1, "the launcher to answer meanwhile")
+    (tmp_path / "go" / "now").touch()
+    assert "'memory'" in (bench.end_of(backend, request).reason or "")
 
 
 @pytest.mark.parametrize("size", [10, 1_000_000])

@@ -197,7 +197,8 @@ def test_a_task_with_variables_of_its_own_finds_nothing_imported_ahead(
     with protocol.listen(address.socket) as listener:
         launcher = server.Launcher(store, config(store.root), address, listener, preloader=preloader)
         for has_imported, air, is_executed in [
-            (False, {"environment": {"A": "b"}}, False),
+            (False, {"environment": {"A": "b"}}, True),
+            (True, {"environment": {"A=": "can't be used"}}, False),
             (True, {"memory": "1GiB"}, False),
             (True, None, False),
             (True, {"environment": {"A": "b"}}, True),
