@@ -202,6 +202,18 @@ OPTIONS: tuple[Option, ...] = (
         "stop",
         _one_of("auto", "detach", "drain", "stop"),
     ),
+    Option(
+        "renew_tokens",
+        "string",
+        "auto",
+        "Whether a runner signs itself another token, for its own task instance only, when its token has run out while "
+        "the API server was away, or the clock was set back; otherwise its task fails then. It needs the key with "
+        "which Airflow signs. ``auto``: where the executor starts the launcher, so that runners have the scheduler's "
+        "configuration anyway, and not with a launcher that is a service. Airflow's audit log tells of each run that "
+        "did.",
+        "off",
+        _one_of("auto", "on", "off"),
+    ),
 )
 
 
@@ -221,6 +233,7 @@ class Config:
     keep_runs: int
     gpus: tuple[str, ...]
     on_launcher_stop: str = "auto"
+    renew_tokens: str = "auto"
     serves: str = "airflow"
     """For what launchers are warm: ``airflow``, or ``jobs`` of the standalone engine, without Airflow."""
 
@@ -233,6 +246,11 @@ class Config:
     def rehearses_runs(self) -> bool:
         """Whether launchers play a few runs before they serve: half a second of work, for tasks to be lighter."""
         return self.launch == "fork" and bool(self.preload) and not {"off", "-rehearsal"} & set(self.preload)
+
+    @property
+    def may_sign_tokens(self) -> bool:
+        """Whether runners may sign themselves another token."""
+        return self.renew_tokens == "on" or (self.renew_tokens == "auto" and self.launcher == "own")
 
     def to_json(self) -> str:
         """Return the options as one line of JSON, for a child process's command line."""

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
 #: Name of AirExecutor's entries in Airflow's audit log.
 AUDIT_EVENT = "air_executor run ended"
+_TOKEN_EVENT = "air_executor token signed"
 
 #: A run that was asked to end gets this many seconds more than its task has for ``on_kill``. Then it is killed.
 _STUBBORN_S = 15.0
@@ -676,6 +677,9 @@ class AirExecutor(BaseExecutor):
         is_last = not self._goes_on(key)
         if record.reason:
             self.log_task_event(event=AUDIT_EVENT, extra=f"run {record.id}: {record.reason}", ti_key=key)
+        if record.tokens_signed:
+            how = f"its token was not valid any more; its runner has signed another, {record.tokens_signed} times"
+            self.log_task_event(event=_TOKEN_EVENT, extra=f"run {record.id}: {how}", ti_key=key)
         if record.outcome == UNWANTED or (record.delivered and record.outcome in _GOES_ON):
             # An event would make the scheduler fail an instance that somebody else may be running, or one that goes on
             # already: that is scheduled again, and still waits for a slot.

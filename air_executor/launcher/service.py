@@ -28,4 +28,4 @@ def serve_as_service(store: RunStore, config: Config) -> None:
         else:
             raise StateDirError(f"a launcher listens at {address.socket} already; stop that one first")
     print(f"listening at {address.socket}", flush=True)
-    serve(listener, address, store, dataclasses.replace(config, launcher_idle_seconds=float("inf")))
+    serve(listener, address, store, dataclasses.replace(config, launcher="service", launcher_idle_seconds=float("inf")))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import signal
 import socket
 import time
@@ -65,6 +66,7 @@ class ActiveRun:
         self._limits = limits
         self.grace_s = config.stop_grace_seconds
         self.patience_s = config.api_patience_seconds
+        self.may_sign_tokens = config.may_sign_tokens
         self._oom_kills: int | None = None
         self.ending: Ending | None = None
         """Why the task was made to end, once it was."""
@@ -109,6 +111,11 @@ class ActiveRun:
         self.record = self.record.advance(RunState.RUNNING, task_pid=self._task_pid)
         self._is_unwritten = True
         self.beat()
+
+    def signed_token(self) -> None:
+        """Take note that the runner has signed itself another token."""
+        self.record = dataclasses.replace(self.record, tokens_signed=(self.record.tokens_signed or 0) + 1)
+        self._is_unwritten = True
 
     def beat(self) -> None:
         """Leave a sign of life, and write what could not be written before. A full disk must not end a task."""

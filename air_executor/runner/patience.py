@@ -21,12 +21,20 @@ class Patience:
     :param limit_s: seconds after which a server that does not answer is given up.
     :param nap: waits for a number of seconds; may raise to end the waiting.
     :param awake: while the machine was paused, nobody was waited for.
+    :param renew_token: gives a client another token if its own is not valid now, and tells whether it has.
     """
 
-    def __init__(self, limit_s: float, nap: Callable[[float], None], awake: AwakeClock | None = None) -> None:
+    def __init__(
+        self,
+        limit_s: float,
+        nap: Callable[[float], None],
+        awake: AwakeClock | None = None,
+        renew_token: Callable[[Any], bool] = lambda _: False,
+    ) -> None:
         self.limit_s = limit_s
         self._awake = awake or AwakeClock()
         self._nap = nap
+        self._renew_token = renew_token
         self._single = False
         #: When the present request was first made, and how often it has failed since the server is well.
         self._since_s, self._refusals = 0.0, 0
@@ -45,7 +53,7 @@ class Patience:
             self._single = False
 
     def _try_again(self, client: Any, error: BaseException) -> bool:
-        if compat.is_refused_token(error) and compat.replace_bad_token(client):
+        if compat.is_refused_token(error) and self._renew_token(client):
             return True
         return not self._single and compat.is_passing(error)
 

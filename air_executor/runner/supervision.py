@@ -76,8 +76,15 @@ def begin(run: ActiveRun) -> None:
     """Make ``run`` the run of this process, and let its requests to the API server be patient."""
     global active, _patience
     active = run
-    _patience = Patience(run.patience_s, nap, run.awake)
+    _patience = Patience(run.patience_s, nap, run.awake, _renew_token)
     _patience.install()
+
+
+def _renew_token(client: Any) -> bool:
+    if active is None or not active.may_sign_tokens or not compat.replace_bad_token(client):
+        return False
+    active.signed_token()
+    return True
 
 
 def forget() -> None:

@@ -142,6 +142,8 @@ class RunRecord:
     """With a memory limit, what it compares: the most that all processes of the task held together, each page counted
     once. Without one, the largest resident size of a single process of the run, which is all that is known."""
     cpu_time_s: float | None = None
+    tokens_signed: int | None = None
+    """How often the runner has signed itself another token."""
     unknown: Mapping[str, Any] = field(default_factory=dict, repr=False)
     """Fields of another version's document, of its ``identity`` too. They are written back as they were."""
 

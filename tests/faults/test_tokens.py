@@ -16,6 +16,7 @@ from tests.support import away
 from tests.support.airflow_env import Airflow
 from tests.support.flights import Flight
 from tests.support.proxy import Proxy
+from tests.support.waiting import wait_for
 
 pytestmark = pytest.mark.faults
 
@@ -50,6 +51,14 @@ def test_a_task_whose_token_expires_while_the_server_is_away_is_a_success(env: A
     assert work.record.state is RunState.RUNNING
     proxy.set("pass")
     work.check_done_once()
+    signed = work.record.tokens_signed
+    assert signed
+
+    def is_in_the_audit_log() -> bool:
+        events = [event for event in work.run.events("work") if event["event"] == "air_executor token signed"]
+        return len(events) == 1 and f"signed another, {signed} times" in events[0]["extra"]
+
+    wait_for(is_in_the_audit_log, "the audit entry")
 
 
 def test_no_secret_is_in_any_file_nor_on_any_command_line(env: Airflow) -> None:

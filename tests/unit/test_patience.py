@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import inspect
 import time
+import uuid
+from collections import deque
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,8 +18,16 @@ import pytest
 from airflow.api_fastapi.common import exceptions
 from airflow.sdk.api.client import ServerResponseError
 
-from air_executor import compat
+from air_executor import AirExecutor, compat
+from air_executor.runner import supervision
+from air_executor.runner.active import ActiveRun
+from air_executor.runner.limits import Limits
 from air_executor.runner.patience import Patience
+from air_executor.runs.record import RunState, queued
+from air_executor.runs.store import RunStore
+from tests.support.airflow_env import config
+from tests.unit.documents import identity
+from tests.unit.test_compat import task_workload
 
 pytestmark = pytest.mark.core
 
@@ -110,6 +122,47 @@ def test_a_token_that_is_not_valid_now_is_replaced_by_one_that_is(
     claims = compat._claims(old)
     assert claims["sub"] == "an-id"
     assert (claims["iat"] <= time.time() + 1 < claims["exp"]) is (is_replaced or issued_s == -100)
+
+
+@pytest.mark.parametrize(
+    ("option", "launcher", "is_allowed"),
+    [
+        ("auto", "own", True),
+        ("auto", "service", False),
+        ("on", "service", True),
+        ("off", "own", False),
+    ],
+)
+def test_a_runner_signs_a_token_only_where_it_may_and_its_record_says_so(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, store: RunStore, option: str, launcher: str, is_allowed: bool
+) -> None:
+    monkeypatch.setenv("AIRFLOW__API_AUTH__JWT_SECRET", "x" * 64)
+    options = config(tmp_path, renew_tokens=option, launcher=launcher)
+    record = queued(str(uuid.uuid4()), identity(), limits={}, log_file=None)
+    store.create(record)
+    run = ActiveRun(store, record.advance(RunState.STARTING), Limits(), options)
+    monkeypatch.setattr(supervision, "active", run)
+    refused, old = refusal(403, {"reason": "invalid_token"}), client(sub="an-id", iat=0, exp=1)
+    before = old.auth
+    patience = Patience(100.0, time.sleep, renew_token=supervision._renew_token)
+    assert patience._try_again(old, refused) is is_allowed
+    assert (old.auth is not before) is is_allowed
+    run.beat()
+    assert store.read(record.id).tokens_signed == (1 if is_allowed else None)
+    assert run.record.advance(RunState.RUNNING).advance(RunState.SUCCEEDED).tokens_signed == (1 if is_allowed else None)
+
+
+def test_airflows_audit_log_tells_of_a_token_that_a_runner_has_signed() -> None:
+    executor = AirExecutor(parallelism=1)
+    key = task_workload().ti.key
+    ended = queued(str(uuid.uuid4()), identity(), limits={}, log_file=None).advance(RunState.STARTING)
+    ended = ended.advance(RunState.RUNNING).advance(RunState.SUCCEEDED, outcome="success", delivered=True)
+    executor._tell(key, ended)
+    assert executor._task_event_logs == deque()
+    executor._tell(key, dataclasses.replace(ended, tokens_signed=2))
+    (entry,) = executor._task_event_logs
+    assert entry.event == "air_executor token signed"
+    assert "signed another, 2 times" in str(entry.extra)
 
 
 def test_a_token_without_a_subject_cannot_be_replaced() -> None:
