@@ -23,7 +23,7 @@ from air_executor.errors import AirExecutorError, RecordError
 from air_executor.guard import Guard
 from air_executor.launcher.client import LocalBackend
 from air_executor.live import LiveRuns, Run
-from air_executor.reconcile import Outcome, Reconciler, fail_jobs_of_dead_executors, own_name
+from air_executor.reconcile import Outcome, Reconciler, fail_connection_test, fail_jobs_of_dead_executors, own_name
 from air_executor.runner import limits
 from air_executor.runs import record as runs
 from air_executor.runs.backend import RunBackend, RunRequest
@@ -286,6 +286,13 @@ class AirExecutor(BaseExecutor):
         if isinstance(ti_key, TaskInstanceKey):
             super().log_task_event(event=event, extra=extra, ti_key=ti_key)
             self._held_entries.append(self._task_event_logs[-1])
+
+    def change_state(self, key: Any, state: Any, info: Any = None, remove_running: bool = True) -> None:
+        """Tell the scheduler of a workload's state; the database too of a connection test that fails with a reason."""
+        super().change_state(key, state, info, remove_running)
+        if info and type(key).__name__ == "ConnectionTestKey":
+            with self._guard(f"Telling the end of connection test {key}"):
+                fail_connection_test(str(key.id), str(info))
 
     def send_callback(self, request: Any) -> None:
         """Have a callback run, or a mail sent, by the dag processor: for each try of a task once."""

@@ -8,9 +8,11 @@ scheduler's loop waits neither for the database nor for a thousand files.
 
 from __future__ import annotations
 
+import importlib
 import logging
 import threading
 import time
+import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
@@ -49,6 +51,9 @@ _QUEUED_S = 60.0
 
 #: A runner that has shown no sign of life for so many seconds is not vouched for; Airflow's time-out then decides.
 _SILENT_S = 60.0
+
+#: The result of a connection test is cut to so many characters.
+_MAX_RESULT = 2000
 
 #: So many ids go into one statement: SQLite before 3.32 takes at most 999.
 _CHUNK = 900
@@ -413,6 +418,19 @@ def _missed(told: Sequence[Telling], owner: str) -> set[str]:
             if state in _UNENDED and is_ours:
                 missed.add(telling.id)
     return missed
+
+
+def fail_connection_test(test_id: str, reason: str) -> None:
+    """Give a connection test its end, unless it has one: Airflow heeds no event of it, and would let the user wait.
+
+    :raises SQLAlchemyError: the database can't be reached. Airflow itself gives the test up after its time-out then.
+    """
+    models = importlib.import_module("airflow.models.connection_test")
+    with create_session(scoped=False) as session:
+        test = session.get(models.ConnectionTestRequest, uuid.UUID(test_id))
+        if test is not None and test.state in models.ACTIVE_STATES:
+            test.state = models.ConnectionTestState.FAILED
+            test.result_message = reason[:_MAX_RESULT]
 
 
 def _states(session: Session, ti_ids: Iterable[str]) -> dict[str, str | None]:
