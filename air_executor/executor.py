@@ -124,6 +124,8 @@ class AirExecutor(BaseExecutor):
         self._server = compat.execution_api_url(get)
         self._store = RunStore(self._options.state_dir)
         self._store.prepare()
+        with self._guard("Marking the runs that are open"):
+            self._store.mark_open()
         try:
             fail_jobs_of_dead_executors(self._store, self.job_id)
         except SQLAlchemyError as error:
@@ -431,7 +433,7 @@ class AirExecutor(BaseExecutor):
         their ends any more.
         """
         orphans = []
-        for record in self._store.records():
+        for record in self._store.open_records():
             with self._guard(f"Taking run {record.id} over"):
                 if not record.reported_at and self._is_orphan(record.id):
                     orphans.append(record)

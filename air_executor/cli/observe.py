@@ -51,7 +51,7 @@ def waiting_for_gpus(store: RunStore) -> list[dict[str, Any]]:
 
 def observe_runs(store: RunStore) -> list[ObservedRun]:
     """Return the live runs, the oldest first."""
-    live = [record for record in store.records() if not record.state.is_end]
+    live = [record for record in store.open_records() if not record.state.is_end]
     live = [record for record in map(store.settled, live) if not record.state.is_end]
     return [_observe(store, record) for record in sorted(live, key=lambda record: record.queued_at or "")]
 

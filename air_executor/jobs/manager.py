@@ -250,6 +250,8 @@ class Manager:
     def _alone(self) -> Iterator[None]:
         """Be the one manager of all jobs, if it is for all; otherwise each job's own lock will do."""
         self._runs.prepare()
+        with contextlib.suppress(AirExecutorError):
+            self._runs.mark_open()
         self._store.prepare()
         lock = self._store.lock()
         if self._only is None and not lock.acquire(timeout_s=0):

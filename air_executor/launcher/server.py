@@ -608,10 +608,10 @@ class Launcher:
         try:
             self._let_go()
             signal.alarm(int(_CHORE_S))  # the launcher may be gone by then
-            try:
+            with contextlib.ExitStack() as chores:  # each of them, whatever becomes of the others
+                chores.callback(remove_dead_launchers, self._store, asking=self._address)
+                chores.callback(self._store.mark_open)
                 self._store.prune(keep_days=self._config.keep_days, keep_runs=self._config.keep_runs)
-            finally:
-                remove_dead_launchers(self._store, asking=self._address)
             code = 0
         except AirExecutorError as error:
             print(f"pruning failed: {error}", flush=True)

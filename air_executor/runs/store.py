@@ -9,6 +9,7 @@
                     heartbeat    touched while the runner lives; says which process it is
                     stop.json    somebody asked for an end, and why
                     imports.json modules that the task had to import, if there were any
+      open/<run id>              a link for each run that lives, or of whose end somebody has still to hear
       locks/<workload id>        held by the runner for its whole life
       gpus/<gpu id>              held by the runner that leases the GPU
       waiting/<executor>.json    which tasks wait for GPUs, for people
@@ -24,12 +25,13 @@ import contextlib
 import errno
 import os
 import pwd
+import re
 import shutil
 import signal
 import stat
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -41,6 +43,7 @@ from air_executor.errors import RecordError, RecordVersionError, StateDirError
 from air_executor.processes import Process, ProcessId
 from air_executor.runs.leftovers import LeftoverNotes
 from air_executor.runs.lock import KernelLock, is_held
+from air_executor.runs.open import OpenRuns
 from air_executor.runs.record import LATER, UNWANTED, RunRecord, RunState, check_id, now
 from air_executor.runs.remains import DeadRun, Undertaker
 
@@ -52,6 +55,9 @@ _READ_S = 600.0
 
 #: A runner leaves a sign of life at least this often, in seconds.
 _BEAT_S = 15.0
+
+#: Names of executors of the last release, which gives open runs no links.
+_FORMER_NAME = re.compile(r"\d+\.[0-9a-f-]{36}")
 
 #: File systems and processes may read clocks that differ by so many seconds.
 _CLOCK_STEP_S = 5.0
@@ -79,6 +85,7 @@ class RunStore:
     def __init__(self, root: str | Path) -> None:
         self.root = Path(root)
         self.runs = self.root / "runs"
+        self.open = OpenRuns(self.root / "open")
         self.locks = self.root / "locks"
         self.gpus = self.root / "gpus"
         self.waiting = self.root / "waiting"
@@ -96,7 +103,8 @@ class RunStore:
         """
         hint = "Set [air_executor] state_dir to a folder that the scheduler's user owns."
         try:
-            for folder in (self.root, self.runs, self.locks, self.gpus, self.waiting, self.executors, self.launchers):
+            ours = (self.runs, self.open.folder, self.locks, self.gpus, self.waiting, self.executors, self.launchers)
+            for folder in (self.root, *ours):
                 folder.mkdir(mode=0o700, parents=folder is self.root, exist_ok=True)
                 status = folder.lstat()
                 if not stat.S_ISDIR(status.st_mode):
@@ -164,14 +172,18 @@ class RunStore:
         :raises StateDirError: it cannot be written, or the run exists.
         """
         folder = self._path(record.id)
+        self.open.add(record.id)
         try:
             os.mkdir(folder, mode=0o700)
         except OSError as error:
+            if not isinstance(error, FileExistsError):
+                self.open.remove(record.id)
             raise StateDirError(f"cannot make {folder}: {error.strerror}") from error
         try:
             self.write(record)
         except StateDirError:
             shutil.rmtree(folder, ignore_errors=True)
+            self.open.remove(record.id)
             raise
 
     def write(self, record: RunRecord) -> RunRecord:
@@ -242,7 +254,40 @@ class RunStore:
 
     def records(self) -> Iterator[RunRecord]:
         """Yield every readable record, in no order."""
-        for run_id in self.ids():
+        return self._readable(self.ids())
+
+    def open_records(self) -> Iterator[RunRecord]:
+        """Yield the readable records of the runs that live, and of others whose ends may have to be told yet.
+
+        That costs what is open, not what has ever run, unless somebody of the last release works here too.
+        """
+        return self._readable(self.open.ids() if self._marks_open() else self.ids())
+
+    def _marks_open(self) -> bool:
+        if self.open.checked_s() is None:
+            return False
+        try:
+            return not any(_FORMER_NAME.fullmatch(name) for name in os.listdir(self.executors))
+        except OSError:
+            return False
+
+    def mark_open(self) -> None:
+        """Give all open runs their links, also those that the last release has begun. The first call looks at all runs.
+
+        :raises StateDirError: they cannot be made.
+        """
+        began_s, checked_s = time.time(), self.open.checked_s()
+        marked = self.open.ids()
+        for changed_s, run_id in self._by_age():
+            if run_id in marked or (checked_s is not None and changed_s < checked_s - _CLOCK_STEP_S):
+                continue
+            for record in self._readable([run_id]):
+                if not (record.state.is_end and record.reported_at):
+                    self.open.add(run_id)
+        self.open.note_checked(began_s)
+
+    def _readable(self, run_ids: Iterable[str]) -> Iterator[RunRecord]:
+        for run_id in run_ids:
             try:
                 yield self.read(run_id)
             except (RecordError, StateDirError):
@@ -261,9 +306,11 @@ class RunStore:
         return self.read(matches[0])
 
     def unreadable(self) -> list[Path]:
-        """Return the documents that can't be understood, also those that were set aside."""
-        found = list(self.runs.glob("*/state.json.unreadable"))
-        for run_id in self.ids():
+        """Return the documents of open runs that can't be understood, and all that were set aside."""
+        run_ids = self.ids()
+        aside = (self.folder(run_id) / "state.json.unreadable" for run_id in run_ids)
+        found = [path for path in aside if os.path.lexists(path)]
+        for run_id in self.open.ids() if self._marks_open() else run_ids:
             try:
                 self.read(run_id)
             except (RecordVersionError, StateDirError):
@@ -359,7 +406,9 @@ class RunStore:
 
     def mark_reported(self, record: RunRecord) -> RunRecord:
         """Note that the end of a run was told to whoever ordered it."""
-        return self.write(replace(record, reported_at=now()))
+        reported = self.write(replace(record, reported_at=now()))
+        self.open.remove(record.id)
+        return reported
 
     def note_survivors(self, record: RunRecord, survivors: list[Process]) -> str:
         """Note for the next try what could not be killed of this one, and return it as a sentence."""
@@ -505,9 +554,11 @@ class RunStore:
             try:
                 if (rank >= keep_runs or changed_s < oldest_s) and self._may_go(run_id, changed_s):
                     _remove_tree(self._path(run_id))
+                    self.open.remove(run_id)
                     removed += 1
             except (StateDirError, OSError) as error:
                 troubles.append(str(error))
+        self.open.remove_stale(set(self.ids()))
         if troubles:
             raise StateDirError(f"{removed} runs were removed; {len(troubles)} could not be, as {troubles[0]}")
         return Pruned(removed=removed, kept=len(folders) - removed)

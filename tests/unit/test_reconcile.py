@@ -123,23 +123,20 @@ def test_what_nobody_has_claimed_for_a_day_is_removed(store: RunStore, make_data
     assert not forgotten.exists()
 
 
-NOW = datetime.now(tz=timezone.utc)
-
-
 @pytest.mark.parametrize(
-    ("begun", "heard", "state"),
+    ("begun_ago_s", "heard_ago_s", "state"),
     [
-        (NOW - timedelta(hours=1), NOW - timedelta(seconds=100), "failed"),
-        (NOW - timedelta(hours=1), NOW, "running"),  # long after the executor was seen: another database's
-        (NOW - timedelta(seconds=10), NOW - timedelta(seconds=10), "running"),
+        (7200, 3600, "failed"),
+        (7200, 10, "running"),  # long after the executor was seen: another database's
+        (10, 10, "running"),
     ],
 )
 def test_names_of_the_last_release_are_of_a_job_that_ended_with_them(
-    begun: datetime, heard: datetime, state: str, store: RunStore, make_database: Any
+    begun_ago_s: float, heard_ago_s: float, state: str, store: RunStore, make_database: Any
 ) -> None:
-    database = make_database()
-    database.add_scheduler(3, begun, heard)
-    dead(store, f"3.{uuid.uuid4()}", time.time() - 100)
+    database, now = make_database(), datetime.now(tz=timezone.utc)
+    database.add_scheduler(3, now - timedelta(seconds=begun_ago_s), now - timedelta(seconds=heard_ago_s))
+    dead(store, f"3.{uuid.uuid4()}", time.time() - 3600)
     fail_jobs_of_dead_executors(store, 5)
     assert database.state(3) == state
 

@@ -25,7 +25,7 @@ from tests.support.waiting import wait_for
 from tests.unit.documents import identity, kept, of_process, record
 from tests.unit.processes import forked, result_of
 
-FOLDERS = ("", "runs", "locks", "gpus", "executors", "launchers")
+FOLDERS = ("", "runs", "open", "locks", "gpus", "waiting", "executors", "launchers")
 LIVE = [state for state in RunState if not state.is_end]
 ENDS = [state for state in RunState if state.is_end]
 
