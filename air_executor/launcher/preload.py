@@ -1,8 +1,8 @@
 """Which installed packages a launcher imports ahead, so that tasks find them imported: learned from the tasks.
 
 A task process notes which modules of installed packages it had to import (``runner/imports.py``). What two tasks have
-imported is tried in a process that is thrown away: what cannot be imported, costs little, or leaves something behind
-that does not survive a fork is left to the tasks. The rest the launcher imports, and remembers for the next one.
+imported is tried in processes that are thrown away (``trial.py``). What no task could tell from an import of its own
+the launcher imports, and puts away for the tasks that import it (``runner/stash.py``); the rest is left to the tasks.
 
 Modules of dag folders, plugins and editable installations are never imported ahead: they change under the launcher.
 """
@@ -10,25 +10,25 @@ Modules of dag folders, plugins and editable installations are never imported ah
 from __future__ import annotations
 
 import contextlib
-import importlib
 import os
 import re
-import signal
 import socket
 import sys
-import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, NoReturn
 
 import orjson
 
 from air_executor.errors import AirExecutorError
+from air_executor.launcher import trial
 from air_executor.launcher.fingerprint import packages_stamp
 from air_executor.launcher.memory import freeze
+from air_executor.launcher.process_state import ProcessState
+from air_executor.launcher.trial import Findings
+from air_executor.runner.stash import stash
 from air_executor.runs.store import RunStore
 
 #: A package is tried when so many tasks have imported it.
@@ -39,13 +39,16 @@ _PAYS_S = 0.002
 
 _CHEAP = "takes no time"
 
-#: A trial that takes longer than so many seconds has failed.
-_TRIAL_S = 60
+#: Verdicts by other rules than these are not trusted. To be raised when a trial looks at more.
+_RULES = 2
+
+#: An answer of a trial is sent in one piece, and so has at most so many bytes.
+_ANSWER_BYTES = 16_384
+
+#: So many modules of one package are tried together.
+_MODULES = 500
 
 _NAME = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
-
-#: What a process may have open, besides plain files, and still be forked.
-_HARMLESS = ("/dev/null", "/dev/urandom", "/dev/random", "/proc/", "/sys/")
 
 
 @dataclass(frozen=True)
@@ -54,12 +57,20 @@ class Verdict:
 
     package: str
     modules: list[str]
-    """What of it has to be imported so that all is there that tasks have imported."""
+    """What to import, in this order, so that all is there that tasks have imported. None when it is refused."""
     seconds: float
     refused: str | None
     """Why it is left to the tasks; ``None`` when it is imported ahead."""
     packages: str
     """The installed packages at that time, see :func:`packages_stamp`. With others it has to be tried again."""
+    lasting: bool = False
+    """Whether it can't be imported a second time in a process."""
+    files: dict[str, list[str]] = field(default_factory=dict)
+    """What ``modules`` read, when they are imported, outside of what is installed."""
+    additions: list[tuple[str, str, str]] = field(default_factory=list)
+    """Keys that they add to dictionaries of other modules, as (module, attribute, key)."""
+    rules: int = 0
+    """What the trial looked at."""
 
     @property
     def is_cheap(self) -> bool:
@@ -82,72 +93,111 @@ class Preloader:
         self._rehearse = rehearse
         self._excluded = tuple(excluded)
         self._packages = packages_stamp()
-        self._verdicts = {each.package: each for each in read_verdicts(store) if each.packages == self._packages}
+        self._verdicts = {
+            each.package: each
+            for each in read_verdicts(store)
+            if each.packages == self._packages and each.rules == _RULES
+        }
         self.has_imported = False
         """Whether tasks find something imported that they might have imported in other circumstances."""
         self._seen: Counter[str] = Counter()
         self._modules: dict[str, list[str]] = {}
 
     def import_remembered(self) -> None:
-        """Import what earlier launchers found worth it."""
-        for verdict in self._verdicts.values():
+        """Import what was found worth it, as far as that is not done yet, and put it away for the tasks."""
+        for verdict in list(self._verdicts.values()):
             if verdict.refused is None and not self._is_excluded(verdict.package):
-                self.has_imported |= _import_all(verdict.modules) is not None
+                before = ProcessState()
+                refused = self._import(verdict)
+                # The trial has seen nothing of the kind: it depends on something.
+                refused = refused or next(before.objections(verdict.modules), None)
+                if refused is not None:
+                    print(f"preload: {verdict.package}, imported ahead, {refused}; not any more", flush=True)
+                    stash.drop(verdict.modules)
+                    self._verdicts[verdict.package] = replace(verdict, modules=[], refused=refused)
+                    self._remember()
+        self.has_imported = len(stash) > 0
+
+    def _import(self, verdict: Verdict) -> str | None:
+        for name in verdict.modules:
+            if self._is_excluded(name):
+                continue
+            try:
+                stash.load(
+                    name, is_lasting=verdict.lasting, files=verdict.files.get(name, ()), additions=verdict.additions
+                )
+            except Exception as error:
+                traceback.print_exc()
+                return f"cannot be imported after all: {type(error).__name__}: {error}"
+        return None
 
     def take_note(self, run_id: str) -> None:
         """Take in what the task of a run that has ended has imported."""
         names = [name for name in self._store.imports(run_id) if _NAME.fullmatch(name)]
         groups: dict[str, list[str]] = {}
         for name in names:
-            if name not in sys.modules and not self._is_excluded(name):
+            if not _is_there(name) and not self._is_excluded(name):
                 groups.setdefault(_outermost_new(name), []).append(name)
         for package, modules in groups.items():
             self._seen[package] += 1
             known = self._modules.setdefault(package, [])
-            known += [name for name in modules if name not in known]
+            known += [name for name in modules if name not in known][: _MODULES - len(known)]
 
     def candidate(self) -> str | None:
         """Return a package that should be tried."""
         for package, seen in self._seen.items():
-            if seen >= _SEEN and package not in self._verdicts and not self._is_there(package):
+            if seen >= _SEEN and package not in self._verdicts and not self._has_all_of(package):
                 return package
         return None
 
-    def _is_there(self, package: str) -> bool:
-        return all(name in sys.modules for name in self._modules.get(package, ()))
+    def _has_all_of(self, package: str) -> bool:
+        return all(_is_there(name) for name in self._modules.get(package, ()))
 
     def try_here(self, package: str, answer: socket.socket) -> NoReturn:
-        """Import a package in this process, which is thrown away, and send the verdict as JSON to ``answer``."""
-        signal.alarm(_TRIAL_S)
-        before = _open_files()
-        began_s = time.monotonic()
+        """Try a package in children of this process, which is thrown away, and send what was found to ``answer``."""
         try:
-            _import_all(self._modules[package], careful=True)
-            seconds = time.monotonic() - began_s
-            refused = _objection(before) or (f"{_CHEAP}: {seconds:.3f} s" if seconds < _PAYS_S else None)
-        except BaseException as error:
-            seconds, refused = time.monotonic() - began_s, f"cannot be imported: {type(error).__name__}: {error}"
-        with contextlib.suppress(OSError):
-            answer.sendall(orjson.dumps({"seconds": round(seconds, 3), "refused": refused}))
-        os._exit(0)
+            found = trial.hold(sorted(self._modules[package], key=lambda name: name.count(".")))
+            if found.refused is None and found.seconds < _PAYS_S:
+                found = Findings(found.seconds, f"{_CHEAP}: {found.seconds:.3f} s")
+            data = replace(found, contents={}, roots=[] if found.refused else found.roots).to_json()
+            if len(data) > _ANSWER_BYTES:
+                data = Findings(found.seconds, f"brings {len(found.roots)} others").to_json()
+            with contextlib.suppress(OSError):
+                answer.sendall(data)
+        finally:
+            os._exit(0)
 
     def judge(self, package: str, answer: bytes) -> None:
-        """Take the verdict of a trial in, and import what has passed. An empty answer is that of a trial that died."""
-        modules = self._modules.pop(package)
-        del self._seen[package]
-        found: dict[str, Any] = {"seconds": 0.0, "refused": "its import ends or blocks the process"}
-        if answer:
-            found = orjson.loads(answer)
-        verdict = Verdict(package, modules, packages=self._packages, **found)
-        if verdict.refused is None:
-            needed = _import_all(modules)
-            self.has_imported |= needed is not None
-            # The others come with these.
-            verdict = replace(verdict, modules=needed or [], refused=None if needed else "cannot be imported after all")
-        self._verdicts[package] = verdict
+        """Take in what a trial has found, and import what has passed. An empty answer is that of one that died."""
+        del self._modules[package], self._seen[package]
+        self._verdicts[package] = verdict = self._verdict(package, answer)
         print(f"preload: {package}: {verdict.refused or f'imported ahead, saves {verdict.seconds:.2f} s'}", flush=True)
+        self._remember()
+        if verdict.refused is None:
+            self.import_remembered()
         self._rehearse()
         freeze()
+
+    def _verdict(self, package: str, answer: bytes) -> Verdict:
+        found = Findings(refused="its import ends or blocks the process")
+        if answer:
+            try:
+                found = Findings(**orjson.loads(answer))
+            except (orjson.JSONDecodeError, TypeError) as error:
+                found = Findings(refused=f"its trial gave an answer that makes no sense: {error}")
+        return Verdict(
+            package,
+            found.roots,
+            found.seconds,
+            found.refused,
+            self._packages,
+            found.lasting,
+            found.files,
+            found.additions,
+            _RULES,
+        )
+
+    def _remember(self) -> None:
         try:
             self._store.write_preload([asdict(each) for each in self._verdicts.values()])
         except AirExecutorError as error:
@@ -160,58 +210,33 @@ class Preloader:
 def read_verdicts(store: RunStore) -> list[Verdict]:
     """Return what launchers have learned about packages."""
     verdicts = []
-    for each in store.preload():
+    known = {each.name for each in fields(Verdict)}
+    for document in store.preload():
         with contextlib.suppress(TypeError):
-            verdicts.append(Verdict(**each))
+            verdict = Verdict(**{name: value for name, value in document.items() if name in known})
+            if _makes_sense(verdict):
+                verdicts.append(verdict)
     return verdicts
 
 
-def _import_all(names: Iterable[str], *, careful: bool = False) -> list[str] | None:
-    """Import modules, outer packages first.
+def _makes_sense(verdict: Verdict) -> bool:
+    values: Sequence[tuple[Any, Any]] = (
+        (verdict.package, str),
+        (verdict.modules, list),
+        (verdict.seconds, (int, float)),
+        (verdict.refused, (str, type(None))),
+        (verdict.files, dict),
+    )
+    return all(isinstance(value, kind) for value, kind in values) and all(
+        isinstance(name, str) and _NAME.fullmatch(name) for name in (verdict.package, *verdict.modules)
+    )
 
-    :param careful: an error is raised; otherwise it is printed.
-    :return: those that were not imported yet when it was their turn; ``None`` when one can't be imported.
-    """
-    needed = []
-    for name in sorted(names, key=lambda name: name.count(".")):
-        if name in sys.modules:
-            continue
-        try:
-            importlib.import_module(name)
-        except Exception:
-            if careful:
-                raise
-            print(f"preload: {name} cannot be imported; tasks will try themselves", flush=True)
-            traceback.print_exc()
-            return None
-        needed.append(name)
-    return needed
+
+def _is_there(name: str) -> bool:
+    return name in sys.modules or name in stash
 
 
 def _outermost_new(name: str) -> str:
     """Return the outermost package of a module that is not imported yet."""
     parts = name.split(".")
-    return next(package for n in range(1, len(parts) + 1) if (package := ".".join(parts[:n])) not in sys.modules)
-
-
-def _open_files() -> set[str]:
-    found = set()
-    for fd in os.listdir("/proc/self/fd") if os.path.isdir("/proc/self/fd") else []:
-        with contextlib.suppress(OSError):
-            found.add(os.readlink(f"/proc/self/fd/{fd}"))
-    return found
-
-
-def _objection(before: set[str]) -> str | None:
-    """Return why what this process has imported should not be there before a fork."""
-    for name in sorted(_open_files() - before):
-        if not os.path.isfile(name) and not name.startswith(_HARMLESS):
-            return f"opens {name}"
-    # Libraries that know about forks, as numpy's, end their threads before one.
-    pid = os.fork()
-    if not pid:
-        os._exit(0)
-    os.waitpid(pid, 0)
-    if Path("/proc/self/task").is_dir() and len(os.listdir("/proc/self/task")) > 1:
-        return "starts threads, which do not survive a fork"
-    return None
+    return next(package for n in range(1, len(parts) + 1) if not _is_there(package := ".".join(parts[:n])))

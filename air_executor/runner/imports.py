@@ -9,6 +9,7 @@ import sysconfig
 from itertools import islice
 
 from air_executor.errors import StateDirError
+from air_executor.runner.stash import stash
 from air_executor.runs.store import RunStore
 
 #: So many modules are named at most.
@@ -27,7 +28,7 @@ def new_packaged_modules(known: int) -> list[str]:
     # From the end, as looking at all of them would make each one's page a private one.
     new = list(islice(reversed(sys.modules), max(0, len(sys.modules) - known)))[::-1]
     folders = tuple({sysconfig.get_path(name) + os.sep for name in ("purelib", "platlib")})
-    return [name for name in new if _origin(name).startswith(folders)][:_MOST]
+    return [name for name in new if name not in stash and _origin(name).startswith(folders)][:_MOST]
 
 
 def _origin(name: str) -> str:

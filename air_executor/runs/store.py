@@ -488,11 +488,13 @@ class RunStore:
         return [name for name in self._read_list(self._path(run_id, "imports.json")) if isinstance(name, str)]
 
     def write_preload(self, verdicts: list[dict[str, Any]]) -> None:
-        """Remember what was learned about packages.
+        """Remember what was learned about packages: of too much to be read again, the last.
 
         :raises StateDirError: it cannot be written.
         """
-        replace_file(self.root / "preload.json", orjson.dumps(verdicts, option=orjson.OPT_INDENT_2))
+        while len(data := orjson.dumps(verdicts, option=orjson.OPT_INDENT_2)) > MAX_FILE_BYTES:
+            verdicts = verdicts[len(verdicts) // 10 + 1 :]
+        replace_file(self.root / "preload.json", data)
 
     def preload(self) -> list[dict[str, Any]]:
         """Return what was learned about packages."""

@@ -11,8 +11,9 @@ from tests.support.waiting import wait_for
 #: A dag file that imports a package from the index, and a module beside it.
 DAG = """
 import sys
-WAS_THERE = "git" in sys.modules
-import git
+AHEAD = any("numpy" in finder for finder in sys.meta_path if type(finder).__name__ == "Stash")
+WAS_THERE = "numpy" in sys.modules
+import numpy
 from airflow.sdk import dag, task
 from edited_module import VALUE
 
@@ -20,7 +21,7 @@ from edited_module import VALUE
 def edited():
     @task
     def tell():
-        return {"was_there": WAS_THERE, "dag": "DAG_VALUE", "module": VALUE}
+        return {"ahead": AHEAD, "was_there": WAS_THERE, "dag": "DAG_VALUE", "module": VALUE}
     tell()
 
 edited()
@@ -50,11 +51,13 @@ def test_packages_are_imported_ahead_and_what_users_edit_is_not(airflow: Airflow
         return value
 
     edit("first")
-    assert told() == {"was_there": False, "dag": "first", "module": "first"}
+    assert told() == {"ahead": False, "was_there": False, "dag": "first", "module": "first"}
     edit("second")
-    assert told() == {"was_there": False, "dag": "second", "module": "second"}
-    wait_for(lambda: "git (" in preloads(airflow), "git to be imported ahead")
+    assert told() == {"ahead": False, "was_there": False, "dag": "second", "module": "second"}
+    wait_for(lambda: "numpy (" in preloads(airflow), "numpy to be tried")
+    ahead, _, left = preloads(airflow).partition("; left to tasks: ")
+    assert "numpy (" in ahead, left
     edit("third")
-    assert told() == {"was_there": True, "dag": "third", "module": "third"}
+    assert told() == {"ahead": True, "was_there": False, "dag": "third", "module": "third"}
     for path in (dag_file, module):
         path.unlink()

@@ -9,6 +9,7 @@ import sys
 import sysconfig
 import uuid
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,6 +21,7 @@ from air_executor.launcher.address import Address
 from air_executor.launcher.exec import Spawn
 from air_executor.launcher.preload import Preloader, Verdict, read_verdicts
 from air_executor.runner.imports import new_packaged_modules
+from air_executor.runner.stash import names, stash
 from air_executor.runs.backend import RunRequest
 from air_executor.runs.store import RunStore
 from tests.support.airflow_env import config
@@ -53,6 +55,13 @@ def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.syspath_prepend(folder)
     monkeypatch.setattr(preload, "freeze", lambda: None)  # for the sake of the other tests
     yield folder
+    forget_all()
+
+
+def forget_all() -> None:
+    """Let nothing have been imported ahead."""
+    stash.__init__()  # type: ignore[misc]
+    sys.meta_path[:] = [each for each in sys.meta_path if each is not stash]
     for name in [name for name in sys.modules if name.startswith("ahead_")]:
         del sys.modules[name]
 
@@ -95,17 +104,20 @@ def test_what_takes_time_and_does_no_harm_is_imported_ahead_and_remembered(store
     preloader = Preloader(store)
     assert not preloader.has_imported
     learn(preloader, store, "ahead_slow.inner", "ahead_slow.later", "ahead_slow")
-    assert {"ahead_slow", "ahead_slow.inner", "ahead_slow.later"} <= set(sys.modules)
+    assert {"ahead_slow", "ahead_slow.inner", "ahead_slow.later"} <= set(names())
+    assert "ahead_slow" not in sys.modules
     assert preloader.has_imported
     [verdict] = read_verdicts(store)
     assert (verdict.package, verdict.refused) == ("ahead_slow", None)
     assert verdict.modules == ["ahead_slow", "ahead_slow.later"]
     assert verdict.seconds >= 0.03
 
-    for name in verdict.modules:
-        del sys.modules[name]
-    Preloader(store).import_remembered()
-    assert set(verdict.modules) <= set(sys.modules)
+    forget_all()
+    preloader = Preloader(store)
+    assert not preloader.has_imported
+    preloader.import_remembered()
+    assert set(verdict.modules) <= set(names())
+    assert preloader.has_imported
 
 
 def test_what_only_one_task_has_imported_is_left_alone(store: RunStore, packages: Path) -> None:
@@ -132,7 +144,7 @@ def test_what_is_of_no_use_or_does_not_survive_a_fork_is_left_to_the_tasks(
         monkeypatch.setattr(preload, "_PAYS_S", 60.0)
     preloader = Preloader(store)
     learn(preloader, store, package)
-    assert package not in sys.modules
+    assert package not in stash
     assert not preloader.has_imported
     [verdict] = read_verdicts(store)
     assert why in (verdict.refused or "")
@@ -149,17 +161,161 @@ def test_other_installed_packages_are_tried_anew(store: RunStore, packages: Path
     os.utime(packages, (1, 1))  # an upgrade
     preloader = Preloader(store)
     learn(preloader, store, "ahead_fails")
-    assert "ahead_fails" in sys.modules
+    assert "ahead_fails" in stash
 
 
 def test_what_is_excluded_is_never_imported_ahead(store: RunStore, packages: Path) -> None:
     learn(Preloader(store), store, "ahead_slow")
-    for name in [name for name in sys.modules if name.startswith("ahead_")]:
-        del sys.modules[name]
+    forget_all()
     preloader = Preloader(store, ["ahead_slow"])
     preloader.import_remembered()
     learn(preloader, store, "ahead_slow", "ahead_slow.inner")
-    assert "ahead_slow" not in sys.modules
+    assert "ahead_slow" not in stash
+
+
+#: What an import may do that every task of every dag would find, or that a later task would work with; and the reason.
+HARMFUL = {
+    "time.sleep": ("import time; time.sleep = lambda seconds: None", "replaces time.sleep"),
+    "a builtin": ("import builtins; builtins.print = lambda *_: None", "replaces builtins.print"),
+    "a new builtin": ("import builtins; builtins.ahead_profile = 1", "adds builtins.ahead_profile"),
+    "a method": (
+        "import json; json.JSONEncoder.default = lambda self, o: 1",
+        "replaces json.encoder.JSONEncoder.default",
+    ),
+    "code": ("import json; json.dumps.__code__ = (lambda *_, **__: '').__code__", "replaces the code of json.dumps"),
+    "a module": ("import sys, types; sys.modules['json'] = types.ModuleType('json')", "replaces the module json"),
+    "the environment": ("import os; os.environ['PATH'] = '/nowhere'", "changes the environment: PATH"),
+    "environ's back": ("import os; os.putenv('AHEAD_BEHIND', '1')", "sets the variable AHEAD_BEHIND behind os.environ"),
+    "SIGTERM": ("import signal; signal.signal(signal.SIGTERM, lambda *_: None)", "changes signal handlers"),
+    "blocked signals": ("import signal; signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])", "blocks signals"),
+    "a timer": ("import signal; signal.setitimer(signal.ITIMER_VIRTUAL, 3600)", "starts a timer"),
+    "root's handlers": ("import logging; logging.root.addHandler(logging.NullHandler())", "changes the logger root"),
+    "root's level": ("import logging; logging.root.setLevel(1)", "changes the logger root"),
+    "a logger": ("import logging; logging.getLogger('asyncio').setLevel(1)", "changes the logger asyncio"),
+    "a child": ("import subprocess; kept = subprocess.Popen(['sleep', '60'])", "leaves a child process"),
+    "a child that ended": ("import subprocess; subprocess.run(['true'])", "starts a process"),
+    "a fork": ("import os; os.fork() or os._exit(0); os.wait()", "starts a process: os.fork"),
+    "umask": ("import os; os.umask(0o123)", "changes the umask"),
+    "cwd": ("import os; os.chdir('/usr')", "changes the working directory"),
+    "locale": (
+        "import locale; locale.setlocale(locale.LC_ALL, 'C' if locale.setlocale(locale.LC_ALL) != 'C' else 'C.UTF-8')",
+        "changes the locale",
+    ),
+    "limits": ("import resource as r; r.setrlimit(r.RLIMIT_NOFILE, (200, r.getrlimit(r.RLIMIT_NOFILE)[1]))", "limits"),
+    "nice": ("import os; os.nice(1)", "changes priorities"),
+    "timeouts": ("import socket; socket.setdefaulttimeout(3)", "changes the default timeout of sockets"),
+    "sys.path": ("import sys; sys.path.append('/ahead')", "changes sys.path"),
+    "finders": ("import sys; sys.meta_path.insert(0, type('F', (), {'find_spec': lambda *_: None}))", "sys.meta_path"),
+    "hooks": ("import sys; sys.excepthook = lambda *_: None", "replaces sys.excepthook"),
+    "the stack": ("import sys; sys.setrecursionlimit(4321)", "changes settings of the interpreter"),
+    "switches": ("import sys; sys.setswitchinterval(0.5)", "changes settings of the interpreter"),
+    "profilers": ("import threading; threading.setprofile(lambda *_: None)", "replaces threading._profile_hook"),
+    "collection": ("import gc; gc.disable()", "changes settings of the interpreter"),
+    "an audit hook": ("import sys; sys.addaudithook(lambda *_: None)", "adds an audit hook"),
+    "decimals": ("import decimal; decimal.getcontext().prec = 5", "changes the context of decimal"),
+    "processes": ("import multiprocessing as m; m.set_start_method('spawn', force=True)", "multiprocessing"),
+    "event loops": (
+        "import asyncio; asyncio.set_event_loop_policy(asyncio.DefaultEventLoopPolicy())",
+        "_event_loop_policy",
+    ),
+    "types of files": ("import mimetypes; mimetypes.add_type('a/b', '.ahead')", "mimetypes"),
+    "codecs": ("import codecs; codecs.register(lambda _: None)", "registers a codec"),
+    "a seeded generator": ("import random; random.seed(1)", "draws from or seeds the random generator"),
+    "warning filters": ("import warnings; warnings.resetwarnings()", "takes warning filters away"),
+    "output": ("print('hello')", "prints: hello"),
+    "a warning": ("import warnings; warnings.warn('ahead', UserWarning)", "warns: UserWarning: ahead"),
+    "a record": ("import logging; logging.getLogger('ahead').error('no')", "logs: ahead: no"),
+    "the clock": ("import time; BORN = time.time()", "is not the same twice: ahead_harms.inner.BORN"),
+    "the day": (
+        "import datetime; TODAY = datetime.date.today().isoformat()",
+        "is not the same twice: ahead_harms.inner.TODAY",
+    ),
+    "the month": ("import time; MONTH = time.strftime('%m')", "is not the same twice: ahead_harms.inner.MONTH"),
+    "a year in a class": (
+        "import datetime\nclass Report:\n  year = datetime.datetime.now().year",
+        "is not the same twice: ahead_harms.inner.Report",
+    ),
+    "a cached clock": (
+        "import functools, time\n@functools.cache\ndef born(): return time.time()\nborn()",
+        "is not the same twice: ahead_harms.inner.born",
+    ),
+    "a generator": ("import random; rng = random.Random()", "is not the same twice: ahead_harms.inner.rng"),
+    "a closure": (
+        "import random\ndef make():\n  rng = random.Random()\n  return lambda: rng.random()\ndraw = make()",
+        "is not the same twice: ahead_harms.inner.draw",
+    ),
+    "uuid": ("import uuid; ID = [{'id': uuid.uuid4()}]", "is not the same twice: ahead_harms.inner.ID"),
+    "secrets": ("import secrets; TOKEN = secrets.token_hex()", "is not the same twice: ahead_harms.inner.TOKEN"),
+    "a pid": ("import os; PID = os.getpid()", "is not the same twice: ahead_harms.inner.PID"),
+    "where it is": ("import os; HERE = os.getcwd()", "is not the same twice: ahead_harms.inner.HERE"),
+    "another's files": ("import pathlib; pathlib.Path('/tmp/ahead_harms').write_text('')", "writes /tmp/ahead_harms"),
+    "the process's files": ("x = open('/proc/self/environ').read()", "reads /proc/self/environ"),
+    "others": (
+        "import socket\ntry: socket.getaddrinfo('localhost', 1)\nexcept OSError: pass",
+        "talks to others: socket.getaddrinfo",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", HARMFUL)
+def test_what_an_import_changes_or_takes_from_outside_keeps_it_from_being_imported_ahead(
+    store: RunStore, packages: Path, kind: str
+) -> None:
+    harm, why = HARMFUL[kind]
+    # In a submodule, where it is seen as well.
+    (packages / "ahead_harms").mkdir()
+    (packages / "ahead_harms/__init__.py").write_text(SLOW + "from .inner import *")
+    (packages / "ahead_harms/inner.py").write_text(harm)
+    learn(Preloader(store), store, "ahead_harms")
+    [verdict] = read_verdicts(store)
+    assert why in (verdict.refused or "imported ahead")
+    assert "ahead_harms" not in stash
+
+
+#: What an import may do, as no task that does not import it can tell.
+HARMLESS = {
+    "a seeded generator": "import random; rng = random.Random(4)",
+    "its own state": "import re, logging; P = re.compile('a+'); L = logging.getLogger(__name__); D = {1: [P, L]}",
+    "its own handlers": "import logging; logging.getLogger('ahead_fine').addHandler(logging.NullHandler())",
+    "a moment that is given": "import datetime; D = datetime.datetime(2020, 1, 1)",
+    "its own data": "import pathlib; T = pathlib.Path(__file__).read_text()",
+    "its version": "import importlib.metadata; V = importlib.metadata.version('orjson')",
+    "a class for others": "import numbers\nclass N: pass\nnumbers.Number.register(N)",
+    "what it puts back": "import os; os.environ['AHEAD'] = '1'; del os.environ['AHEAD']",
+    "the environment, reading": "import os; HOME = os.environ.get('HOME')",
+    "locks": "import threading; lock = threading.Lock(); local = threading.local()",
+}
+
+
+@pytest.mark.parametrize("kind", HARMLESS)
+def test_what_no_other_task_can_tell_is_imported_ahead(store: RunStore, packages: Path, kind: str) -> None:
+    (packages / "ahead_fine.py").write_text(SLOW + HARMLESS[kind])
+    learn(Preloader(store), store, "ahead_fine")
+    [verdict] = read_verdicts(store)
+    assert verdict.refused is None
+    assert "ahead_fine" in stash
+
+
+def test_what_is_not_of_an_installed_package_is_not_even_tried(
+    store: RunStore, packages: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = tmp_path / "dags"
+    own.mkdir()
+    (own / "ahead_of_a_dag.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    monkeypatch.syspath_prepend(own)
+    learn(Preloader(store), store, "ahead_of_a_dag")
+    [verdict] = read_verdicts(store)
+    assert (verdict.refused or "").startswith("is not of an installed package")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_what_was_learned_is_not_forgotten_when_there_is_much_of_it(store: RunStore) -> None:
+    reason = "x" * 300
+    verdicts = [asdict(Verdict(f"package_{n}", [], 1.0, reason, "")) for n in range(4000)]
+    store.write_preload(verdicts)
+    known = [verdict.package for verdict in read_verdicts(store)]
+    assert len(known) > 1000
+    assert known[-1] == "package_3999"
 
 
 @pytest.mark.parametrize("content", [b"{", b"{}", b"[1, null]", b'[{"package": 1}]', b'["../x", "a b", "os; x"]'])

@@ -1,0 +1,221 @@
+"""Whether a package can be imported ahead without that any task could tell.
+
+It is imported twice, in processes that are thrown away: in the ordinary way first, then as a launcher would do it, with
+another clock, in another folder, and with other random numbers. What such an import does and leaves is looked at, and
+what it has made of its modules is compared. What differs was read from somewhere.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+import random
+import signal
+import sys
+import tempfile
+import time
+import types
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import orjson
+
+from air_executor import system
+from air_executor.launcher.module_state import NUMPY_GENERATOR, contents
+from air_executor.launcher.observed import Observer, stray_module, stray_package
+from air_executor.launcher.process_state import ModuleGuard, ProcessState, thread_objection
+from air_executor.processes import Leftovers
+from air_executor.runner.stash import Stash
+
+#: A trial that takes longer than so many seconds has failed.
+PATIENCE_S = 120
+
+#: How far the clock of the second process is ahead: year, month, day, weekday, hour and minute differ.
+_SHIFT_S = 400 * 86400.0 + 47_471.0
+
+#: So many bytes are read of what a process found, and so many characters of a reason are kept.
+_FOUND_BYTES = 64 << 20
+_REASON_CHARS = 300
+
+#: A package that brings more than so many others is left to the tasks.
+_ROOTS = 500
+
+
+@dataclass
+class Findings:
+    """What became of one import, or of the trial."""
+
+    seconds: float = 0.0
+    refused: str | None = None
+    """Why it should not be imported ahead."""
+    roots: list[str] = field(default_factory=list)
+    """What to import, one after the other, for each to bring as little as possible besides itself."""
+    lasting: bool = False
+    """Whether it can't be imported a second time in a process."""
+    files: dict[str, list[str]] = field(default_factory=dict)
+    """What is read outside of what is installed, by root."""
+    additions: list[tuple[str, str, str]] = field(default_factory=list)
+    """Keys that are added to dictionaries of other modules, as (module, attribute, key)."""
+    contents: dict[str, int] = field(default_factory=dict)
+
+    def to_json(self) -> bytes:
+        """Return it as JSON."""
+        return orjson.dumps(asdict(self))
+
+
+def hold(modules: Sequence[str]) -> Findings:
+    """Try the import of ``modules``, in this process's children. Takes up to :data:`PATIENCE_S` seconds."""
+    system.adopt_orphans()
+    with contextlib.suppress(OSError):
+        os.nice(5)  # tasks come first
+    signal.signal(signal.SIGALRM, _give_up)
+    signal.alarm(PATIENCE_S)
+    observer = Observer()
+    try:
+        first = _in_child(lambda: _import(observer, modules))
+        if first.refused is not None:
+            return first
+        second = _in_child(lambda: _import(observer, first.roots, as_launcher=True, additions=first.additions))
+    except TimeoutError:
+        return Findings(refused=f"its import ends or blocks the process: it takes more than {PATIENCE_S} s")
+    finally:
+        signal.alarm(0)
+        Leftovers().end()
+    refused = second.refused or _difference(first.contents, second.contents)
+    if refused is None and second.lasting and second.files:
+        refused = f"reads {next(iter(second.files.values()))[0]}, and can't be imported again if that changes"
+    return Findings(first.seconds, refused, first.roots, second.lasting, second.files, first.additions)
+
+
+def _give_up(*_: object) -> None:
+    raise TimeoutError
+
+
+def _in_child(work: Callable[[], Findings]) -> Findings:
+    parent = os.getpid()
+    with tempfile.TemporaryFile() as file:
+        pid = os.fork()
+        if not pid:
+            try:
+                system.die_with_parent(parent)
+                signal.signal(signal.SIGALRM, signal.SIG_DFL)
+                try:
+                    data = work().to_json()
+                except Exception as error:
+                    data = Findings(
+                        refused=f"can't be tried: {type(error).__name__}: {error}"[:_REASON_CHARS]
+                    ).to_json()
+                os.pwrite(file.fileno(), data, 0)
+            finally:
+                os._exit(0)
+        _, status = os.waitpid(pid, 0)
+        Leftovers().end()
+        data = os.pread(file.fileno(), _FOUND_BYTES, 0)
+    if not data:
+        code = os.waitstatus_to_exitcode(status)
+        how = system.signal_name(-code) if code < 0 else f"exit code {code}"
+        return Findings(refused=f"its import ends or blocks the process: {how}")
+    return Findings(**orjson.loads(data))
+
+
+def _import(
+    observer: Observer,
+    names: Sequence[str],
+    *,
+    as_launcher: bool = False,
+    additions: Sequence[tuple[str, str, str]] = (),
+) -> Findings:
+    """Import modules in this process, which is thrown away, under observation."""
+    stash = Stash()
+    for name in names:
+        if "." not in name and name not in sys.modules:
+            try:
+                stray = None if as_launcher else stray_package(name)
+            except Exception as error:
+                return Findings(refused=f"cannot be imported: {type(error).__name__}: {error}")
+            if stray is not None:
+                return Findings(refused=f"is not of an installed package: {stray}")
+    random.seed()
+    system.renew_random_state()
+    observer.prepare(_SHIFT_S if as_launcher else 0.0)
+    if as_launcher:
+        os.chdir(tempfile.mkdtemp())
+        sys.meta_path.insert(0, stash)
+    guard, state = ModuleGuard(), ProcessState()
+    guards = [guard]
+    known, files = set(sys.modules), {}
+    began_s = time.monotonic()
+    with observer:
+        try:
+            for name in names:
+                if as_launcher:
+                    observer.files.clear()
+                    stash.load(name, additions=additions)
+                    if observer.files:
+                        files[name] = list(observer.files)
+                    guards.append(ModuleGuard(stash.modules_of(name)))
+                else:
+                    importlib.import_module(name)
+        except BaseException as error:
+            return Findings(
+                time.monotonic() - began_s, f"cannot be imported: {type(error).__name__}: {error}"[:_REASON_CHARS]
+            )
+    seconds = time.monotonic() - began_s
+    if as_launcher:
+        stash.activate_all()
+    new = {name: module for name, module in list(sys.modules.items()) if name not in known}
+    refused = next(_objections(observer, guards, state, new), None)
+    found = Findings(round(seconds, 3), refused and refused[:_REASON_CHARS], observer.order.roots, files=files)
+    found.additions = guard.additions
+    if refused is None:
+        modules = {name: module for name, module in new.items() if isinstance(module, types.ModuleType)}
+        found.contents = contents(modules, guard.known)
+        if as_launcher:
+            found.lasting = not _can_repeat(names, new)
+        elif len(found.roots) > _ROOTS:
+            found.refused = f"brings {len(found.roots)} others"
+    return found
+
+
+def _objections(
+    observer: Observer, guards: Sequence[ModuleGuard], state: ProcessState, new: dict[str, Any]
+) -> Iterator[str]:
+    yield from state.objections(new)
+    for guard in guards:
+        yield from guard.objections(new.keys())
+    yield from observer.objections
+    for name in new:
+        if (place := stray_module(name)) is not None:
+            yield f"imports {name} of {place}, which is not an installed package's"
+    if (words := thread_objection()) is not None:
+        yield words
+
+
+def _can_repeat(names: Iterable[str], new: Iterable[str]) -> bool:
+    """Tell whether the modules can be imported once more, in a fork of this process."""
+    pid = os.fork()
+    if not pid:
+        code = 1
+        try:
+            for name in new:
+                sys.modules.pop(name, None)
+            for finder in [each for each in sys.meta_path if isinstance(each, Stash)]:
+                finder.is_blocked = True
+            for name in names:
+                importlib.import_module(name)
+            code = 0
+        finally:
+            os._exit(code)
+    return os.waitpid(pid, 0)[1] == 0
+
+
+def _difference(first: dict[str, int], second: dict[str, int]) -> str | None:
+    """Say which attributes of modules are not the same twice."""
+    if NUMPY_GENERATOR in first and first.pop(NUMPY_GENERATOR) == second.pop(NUMPY_GENERATOR, None):
+        return "seeds NumPy's random generator"
+    names = [name for name in {**first, **second} if first.get(name) != second.get(name)]
+    if not names:
+        return None
+    return f"is not the same twice: {', '.join(names[:3])}{' and others' if len(names) > 3 else ''}"[:_REASON_CHARS]
