@@ -11,6 +11,7 @@ import contextlib
 import functools
 import os
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -38,6 +39,8 @@ class Member:
     of files are left out, as the kernel can drop them."""
     first_bytes: int
     """What it held when it was first seen: of a fork, about what it has from its parent."""
+    first_s: float
+    """When that was, on the monotonic clock."""
     cpu_time_s: float
     """With that of its children which have ended and were waited for."""
 
@@ -69,7 +72,8 @@ class Family:
             is_fork = bool(int(stat[6]) & _PF_FORKNOEXEC) and (known.is_fork if known else parent in forking)
             held = memory_bytes(pid) if memory else 0
             cpu_time_s = sum(int(ticks) for ticks in stat[11:15]) / _ticks_per_s()
-            member = Member(pid, parent, is_fork, held, known.first_bytes if known else held, cpu_time_s)
+            first_bytes, first_s = (known.first_bytes, known.first_s) if known else (held, time.monotonic())
+            member = Member(pid, parent, is_fork, held, first_bytes, first_s, cpu_time_s)
             first[identity] = known or member
             if is_fork:
                 forking.add(pid)
@@ -164,4 +168,4 @@ def _seen_by_psutil() -> Iterator[Member]:
         with contextlib.suppress(psutil.Error):
             times = process.cpu_times()
             held = process.memory_info().rss
-            yield Member(process.pid, process.ppid(), False, held, held, times.user + times.system)
+            yield Member(process.pid, process.ppid(), False, held, held, time.monotonic(), times.user + times.system)

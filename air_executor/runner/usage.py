@@ -24,6 +24,9 @@ _MEASURE_S = 0.2
 #: How often the exact account is asked for only so that the peak on record is right, in seconds.
 _REFINE_S = 1.0
 
+#: A fork that has shown nothing for so many seconds will not.
+_SHY_S = 1.0
+
 #: Measuring takes at most one part in so many of a CPU's time.
 _SHARE = 10
 
@@ -93,20 +96,25 @@ class Usage:
         """Return what the processes hold together.
 
         Of one that can't be seen, as it is another user's, or was forked by other means than Python's or just now, the
-        plain sum counts. Of a fork only what it has added: what it has from its parent is counted there.
+        plain sum counts. Of a fork only what it has added, as what it has from its parent is counted there; undivided,
+        once it is clear that the fork will show nothing.
         """
+        accounts = {member.pid: self._views.look(member.pid) if self._views is not None else None for member in members}
+        shy_s = time.monotonic() - _SHY_S
+        undivided = {m.parent for m in members if accounts[m.pid] is None and m.is_fork and m.first_s < shy_s}
         total = launchers = 0
         for member in members:
-            account = self._views.look(member.pid) if self._views is not None else None
-            if account is None:
-                is_childs = member.is_fork and member.parent != os.getpid()
-                total += (
-                    max(0, member.memory_bytes - member.first_bytes) if is_childs else self._beyond_inherited(member)
-                )
-                continue
-            total += account.proportional
-            if member.is_fork:
-                launchers += min(self._inherited_bytes, account.anonymous - account.anonymous_private)
+            account = accounts[member.pid]
+            if member.pid in undivided:
+                total += self._beyond_inherited(member)
+            elif account is not None:
+                total += account.proportional
+                if member.is_fork:
+                    launchers += min(self._inherited_bytes, account.anonymous - account.anonymous_private)
+            elif member.is_fork and member.parent != os.getpid():
+                total += max(0, member.memory_bytes - member.first_bytes)
+            else:
+                total += self._beyond_inherited(member)
         # How much of each page that is shared with the launcher counts for one process, the runner's own pages tell.
         return max(0, total - round(launchers * _share(rollup.own())))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import mmap
 import os
 import select
@@ -301,6 +302,47 @@ def test_a_task_can_send_its_runner_what_it_likes() -> None:
         return len(usage._views._fds)
 
     assert result_of(run) == 0
+
+
+def test_of_forks_that_show_nothing_what_they_add_is_counted_and_the_rest_once() -> None:
+    fork_unseen = ctypes.CDLL(None).fork  # Python's hooks do not hear of it
+
+    def run() -> float:
+        os.setresuid(12345, 12345, 12345)
+        system.keep_memory_private()
+        usage = Usage(parse({"memory": "300MiB"}))
+        go, going = os.pipe()
+
+        def work(say: Say) -> Any:
+            memory = hold(200)
+            for _ in range(4):
+                if not fork_unseen():
+                    say()
+                    os.read(go, 1)
+                    added = hold(50)
+                    say()
+                    while True:
+                        signal.pause()
+                        del added
+            return memory
+
+        def measured(looks: int) -> float:
+            for _ in range(looks):
+                wait_for(usage.measure, "a look")
+            return usage.peak_bytes / MIB
+
+        with task(work, usage) as said:
+            missing = 4
+            while missing:
+                missing -= len(os.read(said, missing))
+            assert 195 < measured(12) < 250  # for longer than a fork may be shy
+            os.write(going, b"++++")
+            missing = 4
+            while missing:
+                missing -= len(os.read(said, missing))
+            return measured(4)
+
+    assert 390 < float(result_of(run)) < 450
 
 
 # What looking costs
