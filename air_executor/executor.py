@@ -9,6 +9,7 @@ import select
 import time
 import uuid
 from collections.abc import Callable, Iterable, Sequence
+from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow.executors.base_executor import BaseExecutor
@@ -557,6 +558,8 @@ class AirExecutor(BaseExecutor):
             self.log.exception("%s can't be queued again and is given back", ti)
             return False
         self.queued_tasks[ti.key] = workload
+        # The scheduler saves it with the rest. It would take one for stuck that waited for long before it died.
+        ti.queued_dttm = datetime.now(tz=timezone.utc)
         return True
 
     def _leave_elsewhere(self, ti: TaskInstance) -> bool:

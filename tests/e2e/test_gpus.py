@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Iterator
 from datetime import datetime
 
@@ -10,6 +11,7 @@ import pytest
 
 from tests.support import airflow_env
 from tests.support.airflow_env import Airflow
+from tests.support.flights import kill_scheduler, start_scheduler
 from tests.support.waiting import wait_for
 
 OPTIONS = {
@@ -21,7 +23,9 @@ OPTIONS = {
 }
 
 DAG = """
+import os
 import time
+from pathlib import Path
 from airflow.sdk import dag, task
 
 @dag(schedule=None)
@@ -38,6 +42,25 @@ def gpus():
     cpu.expand(number=list(range(6)))
 
 gpus()
+
+@dag(schedule=None)
+def line():
+    @task(executor_config={"air": {"gpus": 1}}, priority_weight=9)
+    def holds():
+        while not (Path(os.environ["AIR_TEST_OUT"]) / "release").exists():
+            time.sleep(0.1)
+
+    @task(executor_config={"air": {"gpus": 1}})
+    def given_up(): ...
+
+    @task(executor_config={"air": {"gpus": 1}})
+    def waits(number): ...
+
+    holds()
+    given_up()
+    waits.expand(number=[1, 2])
+
+line()
 """
 
 
@@ -68,3 +91,26 @@ def test_a_task_that_waits_for_a_gpu_is_neither_failed_for_it_nor_in_the_way_of_
     assert all((r.ended_at or "") < first_end for r in records if r.identity.task_id == "cpu")
     waited = datetime.fromisoformat(trained[2].running_at or "") - datetime.fromisoformat(trained[0].running_at or "")
     assert waited.total_seconds() > 36
+
+
+def test_those_that_wait_can_be_given_up_and_outlive_their_scheduler(env: Airflow) -> None:
+    env.api.unpause("line")
+    run = env.api.trigger("line")
+
+    def waiting() -> list[str]:
+        shown = json.loads(env.run("air-executor", "status", "--json").stdout)["waiting"]
+        return sorted(each["name"] for each in shown)
+
+    wait_for(lambda: waiting() == ["line.given_up", "line.waits", "line.waits"], "three to wait")
+    run.mark("given_up", "failed")
+    wait_for(lambda: waiting() == ["line.waits", "line.waits"], "the one that was given up to leave the line")
+    kill_scheduler(env)
+    assert waiting() == []
+    start_scheduler(env)
+    wait_for(lambda: waiting() == ["line.waits", "line.waits"], "the next scheduler to have them in line")
+    (env.out / "release").touch()
+    assert run.wait() == "failed"
+    tries = {(each["task_id"], each["map_index"]): (each["state"], each["try_number"]) for each in run.instances()}
+    assert tries.pop(("given_up", -1))[0] == "failed"
+    assert tries == {("holds", -1): ("success", 1), ("waits", 0): ("success", 1), ("waits", 1): ("success", 1)}
+    assert "given_up" not in {record.identity.task_id for record in env.records("line")}
