@@ -60,6 +60,12 @@ def trouble():
             print(number, "x" * 100)
 
     @task
+    def shows_progress():
+        for number in range(3000):
+            os.write(1, b"\r" + b"%05d" % number + b"x" * 9_995)
+        os.write(1, b"\rall done")
+
+    @task
     def asks_the_launcher():
         from air_executor.launcher import control
         from air_executor.launcher.address import all_addresses
@@ -77,6 +83,7 @@ def trouble():
     segfaults()
     is_killed()
     prints_much()
+    shows_progress()
 
 
 @dag(schedule=None)

@@ -68,6 +68,7 @@ def test_only_the_tasks_that_die_fail(trouble: DagRun) -> None:
         "segfaults": "failed",
         "is_killed": "failed",
         "prints_much": "success",
+        "shows_progress": "success",
     }
 
 
@@ -103,6 +104,15 @@ def test_all_of_a_long_output_is_in_the_log(trouble: DagRun) -> None:
     log = trouble.log("prints_much")
     assert "0 xxx" in log
     assert "19999 xxx" in log
+
+
+def test_of_a_progress_bar_the_log_has_what_could_be_seen(env: Airflow, trouble: DagRun) -> None:
+    log = trouble.log("shows_progress")
+    assert "all done" in log
+    assert log.count("x" * 9_995) < 300  # of 3,000: as many as seconds have passed
+    cpu_time_s = record_of(env, "trouble", "shows_progress").cpu_time_s
+    assert cpu_time_s is not None
+    assert cpu_time_s < 5
 
 
 LIMITS = {
