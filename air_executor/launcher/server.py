@@ -512,12 +512,12 @@ class Launcher:
             if code == EXIT_ELSEWHERE:
                 self._tell(child.client, {"type": "elsewhere", "id": child.run_id})
                 continue
-            self._dying[pid] = child
             if code == EXIT_RECORDED and self._has_end(child.run_id):
-                self._end(pid, code, [])
-            else:
-                end = functools.partial(self._end, pid, code)
-                self._strays.expect(DeadRunner(child.run_id, child.workload_id, pid, end))
+                self._tell(child.client, {"type": "exited", "id": child.run_id, "exit_code": code})
+                continue
+            self._dying[pid] = child
+            end = functools.partial(self._end, pid, code)
+            self._strays.expect(DeadRunner(child.run_id, child.workload_id, pid, end))
 
     def _own_children(self) -> set[int]:
         """Return the children that this process has made, and has not reaped: all others are strays."""
