@@ -24,8 +24,8 @@ _MEASURE_S = 0.2
 #: How often the exact account is asked for only so that the peak on record is right, in seconds.
 _REFINE_S = 1.0
 
-#: A fork that has shown nothing for so many seconds will not.
-_SHY_S = 1.0
+#: A fork that has shown nothing for so many seconds will not. On a busy machine it may not have begun before.
+_SHY_S = 10.0
 
 #: Measuring takes at most one part in so many of a CPU's time.
 _SHARE = 10

@@ -326,21 +326,21 @@ def test_of_forks_that_show_nothing_what_they_add_is_counted_and_the_rest_once()
                         del added
             return memory
 
-        def measured(looks: int) -> float:
-            for _ in range(looks):
-                wait_for(usage.measure, "a look")
-            return usage.peak_bytes / MIB
+        def reached(mebibytes: int) -> bool:
+            return usage.measure() and usage.peak_bytes > mebibytes * MIB
 
         with task(work, usage) as said:
             missing = 4
             while missing:
                 missing -= len(os.read(said, missing))
-            assert 195 < measured(12) < 250  # for longer than a fork may be shy
+            wait_for(lambda: reached(195), "it to be clear that the forks show nothing")
+            assert usage.peak_bytes < 250 * MIB
             os.write(going, b"++++")
             missing = 4
             while missing:
                 missing -= len(os.read(said, missing))
-            return measured(4)
+            wait_for(lambda: reached(390), "what the forks have added")
+        return usage.peak_bytes / MIB
 
     assert 390 < float(result_of(run)) < 450
 
