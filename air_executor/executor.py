@@ -162,7 +162,8 @@ class AirExecutor(BaseExecutor):
 
     def trigger_tasks(self, open_slots: int) -> None:
         """Order the runs of queued tasks, as many as there are slots."""
-        super().trigger_tasks(open_slots + self._vacant())
+        with self._guard("Ordering the runs of queued tasks"):
+            super().trigger_tasks(open_slots + self._vacant())
 
     def _vacant(self) -> int:
         if not hasattr(self, "_backend"):

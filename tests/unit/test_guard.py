@@ -360,9 +360,9 @@ def test_a_failure_that_the_scheduler_has_missed_is_told_again_and_recorded_when
 @pytest.mark.usefixtures("_secret")
 def test_a_workload_of_a_kind_that_nobody_knows_is_not_offered_for_ever(tmp_path: Path) -> None:
     world = World(tmp_path, Mood(0, 0.0))
-    world.executor.queued_tasks["strange"] = SimpleNamespace(ti=SimpleNamespace(priority_weight=1))  # type: ignore
+    world.executor.queued_tasks["strange"] = strange = SimpleNamespace(ti=SimpleNamespace(priority_weight=1))  # type: ignore
     (known,) = world.queue(1)
-    world.loop()
+    world.executor._process_workloads([strange, known])
     assert not world.executor.queued_tasks
     assert world.executor.running == {known.ti.key}
 
