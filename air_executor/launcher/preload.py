@@ -40,7 +40,7 @@ _PAYS_S = 0.002
 _CHEAP = "takes no time"
 
 #: Verdicts by other rules than these are not trusted. To be raised when a trial looks at more.
-_RULES = 2
+_RULES = 3
 
 #: An answer of a trial is sent in one piece, and so has at most so many bytes.
 _ANSWER_BYTES = 16_384
@@ -63,8 +63,8 @@ class Verdict:
     """Why it is left to the tasks; ``None`` when it is imported ahead."""
     packages: str
     """The installed packages at that time, see :func:`packages_stamp`. With others it has to be tried again."""
-    lasting: bool = False
-    """Whether it can't be imported a second time in a process."""
+    lasting: list[str] = field(default_factory=list)
+    """Which of them can't be imported a second time in a process."""
     files: dict[str, list[str]] = field(default_factory=dict)
     """What ``modules`` read, when they are imported, outside of what is installed."""
     additions: list[tuple[str, str, str]] = field(default_factory=list)
@@ -124,7 +124,10 @@ class Preloader:
                 continue
             try:
                 stash.load(
-                    name, is_lasting=verdict.lasting, files=verdict.files.get(name, ()), additions=verdict.additions
+                    name,
+                    is_lasting=name in verdict.lasting,
+                    files=verdict.files.get(name, ()),
+                    additions=verdict.additions,
                 )
             except Exception as error:
                 traceback.print_exc()
@@ -226,6 +229,7 @@ def _makes_sense(verdict: Verdict) -> bool:
         (verdict.seconds, (int, float)),
         (verdict.refused, (str, type(None))),
         (verdict.files, dict),
+        (verdict.lasting, list),
     )
     return all(isinstance(value, kind) for value, kind in values) and all(
         isinstance(name, str) and _NAME.fullmatch(name) for name in (verdict.package, *verdict.modules)

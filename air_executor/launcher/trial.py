@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 import types
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -52,8 +52,8 @@ class Findings:
     """Why it should not be imported ahead."""
     roots: list[str] = field(default_factory=list)
     """What to import, one after the other, for each to bring as little as possible besides itself."""
-    lasting: bool = False
-    """Whether it can't be imported a second time in a process."""
+    lasting: list[str] = field(default_factory=list)
+    """Which of them can't be imported a second time in a process."""
     files: dict[str, list[str]] = field(default_factory=dict)
     """What is read outside of what is installed, by root."""
     additions: list[tuple[str, str, str]] = field(default_factory=list)
@@ -84,8 +84,9 @@ def hold(modules: Sequence[str]) -> Findings:
         signal.alarm(0)
         Leftovers().end()
     refused = second.refused or _difference(first.contents, second.contents)
-    if refused is None and second.lasting and second.files:
-        refused = f"reads {next(iter(second.files.values()))[0]}, and can't be imported again if that changes"
+    for root in second.lasting:
+        if refused is None and root in second.files:
+            refused = f"reads {second.files[root][0]}, and can't be imported again if that changes"
     return Findings(first.seconds, refused, first.roots, second.lasting, second.files, first.additions)
 
 
@@ -173,7 +174,7 @@ def _import(
         modules = {name: module for name, module in new.items() if isinstance(module, types.ModuleType)}
         found.contents = contents(modules, guard.known)
         if as_launcher:
-            found.lasting = not _can_repeat(names, new)
+            found.lasting = [name for name in names if not _can_repeat(name, stash.modules_of(name))]
         elif len(found.roots) > _ROOTS:
             found.refused = f"brings {len(found.roots)} others"
     return found
@@ -193,19 +194,21 @@ def _objections(
         yield words
 
 
-def _can_repeat(names: Iterable[str], new: Iterable[str]) -> bool:
-    """Tell whether the modules can be imported once more, in a fork of this process."""
+def _can_repeat(root: str, modules: Mapping[str, types.ModuleType]) -> bool:
+    """Tell whether a module can be imported once more, and everything that came with it is new then.
+
+    In a fork of this process. Of modules written in C there may be only one, with what it has made of the first import.
+    """
     pid = os.fork()
     if not pid:
         code = 1
         try:
-            for name in new:
+            for name in modules:
                 sys.modules.pop(name, None)
             for finder in [each for each in sys.meta_path if isinstance(each, Stash)]:
                 finder.is_blocked = True
-            for name in names:
-                importlib.import_module(name)
-            code = 0
+            importlib.import_module(root)
+            code = int(any(sys.modules.get(name) is module for name, module in modules.items()))
         finally:
             os._exit(code)
     return os.waitpid(pid, 0)[1] == 0

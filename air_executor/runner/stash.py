@@ -43,8 +43,8 @@ class Layer:
     """Which of ``modules`` are attributes of packages that are not, as (package, attribute, module)."""
     needs: list[str]
     """Roots of the layers that it needs, in the order in which they have to be there."""
-    variables: dict[str, str | None]
-    """The environment variables that were read, with the values they had."""
+    variables: frozenset[str]
+    """The environment variables that were read."""
     filters: tuple[list[Any], list[Any]]
     """Filters of warnings that were put before and behind those that were there."""
     loggers: list[logging.Logger]
@@ -129,7 +129,7 @@ class Stash:
             modules=new,
             attributes=attributes,
             needs=needs,
-            variables=reads.values,
+            variables=frozenset(reads.names),
             filters=filters_added,
             loggers=new_loggers,
             finders=[each for each in new_finders if not any(each in self._layers[n].finders for n in needs)],
@@ -211,27 +211,25 @@ class Stash:
         """Tell whether importing it now would do what it did."""
         if os.getpid() == self._pid:
             return True
-        needed = [self._layers[root] for root in (*layer.needs, layer.root) if root not in self._active]
-        misfit = next((words for each in needed if (words := self._misfit(each))), None)
-        if misfit is None:
+        if self._shadow(layer):
+            return False
+        if layer.is_lasting:
             return True
-        return any(each.is_lasting for each in needed)
+        now = _environment()
+        for name in (name for root in self._active for name in self._layers[root].added):
+            now.pop(name, None)
+        changed = _changed(self._environment, now)
+        needed = [self._layers[root] for root in layer.needs if root not in self._active]
+        return all(self._does_fit(each, changed) for each in (*needed, layer) if not each.is_lasting)
 
-    def _misfit(self, layer: Layer) -> str | None:
-        ours = {name for root in self._active for name in self._layers[root].added}
-        for variable, value in layer.variables.items():
-            if variable not in ours and os.environ.get(variable) != value:
-                return f"the variable {variable} has another value"
-        for path, stamp in layer.files.items():
-            if _stamp(path) != stamp:
-                return f"{path} has changed"
-        changed = [name for name in _changed(self._environment, _environment()) if name not in ours]
-        if changed and layer.libraries and (name := _mentioned(changed, layer.libraries)):
-            return f"the variable {name} has another value"
-        for name, module in layer.modules.items():
-            if sys.modules.get(name, module) is not module:
-                return f"there is another module {name}"
-        return self._shadow(layer)
+    def _does_fit(self, layer: Layer, changed: list[str]) -> bool:
+        return (
+            not any(variable in layer.variables for variable in changed)
+            and all(_stamp(path) == stamp for path, stamp in layer.files.items())
+            and all(sys.modules.get(name, module) is module for name, module in layer.modules.items())
+            and not (changed and _mentioned(changed, layer.libraries))
+            and not self._shadow(layer)
+        )
 
     def _shadow(self, layer: Layer) -> str | None:
         """Say where in ``sys.path`` there is now more of what is called like this layer's packages."""
@@ -326,11 +324,10 @@ class _Reads:
     """Notes which variables of the environment are read."""
 
     def __init__(self) -> None:
-        self._before = dict(os.environ)
-        self._names: set[str] = set()
+        self.names: set[str] = set()
 
     def __enter__(self) -> _Reads:
-        names, kind = self._names, type(os.environ)
+        names, kind = self.names, type(os.environ)
 
         class Noting(kind):  # type: ignore[misc,valid-type]
             def __getitem__(self, key: Any) -> Any:
@@ -343,10 +340,6 @@ class _Reads:
 
     def __exit__(self, *_: object) -> None:
         os.environ.__class__ = self._kind
-
-    @property
-    def values(self) -> dict[str, str | None]:
-        return {name: self._before.get(name) for name in sorted(self._names)}
 
 
 def _stamp(path: str) -> object:

@@ -199,6 +199,26 @@ def test_more_of_a_package_in_the_folder_of_a_dag_is_found(
     in_a_task(lambda: importlib.import_module("put_away_acme") is stash.modules_of("put_away_acme")["put_away_acme"])
 
 
+def test_what_can_not_be_imported_twice_is_given_unless_the_folder_of_a_dag_has_another(
+    stash: Stash, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("PUT_AWAY", raising=False)
+    stash.load("put_away", is_lasting=True)
+    ahead = stash.modules_of("put_away")["put_away"]
+    (tmp_path / "put_away.py").write_text("")
+
+    def task() -> None:
+        os.environ["PUT_AWAY"] = "mine"
+        assert importlib.import_module("put_away") is ahead
+
+    def other_task() -> None:
+        sys.path.insert(0, str(tmp_path))
+        assert importlib.import_module("put_away").__file__ == str(tmp_path / "put_away.py")
+
+    in_a_task(task)
+    in_a_task(other_task)
+
+
 def test_what_it_does_at_forks_is_done_only_where_it_was_imported(stash: Stash) -> None:
     stash.load("put_away_hears")
 
