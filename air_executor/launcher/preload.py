@@ -107,7 +107,7 @@ class Preloader:
         """Import what was found worth it, as far as that is not done yet, and put it away for the tasks."""
         for verdict in list(self._verdicts.values()):
             if verdict.refused is None and not self._is_excluded(verdict.package):
-                before = ProcessState()
+                before = ProcessState(has_children=True)
                 refused = self._import(verdict)
                 # The trial has seen nothing of the kind: it depends on something.
                 refused = refused or next(before.objections(verdict.modules), None)

@@ -89,6 +89,10 @@ def _numpy_random() -> object:
     return repr(sys.modules["numpy.random"].get_state()) if "numpy.random" in sys.modules else None
 
 
+def _children() -> list[int]:
+    return [child.pid for child in psutil.Process().children()]
+
+
 def _descriptors() -> dict[str, str]:
     found = {}
     for fd in os.listdir("/proc/self/fd") if os.path.isdir("/proc/self/fd") else []:
@@ -114,7 +118,7 @@ _ASPECTS: tuple[tuple[str, Callable[[], object]], ...] = (
     ("draws from or seeds the random generator", random.getstate),
     ("draws from or seeds NumPy's random generator", _numpy_random),
     ("sets how multiprocessing starts processes", lambda: multiprocessing.get_start_method(allow_none=True)),
-    ("leaves a child process", lambda: [child.pid for child in psutil.Process().children()]),
+    ("leaves a child process", _children),
     ("changes signals, users or capabilities of the process", _status),
 )
 
@@ -126,16 +130,21 @@ def _affinity() -> object:
 class ProcessState:
     """What a process has besides its modules, at one moment."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, has_children: bool = False) -> None:
+        """Look at all of it.
+
+        :param has_children: this process has children of its own, which come and go; they are left out.
+        """
+        self._looks = [each for each in _ASPECTS if not has_children or each[1] is not _children]
         self._descriptors = _descriptors()
         self._loggers = _loggers()
         self._environment = dict(os.environ)
         self._filters = list(warnings.filters)
-        self._aspects = [look() for _, look in _ASPECTS]
+        self._aspects = [look() for _, look in self._looks]
 
     def objections(self, new: Collection[str] = ()) -> Iterator[str]:
         """Say what is different now that no import ahead may change. Loggers of the modules ``new`` are theirs."""
-        for (change, look), before in zip(_ASPECTS, self._aspects, strict=True):
+        for (change, look), before in zip(self._looks, self._aspects, strict=True):
             if look is _numpy_random and before is None:
                 continue  # loaded only now, it is seeded for each task
             if (now := look()) != before:

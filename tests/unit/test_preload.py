@@ -120,6 +120,22 @@ def test_what_takes_time_and_does_no_harm_is_imported_ahead_and_remembered(store
     assert preloader.has_imported
 
 
+def test_runners_that_begin_and_end_while_a_launcher_imports_are_nothing_of_the_package(
+    store: RunStore, packages: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    children: list[int] = []
+
+    def load(*_: Any, **__: Any) -> None:
+        children.append(os.fork() or os._exit(0))  # type: ignore[func-returns-value]
+
+    preloader = Preloader(store)
+    with monkeypatch.context() as patch:
+        patch.setattr(stash, "load", load)
+        learn(preloader, store, "ahead_slow")
+    os.waitpid(children[0], 0)
+    assert [verdict.refused for verdict in read_verdicts(store)] == [None]
+
+
 def test_what_only_one_task_has_imported_is_left_alone(store: RunStore, packages: Path) -> None:
     preloader = Preloader(store)
     preloader.take_note(seen_in_a_task(store, "ahead_slow"))
