@@ -54,10 +54,12 @@ def serve(listener: socket.socket, address: Address, store: RunStore, config: Co
         freeze()
         Launcher(store, config, address, listener).serve()
         return
+    from air_executor.launcher.connections import cut_all_but, open_sockets
     from air_executor.launcher.preload import Preloader
     from air_executor.launcher.rehearsal import rehearse, rehearse_runs
     from air_executor.launcher.warmup import warm_up
 
+    own = open_sockets()
     warm_up(name for name in config.preload if name not in ("auto", "off") and not name.startswith("-"))
     preloader = None
     if config.learns_imports:
@@ -67,6 +69,7 @@ def serve(listener: socket.socket, address: Address, store: RunStore, config: Co
     if config.rehearses_runs:
         rehearse_runs(config)
         system.set_title(title)
+    cut_all_but(own)
     _note_code(address)
     freeze()
     # Before the first fork: later it would take from runners that live what they share with this process.
