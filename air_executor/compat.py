@@ -356,51 +356,46 @@ def _secrets_kept() -> Iterator[None]:
 def share_log_setup() -> None:
     """Set logging up as every task process does, once, for those that this process forks to take over.
 
-    Setting it up touches each logger that there is. Whether the way there is still the same, and what becomes of logs
-    that go elsewhere as well, is Airflow's matter: without such handlers only.
+    Setting it up touches each logger that there is. What logs that go elsewhere as well need is asked for in each task.
     """
     import structlog
+    from airflow.sdk import log
     from airflow.sdk.execution_time import supervisor
-    from airflow.sdk.log import load_remote_log_handler
 
-    if load_remote_log_handler() is not None:
-        return
     root, before = logging.getLogger(), structlog.get_config()
-    handlers, hook = root.handlers[:], sys.excepthook
+    handlers, hook, remote = root.handlers[:], sys.excepthook, log.load_remote_log_handler
     # The number that the channel has in every task process, which dup2 gives it.
     channel = os.open(os.devnull, os.O_WRONLY)
-    supervisor._configure_logs_over_json_channel(channel)
+    log.load_remote_log_handler = lambda: None
+    try:
+        supervisor._configure_logs_over_json_channel(channel)
+    finally:
+        log.load_remote_log_handler = remote
     shared, shared_handlers, shared_hook = structlog.get_config(), root.handlers[:], sys.excepthook
     structlog.configure(**before)
     root.handlers[:], sys.excepthook = handlers, hook
+    *processors, writer = shared["processors"]
+    formatter: Any = shared_handlers[0].formatter
+    foreign_pre_chain = formatter.foreign_pre_chain
 
     def configure(log_fd: int) -> None:
         os.dup2(log_fd, channel, inheritable=False)
-        structlog.configure(**shared)
+        remote_processors = getattr(log.load_remote_log_handler(), "processors", ())
+        structlog.configure(**{**shared, "processors": [*processors, *remote_processors, writer]})
+        formatter.foreign_pre_chain = [*foreign_pre_chain, *remote_processors]
         root.handlers[:], sys.excepthook = shared_handlers, shared_hook
 
     supervisor._configure_logs_over_json_channel = configure
 
 
-def who_hears_of_tasks() -> str | None:
-    """Return who, beside the execution API, would hear of a task that is executed for practice; ``None``: nobody."""
-    from airflow.configuration import conf
-    from airflow.sdk.log import load_remote_log_handler
+def forbids_rehearsals() -> str | None:
+    """Return the option that makes a rehearsal of runs impossible; ``None``: there is none.
 
-    for section, name in (
-        ("metrics", "statsd_on"),
-        ("metrics", "statsd_datadog_enabled"),
-        ("metrics", "otel_on"),
-        ("traces", "otel_on"),
-        ("sentry", "sentry_on"),
-    ):
-        if conf.getboolean(section, name, fallback=False):
-            return f"[{section}] {name}"
-    if load_remote_log_handler() is not None:
-        return "[logging] remote_logging"
-    if conf.get("core", "default_impersonation", fallback=None):
-        return "[core] default_impersonation"
-    return None
+    Tasks of another user are executed by ``sudo``, which may ask, log, or refuse.
+    """
+    from airflow.configuration import conf
+
+    return "[core] default_impersonation" if conf.get("core", "default_impersonation", fallback=None) else None
 
 
 @contextlib.contextmanager

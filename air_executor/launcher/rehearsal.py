@@ -32,7 +32,7 @@ import orjson
 from air_executor import compat
 from air_executor.config import Config
 from air_executor.errors import AirExecutorError
-from air_executor.launcher import memory, traces
+from air_executor.launcher import memory, traces, unheard
 from air_executor.launcher.warmup import attempt
 from air_executor.processes import Leftovers
 from air_executor.runs.backend import RunRequest
@@ -80,19 +80,18 @@ _CONTEXT: dict[str, Any] = {
 def rehearse() -> None:
     """Make requests and read a dag file. To be done again after an import: of many classes, it makes CPython forget."""
     attempt(_forget_imports)
-    with traces.erased():
+    with traces.erased(), unheard.telemetry():
         attempt(_requests, _parsing, complaint=_COMPLAINT)
 
 
 def rehearse_runs(config: Config) -> None:
     """Be a runner and a task process, for a dag of no Airflow's. Before this process has a child, or a thread, only.
 
-    Code that was used lies side by side then. Where tasks tell others than the execution API of themselves, as metrics
-    or remote logs do, nothing is rehearsed: they would hear of it.
+    Code that was used lies side by side then. Where tasks are another user's, nothing is rehearsed.
     """
 
     def runs() -> None:
-        if sys.platform == "linux" and compat.who_hears_of_tasks() is None:
+        if sys.platform == "linux" and compat.forbids_rehearsals() is None:
             _Rehearsal(config).play()
 
     attempt(runs, complaint=_COMPLAINT)
@@ -170,6 +169,7 @@ class _Rehearsal:
             stack.enter_context(_silence(self._folder / "said"))
             os.environ["NO_PROXY"] = "*"
             stack.enter_context(compat.rehearsing(_DAG_FILE.parent))
+            stack.enter_context(unheard.telemetry())
             server = stack.enter_context(socketserver.TCPServer(("127.0.0.1", 0), _ExecutionApi))
             self._url = f"http://127.0.0.1:{server.server_address[1]}/execution/"
             thread = threading.Thread(target=server.serve_forever, args=(0.05,))

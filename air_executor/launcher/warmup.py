@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from air_executor import compat
+from air_executor.launcher import unheard
 
-#: What every task imports anyway, much of it only once it runs. Nothing that warns when it is imported, as Airflow's
-#: sensors do: the warning belongs into the log of the task that imports it.
+#: What every task imports anyway, much of it only once it runs.
 _MODULES = (
     "air_executor.runner.main",
     "air_executor.runner.airflow",
@@ -26,7 +26,7 @@ _MODULES = (
     "airflow.providers.standard.operators.bash",
     "airflow.providers.standard.operators.empty",
     "airflow.providers.standard.operators.python",
-    "airflow.sdk.bases.sensor",
+    "airflow.providers.standard.sensors.python",
     "airflow.sdk._shared.logging.factory",
     "airflow.sdk._shared.logging.remote",
     "airflow.sdk.definitions.asset.metadata",
@@ -52,11 +52,12 @@ def warm_up(modules: Iterable[str]) -> None:
     What this Airflow does not have, or what fails, is left to the tasks.
     """
     attempt(compat.keep_loggers_unbound)
-    for name in _MODULES:
-        try:
-            importlib.import_module(name)
-        except ImportError as error:
-            print(f"not preloaded: {name}: {error}", flush=True)
+    with unheard.metrics():
+        for name in _MODULES:
+            try:
+                importlib.import_module(name)
+            except ImportError as error:
+                print(f"not preloaded: {name}: {error}", flush=True)
     attempt(share_type_adapters, compat.share_log_setup, _leave_database)
     for name in modules:
         try:

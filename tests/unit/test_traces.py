@@ -56,8 +56,8 @@ MEANT = {
     r"[\w.]+: nothing -> (module|type|\w*Meta) \w+": "names that a package looks up at their first use",
     r"(airflow\.sdk|pydantic)\.\w+( defaults)?: nothing -> .*": "the same",
     r"airflow\.utils\.singleton\.Singleton\._instances\S+ nothing -> ProvidersManager \w+": "of installed packages",
-    r"warned of in airflow\.providers\.common\.compat\._compat_utils: \(\"The `airflow.operators.branch.*": (
-        "Airflow 3.1 warns so in all that import PythonOperator, the scheduler included"
+    r"warned of in airflow\.providers\.\S+: \(.The `airflow\.[\w.]+` attribute is deprecated.*": (
+        "Airflow's own packages warn of each other when they are imported"
     ),
     r"cache [\w. ]+: nothing -> \d+": "of a module that was imported",
     r"airflow\.sdk\.(dag|task)\b.*": "names that the package looks up at their first use",
