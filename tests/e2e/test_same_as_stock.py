@@ -1,0 +1,103 @@
+"""Whatever is done ahead, users see what LocalExecutor shows: logs, states, XComs, audit entries, listeners."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support import airflow_env
+from tests.support.airflow_env import REPOSITORY, Airflow
+from tests.support.sameness import Normaliser, differences, logs_of, rows_of
+
+pytestmark = pytest.mark.core
+
+AIR = {"AIRFLOW__CORE__EXECUTOR": "air_executor.AirExecutor"}
+
+#: The ways to run a task, by the id of the run that is executed so; the first is what the others are compared with.
+WAYS = {
+    "local": {"AIRFLOW__CORE__EXECUTOR": "LocalExecutor"},
+    "rehearsed": AIR,
+    "unrehearsed": {**AIR, "AIRFLOW__AIR_EXECUTOR__PRELOAD": "auto,-rehearsal"},
+    "fresh": {**AIR, "AIRFLOW__AIR_EXECUTOR__PRELOAD": "off"},
+    "exec": {**AIR, "AIRFLOW__AIR_EXECUTOR__LAUNCH": "exec"},
+}
+
+OPTIONS = {
+    "AIRFLOW__LOGGING__NAMESPACE_LEVELS": "chatty=DEBUG",
+    "AIRFLOW__CORE__PARALLELISM": "4",
+    "AIRFLOW_CONN_SAME_CONNECTION": json.dumps(
+        {"conn_type": "http", "host": "x", "login": "me", "password": "sesame-c"}
+    ),
+    "AIRFLOW_VAR_SAME_PASSWORD": "sesame-v",
+    "AIRFLOW_VAR_SAME_OPEN": "wide open",
+}
+
+TABLES = (
+    "task_instance", "task_instance_history", "xcom", "rendered_task_instance_fields", "log", "asset_event", "dag_run",
+)  # fmt: skip
+
+#: What differs on purpose, by a regular expression, with the reason.
+MEANT = {
+    r"- \S+ py\.warnings: .*The `airflow\.[\w.]+` attribute is deprecated.*/site-packages/airflow/.*": (
+        "Airflow's own packages warn of each other when @task imports them; that is done once ahead"
+    ),
+}
+
+
+def lines(path: Path, run_id: str, normaliser: Normaliser) -> list[str]:
+    found = (json.loads(line) for line in path.read_text().splitlines())
+    return sorted(normaliser.line(line) for line in found if line.get("run_id") == run_id)
+
+
+def seen(env: Airflow, run_id: str) -> dict[str, list[str]]:
+    """Return all that users can see of a run."""
+    normaliser = Normaliser((run_id, "<run>"), (str(env.home), "<home>"))
+    return {
+        **logs_of(env.home / "logs" / "dag_id=same" / f"run_id={run_id}", normaliser),
+        **rows_of(env.home / "airflow.db", run_id, normaliser, TABLES),
+        "listener": lines(env.out / "heard", run_id, normaliser),
+        "callbacks": lines(env.out / "callbacks", run_id, normaliser),
+    }
+
+
+@pytest.fixture(scope="module")
+def outcomes(tmp_path_factory: pytest.TempPathFactory, shared_dir: Path) -> Iterator[dict[str, dict[str, list[str]]]]:
+    """What was seen in each way. One Airflow, whose scheduler has another executor each time."""
+    home = tmp_path_factory.mktemp("same") / "home"
+    env = airflow_env.make(home, shared_dir, OPTIONS)
+    shutil.rmtree(env.dags)
+    for folder, name in (("dags", "same.py"), ("plugins", "listening.py"), ("config", "airflow_local_settings.py")):
+        (home / folder).mkdir()
+        shutil.copy(REPOSITORY / "tests" / "same_dags" / name, home / folder)
+    env.split_api_server()
+    env.start("api-server", "dag-processor", "triggerer")
+    try:
+        found = {}
+        for way, options in WAYS.items():
+            shutil.rmtree(env.store.root, ignore_errors=True)
+            before = dict(env.env)
+            env.env.update(options)
+            env.start("scheduler")
+            run = env.api.trigger("same", run_id=f"run-{way}")
+            run.wait()
+            env.stop("scheduler")
+            env.env = before
+            found[way] = seen(env, run.run_id)
+        yield found
+    finally:
+        env.end()
+
+
+@pytest.mark.parametrize("way", list(WAYS)[1:])
+def test_users_see_what_they_see_with_localexecutor(way: str, outcomes: dict[str, dict[str, list[str]]]) -> None:
+    found = [
+        line
+        for line in differences(outcomes["local"], outcomes[way])
+        if not any(re.fullmatch(meant, line) for meant in MEANT)
+    ]
+    assert found == [], "\n".join(found)
