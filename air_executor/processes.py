@@ -273,6 +273,17 @@ def is_kept(pid: int) -> bool:
     return f"{KEEP_VARIABLE}=1".encode() in _read(f"/proc/{pid}/environ").split(b"\0")
 
 
+def is_launcher(pid: int) -> bool:
+    """Tell whether a process is a launcher: by its title, or by what it was started with."""
+    words = _read(f"/proc/{pid}/cmdline").replace(b"\0", b" ").split()
+    started = b"-m" in words and words[words.index(b"-m") + 1 :][:1] == [b"air_executor.launcher"]
+    return (
+        words[:2] == [b"air-executor", b"launcher"]
+        or started
+        or b"run_module('air_executor.launcher'" in b" ".join(words)
+    )
+
+
 def whose(pid: int) -> str | None:
     """Return the id of the run, or of the workload, to which a process says it belongs; ``None``: it does not say.
 

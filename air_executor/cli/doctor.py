@@ -20,7 +20,7 @@ from air_executor.cli.observe import launchers
 from air_executor.config import Config
 from air_executor.errors import AirExecutorError
 from air_executor.launcher import protocol
-from air_executor.launcher.address import all_addresses, service_address
+from air_executor.launcher.address import Address, all_addresses, service_address
 from air_executor.launcher.preload import read_verdicts
 from air_executor.processes import hides_processes
 from air_executor.runs.store import RunStore
@@ -127,6 +127,9 @@ def _launchers(store: RunStore) -> Check:
         remedy = f"See {silent[0].log}. The next workload starts a new launcher."
         return Check("launcher", False, f"{len(silent)} launcher(s) do not answer", remedy)
     for answer in answers:
+        if troubles := answer.get("troubles"):
+            remedy = f"See {Address(answer['key'].split('-')[0], store.launchers).log}; tasks are executed meanwhile."
+            return Check("launcher", False, f"pid {answer['pid']}: {'; '.join(troubles)}", remedy)
         # Executors start their own launchers themselves, of their own version.
         if answer["key"] == service_address(store).key and (objection := protocol.objection(answer)):
             what, _, remedy = objection.partition(": ")

@@ -1,38 +1,56 @@
-"""Entry point of the launcher process: ``python -m air_executor.launcher FD KEY OPTIONS``.
+"""Entry point of the launcher process: ``python -m air_executor.launcher FD KEY OPTIONS [READY]``.
 
 ``FD`` is the inherited socket that listens already, ``KEY`` names the launcher's files, ``OPTIONS`` is a
-:class:`air_executor.config.Config` as JSON.
+:class:`air_executor.config.Config` as JSON. Through ``READY`` it tells the launcher that it succeeds that it is warm.
 """
 
 from __future__ import annotations
 
+import contextlib
+import os
 import socket
 import sys
+from typing import TYPE_CHECKING
 
 from air_executor import processes, system
 from air_executor.config import Config
 from air_executor.errors import StateDirError
 from air_executor.launcher import fingerprint, protocol
 from air_executor.launcher.address import Address
-from air_executor.launcher.exec import spawn_by_exec
+from air_executor.launcher.exec import Spawn, spawn_by_exec
 from air_executor.launcher.server import Launcher
+from air_executor.launcher.succession import Succession
 from air_executor.runs.store import RunStore
+
+if TYPE_CHECKING:
+    from air_executor.launcher.preload import Preloader
 
 
 def main(argv: list[str]) -> int:
     """Be the launcher that an executor has started."""
-    fd, key, options = argv
+    fd, key, options, *ready = argv
     listener = socket.socket(fileno=int(fd))
     listener.set_inheritable(False)  # a runner that held it would make a dead launcher look alive
-    listener.listen(protocol.BACKLOG)  # from here on it is this process that the kernel names to who connects
     config = Config.from_json(options)
     store = RunStore(config.state_dir)
-    serve(listener, Address(key, store.launchers), store, config)
+    former = None
+    if ready:
+        os.setsid()
+        former = socket.socket(fileno=int(ready[0]))
+        former.set_inheritable(False)
+    serve(listener, Address(key, store.launchers), store, config, former)
     return 0
 
 
-def serve(listener: socket.socket, address: Address, store: RunStore, config: Config) -> None:
-    """Warm up, then serve."""
+def serve(
+    listener: socket.socket, address: Address, store: RunStore, config: Config, former: socket.socket | None = None
+) -> None:
+    """Warm up, then serve.
+
+    :param former: to the launcher that serves until then.
+    """
+    if former is None:
+        _take(listener)
     system.prepare()
     system.outlive_full_disks()
     system.show_faults()
@@ -41,8 +59,17 @@ def serve(listener: socket.socket, address: Address, store: RunStore, config: Co
     system.keep_memory_private()
     title = f"air-executor launcher {address.key}"
     system.set_title(title)
+    succession = Succession(address, config, is_successor=former is not None)
+
+    def begin(spawn: Spawn | None = None, preloader: Preloader | None = None) -> None:
+        if former is not None:
+            _take(listener)
+            with former, contextlib.suppress(OSError):  # the former launcher has died: its place is free
+                former.send(b"+")
+        Launcher(store, config, address, listener, spawn, preloader, succession).serve()
+
     if config.launch == "exec":
-        Launcher(store, config, address, listener, spawn_by_exec(store, config)).serve()
+        begin(spawn_by_exec(store, config))
         return
     from air_executor.launcher.memory import freeze
 
@@ -52,7 +79,7 @@ def serve(listener: socket.socket, address: Address, store: RunStore, config: Co
 
         _note_code(address)
         freeze()
-        Launcher(store, config, address, listener).serve()
+        begin()
         return
     from air_executor.launcher.connections import cut_all_but, open_sockets
     from air_executor.launcher.preload import Preloader
@@ -63,7 +90,7 @@ def serve(listener: socket.socket, address: Address, store: RunStore, config: Co
     warm_up(name for name in config.preload if name not in ("auto", "off") and not name.startswith("-"))
     preloader = None
     if config.learns_imports:
-        preloader = Preloader(store, [name[1:] for name in config.preload if name.startswith("-")], rehearse)
+        preloader = Preloader(store, [name[1:] for name in config.preload if name.startswith("-")])
         preloader.import_remembered()
     rehearse()
     if config.rehearses_runs:
@@ -74,7 +101,12 @@ def serve(listener: socket.socket, address: Address, store: RunStore, config: Co
     freeze()
     # Before the first fork: later it would take from runners that live what they share with this process.
     system.use_huge_pages()
-    Launcher(store, config, address, listener, preloader=preloader).serve()
+    begin(preloader=preloader)
+
+
+def _take(listener: socket.socket) -> None:
+    """Be who listens: from here on it is this process that the kernel names to who connects."""
+    listener.listen(protocol.BACKLOG)
 
 
 def _note_code(address: Address) -> None:

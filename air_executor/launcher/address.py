@@ -22,12 +22,20 @@ from air_executor.runs.store import RunStore
 _SCHEDULER_ONLY = frozenset({"_AIRFLOW_PROCESS_CONTEXT"})
 
 
+_SERVICE = "service"
+
+
 @dataclass(frozen=True)
 class Address:
     """The files of one launcher."""
 
     key: str
     folder: Path
+
+    @property
+    def is_service(self) -> bool:
+        """Whether a service manager, and no executor, starts this launcher."""
+        return self.key.split("-")[0] == _SERVICE
 
     @property
     def socket(self) -> Path:
@@ -73,7 +81,7 @@ def module_command(module: str) -> list[str]:
 
 def service_address(store: RunStore) -> Address:
     """Return the address of the launcher that runs as a service."""
-    return Address(key="service", folder=store.launchers)
+    return Address(key=_SERVICE, folder=store.launchers)
 
 
 def all_addresses(store: RunStore) -> list[Address]:

@@ -459,7 +459,7 @@ class LocalBackend:
         if link.hangs:
             return
         who = f"The launcher {link.address.key}" + (f" (pid {link.pid})" if link.pid else "")
-        if link.address == service_address(self._store):
+        if link.address.is_service:
             log.error("%s hangs: it does not answer. What is ordered waits; restart the launcher service", who)
             link.hangs = True
             for run_id in link.attached:

@@ -21,7 +21,7 @@ from air_executor.runs.store import RunStore
 Spawn = Callable[[RunRequest], int]
 
 #: The environment that this process was born with, whatever has been imported since.
-_ENVIRONMENT = dict(os.environb)
+BIRTH_ENVIRONMENT = dict(os.environb)
 
 
 def environment_of(request: RunRequest) -> dict[bytes, bytes]:
@@ -51,7 +51,7 @@ def spawn_by_exec(store: RunStore, config: Config) -> Spawn:
             return os.posix_spawn(
                 sys.executable,
                 [*module_command("air_executor.runner"), config.to_json()],
-                {**_ENVIRONMENT, **environment_of(request)},
+                {**BIRTH_ENVIRONMENT, **environment_of(request)},
                 file_actions=[
                     (os.POSIX_SPAWN_DUP2, receiver, 0),
                     (os.POSIX_SPAWN_OPEN, 1, output, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o600),

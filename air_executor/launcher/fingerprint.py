@@ -93,7 +93,10 @@ def _namespaces() -> Iterator[str]:
 def _inherited() -> list[bytes]:
     with contextlib.suppress(OSError):
         lines = Path("/proc/self/status").read_bytes().splitlines()
-        return [line for line in lines if line.split(b":")[0] in _INHERITED]
+        found = dict(line.split(b":", 1) for line in lines if line.split(b":")[0] in _INHERITED)
+        # Signals 32 and 33 are the C library's own. It ignores them in what it spawns, but not in what is forked.
+        found[b"SigIgn"] = b"%x" % (int(found[b"SigIgn"], 16) & ~(0b11 << 31))
+        return [name + value for name, value in found.items()]
     return [f"{os.getuid()} {os.geteuid()} {os.getgid()} {os.getegid()} {sorted(os.getgroups())}".encode()]
 
 

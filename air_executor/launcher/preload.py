@@ -16,7 +16,7 @@ import socket
 import sys
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, NoReturn
 
@@ -25,7 +25,6 @@ import orjson
 from air_executor.errors import AirExecutorError
 from air_executor.launcher import trial
 from air_executor.launcher.fingerprint import packages_stamp
-from air_executor.launcher.memory import freeze
 from air_executor.launcher.process_state import ProcessState
 from air_executor.launcher.trial import Findings
 from air_executor.runner.stash import stash
@@ -81,16 +80,12 @@ class Verdict:
 class Preloader:
     """Decides what a launcher imports ahead."""
 
-    def __init__(
-        self, store: RunStore, excluded: Iterable[str] = (), rehearse: Callable[[], None] = lambda: None
-    ) -> None:
+    def __init__(self, store: RunStore, excluded: Iterable[str] = ()) -> None:
         """Prepare for learning.
 
         :param excluded: packages and modules that are always left to the tasks.
-        :param rehearse: what is to be done after an import, for tasks to find done.
         """
         self._store = store
-        self._rehearse = rehearse
         self._excluded = tuple(excluded)
         self._packages = packages_stamp()
         self._verdicts = {
@@ -170,16 +165,16 @@ class Preloader:
         finally:
             os._exit(0)
 
-    def judge(self, package: str, answer: bytes) -> None:
-        """Take in what a trial has found, and import what has passed. An empty answer is that of one that died."""
+    def judge(self, package: str, answer: bytes) -> bool:
+        """Take in what a trial has found, and remember it. An empty answer is that of one that died.
+
+        :return: whether there is something new to import. Not here, as this process serves: its successor does.
+        """
         del self._modules[package], self._seen[package]
         self._verdicts[package] = verdict = self._verdict(package, answer)
         print(f"preload: {package}: {verdict.refused or f'imported ahead, saves {verdict.seconds:.2f} s'}", flush=True)
         self._remember()
-        if verdict.refused is None:
-            self.import_remembered()
-        self._rehearse()
-        freeze()
+        return verdict.refused is None
 
     def _verdict(self, package: str, answer: bytes) -> Verdict:
         found = Findings(refused="its import ends or blocks the process")

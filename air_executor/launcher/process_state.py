@@ -39,12 +39,13 @@ def _status() -> object:
     with contextlib.suppress(OSError):
         lines = (line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
         found = {name: value.strip() for name, value in lines if name in _STATUS}
-        found["SigCgt"] = str(int(found["SigCgt"], 16) & ~_OF_THREADS)
+        for name in ("SigCgt", "SigIgn"):
+            found[name] = str(int(found[name], 16) & ~_OF_THREADS)
         return found
     return None
 
 
-#: Signals 32 and 33, which the C library handles once it has started a thread.
+#: Signals 32 and 33, which the C library handles once it has started a thread, and ignores in what it spawns.
 _OF_THREADS = 0b11 << 31
 
 

@@ -24,8 +24,10 @@ from air_executor.launcher.address import Address
 from air_executor.launcher.control import remove_dead_launchers
 from air_executor.launcher.exec import Spawn, environment_of, spawn_by_exec
 from air_executor.launcher.farewell import Farewell
+from air_executor.launcher.keeper import pass_on
 from air_executor.launcher.preload import Preloader
 from air_executor.launcher.strays import DeadRunner, Strays
+from air_executor.launcher.succession import Succession, let_go_of_address
 from air_executor.processes import Process
 from air_executor.runner.codes import EXIT_ELSEWHERE, EXIT_RECORDED, EXIT_RUNNER_ERROR
 from air_executor.runs.backend import RunRequest
@@ -113,6 +115,7 @@ class Launcher:
         listener: socket.socket,
         spawn: Spawn | None = None,
         preloader: Preloader | None = None,
+        succession: Succession | None = None,
     ) -> None:
         self._store = store
         self._config = config
@@ -120,6 +123,7 @@ class Launcher:
         self._listener = listener
         self._spawn = spawn or self._fork
         self._preloader = preloader
+        self._succession = succession or Succession(address, config)
         #: The process that tries a package, while there is one.
         self._trial = 0
         self._selector = selectors.DefaultSelector()
@@ -147,8 +151,9 @@ class Launcher:
             end.setblocking(False)
         signal.set_wakeup_fd(self._wake_sender.fileno(), warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
-        signal.signal(signal.SIGTERM, self._farewell.ask)
+        signal.signal(signal.SIGTERM, self._on_sigterm)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGUSR2, self._on_sigusr2)
         self._selector.register(self._listener, selectors.EVENT_READ, self._accept)
         self._selector.register(self._wake_receiver, selectors.EVENT_READ, self._drain_wakeups)
         while not self._may_end():
@@ -164,6 +169,7 @@ class Launcher:
             self._end_overdue_chores()
             self._prune_now_and_then()
             self._try_package()
+            self._succession.look(self._listener, self._watch_successor)
             self._fork_spare()
             if self._is_useless() and self._retire():
                 return
@@ -180,10 +186,22 @@ class Launcher:
             self._is_closed = True
             print(f"asked to end; with on_launcher_stop = {self._farewell.policy}", flush=True)
             self._remove_socket()
-            self._selector.unregister(self._listener)
+            with contextlib.suppress(KeyError, ValueError):  # it may have none since it has a successor
+                self._selector.unregister(self._listener)
             self._listener.close()
             self._dismiss_spare()
         self._farewell.stop({pid: child.run_id for pid, child in self._children.items()})
+
+    def _on_sigterm(self, *_: object) -> None:
+        self._farewell.ask()
+        if self._address.is_service:  # its service manager knows the first launcher only
+            pass_on(signal.SIGTERM)
+
+    def _on_sigusr2(self, *_: object) -> None:
+        if self._succession.is_over:
+            pass_on(signal.SIGUSR2)
+        else:
+            self._succession.wish(now=True)
 
     def _drain_wakeups(self) -> None:
         with contextlib.suppress(BlockingIOError):
@@ -192,6 +210,10 @@ class Launcher:
     # When to end
 
     def _wait_s(self) -> float | None:
+        waits_s = [wait_s for wait_s in (self._own_wait_s(), self._succession.due_in_s()) if wait_s is not None]
+        return min(waits_s, default=None)
+
+    def _own_wait_s(self) -> float | None:
         if self._strays.are_due:
             return _STRAYS_S
         if self._farewell.is_near:
@@ -209,10 +231,17 @@ class Launcher:
         return idle_s if self._clients or math.isinf(idle_s) else min(idle_s, _ABANDONED_S)
 
     def _is_useless(self) -> bool:
-        is_at_work = self._children or self._waiting or self._strays.are_due
+        is_at_work = self._children or self._waiting or self._strays.are_due or self._succession.is_under_way
+        if self._succession.is_over:
+            return not is_at_work
         return not is_at_work and time.monotonic() - self._active_s >= self._patience_s()
 
     def _retire(self) -> bool:
+        if self._succession.is_over:
+            if self._selector.select(0):
+                return False  # somebody has something to say
+            self._remove_socket()
+            return True
         # Only now: what it registers for forks costs each runner, and each process of a task.
         from filelock import FileLock, Timeout
 
@@ -239,6 +268,33 @@ class Launcher:
         """Remove the socket, unless somebody has deleted it and another launcher listens at its place by now."""
         if self._socket_file is not None and self._at_socket() == self._socket_file:
             self._address.socket.unlink(missing_ok=True)
+
+    # The next generation
+
+    def _watch_successor(self, ready: socket.socket) -> None:
+        def hear() -> None:
+            self._selector.unregister(ready)
+            if self._succession.hear():
+                self._hand_over()
+
+        self._selector.register(ready, selectors.EVENT_READ, hear)
+
+    def _hand_over(self) -> None:
+        """Leave the address to the successor, and serve on at another, for the runs that there are."""
+        self._selector.unregister(self._listener)
+        self._listener.close()
+        self._dismiss_spare()
+        self._address = let_go_of_address(self._address)
+        system.set_title(f"air-executor launcher {self._address.key}")
+        try:
+            self._listener = protocol.listen(self._address.socket)
+            self._listener.setblocking(False)
+            self._selector.register(self._listener, selectors.EVENT_READ, self._accept)
+        except OSError as error:
+            print(f"who comes from here on follows the runs by their records: {error}", flush=True)
+        self._socket_file = self._at_socket()
+        for client in list(self._clients):
+            self._tell(client, {"type": "superseded"})
 
     # Clients
 
@@ -363,6 +419,8 @@ class Launcher:
             "clients": len(self._clients),
             "hides_processes": processes.hides_processes(),
             "max_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+            "troubles": [trouble for trouble in (self._succession.trouble(),) if trouble],
+            **self._succession.status(),
         }
 
     # Runners
@@ -409,7 +467,8 @@ class Launcher:
         return self._fork_ahead().become_runner(request)
 
     def _wants_spare(self) -> bool:
-        return not self._spare and bool(self._clients) and not self._waiting and self._spawn == self._fork
+        is_wanted = bool(self._clients) and not self._waiting and not self._succession.is_over
+        return is_wanted and not self._spare and self._spawn == self._fork
 
     def _fork_spare(self) -> None:
         """Fork the next runner ahead, when there is nothing else to do and somebody may order one."""
@@ -472,7 +531,7 @@ class Launcher:
     def _let_go(self) -> None:
         """In a forked child: close and reset what is the launcher's."""
         signal.set_wakeup_fd(-1)
-        for signum in (signal.SIGCHLD, *_STOPPING):
+        for signum in (signal.SIGCHLD, signal.SIGUSR2, *_STOPPING):
             signal.signal(signum, signal.SIG_DFL)
         self._selector.close()
         for end in (self._listener, self._wake_receiver, self._wake_sender):
@@ -503,6 +562,7 @@ class Launcher:
                 if pid == self._pruner:
                     self._pruner = 0
                 self._chores.pop(pid, None)
+                self._succession.reaped(pid)
                 self._strays.reaped(pid)
                 continue
             self._active_s = time.monotonic()
@@ -522,7 +582,7 @@ class Launcher:
     def _own_children(self) -> set[int]:
         """Return the children that this process has made, and has not reaped: all others are strays."""
         spare = self._spare.pid if self._spare is not None else 0
-        return {*self._children, *self._chores, self._pruner, self._trial, spare}
+        return {*self._children, *self._chores, self._pruner, self._trial, spare, self._succession.pid}
 
     def _has_end(self, run_id: str) -> bool:
         try:
@@ -565,7 +625,9 @@ class Launcher:
 
     def _try_package(self) -> None:
         """Try a package that tasks import, one at a time, in a process that is thrown away."""
-        if self._preloader is None or self._trial or (package := self._preloader.candidate()) is None:
+        if self._preloader is None or self._trial or self._succession.is_under_way or self._succession.is_over:
+            return
+        if (package := self._preloader.candidate()) is None:
             return
         ours, theirs = socket.socketpair()
         with theirs:
@@ -587,14 +649,17 @@ class Launcher:
         with answer:
             data = answer.recv(1 << 16)
         self._trial = 0
-        self._dismiss_spare()  # it has not imported what is imported now
-        if self._preloader is not None:
-            self._preloader.judge(package, data)
+        if self._preloader is not None and self._preloader.judge(package, data):
+            self._succession.wish()
 
     # Pruning
 
     def _prune_now_and_then(self) -> None:
-        if self._pruner or (time.monotonic() - self._pruned_s < _PRUNE_S and self._pruned_s):
+        if (
+            self._pruner
+            or self._succession.is_over
+            or (time.monotonic() - self._pruned_s < _PRUNE_S and self._pruned_s)
+        ):
             return
         self._pruned_s = time.monotonic()
         try:

@@ -11,6 +11,7 @@ from air_executor.errors import StateDirError
 from air_executor.launcher import protocol
 from air_executor.launcher.__main__ import serve
 from air_executor.launcher.address import service_address
+from air_executor.launcher.keeper import become_keeper
 from air_executor.runs.store import RunStore
 
 
@@ -29,3 +30,4 @@ def serve_as_service(store: RunStore, config: Config) -> None:
             raise StateDirError(f"a launcher listens at {address.socket} already; stop that one first")
     print(f"listening at {address.socket}", flush=True)
     serve(listener, address, store, dataclasses.replace(config, launcher="service", launcher_idle_seconds=float("inf")))
+    become_keeper()

@@ -77,6 +77,9 @@ class Strays:
         for pid in processes.children():
             if pid in own or pid in self._left_alone:
                 continue
+            if processes.is_launcher(pid):  # a later one, whose parent, the one between, has ended
+                self._left_alone.add(pid)
+                continue
             process = processes.look(pid) or Process(pid, "hidden", "?", os.getpid(), 0, 0, None)
             owner = processes.whose(pid)
             dead = self._dead_runner(process, owner)

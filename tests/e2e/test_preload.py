@@ -6,6 +6,7 @@ import json
 
 from tests.conftest import ONE_DATABASE
 from tests.support.airflow_env import Airflow
+from tests.support.flights import launcher, launchers
 from tests.support.waiting import wait_for
 
 #: A dag file that imports a package from the index, and a module beside it.
@@ -54,7 +55,10 @@ def test_packages_are_imported_ahead_and_what_users_edit_is_not(airflow: Airflow
     assert told() == {"ahead": False, "was_there": False, "dag": "first", "module": "first"}
     edit("second")
     assert told() == {"ahead": False, "was_there": False, "dag": "second", "module": "second"}
+    former = launcher(airflow).pid
     wait_for(lambda: "numpy (" in preloads(airflow), "numpy to be tried")
+    wait_for(lambda: [each.pid for each in launchers(airflow)] not in ([], [former]), "a successor that imports it")
+    wait_for(lambda: former not in [each.pid for each in launchers(airflow)], "the former launcher to end")
     ahead, _, left = preloads(airflow).partition("; left to tasks: ")
     assert "numpy (" in ahead, left
     edit("third")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import resource
+import signal
 import subprocess
 import sys
 import sysconfig
@@ -121,10 +122,21 @@ def test_where_nothing_has_changed_the_launcher_is_the_same(bench: Bench) -> Non
     )
     options = bench.options("fork", serves="jobs").to_json()
     flags = fingerprint.interpreter_flags()
-    done = subprocess.run(
-        [sys.executable, *flags, "-c", command, str(bench.store.root), options], capture_output=True, text=True
-    )
+    arguments = [sys.executable, *flags, "-c", command, str(bench.store.root), options]
+    done = subprocess.run(arguments, env=os.environ, capture_output=True, text=True)
     assert done.stdout.strip() == address.key, done.stderr
+    receiver, sender = os.pipe()
+    pid = os.posix_spawn(
+        sys.executable,
+        arguments,
+        os.environb,
+        file_actions=[(os.POSIX_SPAWN_DUP2, sender, 1)],
+        setsigdef=[signal.SIGPIPE, signal.SIGXFSZ],  # as subprocess does
+    )
+    os.close(sender)
+    with open(receiver) as said:
+        assert said.read().strip() == address.key
+    assert os.waitpid(pid, 0)[1] == 0
 
 
 @pytest.mark.parametrize(

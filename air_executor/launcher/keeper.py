@@ -1,0 +1,64 @@
+"""The main process of a launcher service whose launcher has a successor: it lives as long as there is a launcher.
+
+A service manager knows its service by the process that it has started. That was the first launcher; when its successor
+serves, and its last run has ended, it becomes this, with the same process id and a tenth of the memory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+
+from air_executor import processes, system
+from air_executor.launcher.address import module_command
+
+_PASSED_ON = (signal.SIGTERM, signal.SIGUSR2)
+
+
+def launchers() -> list[int]:
+    """Return the children of this process that are launchers."""
+    return [pid for pid in processes.children() if processes.is_launcher(pid)]
+
+
+def pass_on(signum: int) -> None:
+    """Send a signal to the launchers below this process."""
+    for pid in launchers():  # our children, not reaped yet
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signum)
+
+
+def become_keeper() -> None:
+    """Execute this module in place of this process, if it has launchers for children. Their signals wait meanwhile."""
+    if launchers():
+        signal.pthread_sigmask(signal.SIG_BLOCK, _PASSED_ON)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        command = module_command("air_executor.launcher.keeper")
+        os.execv(command[0], command)
+
+
+def main() -> int:
+    """Wait for the last launcher, and pass signals on to those that there are."""
+    asked = False
+
+    def on_signal(signum: int, _: object) -> None:
+        nonlocal asked
+        asked |= signum == signal.SIGTERM
+        pass_on(signum)
+
+    system.set_title("air-executor keeper")
+    for signum in _PASSED_ON:
+        signal.signal(signum, on_signal)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _PASSED_ON)
+    while launchers():
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(-1, 0)
+    if not asked:
+        print("the launcher has died", flush=True)
+    return 0 if asked else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
