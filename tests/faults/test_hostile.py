@@ -116,6 +116,8 @@ class Batch:
 
     def check(self) -> None:
         states = {ti["map_index"]: (ti["state"], ti["try_number"]) for ti in self.run.instances()}
+        # Airflow knows of the end of a task a moment earlier.
+        wait_for(lambda: all(each.state.is_end for each in self.records().values()), f"the ends of {self.run.run_id}")
         records = self.records()
         for index, script in enumerate(self.scripts):
             about = f"{self.name(index)}, {script}, {records.get(index)}"
