@@ -42,7 +42,12 @@ def has_postgres() -> bool:
 
 @pytest.fixture(scope="module")
 def options() -> dict[str, str]:
-    return {"AIRFLOW__CORE__PARALLELISM": "24", "AIRFLOW__SCHEDULER__MAX_TIS_PER_QUERY": "24"}
+    return {
+        "AIRFLOW__CORE__PARALLELISM": "24",
+        "AIRFLOW__SCHEDULER__MAX_TIS_PER_QUERY": "24",
+        # The end of a task's process waits for the processes of multiprocessing, and Airflow so long for its end.
+        "AIRFLOW__CORE__TASK_SUCCESS_OVERTIME": "2",
+    }
 
 
 @dataclass
