@@ -10,9 +10,11 @@ from __future__ import annotations
 import functools
 import math
 import os
+import resource
 import select
 import signal
 import time
+import uuid
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,6 +26,9 @@ from air_executor import system
 
 #: In the environment of everything that a task starts: the id of its run. It tells whose a process is.
 RUN_VARIABLE = "AIR_EXECUTOR_RUN"
+
+#: The limit that carries a run's mark; ``None`` where there is no such limit.
+_MARKED: int | None = getattr(resource, "RLIMIT_RTTIME", None)
 
 #: A program that was started with this variable set to 1 outlives its task.
 KEEP_VARIABLE = "AIR_EXECUTOR_KEEP"
@@ -284,11 +289,38 @@ def is_launcher(pid: int) -> bool:
     )
 
 
-def whose(pid: int) -> str | None:
-    """Return the id of the run, or of the workload, to which a process says it belongs; ``None``: it does not say.
+def join(run_id: str) -> None:
+    """Make this process, and all that will descend from it, the run's.
 
-    A program says so by its environment. A fork that executes no other program has its parent's title.
+    Beside the variable, which a program may leave out of the environment of another, they carry the run's mark: a soft
+    limit that only real-time scheduling heeds, and so high that it limits nothing. Forks, sessions and programs inherit
+    it whatever their environment is.
     """
+    os.environ[RUN_VARIABLE] = run_id
+    if _MARKED is None:
+        return
+    hard = resource.getrlimit(_MARKED)[1]
+    if hard == resource.RLIM_INFINITY:
+        resource.setrlimit(_MARKED, (_mark_of(run_id), hard))
+
+
+def _mark_of(run_id: str) -> int:
+    return 1 << 62 | uuid.UUID(run_id).int & ((1 << 62) - 1)
+
+
+def signs_of(run_id: str, workload_id: str) -> tuple[str, ...]:
+    """Return what :func:`whose` may return for a process of a run."""
+    return run_id, workload_id, str(_mark_of(run_id))
+
+
+def whose(pid: int) -> str | None:
+    """Return the sign by which a process is a run's, see :func:`signs_of`; ``None``: it has none.
+
+    That is its mark, or else the variable in its environment. A fork of before the mark has its parent's title.
+    """
+    for line in _read(f"/proc/{pid}/limits").splitlines():
+        if line.startswith(b"Max realtime timeout") and (soft := line.split()[3]).isdigit() and int(soft) >> 62 == 1:
+            return soft.decode()
     for entry in _read(f"/proc/{pid}/environ").split(b"\0"):
         if entry.startswith(RUN_VARIABLE.encode() + b"="):
             return entry.partition(b"=")[2].decode(errors="replace")

@@ -94,6 +94,8 @@ class Strays:
 
     def _dead_runner(self, process: Process, owner: str | None) -> DeadRunner | None:
         for dead in self._dead:
-            if process.session == dead.pid or (owner is not None and owner in (dead.run_id, dead.workload_id)):
+            if process.session == dead.pid or (
+                owner is not None and owner in processes.signs_of(dead.run_id, dead.workload_id)
+            ):
                 return dead
         return None

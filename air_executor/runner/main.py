@@ -85,7 +85,7 @@ def run(request: RunRequest, store: RunStore, config: Config) -> int:
 
 def execute(request: RunRequest, record: RunRecord, store: RunStore, config: Config) -> int:
     """Execute one run, whose lock this process holds, and return the process's exit code."""
-    os.environ[processes.RUN_VARIABLE] = record.id
+    processes.join(record.id)
     store.introduce(record.id)
     record = store.write(record.advance(RunState.STARTING, **_this_process()))
     active, outcome = _execute(request, record, store, config)

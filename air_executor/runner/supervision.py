@@ -23,8 +23,7 @@ import httpx
 import psutil
 from airflow.sdk.execution_time import supervisor as stock
 
-from air_executor import compat, system
-from air_executor.processes import RUN_VARIABLE
+from air_executor import compat, processes, system
 from air_executor.runner.active import ActiveRun, Ending, Outcome
 from air_executor.runner.patience import Patience
 from air_executor.runs.record import RunState
@@ -170,7 +169,7 @@ def fork_ahead(let_go: Callable[[], None], note_imports: Callable[[str, int], No
         with open(receiver) as file:
             run_id = file.read()
         if run_id:
-            os.environ[RUN_VARIABLE] = run_id
+            processes.join(run_id)
             _execute_task(functools.partial(note_imports, run_id))
 
     _is_forking_ahead = True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 import time
@@ -22,6 +23,11 @@ class DeadRun:
     workload_id: str
     runner: ProcessId | None
     task_pid: int | None
+
+    @functools.cached_property
+    def signs(self) -> tuple[str, ...]:
+        """By which its processes are known, wherever they are."""
+        return processes.signs_of(self.id, self.workload_id)
 
 
 @dataclass
@@ -62,7 +68,7 @@ class _Table:
     def _belongs(self, process: Process, run: DeadRun) -> bool:
         owner = self.owners.get(process.pid)
         if owner is not None:
-            return owner in (run.id, run.workload_id)
+            return owner in run.signs
         runner = run.runner
         if runner is None or runner.ticks is None or process.ticks is None or not runner.is_of_here:
             return False
@@ -78,7 +84,7 @@ class _Table:
             return process is None
         if leader == run.runner.pid:
             return process.ticks == run.runner.ticks
-        return process.session == run.runner.pid or self.owners.get(leader) in (run.id, run.workload_id)
+        return process.session == run.runner.pid or self.owners.get(leader) in run.signs
 
 
 class Undertaker:

@@ -57,8 +57,8 @@ elif kind in ("sessions", "deaf"):
     subprocess.Popen(below, start_new_session=True)
 elif kind == "nohup":
     subprocess.run(["bash", "-c", 'nohup "$@" > nohup.out 2>&1 &', "bash", *below])
-elif kind == "scrubbed":
-    subprocess.Popen(["env", "-i", *below])
+elif kind == "strangers":
+    subprocess.run(["env", "-i", "setsid", "sh", "-c", '"$@" &', "sh", *below])
 elif kind == "daemons":
     if not os.fork():
         os.setsid()
@@ -119,7 +119,7 @@ def each_was_alone(yard: Yard, names: list[str]) -> None:
 def test_when_a_runner_dies_all_that_its_task_started_is_gone_before_the_task_begins_again(
     yard: Yard, signum: signal.Signals
 ) -> None:
-    tasks = [*(tree(kind, depth) for kind, depth in KINDS.items()), tree("scrubbed", 3)]
+    tasks = [*(tree(kind, depth) for kind, depth in KINDS.items()), tree("strangers", 3)]
     grow(yard, *tasks)
     names = [task["id"] for task in tasks]
     for runner in [yard.runner_of(name) for name in names]:
@@ -128,7 +128,7 @@ def test_when_a_runner_dies_all_that_its_task_started_is_gone_before_the_task_be
 
 
 def test_when_runners_and_launcher_die_together_all_is_gone_before_the_tasks_begin_again(yard: Yard) -> None:
-    tasks = [*(tree(kind, depth) for kind, depth in KINDS.items()), tree("scrubbed", 3)]
+    tasks = [*(tree(kind, depth) for kind, depth in KINDS.items()), tree("strangers", 3)]
     grow(yard, *tasks)
     names = [task["id"] for task in tasks]
     doomed = [*yard.launchers(), *(yard.runner_of(name) for name in names)]
