@@ -299,13 +299,17 @@ def join(run_id: str) -> None:
     os.environ[RUN_VARIABLE] = run_id
     if _MARKED is None:
         return
-    hard = resource.getrlimit(_MARKED)[1]
-    if hard == resource.RLIM_INFINITY:
+    soft, hard = resource.getrlimit(_MARKED)
+    if hard == resource.RLIM_INFINITY and (soft == hard or _is_mark(soft)):  # else somebody wants that limit
         resource.setrlimit(_MARKED, (_mark_of(run_id), hard))
 
 
 def _mark_of(run_id: str) -> int:
     return 1 << 62 | uuid.UUID(run_id).int & ((1 << 62) - 1)
+
+
+def _is_mark(limit: int) -> bool:
+    return limit >> 62 == 1
 
 
 def signs_of(run_id: str, workload_id: str) -> tuple[str, ...]:
@@ -319,7 +323,7 @@ def whose(pid: int) -> str | None:
     That is its mark, or else the variable in its environment. A fork of before the mark has its parent's title.
     """
     for line in _read(f"/proc/{pid}/limits").splitlines():
-        if line.startswith(b"Max realtime timeout") and (soft := line.split()[3]).isdigit() and int(soft) >> 62 == 1:
+        if line.startswith(b"Max realtime timeout") and (soft := line.split()[3]).isdigit() and _is_mark(int(soft)):
             return soft.decode()
     for entry in _read(f"/proc/{pid}/environ").split(b"\0"):
         if entry.startswith(RUN_VARIABLE.encode() + b"="):

@@ -76,13 +76,15 @@ def _set_killing(folder: Path) -> None:
 
 
 def _inherited(pid: int) -> list[Any]:
+    """Return what a runner has from its executor. Its limit on real-time scheduling is its own: it is its mark."""
+    limits = Path(f"/proc/{pid}/limits").read_text().splitlines()
     status = Path(f"/proc/{pid}/status").read_text().splitlines()
     return [
         *(line for line in status if line.startswith(("Umask:", "Cpus_allowed:"))),
         os.readlink(f"/proc/{pid}/cwd"),
         os.getpriority(os.PRIO_PROCESS, pid),
         Path(f"/proc/{pid}/oom_score_adj").read_text(),
-        *(line for line in Path(f"/proc/{pid}/limits").read_text().splitlines() if line.startswith("Max")),
+        *(line for line in limits if line.startswith("Max") and "realtime timeout" not in line),
     ]
 
 
