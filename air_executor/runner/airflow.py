@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
+import os
 import signal
 import socket
 import sys
@@ -35,9 +38,32 @@ def fork_ahead(store: RunStore, config: Config, connection: socket.socket) -> Ca
         if config.learns_imports:
             imports.note(store, run_id, known)
 
+    launchers_log = os.fstat(2)
+
+    def begin(run_id: str) -> None:
+        with contextlib.suppress(OSError):  # the task does without it
+            redirect(launchers_log, store.output_file(run_id))
+
     if sys.platform != "darwin":
-        supervision.fork_ahead(let_go, note)
+        supervision.fork_ahead(let_go, note, begin)
     return supervision.dismiss
+
+
+def redirect(former: os.stat_result, path: str) -> None:
+    """Let all descriptors that write to the file ``former`` write to the file at ``path``.
+
+    Airflow keeps a copy of the standard error that a task process is born with, for its last words.
+
+    :raises OSError: the file at ``path`` can't be written.
+    """
+    output = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):
+            fd = int(name)
+            writes = fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE != os.O_RDONLY
+            if writes and os.path.samestat(os.fstat(fd), former):
+                os.dup2(output, fd, inheritable=os.get_inheritable(fd))
+    os.close(output)
 
 
 def execute(request: RunRequest, active: ActiveRun) -> Outcome:

@@ -148,7 +148,9 @@ _ahead: _Ahead | None = None
 _is_forking_ahead = False
 
 
-def fork_ahead(let_go: Callable[[], None], note_imports: Callable[[str, int], None]) -> None:
+def fork_ahead(
+    let_go: Callable[[], None], note_imports: Callable[[str, int], None], begin: Callable[[str], None]
+) -> None:
     """Fork the task process now, for a workload that comes later.
 
     So nobody waits for the fork, and the two processes share with the launcher, and do not copy for each other, what
@@ -156,6 +158,7 @@ def fork_ahead(let_go: Callable[[], None], note_imports: Callable[[str, int], No
     environment, priorities) does not reach it: a run with limits of its own has to :func:`dismiss` it.
 
     :param let_go: called in the task process, to close what is the runner's.
+    :param begin: called there when the workload has come, with the id of the run.
     :param note_imports: called there at the end, with the id of the run and the number of modules at the start.
     """
     global _ahead, _is_forking_ahead, _runner_pid
@@ -170,6 +173,7 @@ def fork_ahead(let_go: Callable[[], None], note_imports: Callable[[str, int], No
             run_id = file.read()
         if run_id:
             processes.join(run_id)
+            begin(run_id)
             _execute_task(functools.partial(note_imports, run_id))
 
     _is_forking_ahead = True
