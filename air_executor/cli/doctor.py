@@ -23,6 +23,7 @@ from air_executor.launcher import protocol
 from air_executor.launcher.address import Address, all_addresses, service_address
 from air_executor.launcher.preload import read_verdicts
 from air_executor.processes import hides_processes
+from air_executor.runs.lock import KernelLock
 from air_executor.runs.store import RunStore
 
 #: Supported versions of Airflow, from and below.
@@ -101,11 +102,29 @@ def _state_dir(options: Config) -> Check:
     if not Path(options.state_dir).exists():
         # Made here, it would belong to whoever asks.
         return Check("state directory", True, f"{options.state_dir} (the scheduler will make it)")
+    store = RunStore(options.state_dir)
     try:
-        RunStore(options.state_dir).prepare()
-    except AirExecutorError as error:
-        return Check("state directory", False, str(error), "Mend its owner or mode, or set another folder.")
+        store.prepare()
+        _use_sockets_and_locks(store.root / f".try-{os.urandom(8).hex()}")
+    except (AirExecutorError, OSError) as error:
+        remedy = "Mend its owner or mode, or set [air_executor] state_dir to another folder, on a local disk."
+        return Check("state directory", False, str(error), remedy)
     return Check("state directory", True, options.state_dir)
+
+
+def _use_sockets_and_locks(path: Path) -> None:
+    """Do what a launcher and a runner do with their files.
+
+    :raises StateDirError: the file system can't.
+    """
+    try:
+        protocol.listen(path).close()
+        path.unlink()
+        lock = KernelLock(path)
+        lock.acquire(0)
+        lock.release()
+    finally:
+        path.unlink(missing_ok=True)
 
 
 def _space(store: RunStore) -> Check:

@@ -127,7 +127,7 @@ class LocalBackend:
         """Have a launcher ready for the first run. A failure is logged; the first run meets it again."""
         try:
             self._connect()
-        except (AirExecutorError, OSError) as error:
+        except (AirExecutorError, OSError, NotImplementedError) as error:  # the last one: no locks
             log.error("The launcher cannot be started yet: %s", error)
 
     # The interface
@@ -258,7 +258,7 @@ class LocalBackend:
         except TimeoutError as error:
             self._wait_for_room(error)
             return
-        except (AirExecutorError, OSError) as error:
+        except (AirExecutorError, OSError, NotImplementedError) as error:  # the last one: no locks
             self._count_death(f"no launcher can be started: {error}")
             return
         if self._link is None:

@@ -12,6 +12,7 @@ messages from a launcher that the executor does not know are passed over.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import socket
 import struct
@@ -43,6 +44,9 @@ MAX_MESSAGE_BYTES = 8 << 20
 #: So many connections wait for a launcher that does not get to them; others are not taken.
 BACKLOG = 64
 
+#: What file systems without sockets say.
+_NO_SOCKETS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL, errno.ENXIO)
+
 _LENGTH_BYTES = 4
 
 #: A launcher whose queue of connections stays full for so many seconds does not work any more.
@@ -53,7 +57,7 @@ def listen(path: Path) -> socket.socket:
     """Return a socket that listens at ``path``, for this user alone.
 
     :raises OSError: nobody can listen there.
-    :raises StateDirError: the path is too long.
+    :raises StateDirError: the path is too long, or the file system has no sockets.
     """
     path.unlink(missing_ok=True)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -62,6 +66,14 @@ def listen(path: Path) -> socket.socket:
             listener.bind(short)
         path.chmod(0o600)
         listener.listen(BACKLOG)
+    except OSError as error:
+        listener.close()
+        if error.errno not in _NO_SOCKETS:
+            raise
+        raise StateDirError(
+            f"no socket can be made at {path}: {error.strerror}. Its file system may have none, as vfat, 9p and some "
+            "bind mounts have not: set [air_executor] state_dir to a folder on a local disk of this machine"
+        ) from error
     except BaseException:
         listener.close()
         raise

@@ -22,6 +22,7 @@ import orjson
 import psutil
 import pytest
 
+from air_executor.cli import doctor
 from air_executor.config import Config
 from air_executor.errors import AirExecutorError, StateDirError
 from air_executor.launcher import control, protocol, server
@@ -766,6 +767,26 @@ def test_when_the_folder_of_the_launchers_is_gone_the_runs_fail_and_nothing_rais
     record = bench.end_of(backend, request)
     assert record.state is RunState.FAILED
     assert "no launcher can be started" in (record.reason or "")
+
+
+def test_a_state_directory_where_there_are_no_sockets_is_said_to_be_the_reason(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def bind(*_: Any) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")  # as on vfat
+
+    monkeypatch.setattr(socket.socket, "bind", bind)
+    check = doctor._state_dir(bench.options())
+    assert not check.ok
+    backend = bench.backend()
+    request = bench.start(backend, bench.request())
+    record = bench.end_of(backend, request)
+    for said in (check.found, record.reason or "", bench.log_of(request)[-1]["event"]):
+        assert "no socket can be made" in said
+        assert "set [air_executor] state_dir to a folder on a local disk" in said
+    monkeypatch.undo()
+    assert doctor._state_dir(bench.options()).ok
+    assert list(bench.store.root.glob(".try-*")) == []
 
 
 def test_a_run_that_a_runner_has_is_not_failed_because_no_launcher_can_start(
