@@ -21,10 +21,12 @@ from air_executor.config import Config
 from air_executor.errors import AirExecutorError, ProtocolError
 from air_executor.launcher import protocol
 from air_executor.launcher.address import Address
+from air_executor.launcher.births import Births
 from air_executor.launcher.control import remove_dead_launchers
 from air_executor.launcher.exec import Spawn, environment_of, spawn_by_exec
 from air_executor.launcher.farewell import Farewell
 from air_executor.launcher.keeper import pass_on
+from air_executor.launcher.log import Log
 from air_executor.launcher.preload import Preloader
 from air_executor.launcher.strays import DeadRunner, Strays
 from air_executor.launcher.succession import Succession, let_go_of_address
@@ -67,6 +69,9 @@ class _Client:
     connection: socket.socket
     decoder: protocol.Decoder = field(default_factory=protocol.Decoder)
     outbox: bytearray = field(default_factory=bytearray)
+    only_asks: bool = False
+    """It is no executor: it has asked for the status, and for nothing that an executor asks for."""
+    orders: bool = False
 
 
 @dataclass
@@ -139,6 +144,8 @@ class Launcher:
         #: Processes for chores, and until when they have time, on the monotonic clock.
         self._chores: dict[int, float] = {}
         self._spare: _Spare | None = None
+        self._births = Births()
+        self._log = Log(address.log)
         self._farewell = Farewell(store, config)
         self._is_closed = False
         #: The socket's file, by which it is told from that of a launcher that came later.
@@ -167,6 +174,7 @@ class Launcher:
                 continue
             self._start_waiting()
             self._end_overdue_chores()
+            self._log.cut()
             self._prune_now_and_then()
             self._try_package()
             self._succession.look(self._listener, self._watch_successor)
@@ -221,7 +229,7 @@ class Launcher:
         if self._waiting:
             return _TRY_S
         if self._wants_spare():
-            return max(0.0, self._spare_due_s - time.monotonic())
+            return max(0.0, self._spare_s() - time.monotonic())
         if self._children:
             return _PRUNE_S
         return max(0.0, min(self._patience_s() - (time.monotonic() - self._active_s), _PRUNE_S))
@@ -305,7 +313,6 @@ class Launcher:
 
     def _accept_one(self) -> None:
         connection, _ = self._listener.accept()
-        self._active_s = time.monotonic()
         if (objection := self._objection(connection)) is not None:
             print(f"refused a connection from {objection}", flush=True)
             connection.close()
@@ -350,7 +357,8 @@ class Launcher:
         self._clients.remove(client)
         self._selector.unregister(client.connection)
         client.connection.close()
-        self._active_s = time.monotonic()
+        if client.orders or not client.only_asks:  # who looks on now and then does not keep a launcher from ending
+            self._active_s = time.monotonic()
         for child in (*self._children.values(), *self._dying.values()):
             if child.client is client:
                 child.client = None
@@ -383,6 +391,8 @@ class Launcher:
 
     def _handle(self, client: _Client, message: dict[str, Any]) -> None:
         kind, run_id = message.get("type"), message.get("id")
+        client.orders |= kind in ("start", "follow")
+        client.only_asks |= kind == "status"
         if kind == "start":
             self._start(client, message.get("request"))
         elif kind == "status":
@@ -419,7 +429,7 @@ class Launcher:
             "clients": len(self._clients),
             "hides_processes": processes.hides_processes(),
             "max_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-            "troubles": [trouble for trouble in (self._succession.trouble(),) if trouble],
+            "troubles": [trouble for trouble in (self._succession.trouble(), self._births.trouble()) if trouble],
             **self._succession.status(),
         }
 
@@ -463,16 +473,21 @@ class Launcher:
         if (spare := self._spare) is not None:
             self._spare = None
             with contextlib.suppress(OSError):  # it has died
-                return spare.become_runner(request)
-        return self._fork_ahead().become_runner(request)
+                pid = spare.become_runner(request)
+                self._births.succeeded()
+                return pid
+        return self._fork_ahead(is_wanted=True).become_runner(request)
 
     def _wants_spare(self) -> bool:
         is_wanted = bool(self._clients) and not self._waiting and not self._succession.is_over
         return is_wanted and not self._spare and self._spawn == self._fork
 
+    def _spare_s(self) -> float:
+        return max(self._spare_due_s, self._births.due_s)
+
     def _fork_spare(self) -> None:
         """Fork the next runner ahead, when there is nothing else to do and somebody may order one."""
-        if not self._wants_spare() or time.monotonic() < self._spare_due_s or self._selector.select(0):
+        if not self._wants_spare() or time.monotonic() < self._spare_s() or self._selector.select(0):
             return
         try:
             self._spare = self._fork_ahead()
@@ -484,9 +499,10 @@ class Launcher:
             self._spare.connection.close()
             self._spare = None
 
-    def _fork_ahead(self) -> _Spare:
+    def _fork_ahead(self, *, is_wanted: bool = False) -> _Spare:
         """Fork a process that becomes the runner for the request that it is sent; it ends if none comes.
 
+        :param is_wanted: there is a request for it.
         :raises OSError: the machine has no room for it.
         """
         ours, theirs = socket.socketpair()
@@ -511,7 +527,13 @@ class Launcher:
             system.set_title("air-executor spare")
             from air_executor.runner import main as runner
 
-            runner.prepare(self._store, self._config, theirs)
+            try:
+                if not self._births.are_given_up:
+                    runner.prepare(self._store, self._config, theirs)
+            except Exception:
+                if not is_wanted:
+                    raise
+                traceback.print_exc()  # it costs the task a little time
             with theirs:
                 message = protocol.receive(theirs)
             if message is None:
@@ -559,6 +581,7 @@ class Launcher:
             if child is None:  # the pruner, a trial, the spare, or what a runner left
                 if self._spare is not None and pid == self._spare.pid:
                     self._dismiss_spare()
+                    self._births.failed()
                 if pid == self._pruner:
                     self._pruner = 0
                 self._chores.pop(pid, None)

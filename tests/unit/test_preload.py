@@ -365,7 +365,7 @@ def test_a_task_with_variables_of_its_own_finds_nothing_imported_ahead(
 
     monkeypatch.setattr(server, "spawn_by_exec", spawn_by_exec)
     spare = SimpleNamespace(become_runner=lambda _: next(pids))
-    monkeypatch.setattr(server.Launcher, "_fork_ahead", lambda _: spare)
+    monkeypatch.setattr(server.Launcher, "_fork_ahead", lambda *_, **__: spare)
     preloader = Preloader(store)
     address = Address("by-hand", store.launchers)
     with protocol.listen(address.socket) as listener:
