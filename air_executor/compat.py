@@ -321,6 +321,15 @@ def let_faults_kill() -> None:
     importlib.import_module(name).signal = _Signals()  # type: ignore[attr-defined]
 
 
+def quieten_imports() -> None:
+    """Let a package that Airflow imports in a task say as little in the task's log as from Airflow 3.3 on.
+
+    Under LocalExecutor the scheduler has imported it before.
+    """
+    if AIRFLOW_VERSION < (3, 3):
+        logging.getLogger("alembic.runtime.plugins").setLevel(logging.WARNING)
+
+
 def keep_loggers_unbound() -> None:
     """Let structlog's loggers look at each use where messages go, here and in forks, until a task sets logging up.
 
@@ -353,6 +362,23 @@ def _secrets_kept() -> Iterator[None]:
         masker.patterns, masker.replacer = patterns, replacer
 
 
+#: How structlog is configured in task processes, once that is known.
+_task_logs: dict[str, Any] = {}
+
+
+@contextlib.contextmanager
+def loggers_of_tasks() -> Iterator[None]:
+    """Let loggers that modules bind as they are imported write to the log of the task that uses them later."""
+    import structlog
+
+    before = structlog.get_config()
+    structlog.configure(**_task_logs)
+    try:
+        yield
+    finally:
+        structlog.configure(**before)
+
+
 def share_log_setup() -> None:
     """Set logging up as every task process does, once, for those that this process forks to take over.
 
@@ -373,6 +399,7 @@ def share_log_setup() -> None:
         log.load_remote_log_handler = remote
     shared, shared_handlers, shared_hook = structlog.get_config(), root.handlers[:], sys.excepthook
     structlog.configure(**before)
+    _task_logs.update(shared, cache_logger_on_first_use=False)
     root.handlers[:], sys.excepthook = handlers, hook
     *processors, writer = shared["processors"]
     formatter: Any = shared_handlers[0].formatter

@@ -81,6 +81,7 @@ def serve(
         freeze()
         begin()
         return
+    from air_executor import compat
     from air_executor.launcher.connections import cut_all_but, open_sockets
     from air_executor.launcher.preload import Preloader
     from air_executor.launcher.rehearsal import rehearse, rehearse_runs
@@ -91,7 +92,8 @@ def serve(
     preloader = None
     if config.learns_imports:
         preloader = Preloader(store, [name[1:] for name in config.preload if name.startswith("-")])
-        preloader.import_remembered()
+        with compat.loggers_of_tasks():
+            preloader.import_remembered()
     rehearse()
     if config.rehearses_runs:
         rehearse_runs(config)

@@ -6,9 +6,12 @@ What Airflow does for one task it does in a process that ends with that task, so
 from __future__ import annotations
 
 import contextlib
+import resource
 import signal
 import warnings
 from collections.abc import Iterator
+
+_LIMITS = tuple(number for name, number in vars(resource).items() if name.startswith("RLIMIT_"))
 
 
 @contextlib.contextmanager
@@ -17,7 +20,9 @@ def erased() -> Iterator[None]:
 
     Signal handlers: a dag file's time-out and its handler of SIGSEGV would outlive it, and a runner that crashes would
     call that for ever. Warnings: what was warned of once would not be shown in the log of the task that causes it.
+    Limits: one carries the mark of a run's processes.
     """
+    limits = {each: resource.getrlimit(each) for each in _LIMITS}
     handlers = {signum: signal.getsignal(signum) for signum in signal.valid_signals()}
     once: dict[object, object] = vars(warnings)["onceregistry"]
     warned_of = dict(once)
@@ -26,6 +31,9 @@ def erased() -> Iterator[None]:
         with warnings.catch_warnings():
             yield
     finally:
+        for each, limit in limits.items():
+            if resource.getrlimit(each) != limit:
+                resource.setrlimit(each, limit)
         once.clear()
         once.update(warned_of)
         for signum, handler in handlers.items():

@@ -59,12 +59,13 @@ def warm_up(modules: Iterable[str]) -> None:
             except ImportError as error:
                 print(f"not preloaded: {name}: {error}", flush=True)
     attempt(share_type_adapters, compat.share_log_setup, _leave_database)
-    for name in modules:
-        try:
-            importlib.import_module(name)
-        except Exception:
-            print(f"[air_executor] preload: {name} cannot be imported; tasks will try themselves.", flush=True)
-            traceback.print_exc()
+    with compat.loggers_of_tasks():
+        for name in modules:
+            try:
+                importlib.import_module(name)
+            except Exception:
+                print(f"[air_executor] preload: {name} cannot be imported; tasks will try themselves.", flush=True)
+                traceback.print_exc()
 
 
 def attempt(*steps: Callable[[], None], complaint: str = "does not work") -> None:

@@ -518,3 +518,4 @@ class AirSupervisor(stock.ActivitySubprocess):
 compat.use_supervisor(AirSupervisor)
 compat.use_output_reader()
 compat.let_faults_kill()
+compat.quieten_imports()

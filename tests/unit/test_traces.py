@@ -119,7 +119,10 @@ from air_executor.launcher import rehearsal, warmup
 from tests.support.airflow_env import config
 
 store, file = sys.argv[1:]
-warmup.warm_up([])
+Path(store).mkdir()
+Path(store, "preloaded_one.py").write_text("import structlog\\nlog = structlog.get_logger('of.one').bind(bound=1)")
+sys.path.insert(0, store)
+warmup.warm_up(["preloaded_one"])
 rehearsal.rehearse()
 rehearsal.rehearse_runs(config(Path(store)))
 
@@ -132,6 +135,7 @@ if not os.fork():
         raise ValueError("of the task")
     except ValueError:
         # Airflow 3.1 keeps none.
+        sys.modules["preloaded_one"].log.warning("as any other")
         getattr(task_runner, "log", structlog.get_logger(logger_name="task")).exception("Task failed with exception")
     os._exit(0)
 assert os.wait()[1] == 0
@@ -144,6 +148,7 @@ assert os.wait()[1] & 127 == signal.SIGSEGV
 
 def test_loggers_that_were_rehearsed_with_write_to_the_channel_of_each_task(tmp_path: Path) -> None:
     run(LOG, tmp_path, str(tmp_path / "channel"))
-    (line,) = (json.loads(line) for line in (tmp_path / "channel").read_text().splitlines())
+    first, line = (json.loads(line) for line in (tmp_path / "channel").read_text().splitlines())
     assert (line["level"], line["event"], line["logger"]) == ("error", "Task failed with exception", "task")
     assert line["exception"][0]["exc_type"] == "ValueError"
+    assert (first["level"], first["event"], first["logger"], first["bound"]) == ("warning", "as any other", "of.one", 1)
