@@ -6,6 +6,8 @@ The example dags use most of what a dag can use, and none of them was written wi
 ends otherwise than under Airflow's own executor points to a mistake of ours. What is compared:
 
 - A run that this script triggers: the state of the run, and the state and the try number of each task instance.
+- What the logs of its tasks say: level, logger and event of each line, without numbers, in any order; not of dags that
+  branch at random or make virtual environments, nor of runs that do not end.
 - A run that such a run starts, through an asset or an operator: likewise, see :data:`SCENARIOS`. Several events of an
   asset may or may not fall into one run of an unpartitioned dag, so of those only the first run is compared.
 - Not the runs that a schedule starts beside them: whether they end before their dag is paused again is chance.
@@ -37,7 +39,7 @@ import tempfile
 import time
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
@@ -45,6 +47,7 @@ from typing import Any
 from tests.support import airflow_env
 from tests.support.airflow_env import Airflow
 from tests.support.api import ENDED, DagRun, quote
+from tests.support.sameness import Normaliser, events_of
 from tests.support.waiting import wait_for
 
 EXECUTORS = {"LocalExecutor": "LocalExecutor", "AirExecutor": "air_executor.AirExecutor"}
@@ -197,6 +200,8 @@ class Outcome:
     state: str
     #: State and try number of each task instance.
     tasks: dict[str, str]
+    #: What the logs of its tasks say.
+    logs: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
         counts = Counter(task.split("/")[0] for task in self.tasks.values())
@@ -205,7 +210,9 @@ class Outcome:
     def lines(self, dag_id: str) -> list[str]:
         """Return what must be the same under both executors."""
         alike = r"_[abcd]$" if dag_id in RANDOM else r"$^"
-        return sorted([f"run: {self.state}", *(f"{re.sub(alike, '_?', id)}: {end}" for id, end in self.tasks.items())])
+        ends = [f"{re.sub(alike, '_?', id)}: {end}" for id, end in self.tasks.items()]
+        logs = self.logs if self.state in ENDED and dag_id not in SLOW else []
+        return sorted([f"run: {self.state}", *ends, *logs])
 
 
 def tasks_of(run: DagRun) -> dict[str, str]:
@@ -228,6 +235,7 @@ class Stage:
         self.database = env.home / "airflow.db"
         self.timeout_s = timeout_s
         self.outcomes: dict[str, Outcome] = {}
+        self._labelled: dict[str, DagRun] = {}
         self._runs = {dag_id: self._trigger(dag_id) for play in scenarios for step in play.steps for dag_id in step}
         self._waiting = deque(scenarios)
         self._playing: list[Iterator[None]] = []
@@ -241,6 +249,15 @@ class Stage:
                 self._playing.append(self._play(self._waiting.popleft()))
             self._next_round = time.monotonic() + POLL_S
         return not self._playing
+
+    def outcomes_with_logs(self, home: Path) -> dict[str, Outcome]:
+        """Return what became of each run, once nothing runs any more that could write to a log."""
+        found = dict(self.outcomes)
+        for label, run in self._labelled.items():
+            normaliser = Normaliser((run.run_id, "<run>"), (str(home), "<home>"))
+            folder = home / "logs" / f"dag_id={run.dag_id}" / f"run_id={run.run_id}"
+            found[label] = replace(found[label], logs=events_of(folder, normaliser))
+        return found
 
     @staticmethod
     def _goes_on(play: Iterator[None]) -> bool:
@@ -285,6 +302,7 @@ class Stage:
                 break
             yield
         self.outcomes[label] = Outcome(state, tasks_of(run))
+        self._labelled[label] = run
 
     def _follower(self, dag_id: str, key: str | None) -> Iterator[None]:
         """Wait for the run that an asset or an operator starts, and for its end."""
@@ -355,7 +373,8 @@ def outcomes_under(executor: str, home: Path, base: Path, pattern: str, timeout_
         stage = Stage(env, scenarios, timeout_s)
         env.start("scheduler", "dag-processor", "triggerer")
         wait_for(stage.is_done, f"the examples under {executor}", 60 + 3 * timeout_s * len(scenarios))
-        return stage.outcomes
+        env.stop("scheduler")
+        return stage.outcomes_with_logs(env.home)
     finally:
         env.end()
 

@@ -146,7 +146,7 @@ def same():
         print("about to exit")
         sys.exit(3)
 
-    @task.sensor(mode="reschedule", poke_interval=2, timeout=60)
+    @task.sensor(mode="reschedule", poke_interval=5, timeout=60)
     def reschedules():
         path = Path(os.environ["AIR_TEST_OUT"]) / f"poked-{get_current_context()['run_id']}"
         print("poked before", path.exists())

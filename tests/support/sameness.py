@@ -16,7 +16,7 @@ _DIFFERING = [
     (re.compile(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:?\d\d)?"), "<time>"),
     (re.compile(r"\b\d{8}T\d{6}\b|\b20\d{6}\b"), "<time>"),
     (re.compile(r"\b(datetime\.datetime|DateTime)\([\d, ]+"), r"\1(<time>, "),
-    (re.compile(r"'traceparent': '[0-9a-f-]+'"), "'traceparent': '<trace>'"),
+    (re.compile(r"context_carrier=(None|\{[^}]*\})"), "context_carrier=<trace>"),
     (re.compile(r"\b0x[0-9a-f]+\b"), "<address>"),
     (re.compile(r"/tmp/(airflowtmp|tmp)\w+"), "<temporary>"),
     (re.compile(r"(localhost|127\.0\.0\.1):\d+"), "<address>"),
@@ -30,8 +30,12 @@ _VOLATILE = frozenset(
     "queued_dttm scheduled_dttm last_heartbeat_at updated_at created_at dttm id external_executor_id trigger_id "
     "trigger_timeout task_instance_id dag_version_id dag_run_id timeout logical_date data_interval_start "
     "data_interval_end scheduled_by_job_id created_dagruns creating_job_id last_scheduling_decision run_after "
-    "queued_at next_schedulable clear_number ti_id owner_display_name expiration context_carrier".split()
+    "queued_at next_schedulable clear_number ti_id owner_display_name expiration context_carrier span_status".split()
 )
+
+
+#: Airflow's own packages warn of each other when @task imports them: that is done once ahead, not in each task.
+WARNS_OF_ITSELF = re.compile(r"py\.warnings: .*The `airflow\.[\w.]+` attribute is deprecated")
 
 
 class Normaliser:
@@ -88,6 +92,19 @@ def logs_of(folder: Path, normaliser: Normaliser) -> dict[str, list[str]]:
         for path in sorted(folder.rglob("*.log"))
         for logger, lines in normaliser.log(path).items()
     }
+
+
+def events_of(folder: Path, normaliser: Normaliser) -> list[str]:
+    """Return the level, logger and event of all lines below a run's folder, without numbers, but for those meant."""
+    found = []
+    for path in sorted(folder.rglob("*.log")):
+        for raw in path.read_text(errors="replace").splitlines():
+            with contextlib.suppress(ValueError):
+                line = json.loads(raw)
+                event = re.sub(r"\d+", "#", normaliser.text(str(line.get("event"))))
+                name = normaliser.text(str(path.relative_to(folder)))
+                found.append(f"{name}: {line.get('level')} {line.get('logger')}: {event}")
+    return [line for line in found if not WARNS_OF_ITSELF.search(line)]
 
 
 def rows_of(database: Path, run_id: str, normaliser: Normaliser, tables: Iterable[str]) -> dict[str, list[str]]:
