@@ -116,7 +116,10 @@ class Actor:
         self.held.append(process)
 
     def pool(self):
-        process = multiprocessing.get_context("fork").Process(target=time.sleep, args=(FOR_EVER_S,))
+        # One that is no daemon is waited for when its parent ends, unless that has told Airflow its state.
+        is_waited_for = self.script["end"] in ("return", "raise")
+        fork = multiprocessing.get_context("fork")
+        process = fork.Process(target=time.sleep, args=(FOR_EVER_S,), daemon=not is_waited_for)
         process.start()
         append(f"pids-{self.name}", f"{process.pid} {start_ticks(process.pid)}")
 
