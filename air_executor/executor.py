@@ -100,6 +100,8 @@ class AirExecutor(BaseExecutor):
         self._at_end = contextlib.ExitStack()
         #: Live runs, by their ids.
         self._runs = LiveRuns()
+        #: Workloads whose task instance has a former try that is still ending, by their keys: they begin after it.
+        self._held: dict[Any, Any] = {}
         #: Task instances that were taken over with a runner that this executor can't see, by their ids.
         self._elsewhere: dict[str, Any] = {}
         #: Runs that were asked to end, and when, on the monotonic clock.
@@ -187,6 +189,9 @@ class AirExecutor(BaseExecutor):
         for key, workload in items:
             with self._guard(f"Ordering the run of {type(workload).__name__}"):
                 try:
+                    if self._runs.has_other_try(key):
+                        self._held[key] = workload
+                        continue
                     if have_waited:
                         workload = compat.with_new_token(workload, self.jwt_generator)
                     elif self._waiting.takes(key, workload):
@@ -201,6 +206,10 @@ class AirExecutor(BaseExecutor):
                     unnamed[record.identity.workload_id] = record.id
         with self._guard("Putting the ids of runs in the database"):
             self._reconciler.name_runs(unnamed)
+
+    def _order_held(self) -> None:
+        free = [key for key in self._held if not self._runs.has_other_try(key)]
+        self._order_all([(key, self._held.pop(key)) for key in free])
 
     def _order_waiting(self) -> None:
         with self._guard("Looking for free GPUs"):
@@ -243,6 +252,8 @@ class AirExecutor(BaseExecutor):
             self._told.next_loop(self._store)
         for record in self._take_ends():
             self._end_run(record)
+        if self._held:
+            self._order_held()
         self._order_waiting()
         self._reconcile()
 
@@ -316,6 +327,7 @@ class AirExecutor(BaseExecutor):
                 del self._runs[run_id]
                 self._stop(run_id, "revoked by the scheduler", unwanted=True)
             self._waiting.drop(ti.key)
+            self._held.pop(ti.key, None)
 
     def try_adopt_task_instances(self, tis: Sequence[TaskInstance]) -> Sequence[TaskInstance]:
         """Take over the runs of a scheduler that is gone.
@@ -344,7 +356,7 @@ class AirExecutor(BaseExecutor):
         return given_back
 
     def _is_in_hand(self, key: Any) -> bool:
-        if key in self.queued_tasks or key in self._waiting or self._told.has_key(key):
+        if key in self.queued_tasks or key in self._held or key in self._waiting or self._told.has_key(key):
             return True
         return any(self._is_mine(run_id) for run_id in self._runs.ids_of(key))
 
@@ -659,7 +671,7 @@ class AirExecutor(BaseExecutor):
 
     def _goes_on(self, key: Any) -> bool:
         """Tell whether a workload has a live run, or waits for one."""
-        return self._runs.has_key(key) or key in self._waiting
+        return self._runs.has_key(key) or key in self._waiting or key in self._held
 
     def _stop(self, run_id: str, reason: str, *, unwanted: bool = False) -> None:
         with self._guard(f"Stopping run {run_id}"):

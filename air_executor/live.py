@@ -23,6 +23,8 @@ class LiveRuns(MutableMapping[str, Run]):
     def __init__(self) -> None:
         self._runs: dict[str, Run] = {}
         self._ids: dict[Any, list[str]] = {}
+        #: The keys of each task instance's tries that have live runs.
+        self._tries: dict[Any, set[Any]] = {}
 
     def __getitem__(self, run_id: str) -> Run:
         return self._runs[run_id]
@@ -31,6 +33,7 @@ class LiveRuns(MutableMapping[str, Run]):
         self.pop(run_id, None)
         self._runs[run_id] = run
         self._ids.setdefault(run.key, []).append(run_id)
+        self._tries.setdefault(_instance(run.key), set()).add(run.key)
 
     def __delitem__(self, run_id: str) -> None:
         key = self._runs.pop(run_id).key
@@ -38,6 +41,10 @@ class LiveRuns(MutableMapping[str, Run]):
         ids.remove(run_id)
         if not ids:
             del self._ids[key]
+            tries = self._tries[_instance(key)]
+            tries.discard(key)
+            if not tries:
+                del self._tries[_instance(key)]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._runs)
@@ -52,3 +59,12 @@ class LiveRuns(MutableMapping[str, Run]):
     def has_key(self, key: Any) -> bool:
         """Tell whether a workload has a live run."""
         return key in self._ids
+
+    def has_other_try(self, key: Any) -> bool:
+        """Tell whether another try of a task instance has a live run."""
+        return bool(self._tries.get(_instance(key), set()) - {key})
+
+
+def _instance(key: Any) -> Any:
+    """Return what the keys of all tries of a task instance have in common; other workloads have one try."""
+    return getattr(key, "primary", key)
