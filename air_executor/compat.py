@@ -760,6 +760,14 @@ def has_told_airflow(supervisor: Any) -> bool:
 _STATES_TOLD = {"DeferTask": "deferred", "RescheduleTask": "up_for_reschedule", "AwaitInputTask": "awaiting_input"}
 
 
+def is_in_overtime(supervisor: Any) -> bool:
+    """Tell whether a task process lives, or lived, so long after its task has ended that Airflow kills it."""
+    from airflow.sdk.execution_time.supervisor import TASK_OVERTIME_THRESHOLD
+
+    ended_s = supervisor._task_end_time_monotonic
+    return ended_s is not None and time.monotonic() - ended_s > TASK_OVERTIME_THRESHOLD
+
+
 def told_by_task(supervisor: Any) -> str | None:
     """Return the state that the task, or a server that ended it, has told the supervisor; ``None``: none."""
     state = supervisor._terminal_state

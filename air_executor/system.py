@@ -281,16 +281,3 @@ def peer(connection: socket.socket) -> Peer | None:
         pid, uid, _ = struct.unpack("3i", data)
         return Peer(pid, uid)
     return None
-
-
-def ancestors(pid: int) -> list[int]:
-    """Return the process ids of the parents of ``pid``, its own included."""
-    line = []
-    try:
-        process: psutil.Process | None = psutil.Process(pid) if pid > 0 else None
-        while process is not None:
-            line.append(process.pid)
-            process = process.parent()
-    except psutil.Error:
-        pass  # one of them has just ended; what was found is what there is
-    return line

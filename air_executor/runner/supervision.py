@@ -479,6 +479,9 @@ class AirSupervisor(stock.ActivitySubprocess):
             return "Airflow ended it: the task instance was marked, cleared or deleted while it ran"
         if code < 0:
             name = system.signal_name(-code)
+            if told and compat.is_in_overtime(self):
+                after = f"it still lived {stock.TASK_OVERTIME_THRESHOLD:g} s after the task had ended as {told}"
+                return f"Airflow killed the task process by {name}: {after} ([core] task_success_overtime)"
             how = f"the task process was killed by {name} (signal {-code})" + self._run.memory_evidence(name)
         elif code:
             how = f"the task process ended with exit code {code}"

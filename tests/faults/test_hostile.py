@@ -129,7 +129,9 @@ class Batch:
         for index, script in enumerate(self.scripts):
             about = f"{self.name(index)}, {script}, {records.get(index)}"
             assert states[index] == (script.state, 1), f"{states[index]}: {about}"
-            assert (records[index].state is RunState.SUCCEEDED) == (script.state == "success"), about
+            ended = records[index].outcome if records[index].delivered else "failed"
+            assert ended == script.state, about
+            assert records[index].state in (RunState.SUCCEEDED, RunState.KILLED) or ended == "failed", about
             expected = "success" if script.state == "success" else "failure"
             wait_for(lambda index=index: self.lines("callbacks", index), f"the callback of {about}")
             assert self.lines("callbacks", index) == [expected], about

@@ -108,6 +108,15 @@ def test_a_task_process_sets_its_logs_up_through_the_function_that_is_replaced()
     assert parameters(load_remote_log_handler) == []
 
 
+def test_airflow_notes_when_a_task_has_ended_and_for_how_long_its_process_may_live_on() -> None:
+    import attrs
+    from airflow.sdk.execution_time import supervisor as stock
+
+    assert attrs.fields_dict(stock.ActivitySubprocess)["_task_end_time_monotonic"].default is None
+    source = inspect.getsource(stock.ActivitySubprocess._handle_process_overtime_if_needed)
+    assert "(time.monotonic() - self._task_end_time_monotonic) > TASK_OVERTIME_THRESHOLD" in source
+
+
 def test_airflow_looks_its_supervisor_up_by_name() -> None:
     if compat.AIRFLOW_VERSION >= (3, 3):
         from airflow.sdk.execution_time import coordinator
