@@ -45,6 +45,11 @@ def start_ticks(pid):
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
 
 
+def sleep_until_terminated():
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # Airflow's handler ends no process
+    time.sleep(FOR_EVER_S)
+
+
 class Actor:
     """Performs one script."""
 
@@ -119,7 +124,7 @@ class Actor:
         # One that is no daemon is waited for when its parent ends, unless that has told Airflow its state.
         is_waited_for = self.script["end"] in ("return", "raise")
         fork = multiprocessing.get_context("fork")
-        process = fork.Process(target=time.sleep, args=(FOR_EVER_S,), daemon=not is_waited_for)
+        process = fork.Process(target=sleep_until_terminated, daemon=not is_waited_for)
         process.start()
         append(f"pids-{self.name}", f"{process.pid} {start_ticks(process.pid)}")
 
