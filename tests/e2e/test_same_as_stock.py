@@ -13,7 +13,8 @@ from tests.support import airflow_env
 from tests.support.airflow_env import REPOSITORY, Airflow
 from tests.support.sameness import WARNS_OF_ITSELF, Normaliser, differences, logs_of, rows_of
 
-pytestmark = pytest.mark.core
+#: All is executed before the first test, once in each way.
+pytestmark = [pytest.mark.core, pytest.mark.timeout(1800)]
 
 AIR = {"AIRFLOW__CORE__EXECUTOR": "air_executor.AirExecutor"}
 
@@ -67,7 +68,7 @@ def first_without_mismatch(env: Airflow, way: str) -> dict[str, list[str]]:
     """
     for attempt in range(ATTEMPTS if way == "local" else 1):
         run = env.api.trigger("same", run_id=f"run-{way}-{attempt}")
-        run.wait()
+        run.wait(600)
         found = seen(env, run.run_id)
         if not any("state mismatch" in line for line in found["log"]):
             break
@@ -93,7 +94,7 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory, shared_dir: Path) -> Iter
             env.env.update(options)
             env.start("scheduler")
             found[way] = first_without_mismatch(env, way)
-            env.stop("scheduler")
+            env.stop("scheduler", timeout_s=300)
             env.env = before
         yield found
     finally:

@@ -61,12 +61,12 @@ class DeferTwice(BaseOperator):
 
     def execute(self, context, event=None):
         self.log.info("defers")
-        self.defer(trigger=TimeDeltaTrigger(timedelta(seconds=0)), method_name="resume", kwargs={"again": True})
+        self.defer(trigger=TimeDeltaTrigger(timedelta(seconds=5)), method_name="resume", kwargs={"again": True})
 
     def resume(self, context, event=None, again=False):
         print("resumed", again)
         if again:
-            self.defer(trigger=TimeDeltaTrigger(timedelta(seconds=0)), method_name="resume")
+            self.defer(trigger=TimeDeltaTrigger(timedelta(seconds=5)), method_name="resume")
         return "resumed"
 
 
@@ -146,7 +146,7 @@ def same():
         print("about to exit")
         sys.exit(3)
 
-    @task.sensor(mode="reschedule", poke_interval=5, timeout=60)
+    @task.sensor(mode="reschedule", poke_interval=10, timeout=60)
     def reschedules():
         path = Path(os.environ["AIR_TEST_OUT"]) / f"poked-{get_current_context()['run_id']}"
         print("poked before", path.exists())

@@ -85,11 +85,16 @@ class Normaliser:
         return found
 
 
+def _files(folder: Path) -> list[Path]:
+    """Return the logs of a run's tasks; what triggers log comes from the triggerer, and may depend on the time."""
+    return [path for path in sorted(folder.rglob("*.log")) if ".trigger." not in path.name]
+
+
 def logs_of(folder: Path, normaliser: Normaliser) -> dict[str, list[str]]:
     """Return the lines of all logs below a run's folder, by file and logger."""
     return {
         f"{normaliser.text(str(path.relative_to(folder)))} {logger}": lines
-        for path in sorted(folder.rglob("*.log"))
+        for path in _files(folder)
         for logger, lines in normaliser.log(path).items()
     }
 
@@ -97,7 +102,7 @@ def logs_of(folder: Path, normaliser: Normaliser) -> dict[str, list[str]]:
 def events_of(folder: Path, normaliser: Normaliser) -> list[str]:
     """Return the level, logger and event of all lines below a run's folder, without numbers, but for those meant."""
     found = []
-    for path in sorted(folder.rglob("*.log")):
+    for path in _files(folder):
         for raw in path.read_text(errors="replace").splitlines():
             with contextlib.suppress(ValueError):
                 line = json.loads(raw)
