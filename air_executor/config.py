@@ -14,7 +14,7 @@ import os
 import sys
 import textwrap
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -259,11 +259,12 @@ class Config:
 
     @classmethod
     def from_json(cls, text: str) -> Config:
-        """Return the options that :meth:`to_json` wrote."""
-        values = json.loads(text)
+        """Return what :meth:`to_json` wrote, in this version or another; what is missing has its default."""
+        found = json.loads(text)
+        values = {**vars(load(lambda _: None)), **found}
         for name in ("preload", "gpus"):
             values[name] = tuple(values[name])
-        return cls(**values)
+        return cls(**{each.name: values[each.name] for each in fields(cls)})
 
 
 def airflow_home() -> Path:

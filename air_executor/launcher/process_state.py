@@ -314,7 +314,8 @@ class ModuleGuard:
     ) -> Iterator[str]:
         for key, each in before.items():
             if key not in now:
-                yield f"takes away {name}.{_short(key)}"
+                if not _is_cache(name):  # from those, what nothing refers to any more goes at any time
+                    yield f"takes away {name}.{_short(key)}"
             elif _is_a(now[key], types.ModuleType) and not _is_a(each, types.ModuleType):
                 continue  # what stood for a module until it was used
             elif now[key] is not each and key != "__doc__" and not _are_alike(now[key], each):

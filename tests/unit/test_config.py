@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import configparser
+import dataclasses
+import json
 import os
 import sys
 from pathlib import Path
@@ -13,6 +15,7 @@ from airflow.configuration import AirflowConfigParser
 from air_executor import config, gpu_pool
 from air_executor.config import OPTIONS, Config, airflow_home, env_var, load, plain_getter
 from air_executor.errors import ConfigError
+from tests.support import airflow_env
 
 
 @pytest.fixture(autouse=True)
@@ -283,3 +286,11 @@ def test_options_come_back_from_json_as_they_were(tmp_path: Path) -> None:
 def test_the_variable_of_an_option_is_named_as_airflow_names_it() -> None:
     assert env_var("keep_runs") == "AIRFLOW__AIR_EXECUTOR__KEEP_RUNS"
     assert config.SECTION == "air_executor"
+
+
+def test_options_of_another_version_are_understood(tmp_path: Path) -> None:
+    ours = airflow_env.config(tmp_path, gpus=("0",))
+    document = json.loads(ours.to_json())
+    del document["keep_runs"]
+    others = Config.from_json(json.dumps({**document, "of_a_later_version": 1}))
+    assert others == dataclasses.replace(ours, keep_runs=10000)

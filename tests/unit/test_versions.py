@@ -31,7 +31,7 @@ RELEASE = "a64e64e"
 
 #: What an executor of the release does: it orders a run that fails early, and prints how its end reads.
 EXECUTOR = """
-import sys, time, orjson, air_executor
+import dataclasses, sys, time, orjson, air_executor
 from air_executor.config import Config
 from air_executor.launcher.client import LocalBackend
 from air_executor.runs.backend import RunRequest
@@ -39,7 +39,8 @@ from air_executor.runs.record import Identity, queued
 from air_executor.runs.store import RunStore
 
 assert air_executor.__file__.startswith(sys.argv[1])
-options = Config.from_json(sys.argv[2])
+known = {each.name for each in dataclasses.fields(Config)}
+options = Config.from_json(orjson.dumps({k: v for k, v in orjson.loads(sys.argv[2]).items() if k in known}).decode())
 store = RunStore(options.state_dir)
 backend = LocalBackend(store, options)
 who = Identity(**orjson.loads(sys.argv[3]))
@@ -114,15 +115,17 @@ def test_this_launcher_executes_what_an_executor_of_the_last_release_orders(
     store: RunStore, released: Path, run_released: Callable[..., subprocess.Popen[str]]
 ) -> None:
     with subprocess.Popen([sys.executable, "-m", "air_executor.cli", "launcher"]) as service:
-        wait_for(lambda: control.status(service_address(store)), "the service")
-        options = config(store.root, launcher="service").to_json()
-        who = orjson.dumps(vars(identity())).decode()
-        executor = run_released("-c", EXECUTOR, str(released), options, who)
-        said = executor.communicate(timeout=120)[0].split(maxsplit=2)
-        assert said[:2] == ["00000000-0000-4000-8000-000000000001", "failed"]
-        assert "not a workload" in said[2]
-        assert store.read(said[0]).state is RunState.FAILED
-        service.terminate()
+        try:
+            wait_for(lambda: control.status(service_address(store)), "the service")
+            options = config(store.root, launcher="service").to_json()
+            who = orjson.dumps(vars(identity())).decode()
+            executor = run_released("-c", EXECUTOR, str(released), options, who)
+            said = executor.communicate(timeout=120)[0].split(maxsplit=2)
+            assert said[:2] == ["00000000-0000-4000-8000-000000000001", "failed"]
+            assert "not a workload" in said[2]
+            assert store.read(said[0]).state is RunState.FAILED
+        finally:
+            service.terminate()
 
 
 def test_each_reads_the_records_of_the_other(
