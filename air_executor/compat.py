@@ -760,6 +760,26 @@ def has_told_airflow(supervisor: Any) -> bool:
 _STATES_TOLD = {"DeferTask": "deferred", "RescheduleTask": "up_for_reschedule", "AwaitInputTask": "awaiting_input"}
 
 
+def leave_alerts_to_scheduler() -> None:
+    """In a task process: run no callbacks, mails and listeners of a state that Airflow will not hear of.
+
+    A task that has lost the channel to its supervisor can tell nobody how it ended. It dies with an error, and what
+    becomes of that, with all callbacks, the scheduler says.
+    """
+    from airflow.sdk.execution_time import task_runner
+
+    finalize = task_runner.finalize
+
+    def finalize_if_told(*args: Any, **kwargs: Any) -> None:
+        try:
+            task_runner.SUPERVISOR_COMMS.socket.getpeername()  # type: ignore[union-attr]
+        except (AttributeError, OSError):
+            return
+        finalize(*args, **kwargs)
+
+    task_runner.finalize = finalize_if_told
+
+
 def is_in_overtime(supervisor: Any) -> bool:
     """Tell whether a task process lives, or lived, so long after its task has ended that Airflow kills it."""
     from airflow.sdk.execution_time.supervisor import TASK_OVERTIME_THRESHOLD

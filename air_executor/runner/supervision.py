@@ -125,6 +125,7 @@ def _task_main() -> None:
 
 def _execute_task(note_imports: Callable[[int], None]) -> None:
     known = len(sys.modules)
+    compat.leave_alerts_to_scheduler()
     try:
         stock._subprocess_main()
     finally:
