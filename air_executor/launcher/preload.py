@@ -25,6 +25,7 @@ import orjson
 from air_executor.errors import AirExecutorError
 from air_executor.launcher import trial
 from air_executor.launcher.fingerprint import packages_stamp
+from air_executor.launcher.importing import ImportNote
 from air_executor.launcher.process_state import ProcessState
 from air_executor.launcher.trial import Findings
 from air_executor.runner.stash import stash
@@ -99,19 +100,33 @@ class Preloader:
         self._modules: dict[str, list[str]] = {}
 
     def import_remembered(self) -> None:
-        """Import what was found worth it, as far as that is not done yet, and put it away for the tasks."""
+        """Import what was found worth it, as far as that is not done yet, and put it away for the tasks.
+
+        A package on which an earlier launcher died, or hung until it was killed, is not imported again.
+        """
+        with ImportNote(self._store.root) as note:
+            for package in note.fatal:
+                if package in self._verdicts:
+                    self._refuse(self._verdicts[package], "its import has ended or blocked a launcher")
+            self._import_all(note)
+        self.has_imported = len(stash) > 0
+
+    def _import_all(self, note: ImportNote) -> None:
         for verdict in list(self._verdicts.values()):
             if verdict.refused is None and not self._is_excluded(verdict.package):
+                note.begin(verdict.package)
                 before = ProcessState(has_children=True)
                 refused = self._import(verdict)
                 # The trial has seen nothing of the kind: it depends on something.
                 refused = refused or next(before.objections(verdict.modules), None)
                 if refused is not None:
-                    print(f"preload: {verdict.package}, imported ahead, {refused}; not any more", flush=True)
                     stash.drop(verdict.modules)
-                    self._verdicts[verdict.package] = replace(verdict, modules=[], refused=refused)
-                    self._remember()
-        self.has_imported = len(stash) > 0
+                    self._refuse(verdict, refused)
+
+    def _refuse(self, verdict: Verdict, refused: str) -> None:
+        print(f"preload: {verdict.package}, imported ahead, {refused}; not any more", flush=True)
+        self._verdicts[verdict.package] = replace(verdict, modules=[], refused=refused)
+        self._remember()
 
     def _import(self, verdict: Verdict) -> str | None:
         for name in verdict.modules:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
+import signal
 import socket
 import sys
 import sysconfig
@@ -120,6 +122,24 @@ def test_what_takes_time_and_does_no_harm_is_imported_ahead_and_remembered(store
     preloader.import_remembered()
     assert set(verdict.modules) <= set(names())
     assert preloader.has_imported
+
+
+def test_what_a_launcher_has_died_of_is_not_imported_by_the_next_one(
+    store: RunStore, packages: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learn(Preloader(store), store, "ahead_slow.inner", "ahead_slow")
+    assert [each.refused for each in read_verdicts(store)] == [None]
+    pid = os.fork()
+    if not pid:
+        monkeypatch.setattr(stash, "load", lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL))
+        with contextlib.suppress(BaseException):
+            Preloader(store).import_remembered()
+        os._exit(0)
+    assert os.waitpid(pid, 0)[1] == signal.SIGKILL
+    Preloader(store).import_remembered()
+    (verdict,) = read_verdicts(store)
+    assert verdict.refused == "its import has ended or blocked a launcher"
+    assert list(store.root.glob("importing.*")) == []
 
 
 def test_runners_that_begin_and_end_while_a_launcher_imports_are_nothing_of_the_package(
