@@ -45,7 +45,7 @@ MEANT = {
     r"structlog default_context_class: .*": "the default, said by name",
     r"(descriptor \d+|logging handlers|warnings\.showwarning): .*": "logging is set up as each task process does",
     r"logger [\w.]+: nothing -> \(0, True, False, \[\], \[\], .*": "a logger that says nothing of its own",
-    r"logger (dill|alembic): .*": "two packages that Airflow's own imports need",
+    r"logger (dill|alembic|alembic\.runtime\.plugins): .*": "two packages that Airflow's own imports need",
     r"logger airflow\.task: .*": "its handlers are for other processes; each task process takes them off",
     r".*loggerDict\..*": "the same loggers, from another side",
     r".*\._cache\.\[\d+\]: nothing -> (True|False)": "of the level, which setting one forgets",
