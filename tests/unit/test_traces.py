@@ -120,7 +120,8 @@ from tests.support.airflow_env import config
 
 store, file = sys.argv[1:]
 Path(store).mkdir()
-Path(store, "preloaded_one.py").write_text("import structlog\\nlog = structlog.get_logger(logger_name='of.one').bind(bound=1)")
+code = "import structlog\\nlog = structlog.get_logger(logger_name='of.one').bind(bound=1)"
+Path(store, "preloaded_one.py").write_text(code)
 sys.path.insert(0, store)
 warmup.warm_up(["preloaded_one"])
 rehearsal.rehearse()
