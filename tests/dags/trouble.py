@@ -65,16 +65,6 @@ def trouble():
             os.write(1, b"\r" + b"%05d" % number + b"x" * 9_995)
         os.write(1, b"\rall done")
 
-    @task
-    def asks_the_launcher():
-        from air_executor.launcher import control
-        from air_executor.launcher.address import all_addresses
-        from air_executor.runs.store import RunStore
-
-        addresses = all_addresses(RunStore(Path(os.environ["AIRFLOW_HOME"]) / ".air-executor"))
-        return [control.status(address) for address in addresses]
-
-    asks_the_launcher()
     binary_output()
     closes_stdout()
     forks_children()

@@ -59,7 +59,6 @@ def audit_of(run: DagRun, task_id: str) -> str:
 
 def test_only_the_tasks_that_die_fail(trouble: DagRun) -> None:
     assert trouble.states() == {
-        "asks_the_launcher": "success",
         "binary_output": "success",
         "closes_stdout": "success",
         "forks_children": "success",
@@ -94,10 +93,6 @@ def test_processes_that_a_task_leaves_are_ended(env: Airflow, trouble: DagRun) -
     for name in ("forked-child", "daemon"):
         pid = int((env.out / name).read_text())
         wait_for(lambda pid=pid: not psutil.pid_exists(pid), f"{name} to be gone")
-
-
-def test_a_task_cannot_speak_to_the_launcher(trouble: DagRun) -> None:
-    assert trouble.xcom("asks_the_launcher") == [None]
 
 
 def test_all_of_a_long_output_is_in_the_log(trouble: DagRun) -> None:
@@ -201,7 +196,8 @@ def test_a_dag_file_that_breaks_or_vanishes_fails_its_task_clearly(env: Airflow)
     env.api.unpause("vanishing")
     source.write_text("this is not Python\n")
     broken = env.api.trigger("vanishing")
-    assert broken.wait() == "failed"
+    # Its run may never end: once the file is known to be broken, Airflow's scheduler looks at none of its runs.
+    wait_for(lambda: broken.states() == {"t": "failed"}, "the end of its task")
     assert "SyntaxError" in broken.log("t") or "Dag not found" in broken.log("t")
     source.unlink()
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import sysconfig
-from pathlib import Path
 
 import pytest
 
@@ -125,11 +123,10 @@ def test_jobs_are_found_from_below_their_folder(yard: Yard) -> None:
 
 def test_the_engine_works_where_nothing_of_airflow_is_installed(yard: Yard) -> None:
     bare = yard.folder / "bare"
-    uv = str(Path(sysconfig.get_path("scripts")) / "uv")
-    subprocess.run([uv, "venv", "--quiet", "--python", sys.executable, str(bare)], check=True)
-    python = str(bare / "bin" / "python")
-    subprocess.run([uv, "pip", "install", "--quiet", "--python", python, str(REPOSITORY)], check=True)
-    installed = subprocess.run([uv, "pip", "freeze", "--python", python], check=True, capture_output=True, text=True)
+    subprocess.run([sys.executable, "-m", "venv", str(bare)], check=True)
+    pip = [str(bare / "bin" / "python"), "-m", "pip"]
+    subprocess.run([*pip, "install", "--quiet", str(REPOSITORY)], check=True)
+    installed = subprocess.run([*pip, "freeze"], check=True, capture_output=True, text=True)
     assert "airflow" not in installed.stdout
     (yard.folder / "job.json").write_text(
         json.dumps(
