@@ -121,7 +121,7 @@ class AirJobOperator(BaseOperator):
             return
         job = store.open(name).job
         self.log.info("Job %s is there already, and is %s", name, job.state.value)
-        if job.state is JobState.FAILED:
+        if job.state in (JobState.FAILED, JobState.CANCELLED):
             store.ask(name, "retry")
 
     def _work(self, state_dir: str, name: str, progress: Progress) -> None:

@@ -50,6 +50,9 @@ class Summary:
     running: int
     updated_at: str
     error: str | None
+    skipped: int = 0
+    cancelled: int = 0
+    paused: bool = False
 
 
 def options() -> Config:
@@ -93,6 +96,9 @@ def summary(files: JobFiles) -> Summary:
         statuses.count(TaskStatus.RUNNING),
         files.job.updated_at,
         files.job.error,
+        statuses.count(TaskStatus.SKIPPED),
+        statuses.count(TaskStatus.CANCELLED),
+        files.job.paused and not files.job.state.is_end,
     )
 
 
@@ -293,7 +299,8 @@ class _Display:
         files = files or self._store.open(self._name)
         now = summary(files)
         note = f"{now.running} running" + (f", [red]{now.failed} failed[/]" if now.failed else "")
-        self._progress.update(self._bar, completed=now.completed + now.failed, total=now.tasks, note=note)
+        ended = now.completed + now.failed + now.skipped + now.cancelled
+        self._progress.update(self._bar, completed=ended, total=now.tasks, note=note)
         self._due_s = began_s + max(_LOOK_S, 20 * (time.monotonic() - began_s))  # it costs as much as the job is long
         return files.job.state.is_end and not files.asks()
 

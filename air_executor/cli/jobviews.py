@@ -27,6 +27,8 @@ _COLOURS: dict[str, str] = {
     "running": "cyan",
     "completed": "green",
     "failed": "red",
+    "skipped": "yellow",
+    "cancelled": "yellow",
 }
 
 #: A result is shown up to so many characters.
@@ -39,15 +41,16 @@ def _state(state: JobState | TaskStatus) -> Text:
 
 def jobs(found: Iterable[Summary]) -> RenderableType:
     """Return a list of jobs."""
-    numbers = ("DONE", "RUNNING", "FAILED")
+    numbers = ("DONE", "RUNNING", "FAILED", "NOT RUN")
     shown = table("JOB", "STATE", *numbers, "UPDATED (UTC)", "REASON", right=numbers)
     for job in found:
         shown.add_row(
             escape(job.name),
-            _state(job.state),
+            Text("paused", style="yellow") if job.paused else _state(job.state),
             f"{job.completed}/{job.tasks}",
             str(job.running),
             str(job.failed),
+            str(job.skipped + job.cancelled),
             job.updated_at[:19].replace("T", " "),
             escape(job.error or ""),
         )
@@ -56,7 +59,8 @@ def jobs(found: Iterable[Summary]) -> RenderableType:
 
 def job(files: JobFiles) -> RenderableType:
     """Return a job's tasks as a tree: below each task what it has queued."""
-    head = Text.assemble((files.job.name, "bold"), " ", _state(files.job.state), f" {files.job.error or ''}")
+    paused = (" paused", "yellow") if files.job.paused else ""
+    head = Text.assemble((files.job.name, "bold"), " ", _state(files.job.state), paused, f" {files.job.error or ''}")
     tree = Tree(head)
     branches: dict[str, Tree] = {}
     for task in files.tasks.values():

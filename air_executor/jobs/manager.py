@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import heapq
 import logging
 import os
 import select
@@ -16,7 +15,6 @@ import signal
 import socket
 import time
 import uuid
-from collections import deque
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta, timezone
 from typing import Any
@@ -27,6 +25,7 @@ from air_executor.config import Config
 from air_executor.errors import AirExecutorError, JobChangedError, JobError, ManagedError, RecordError
 from air_executor.jobs.model import JobState, Task, TaskStatus
 from air_executor.jobs.queue import read_queued
+from air_executor.jobs.schedule import ActiveJob, in_order
 from air_executor.jobs.store import Ask, JobFiles, JobStore, base_folder
 from air_executor.jobs.watch import Watch
 from air_executor.launcher.client import LocalBackend
@@ -47,106 +46,6 @@ _BLOCKED_S = 1.0
 
 #: At least so many seconds are between two looks at the files.
 _LOOK_S = 0.05
-
-#: What a task that was not run, for the sake of another one, has as its error begins so.
-NOT_RUN = "not run: "
-
-
-class ActiveJob:
-    """A job that is being worked on: its files, and what follows from them."""
-
-    def __init__(self, files: JobFiles) -> None:
-        self.files = files
-        #: Tasks whose turn it is, in the order of the file.
-        self.ready: deque[str] = deque()
-        #: How many dependencies a task still waits for.
-        self._missing: dict[str, int] = {}
-        #: Who waits for a task.
-        self._waiting: dict[str, list[str]] = {}
-        #: Tasks that are tried again later: when, on the monotonic clock, and which.
-        self.later: list[tuple[float, str]] = []
-        #: Tasks that run: the slots of their runners.
-        self.running: dict[str, int] = {}
-        #: Its files could not be written, or read: when it is begun anew from them, on the monotonic clock.
-        self.blocked_until_s = 0.0
-        for task in files.tasks.values():
-            self.enlist(task)
-
-    @property
-    def name(self) -> str:
-        """The job's name."""
-        return self.files.path.name
-
-    @property
-    def tasks(self) -> dict[str, Task]:
-        """The job's tasks, by their ids."""
-        return self.files.tasks
-
-    def enlist(self, task: Task) -> None:
-        """Find out when it is the turn of a task that is pending."""
-        if task.status is not TaskStatus.PENDING:
-            return
-        missing = [other for other in task.dependencies if self.tasks[other].status is not TaskStatus.COMPLETED]
-        for other in missing:
-            self._waiting.setdefault(other, []).append(task.id)
-        self._missing[task.id] = len(missing)
-        if missing:
-            return
-        if task.retry_at is not None:
-            # Not longer than it was to wait in the first place, if the clock was set back since.
-            wait_s = max(0.0, min(_seconds(task.retry_at) - time.time(), task.wait_s()))
-            heapq.heappush(self.later, (time.monotonic() + wait_s, task.id))
-        else:
-            self.ready.append(task.id)
-
-    def admit(self, task: Task) -> None:
-        """Take in a new task."""
-        lost = next((other for other in task.dependencies if self.tasks[other].status is TaskStatus.FAILED), None)
-        if lost is not None:
-            task.status, task.completed_at = TaskStatus.FAILED, now()
-            task.error = f"{NOT_RUN}it depends on {lost}, which failed"
-        self.enlist(task)
-
-    def follow_up(self, task: Task) -> None:
-        """Give those that waited for a completed task their turn."""
-        for waiting in self._waiting.pop(task.id, ()):
-            self._missing[waiting] -= 1
-            if not self._missing[waiting] and self.tasks[waiting].status is TaskStatus.PENDING:
-                self.ready.append(waiting)
-
-    def hopeless(self, task: Task) -> Iterator[Task]:
-        """Yield what can't run any more since ``task`` failed, each with its error, before those that wait for it."""
-        doomed = deque([task.id])
-        while doomed:
-            reason = doomed.popleft()
-            for waiting in self._waiting.pop(reason, ()):
-                other = self.tasks[waiting]
-                if other.status is TaskStatus.PENDING:
-                    other.status, other.completed_at = TaskStatus.FAILED, now()
-                    other.error = f"{NOT_RUN}it depends on {reason}, which failed"
-                    doomed.append(waiting)
-                    yield other
-
-    def wake_later(self, at_s: float) -> None:
-        """Give those whose wait is over at ``at_s``, on the monotonic clock, their turn."""
-        while self.later and self.later[0][0] <= at_s:
-            _, task_id = heapq.heappop(self.later)
-            if self.tasks[task_id].status is TaskStatus.PENDING:
-                self.ready.append(task_id)
-
-    def free_slot(self) -> int | None:
-        """Return the number of a runner that the job may have and has not."""
-        taken = set(self.running.values())
-        return next((slot for slot in range(self.files.job.max_runners) if slot not in taken), None)
-
-    def workload_id(self, slot: int) -> str:
-        """Return the id whose lock the runner in ``slot`` holds: as many slots as the job may have runners."""
-        return str(uuid.uuid5(uuid.NAMESPACE_URL, f"air-executor:{self.files.job.id}/{slot}"))
-
-    @property
-    def is_over(self) -> bool:
-        """Whether nothing is left to do."""
-        return not (self.running or self.ready or self.later)
 
 
 class Manager:
@@ -448,6 +347,7 @@ class Manager:
 
     def _resume(self, job: ActiveJob) -> None:
         """Find the runs of the tasks that are running as the files say, and stop those that are nobody's."""
+        self._write_down(job)
         for task in list(job.tasks.values()):  # what has ended may have queued more
             if task.status is TaskStatus.RUNNING:
                 self._find_run(job, task)
@@ -456,6 +356,13 @@ class Manager:
             if name == job.name and run_id not in known:
                 del self._live[run_id]
                 self._backend.stop(run_id, "the job's files say something else now", unwanted=True)
+
+    def _write_down(self, job: ActiveJob, *changed: Task) -> None:
+        """Commit what has changed, and what has followed from reading the job."""
+        tasks = {task.id: task for task in (*job.unwritten, *changed)}
+        if tasks:
+            job.files.commit(*tasks.values())
+        job.unwritten = []
 
     def _find_run(self, job: ActiveJob, task: Task) -> None:
         try:
@@ -507,6 +414,9 @@ class Manager:
             self._add(job, tasks, where)
         elif ask.action == "cancel":
             self._cancel(job)
+        elif ask.action in ("pause", "resume"):
+            job.files.job.paused = ask.action == "pause"
+            job.files.write()
         elif ask.action in ("retry", "reset"):
             self._again(job, ask)
         else:
@@ -515,21 +425,18 @@ class Manager:
     def _add(self, job: ActiveJob, tasks: list[Task], where: str) -> None:
         # Of a request that was followed before the manager died, the tasks are there already.
         fresh = [task for task in tasks if task.id not in job.tasks or job.tasks[task.id].created_at != task.created_at]
-        for task in job.files.add(fresh, where):
-            job.admit(task)
+        for task in job.enlist(*job.files.add(fresh, where)):
+            job.files.forget_text(task)
         job.files.set_state(JobState.WORKING)
 
     def _cancel(self, job: ActiveJob) -> None:
         job.files.job.cancelled = True
-        job.ready.clear()
-        job.later.clear()
-        for task in job.tasks.values():
-            if task.status is TaskStatus.PENDING:
-                task.status, task.completed_at, task.error = TaskStatus.FAILED, now(), f"{NOT_RUN}the job was cancelled"
+        for task in job.cancel():
+            job.files.forget_text(task)
         for run_id, (name, _) in self._live.items():
             if name == job.name:
                 self._backend.stop(run_id, "the job was cancelled")
-        job.files.commit(*job.tasks.values())
+        job.files.write()
 
     def _again(self, job: ActiveJob, ask: Ask) -> None:
         if job.running:
@@ -544,51 +451,45 @@ class Manager:
             files.keys = {task.key: task.id for task in files.tasks.values() if task.key is not None}
             again = list(files.tasks.values())
         else:
-            failed = [task for task in files.tasks.values() if task.status is TaskStatus.FAILED]
-            again = [
-                task
-                for task in failed
-                if not ask.tasks or task.id in ask.tasks or (task.error or "").startswith(NOT_RUN)
-            ]
+            again = job.to_retry(ask.tasks)
         for task in again:
             task.status, task.tries, task.error, task.exit_code, task.result = TaskStatus.PENDING, 0, None, None, None
-            task.started_at = task.completed_at = task.retry_at = task.run_id = None
+            task.started_at = task.completed_at = task.retry_at = task.run_id = task.cause = None
             files.forget_text(task)
-        files.job.cancelled = False
+        files.job.cancelled = files.job.paused = False
         files.set_state(JobState.WAITING)
-        self._jobs[job.name] = ActiveJob(files)
+        again_job = self._jobs[job.name] = ActiveJob(files)
+        self._write_down(again_job)
 
     # Runs
 
     def _could_start(self) -> bool:
         """Tell whether there is a task whose turn it is, and a place for it."""
-        is_willing = any(
-            job.ready and not job.blocked_until_s and job.free_slot() is not None for job in self._jobs.values()
-        )
+        is_willing = any(job.is_willing and job.free_slot() is not None for job in self._jobs.values())
         return self._may_start and is_willing and not self._is_full()
 
     def _is_full(self) -> bool:
         return len(self._live) >= self._max_runners
 
     def _start_runs(self) -> None:
-        """Start what may start, one task of each job in turn."""
+        """Start what may start: of the jobs with the highest priority first, one task of each in turn."""
         if not self._may_start:
             return
-        willing = [job for job in self._jobs.values() if job.ready and not job.blocked_until_s]
-        while willing and not self._is_full():
-            for job in list(willing):
-                if self._is_full():
-                    return
-                slot = job.free_slot()
-                if slot is None or not job.ready:
-                    willing.remove(job)
-                    continue
-                self._try(job, lambda job, slot=slot: self._start(job, slot))  # type: ignore[misc]
-                if job.blocked_until_s:
-                    willing.remove(job)
+        for willing in in_order(self._jobs.values()):
+            while willing and not self._is_full():
+                for job in list(willing):
+                    if self._is_full():
+                        return
+                    slot = job.free_slot()
+                    if slot is None or not job.ready:
+                        willing.remove(job)
+                        continue
+                    self._try(job, lambda job, slot=slot: self._start(job, slot))  # type: ignore[misc]
+                    if job.blocked_until_s:
+                        willing.remove(job)
 
     def _start(self, job: ActiveJob, slot: int) -> None:
-        task = job.tasks[job.ready[0]]
+        task = job.tasks[job.ready.first()]
         run_id = str(uuid.uuid4())
         before = dataclasses.replace(task)
         task.status, task.started_at, task.run_id = TaskStatus.RUNNING, now(), run_id
@@ -605,7 +506,7 @@ class Manager:
             job.tasks[task.id] = before
             job.files.forget_text(before)
             raise
-        job.ready.popleft()
+        job.ready.pop()
         job.running[task.id] = slot
         self._live[run_id] = job.name, task.id
 
@@ -661,10 +562,10 @@ class Manager:
         task.exit_code = record.exit_code
         if record.state is RunState.SUCCEEDED:
             self._completed(job, task, record)
-        elif _is_interruption(record) and not job.files.job.cancelled:
+        elif _is_interruption(record):
             self._interrupted(job, task, record.reason or "its runner died")
         else:
-            self._failed(job, task, record.reason or f"it ended with exit code {record.exit_code}")
+            self._failed(job, task, record.reason or f"it ended with exit code {record.exit_code}", record)
         with contextlib.suppress(AirExecutorError):
             self._runs.mark_reported(record)
 
@@ -683,15 +584,15 @@ class Manager:
         task.status, task.completed_at, task.error = TaskStatus.COMPLETED, record.ended_at or now(), None
         with contextlib.suppress(OSError, orjson.JSONDecodeError):
             task.result = orjson.loads((folder / "result.json").read_bytes())
-        for each in new:
-            job.admit(each)
-        job.files.commit(task, *new)
-        job.follow_up(task)
+        self._write_down(job, task, *new, *job.enlist(*new), *job.follow_up(task))
         if job.files.job.cancelled:
             self._cancel(job)
 
     def _interrupted(self, job: ActiveJob, task: Task, reason: str) -> None:
         task.interruptions += 1
+        if job.files.job.cancelled:
+            self._failed(job, task, reason)
+            return
         if task.interruptions > _INTERRUPTIONS:
             self._failed(job, task, f"interrupted {task.interruptions} times; the last time: {reason}")
             return
@@ -701,16 +602,22 @@ class Manager:
         job.files.commit(task)
         job.enlist(task)
 
-    def _failed(self, job: ActiveJob, task: Task, reason: str) -> None:
+    def _failed(self, job: ActiveJob, task: Task, reason: str, record: RunRecord | None = None) -> None:
+        """Try a task again, or note its end.
+
+        :param record: the run that failed, if it is because of that.
+        """
         task.error, task.completed_at = reason, now()
-        if task.tries <= task.retries and not job.files.job.cancelled:
+        is_cancelled = job.files.job.cancelled
+        if not is_cancelled and task.tries <= task.retries and _is_tried_again(task, record):
             task.status = TaskStatus.PENDING
             task.retry_at = (datetime.now(tz=timezone.utc) + timedelta(seconds=task.wait_s())).isoformat()
             job.files.commit(task)
             job.enlist(task)
             return
-        task.status = TaskStatus.FAILED
-        job.files.commit(task, *job.hopeless(task))
+        has_failed = not is_cancelled or (record is not None and record.state is RunState.FAILED)
+        task.status = TaskStatus.FAILED if has_failed else TaskStatus.CANCELLED
+        self._write_down(job, task, *job.follow_up(task))
 
     def _finish(self, job: ActiveJob) -> None:
         """Write the files, and end a job with which nothing is left to do."""
@@ -721,12 +628,13 @@ class Manager:
         stuck = [task for task in job.tasks.values() if not task.status.is_end]
         if stuck:
             raise JobError(f"tasks wait for what never comes: {', '.join(task.id for task in stuck[:5])}")
-        error = None
+        state, error = JobState.COMPLETED, None
         if job.files.job.cancelled:
-            error = "it was cancelled"
+            state, error = JobState.CANCELLED, "it was cancelled"
         elif failed:
+            state = JobState.FAILED
             error = f"{len(failed)} of {len(job.tasks)} tasks failed: {', '.join(task.id for task in failed[:5])}"
-        job.files.set_state(JobState.FAILED if error else JobState.COMPLETED, error)
+        job.files.set_state(state, error)
         job.files.close()
         self._refused[job.name] = job.files.signature()
         self._watch.remove(job.files.path)
@@ -739,5 +647,11 @@ def _is_interruption(record: RunRecord) -> bool:
     return record.state is RunState.LOST or (record.state is RunState.KILLED and record.outcome in (None, UNWANTED))
 
 
-def _seconds(moment: str) -> float:
-    return datetime.fromisoformat(moment.replace("Z", "+00:00")).timestamp()
+def _is_tried_again(task: Task, record: RunRecord | None) -> bool:
+    """Tell whether a failure is one after which the task is tried again."""
+    if not task.retry_on:
+        return True
+    if record is None:
+        return False
+    is_killed = record.signal in signal.Signals.__members__
+    return (128 + signal.Signals[str(record.signal)] if is_killed else record.exit_code) in task.retry_on

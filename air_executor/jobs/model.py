@@ -26,7 +26,7 @@ class _Stage(str, enum.Enum):
     @property
     def is_end(self) -> bool:
         """Whether nothing happens any more unless somebody asks for it."""
-        return self.value in ("completed", "failed")
+        return self.value in ("completed", "failed", "skipped", "cancelled")
 
 
 class JobState(_Stage):
@@ -36,6 +36,8 @@ class JobState(_Stage):
     WORKING = "working"
     COMPLETED = "completed"
     FAILED = "failed"
+    """At least one of its tasks failed."""
+    CANCELLED = "cancelled"
 
 
 class TaskStatus(_Stage):
@@ -45,6 +47,21 @@ class TaskStatus(_Stage):
     RUNNING = "running"
     COMPLETED = "completed"
     FAILED = "failed"
+    SKIPPED = "skipped"
+    """Not run, as what it depends on did not end as its ``when`` asks."""
+    CANCELLED = "cancelled"
+    """Its job was cancelled before it had ended."""
+
+
+class When(str, enum.Enum):
+    """How what a task depends on must have ended for the task to run."""
+
+    SUCCESS = "success"
+    """All have completed."""
+    FAILED = "failed"
+    """All have ended, and one has failed or was not run as another had failed."""
+    ALWAYS = "always"
+    """All have ended."""
 
 
 def check_name(name: Any, what: str = "a job's name") -> str:
@@ -70,7 +87,7 @@ class Task:
     """The program, found as a shell finds it; with ``shell``, the shell's whole command line."""
     args: list[str] = field(default_factory=list)
     dependencies: list[str] = field(default_factory=list)
-    """Ids of tasks of the same job that must have completed before."""
+    """Ids of tasks of the same job that must have ended before."""
     status: TaskStatus = TaskStatus.PENDING
     created_at: str | None = None
     started_at: str | None = None
@@ -92,10 +109,19 @@ class Task:
     """How often the task is tried again after it has failed."""
     retry_delay: float = 1.0
     """Wait before the first further try; doubled before each one that follows, up to an hour."""
+    retry_on: list[int] = field(default_factory=list)
+    """Exit codes after which it is tried again; of a task that was killed, as in a shell, 128 and the signal's number.
+    Unless given, it is tried again after any failure."""
+    when: When = When.SUCCESS
+    """How what it depends on must have ended for it to run; otherwise it is skipped."""
+    priority: int = 0
+    """Among tasks of its job whose turn it is, those with a higher number are first."""
     key: str | None = None
     """Of tasks that are queued with the same key, the job has one."""
     queued_by: str | None = None
     """Id of the task that queued this one."""
+    cause: str | None = None
+    """Id of the failed task for which this one was not run."""
     tries: int = 0
     """How often it has been begun."""
     interruptions: int = 0
@@ -158,6 +184,18 @@ class Task:
             raise JobError(f"{who}: with shell, the whole command line is the command; there are no args")
         if self.id in self.dependencies:
             raise JobError(f"{who}: it depends on itself")
+        if self.when is When.FAILED and not self.dependencies:
+            raise JobError(
+                f"{who}, field 'when': it runs after a failure of what it depends on, and depends on nothing; for a "
+                "failure of the job there is the job's on_failure"
+            )
+        if self.retry_on and not self.retries:
+            raise JobError(f"{who}, field 'retry_on': it says after what to try again; 'retries' must say how often")
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether it failed, or was not run as another task had failed."""
+        return self.status is TaskStatus.FAILED or (self.status is TaskStatus.SKIPPED and self.cause is not None)
 
     def wait_s(self) -> float:
         """Return how long to wait before the next try, in seconds."""
@@ -181,6 +219,11 @@ class Job:
     env: dict[str, str] = field(default_factory=dict)
     error: str | None = None
     cancelled: bool = False
+    """Somebody has asked for its end."""
+    paused: bool = False
+    """What runs, runs on; nothing new is started."""
+    priority: int = 0
+    """Tasks of jobs with a higher number are started first."""
     extra: dict[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> bytes:
@@ -349,6 +392,12 @@ def _whole(least: int) -> Callable[[Any], int]:
     return check
 
 
+def _exit_codes(value: Any) -> list[int]:
+    if not isinstance(value, list) or not all(type(code) is int and 1 <= code <= 255 for code in value):
+        raise ValueError("it must be a list of exit codes, each a whole number from 1 to 255")
+    return value
+
+
 def _number(value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int):
         raise ValueError("it must be a whole number")
@@ -397,8 +446,12 @@ _CHECKS: dict[str, Callable[[Any], Any]] = {
     "timeout": _seconds,
     "retries": _whole(0),
     "retry_delay": _seconds,
+    "retry_on": _exit_codes,
+    "when": _one_of(When),
+    "priority": _number,
     "key": _some_text,
     "queued_by": _text,
+    "cause": _text,
     "tries": _whole(0),
     "interruptions": _whole(0),
     "retry_at": _moment,
@@ -426,6 +479,8 @@ _JOB_CHECKS: dict[str, Callable[[Any], Any]] = {
     "env": _variables,
     "error": _text,
     "cancelled": _boolean,
+    "paused": _boolean,
+    "priority": _number,
 }
 _JOB_FIELDS = tuple(_JOB_CHECKS)
 _JOB_ALWAYS = frozenset({"id", "name", "state", "created_at", "updated_at", "max_runners"})

@@ -152,4 +152,4 @@ def test_a_task_that_is_marked_cancels_its_job(airflow: Airflow) -> None:
     wait_for(runs, "the job's task to run")
     run.mark("job", "failed")
     wait_for(lambda: store.open(name).job.state.is_end, "the job to be cancelled")
-    assert (store.open(name).job.state, store.open(name).job.error) == (JobState.FAILED, "it was cancelled")
+    assert (store.open(name).job.state, store.open(name).job.error) == (JobState.CANCELLED, "it was cancelled")

@@ -193,8 +193,10 @@ def test_what_depends_on_a_failed_task_is_not_run_and_the_rest_is(yard: Yard) ->
     files = yard.finish()
     assert yard.lines("ran") == ["other"]
     assert files.tasks["bad"].tries == 2
-    assert files.tasks["later"].error == "not run: it depends on after, which failed"
-    assert files.job.error == "3 of 4 tasks failed: bad, after, later"
+    assert statuses(yard) == {"bad": "failed", "after": "skipped", "later": "skipped", "other": "completed"}
+    assert files.tasks["after"].error == "not run: it depends on bad, which failed"
+    assert files.tasks["later"].error == "not run: it depends on after, which was skipped as bad failed"
+    assert (files.job.state, files.job.error) == (JobState.FAILED, "1 of 4 tasks failed: bad")
 
 
 def test_what_a_task_leaves_behind_ends_with_it(yard: Yard) -> None:
@@ -313,9 +315,10 @@ def test_a_job_that_is_cancelled_ends_what_runs_and_does_not_begin_the_rest(yard
     yard.submit(sh("a", "sleep 600"), sh("b", "echo b >> ran"), sh("c", "true", dependencies=["a"]))
     yard.start_manager()
     runner = yard.runner_of("a")
-    assert "failed" in yard.call("cancel", "job")
+    assert "cancelled" in yard.call("cancel", "job")
     done = api.wait("job", timeout_s=120, state_dir=yard.state_dir)
-    assert (done.job.state, done.job.error) == (JobState.FAILED, "it was cancelled")
+    assert (done.job.state, done.job.error) == (JobState.CANCELLED, "it was cancelled")
+    assert {task.status for task in done.tasks} == {TaskStatus.CANCELLED}
     assert [task.error for task in done.tasks] == [
         "stopped: the job was cancelled",
         "not run: the job was cancelled",

@@ -69,7 +69,7 @@ def test_the_fields_of_the_first_air_executor_come_first_and_always() -> None:
         ("args", "x", "it must be a list of text"),
         ("args", [1], "it must be text"),
         ("dependencies", "b", "it must be a list of text"),
-        ("status", "done", "it must be one of pending, running, completed, failed"),
+        ("status", "done", "it must be one of pending, running, completed, failed, skipped, cancelled"),
         ("created_at", "yesterday", "it must be a moment"),
         ("env", {"A": 1}, "it must be an object of text to text"),
         ("env", {"A=B": "1"}, "is not the name of an environment variable"),
@@ -82,6 +82,11 @@ def test_the_fields_of_the_first_air_executor_come_first_and_always() -> None:
         ("shell", "yes", "it must be true or false"),
         ("function", "json", "it must be module:function"),
         ("arguments", [1], "it must be an object"),
+        ("when", "never", "it must be one of success, failed, always"),
+        ("when", "failed", "depends on nothing; for a failure of the job there is the job's on_failure"),
+        ("retry_on", [0], "it must be a list of exit codes, each a whole number from 1 to 255"),
+        ("retry_on", [75], "'retries' must say how often"),
+        ("priority", "high", "it must be a whole number"),
     ],
 )
 def test_a_wrong_value_is_refused_with_file_task_and_field(field: str, value: Any, says: str) -> None:
@@ -171,10 +176,12 @@ def test_the_wait_between_tries_doubles_up_to_an_hour() -> None:
 def test_a_job_with_a_wrong_field_is_refused_with_its_name() -> None:
     with pytest.raises(JobError, match=r"job/state\.json, field 'max_runners': it must be a whole number, at least 1"):
         Job.from_dict({"id": "1", "max_runners": 0}, name="job", where="job/state.json")
-    with pytest.raises(JobError, match="field 'state': it must be one of waiting, working, completed, failed"):
+    with pytest.raises(
+        JobError, match="field 'state': it must be one of waiting, working, completed, failed, cancelled"
+    ):
         Job.from_dict({"id": "1", "state": "done"}, name="job", where="job/state.json")
 
 
 def test_states_know_their_end() -> None:
-    assert [state for state in JobState if state.is_end] == [JobState.COMPLETED, JobState.FAILED]
-    assert [status for status in TaskStatus if status.is_end] == [TaskStatus.COMPLETED, TaskStatus.FAILED]
+    assert [state.value for state in JobState if not state.is_end] == ["waiting", "working"]
+    assert [status.value for status in TaskStatus if not status.is_end] == ["pending", "running"]

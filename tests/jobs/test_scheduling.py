@@ -1,0 +1,242 @@
+"""Which tasks run, in which order, and what becomes of those that do not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+
+from air_executor.jobs import api
+from air_executor.jobs.model import Job, JobState, Task, TaskStatus
+from air_executor.jobs.schedule import ActiveJob, in_order
+from air_executor.jobs.store import JobFiles, JobStore
+from tests.jobs.conftest import Yard
+from tests.support.waiting import wait_for
+
+
+def active(folder: Path, *tasks: dict[str, Any], **job: Any) -> ActiveJob:
+    document = {"id": "1", **job}
+    files = JobStore(folder).create(
+        Job.from_dict(document, name=str(job.get("name", "job")), where="job"),
+        [Task.from_dict({"command": "true", **each}, job_name="job", where="job") for each in tasks],
+    )
+    return ActiveJob(files)
+
+
+def end(job: ActiveJob, task_id: str, status: str) -> dict[str, str]:
+    """Let a task end, and return what has become of others by that."""
+    task = job.tasks[task_id]
+    task.status = TaskStatus(status)
+    return {each.id: each.status.value for each in job.follow_up(task)}
+
+
+def turns(job: ActiveJob) -> list[str]:
+    """Return the tasks whose turn it is, in order, and take them."""
+    taken = []
+    while job.ready:
+        taken.append(job.ready.first())
+        job.ready.pop()
+    return taken
+
+
+WHENS = [
+    {"id": "a"},
+    {"id": "b"},
+    {"id": "success", "dependencies": ["a", "b"]},
+    {"id": "failed", "dependencies": ["a", "b"], "when": "failed"},
+    {"id": "always", "dependencies": ["a", "b"], "when": "always"},
+]
+
+
+def test_a_task_waits_for_all_and_runs_as_its_when_says(tmp_path: Path) -> None:
+    job = active(tmp_path, *WHENS)
+    assert turns(job) == ["a", "b"]
+    assert end(job, "a", "completed") == {}
+    assert turns(job) == []
+    assert end(job, "b", "completed") == {"failed": "skipped"}
+    assert turns(job) == ["success", "always"]
+    assert job.tasks["failed"].error == "not run: it is for a failure, and none of a, b failed"
+    assert not job.tasks["failed"].has_failed
+
+
+def test_after_a_failure_the_rest_is_skipped_at_once_and_who_is_for_failures_waits_for_all(tmp_path: Path) -> None:
+    job = active(tmp_path, *WHENS)
+    turns(job)
+    assert end(job, "a", "failed") == {"success": "skipped"}
+    assert turns(job) == []
+    assert end(job, "b", "completed") == {}
+    assert turns(job) == ["failed", "always"]
+
+
+def test_a_failure_reaches_who_asks_for_it_through_what_was_skipped_for_it(tmp_path: Path) -> None:
+    job = active(
+        tmp_path,
+        {"id": "a"},
+        {"id": "b", "dependencies": ["a"]},
+        {"id": "c", "dependencies": ["b"]},
+        {"id": "mail", "dependencies": ["c"], "when": "failed"},
+        {"id": "after-mail", "dependencies": ["mail"]},
+        {"id": "mail-too", "dependencies": ["mail"], "when": "failed"},
+    )
+    turns(job)
+    assert end(job, "a", "failed") == {"b": "skipped", "c": "skipped"}
+    assert turns(job) == ["mail"]
+    assert job.tasks["c"].cause == "a"
+    assert job.tasks["c"].error == "not run: it depends on b, which was skipped as a failed"
+    assert end(job, "mail", "completed") == {"mail-too": "skipped"}
+    assert turns(job) == ["after-mail"]
+
+
+def test_what_was_skipped_with_no_failure_is_none(tmp_path: Path) -> None:
+    job = active(
+        tmp_path,
+        {"id": "a"},
+        {"id": "mail", "dependencies": ["a"], "when": "failed"},
+        {"id": "b", "dependencies": ["mail"]},
+        {"id": "c", "dependencies": ["b"], "when": "failed"},
+    )
+    turns(job)
+    assert end(job, "a", "completed") == {"mail": "skipped", "b": "skipped", "c": "skipped"}
+
+
+def test_long_chains_are_skipped_whole(tmp_path: Path) -> None:
+    chain = [{"id": "t0"}, *({"id": f"t{n}", "dependencies": [f"t{n - 1}"]} for n in range(1, 5000))]
+    job = active(tmp_path, *chain)
+    assert len(end(job, "t0", "failed")) == 4999
+
+
+def test_what_the_files_say_is_decided_as_they_are_read(tmp_path: Path) -> None:
+    job = active(
+        tmp_path,
+        {"id": "c", "dependencies": ["b"]},
+        {"id": "b", "dependencies": ["a"]},
+        {"id": "a", "status": "failed"},
+    )
+    assert {task.id for task in job.unwritten} == {"b", "c"}
+    assert {task.status.value for task in job.unwritten} == {"skipped"}
+
+
+def test_a_higher_priority_is_first_and_equals_keep_their_order(tmp_path: Path) -> None:
+    tasks = [{"id": name, "priority": priority} for name, priority in zip("abcde", (0, -1, 5, 0, 5), strict=True)]
+    assert turns(active(tmp_path, *tasks)) == ["c", "e", "a", "d", "b"]
+
+
+def test_jobs_of_a_higher_priority_are_first_and_a_paused_one_not_at_all(tmp_path: Path) -> None:
+    priorities = {"low": -1, "one": 0, "high": 3, "two": 0}
+    jobs = [active(tmp_path, {"id": "a"}, name=name, priority=number) for name, number in priorities.items()]
+    jobs.append(active(tmp_path, {"id": "a"}, name="paused", priority=9, paused=True))
+    assert [[job.name for job in equals] for equals in in_order(jobs)] == [["high"], ["one", "two"], ["low"]]
+
+
+# With real runners
+
+
+def sh(task_id: str, script: str, **fields: Any) -> dict[str, Any]:
+    return {"id": task_id, "command": script, "shell": True, **fields}
+
+
+def statuses(yard: Yard) -> dict[str, str]:
+    return {task.id: task.status.value for task in yard.tasks().values()}
+
+
+def test_a_task_for_failures_runs_and_the_job_has_failed_all_the_same(yard: Yard) -> None:
+    yard.submit(
+        sh("bad", "exit 3"),
+        sh("next", "echo next >> ran", dependencies=["bad"]),
+        sh("mail", "echo mail >> ran", dependencies=["next"], when="failed"),
+        sh("clean", "echo clean >> ran", dependencies=["next"], when="always"),
+    )
+    files = yard.finish()
+    assert yard.lines("ran") == ["mail", "clean"]
+    assert statuses(yard) == {"bad": "failed", "next": "skipped", "mail": "completed", "clean": "completed"}
+    assert (files.job.state, files.job.error) == (JobState.FAILED, "1 of 4 tasks failed: bad")
+    assert "skipped" in yard.call("results", "job", code=1)
+
+
+def test_a_retry_begins_what_was_skipped_and_what_followed_from_the_failure_anew(yard: Yard) -> None:
+    yard.submit(
+        sh("good", "echo good >> ran"),
+        sh("bad", "[ -e mended ]"),
+        sh("next", "echo next >> ran", dependencies=["bad"]),
+        sh("mail", "echo mail >> ran", dependencies=["bad"], when="failed"),
+        sh("clean", "echo clean >> ran", dependencies=["next"], when="always"),
+    )
+    assert yard.finish().job.state is JobState.FAILED
+    (yard.folder / "mended").touch()
+    yard.call("retry", "job")
+    assert {status for name, status in statuses(yard).items() if name != "good"} == {"pending"}
+    assert yard.finish().job.state is JobState.COMPLETED
+    assert yard.lines("ran") == ["good", "mail", "clean", "next", "clean"]
+    assert statuses(yard)["mail"] == "skipped"
+
+
+def test_one_of_two_failed_tasks_is_retried_and_what_needs_both_is_skipped_again(yard: Yard) -> None:
+    yard.submit(sh("a", "[ -e mended ]"), sh("b", "false"), sh("c", "true", dependencies=["a", "b"]))
+    yard.finish()
+    (yard.folder / "mended").touch()
+    yard.call("retry", "job", "a")
+    assert yard.finish().job.state is JobState.FAILED
+    assert statuses(yard) == {"a": "completed", "b": "failed", "c": "skipped"}
+
+
+def test_a_job_of_a_former_version_with_tasks_that_were_not_run_is_retried_whole(yard: Yard) -> None:
+    yard.submit(
+        sh("a", "true", status="failed"),
+        sh("b", "true", dependencies=["a"], status="failed", error="not run: it depends on a, which failed"),
+    )
+    path = yard.store.folder("job") / "state.json"
+    path.write_bytes(orjson.dumps({**orjson.loads(path.read_bytes()), "state": "failed"}))
+    yard.call("retry", "job", "a")
+    assert yard.finish().job.state is JobState.COMPLETED
+
+
+@pytest.mark.parametrize(
+    ("script", "retry_on", "tries"),
+    [("exit 75", [75, 3], 3), ("exit 2", [75, 3], 1), ("kill -9 $$", [137], 3), ("kill -9 $$", [9], 1)],
+)
+def test_a_task_is_tried_again_only_after_the_exit_codes_that_it_names(
+    yard: Yard, script: str, retry_on: list[int], tries: int
+) -> None:
+    yard.submit(sh("a", script, retries=2, retry_delay=0.01, retry_on=retry_on))
+    assert yard.finish().tasks["a"].tries == tries
+
+
+def test_a_task_that_fails_by_itself_as_its_job_is_cancelled_has_failed(yard: Yard) -> None:
+    yard.submit(
+        sh("a", "exit 3"),
+        sh("b", "sleep 600", dependencies=["a"], when="always"),
+        sh("c", "true", dependencies=["b"], when="always"),
+    )
+    yard.start_manager()
+    yard.runner_of("b")
+    yard.call("cancel", "job")
+    done = api.wait("job", timeout_s=120, state_dir=yard.state_dir)
+    assert done.job.state is JobState.CANCELLED
+    assert statuses(yard) == {"a": "failed", "b": "cancelled", "c": "cancelled"}
+    assert yard.call("results", "job", code=1)
+
+
+def test_a_paused_job_starts_nothing_until_it_is_resumed(yard: Yard) -> None:
+    yard.submit(sh("a", "until [ -e go ]; do sleep 0.02; done"), sh("b", "echo b >> ran"), name="job")
+    yard.submit(sh("a", "until [ -e paused ]; do sleep 0.02; done"), name="other")
+    yard.start_manager()
+    yard.runner_of("a")
+    yard.store.ask("job", "pause")
+    wait_for(lambda: yard.store.open("job").job.paused, "the pause")
+    (yard.folder / "go").touch()
+    wait_for(lambda: statuses(yard)["a"] == "completed", "what runs to run on")
+    (yard.folder / "paused").touch()
+    api.wait("other", timeout_s=120, state_dir=yard.state_dir)
+    assert statuses(yard)["b"] == "pending"
+    assert "paused" in yard.call("jobs")
+    yard.store.ask("job", "resume")
+    assert api.wait("job", timeout_s=120, state_dir=yard.state_dir).job.state is JobState.COMPLETED
+
+
+def test_files_of_a_job_with_all_states_are_read_as_they_were_written(tmp_path: Path) -> None:
+    tasks = [{"id": each.value, "status": each.value} for each in TaskStatus if each is not TaskStatus.PENDING]
+    files = JobFiles(active(tmp_path, *tasks).files.path)
+    files.load()
+    assert [task.status.value for task in files.tasks.values()] == [task["id"] for task in tasks]
