@@ -7,18 +7,19 @@ import contextlib
 import dataclasses
 import io
 import signal
-import sys
 import time
+from typing import Any
 
 from rich.console import Console, Group
 from rich.live import Live
 
 from air_executor.cli import doctor, jobs, jobviews, views
+from air_executor.cli.jsonout import print_line
 from air_executor.cli.observe import launchers, observe_runs, waiting_for_gpus
 from air_executor.cli.table import EXIT_NO, EXIT_OK, JSON, Argument, Command, at_least_zero, count, print_json
-from air_executor.cli.tasklogs import follow, print_log
+from air_executor.cli.tasklogs import follow, print_log, stream
 from air_executor.config import Config
-from air_executor.errors import AirExecutorError
+from air_executor.errors import WrongStateError
 from air_executor.launcher.client import signal_by_pid
 from air_executor.launcher.control import ask_to_stop
 from air_executor.launcher.service import serve_as_service
@@ -37,18 +38,22 @@ def _store() -> RunStore:
     return RunStore(_options().state_dir)
 
 
+def _plain_status(store: RunStore) -> dict[str, Any]:
+    return {
+        "launchers": launchers(store),
+        "runs": [run.to_dict() for run in observe_runs(store)],
+        "waiting": waiting_for_gpus(store),
+        "jobs": [dataclasses.asdict(job) for job in jobs.summaries(store.root, ended=False)],
+    }
+
+
 def _status(args: argparse.Namespace) -> int:
     store = _store()
     if args.json:
-        working = [dataclasses.asdict(job) for job in jobs.summaries(store.root, ended=False)]
-        print_json(
-            {
-                "launchers": launchers(store),
-                "runs": [run.to_dict() for run in observe_runs(store)],
-                "waiting": waiting_for_gpus(store),
-                "jobs": working,
-            }
-        )
+        while args.watch:
+            print_line(_plain_status(store))
+            time.sleep(args.interval)
+        print_json(_plain_status(store))
         return EXIT_OK
 
     def seen() -> Group:
@@ -96,10 +101,19 @@ def _logs(args: argparse.Namespace) -> int:
     if not args.json:
         return _print_log(args)
     if args.follow:
-        raise AirExecutorError("--follow prints lines as they come, and --json one document at the end: choose one")
+        return _stream_log(args)
     with contextlib.redirect_stdout(io.StringIO()) as text:
         _print_log(args)
     print_json({"run" if args.task is None else "job": args.run, "task": args.task, "log": text.getvalue()})
+    return EXIT_OK
+
+
+def _stream_log(args: argparse.Namespace) -> int:
+    """Print a log as NDJSON, as it grows."""
+    if args.task is not None:
+        return jobs.stream_task_log(args.run, args.task)
+    store = _store()
+    stream(store, store.find(args.run))
     return EXIT_OK
 
 
@@ -122,16 +136,13 @@ def _stop(args: argparse.Namespace) -> int:
     store.refuse_strangers()
     record = store.settled(store.find(args.run))
     if record.state.is_end:
-        print(f"run {record.id} has ended already: {record.state.value}", file=sys.stderr)
-        return EXIT_NO
+        raise WrongStateError(f"run {record.id} has ended already: {record.state.value}")
     store.request_stop(record.id, args.reason)
     if not ask_to_stop(store, record.id) and not signal_by_pid(store, record.id, signal.SIGTERM):
-        print(
+        raise WrongStateError(
             f"run {record.id} is {record.state.value} on {record.host or 'an unknown host'}, and neither its launcher "
-            "nor its process can be reached from here",
-            file=sys.stderr,
+            "nor its process can be reached from here"
         )
-        return EXIT_NO
     if args.wait:
         record = _wait_for_end(store, record)
     if args.json:
@@ -188,7 +199,13 @@ COMMANDS: tuple[Command, ...] = (
         "show the launchers and what runs now",
         _status,
         (
-            Argument(("-w", "--watch"), {"action": "store_true", "help": "stay and keep the display up to date"}),
+            Argument(
+                ("-w", "--watch"),
+                {
+                    "action": "store_true",
+                    "help": "stay and keep the display up to date; with --json: NDJSON, a line at each look",
+                },
+            ),
             Argument(
                 ("--interval",),
                 {"type": at_least_zero, "default": 1.0, "help": "seconds between two looks of --watch (default 1)"},
@@ -224,7 +241,10 @@ COMMANDS: tuple[Command, ...] = (
         (
             Argument(("run",), {"metavar": "RUN|JOB", "help": "id of a run, or the beginning of it; or a job's name"}),
             Argument(("task",), {"nargs": "?", "metavar": "TASK", "help": "of a job: the task"}),
-            Argument(("-f", "--follow"), {"action": "store_true", "help": "go on until the run ends"}),
+            Argument(
+                ("-f", "--follow"),
+                {"action": "store_true", "help": "go on until it ends; with --json: NDJSON, an object in each line"},
+            ),
             JSON,
         ),
     ),
@@ -249,7 +269,9 @@ COMMANDS: tuple[Command, ...] = (
             JSON,
         ),
     ),
-    Command("launcher", "be the launcher, as a service of its own ([air_executor] launcher = service)", _launcher),
+    Command(
+        "launcher", "be the launcher, as a service of its own ([air_executor] launcher = service)", _launcher, (JSON,)
+    ),
     Command("doctor", "check the installation and say how to mend it", _doctor, (JSON,)),
     *jobs.COMMANDS,
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import codecs
 import dataclasses
 import logging
 import os
@@ -21,9 +22,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 
 from air_executor import config
 from air_executor.cli import jobviews
+from air_executor.cli.jsonout import print_line
 from air_executor.cli.table import EXIT_NO, EXIT_OK, JSON, Argument, Command, at_least_zero, count, print_json
 from air_executor.config import Config
-from air_executor.errors import AirExecutorError, JobError, ManagedError
+from air_executor.errors import AirExecutorError, JobError, ManagedError, WrongStateError
 from air_executor.jobs import api
 from air_executor.jobs.manager import Manager
 from air_executor.jobs.model import JobState, Task, TaskStatus
@@ -33,6 +35,9 @@ from air_executor.runs.lock import is_held
 
 #: How often something is looked at that is followed, in seconds.
 _LOOK_S = 0.2
+
+#: A longer line is told in pieces of about so many characters: a progress bar is one line, however long it runs.
+_MAX_LINE = 1 << 20
 
 #: How long `start --detach` waits for the manager to work, in seconds.
 _START_S = 30.0
@@ -202,8 +207,7 @@ def _start_detached(args: argparse.Namespace) -> int:
     store = _store()
     store.prepare()
     if store.manager() is not None:
-        print("a manager works here already", file=sys.stderr)
-        return EXIT_NO
+        raise WrongStateError("a manager works here already")
     log = store.root / "manager.log"
     command = [*module_command("air_executor.cli.main"), "start", "--poll", str(args.poll)]
     with log.open("ab") as output:
@@ -232,8 +236,7 @@ def stop_manager(*, is_waited_for: bool, is_json: bool = False) -> int:
     store = _store()
     pid = store.signal_manager(signal.SIGTERM)
     if pid is None:
-        print("no manager works here", file=sys.stderr)
-        return EXIT_NO
+        raise WrongStateError("no manager works here")
     while is_waited_for and is_held(store.root / "manager.lock"):
         time.sleep(_LOOK_S)
     if is_json:
@@ -355,6 +358,26 @@ def print_task_log(name: str, task_id: str, *, is_followed: bool) -> int:
     return EXIT_OK
 
 
+def stream_task_log(name: str, task_id: str) -> int:
+    """Print what a task of a job prints until it has ended, as NDJSON: an object for each line, and one for its end."""
+    store = _store()
+    path = _task(store, name, task_id)[0].log_file(task_id)
+    rest = ""
+    for text in _tail(path, lambda: _task(store, name, task_id)[1].status.is_end, is_followed=True):
+        *lines, rest = (rest + text).split("\n")
+        for line in lines:
+            print_line({"job": name, "task": task_id, "line": line})
+        if len(rest) >= _MAX_LINE:
+            print_line({"job": name, "task": task_id, "line": rest})
+            rest = ""
+    if rest:
+        print_line({"job": name, "task": task_id, "line": rest})
+    task = _task(store, name, task_id)[1]
+    end = {"status": task.status.value, "exit_code": task.exit_code, "error": task.error}
+    print_line({"job": name, "task": task_id, **end})
+    return EXIT_OK
+
+
 def _task(store: JobStore, name: str, task_id: str) -> tuple[JobFiles, Task]:
     files = store.open(name)
     if task_id not in files.tasks:
@@ -364,6 +387,7 @@ def _task(store: JobStore, name: str, task_id: str) -> tuple[JobFiles, Task]:
 
 def _tail(path: Path, has_ended: Any, *, is_followed: bool) -> Iterator[str]:
     position = 0
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")  # a character may be written, or read, in two pieces
     while True:
         is_last = not is_followed or has_ended()
         try:
@@ -371,10 +395,11 @@ def _tail(path: Path, has_ended: Any, *, is_followed: bool) -> Iterator[str]:
                 file.seek(position)
                 while data := file.read(1 << 16):
                     position += len(data)
-                    yield data.decode(errors="replace")
+                    yield decoder.decode(data)
         except FileNotFoundError:
             pass
         if is_last:
+            yield decoder.decode(b"", final=True)
             return
         time.sleep(_LOOK_S)
 
@@ -388,8 +413,7 @@ def _ask(args: argparse.Namespace) -> int:
     if missing := [task_id for task_id in getattr(args, "tasks", []) if task_id not in files.tasks]:
         raise JobError(f"there is no task {', '.join(map(repr, missing))} in job {args.name}")
     if action == "cancel" and files.job.state.is_end:
-        print(f"job {args.name} has ended already: {files.job.state.value}", file=sys.stderr)
-        return EXIT_NO
+        raise WrongStateError(f"job {args.name} has ended already: {files.job.state.value}")
     path = store.ask(args.name, action, getattr(args, "tasks", []))
     try:
         Manager(_job_options(), only=frozenset({args.name})).apply()

@@ -8,12 +8,13 @@ import sys
 
 from air_executor import __version__
 from air_executor.cli.commands import COMMANDS
+from air_executor.cli.failure import Parser
 from air_executor.cli.table import call
 
 
 def parser() -> argparse.ArgumentParser:
     """Return the parser of ``air-executor``."""
-    top = argparse.ArgumentParser(prog="air-executor", description="See and control the runs of AirExecutor.")
+    top = Parser(prog="air-executor", description="See and control the runs of AirExecutor.")
     top.add_argument("--version", action="version", version=f"air-executor {__version__}")
     subparsers = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for command in COMMANDS:

@@ -8,12 +8,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-import orjson
-
+from air_executor.cli.failure import envelope, report
+from air_executor.cli.jsonout import print_json as print_json
+from air_executor.cli.jsonout import print_line
 from air_executor.errors import AirExecutorError
 
-#: Exit codes: it is so; it is not so, or it did not work; it was asked wrongly.
-EXIT_OK, EXIT_NO, EXIT_USAGE = 0, 1, 2
+#: Exit codes: it is so; it is not so, or it did not work; it was asked wrongly; it has not ended in time (as
+#: timeout(1) says it).
+EXIT_OK, EXIT_NO, EXIT_USAGE, EXIT_TIMEOUT = 0, 1, 2, 124
 
 
 @dataclass(frozen=True)
@@ -35,29 +37,27 @@ class Command:
 
 
 def call(command: Command) -> Callable[[argparse.Namespace], None]:
-    """Return a function that runs ``command`` and leaves with its exit code; errors become one line."""
+    """Return a function that runs ``command`` and leaves with its exit code.
+
+    Errors become one line; with ``--json`` one object on stdout, those that nobody has expected too.
+    """
 
     def run(args: argparse.Namespace) -> None:
         try:
             code = command.run(args)
-        except AirExecutorError as error:
-            print(f"air-executor: {error}", file=sys.stderr)
-            code = EXIT_USAGE
-        except KeyboardInterrupt:
-            code = 130
+        except (AirExecutorError, KeyboardInterrupt) as error:
+            code = report(error, is_json=getattr(args, "json", False))
         except BrokenPipeError:
             code = EXIT_OK  # the reader, such as `head`, has seen enough
             sys.stderr.close()
+        except Exception as error:
+            if getattr(args, "json", False):
+                print_line(envelope(error))
+            raise
         if code:
             sys.exit(code)
 
     return run
-
-
-def print_json(value: Any) -> None:
-    """Print ``value`` as JSON for people and programs."""
-    sys.stdout.write(orjson.dumps(value, option=orjson.OPT_INDENT_2).decode() + "\n")
-    sys.stdout.flush()
 
 
 def at_least_zero(text: str) -> float:
@@ -76,4 +76,4 @@ def count(text: str) -> int:
     return value
 
 
-JSON = Argument(("--json",), {"action": "store_true", "help": "print JSON"})
+JSON = Argument(("--json",), {"action": "store_true", "help": "print JSON, an error too"})

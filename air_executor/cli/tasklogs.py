@@ -10,6 +10,7 @@ from typing import Any
 
 import orjson
 
+from air_executor.cli.jsonout import print_line
 from air_executor.runs.record import RunRecord
 from air_executor.runs.store import RunStore
 
@@ -29,13 +30,27 @@ def print_log(store: RunStore, record: RunRecord) -> None:
 
 def follow(store: RunStore, record: RunRecord) -> None:
     """Print what there is and what comes, until the run has ended."""
+    for line in followed(store, record):
+        print(line, flush=True)
+    _print_output(store, store.settled(store.read(record.id)))
+
+
+def stream(store: RunStore, record: RunRecord) -> None:
+    """Print what there is and what comes as NDJSON: an object for each line, and one for the end of the run."""
+    for line in followed(store, record):
+        print_line({"run": record.id, "line": line})
+    record = store.settled(store.read(record.id))
+    output = store.output_tail(record.id, max_bytes=1 << 20)
+    print_line({"run": record.id, "state": record.state.value, "reason": record.reason, "output": output or None})
+
+
+def followed(store: RunStore, record: RunRecord) -> Iterator[str]:
+    """Yield the lines that there are and those that come, until the run has ended."""
     reader = LogReader(record.log_file)
     while True:
         ended = record.state.is_end
-        for line in reader.lines(is_over=ended):
-            print(line, flush=True)
+        yield from reader.lines(is_over=ended)
         if ended:
-            _print_output(store, record)
             return
         time.sleep(_READ_S)
         record = store.settled(store.read(record.id))

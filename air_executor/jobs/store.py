@@ -36,7 +36,7 @@ from typing import Any
 import orjson
 
 from air_executor import system
-from air_executor.errors import JobChangedError, JobError, StateDirError
+from air_executor.errors import JobChangedError, JobError, StateDirError, UnknownJobError
 from air_executor.jobs.model import Job, JobState, Task, check_name, new_tasks
 from air_executor.processes import ProcessId
 from air_executor.runs.lock import KernelLock, is_held
@@ -144,7 +144,7 @@ class JobStore:
         """
         files = JobFiles(self.folder(name))
         if not files.path.is_dir():
-            raise JobError(f"there is no job {name} below {self.root}")
+            raise UnknownJobError(f"there is no job {name} below {self.root}")
         return files
 
     def open(self, name: str) -> JobFiles:
@@ -189,7 +189,7 @@ class JobStore:
         """
         folder = self.folder(name)
         if not (folder / "state.json").is_file():
-            raise JobError(f"there is no job {name} below {self.root}")
+            raise UnknownJobError(f"there is no job {name} below {self.root}")
         inbox = folder / "inbox"
         path = inbox / f"{time.time_ns():020}-{uuid.uuid4()}.json"
         try:

@@ -152,7 +152,10 @@ def test_every_command_prints_json_when_asked_to(yard: Yard) -> None:
     yard.submit({"id": "a", "command": "echo", "args": ["said"]})
     wait_for(lambda: yard.store.open("job").job.state.is_end, "the job to end")
     assert json.loads(yard.call("logs", "job", "a", "--json")) == {"job": "job", "task": "a", "log": "said\n"}
-    assert "choose one" in yard.call("logs", "job", "a", "-f", "--json", code=2)
+    assert [json.loads(line) for line in yard.call("logs", "job", "a", "-f", "--json").splitlines()] == [
+        {"job": "job", "task": "a", "line": "said"},
+        {"job": "job", "task": "a", "status": "completed", "exit_code": 0, "error": None},
+    ]
     assert json.loads(yard.call("stop", "--wait", "--json")) == {"pid": started["pid"], "has_ended": True}
 
 

@@ -395,6 +395,39 @@ def test_logs_can_be_followed_to_the_end_of_the_run(
             process.kill()
 
 
+def test_logs_that_are_followed_as_json_are_an_object_for_each_line_and_one_for_the_end(
+    cli: Cli, store: RunStore, tmp_path: Path, alive: RunRecord
+) -> None:
+    path = tmp_path / "log"
+    path.write_bytes(b"first\n")
+    record = store.write(RunRecord(**{**vars(alive), "log_file": str(path)}))
+    command = cli.command("logs", "--follow", "--json", record.id)
+    with subprocess.Popen(command, env=cli.env, stdout=subprocess.PIPE) as process:
+        try:
+            assert process.stdout
+            assert orjson.loads(process.stdout.readline()) == {"run": record.id, "line": "first"}
+            with path.open("ab") as file:
+                file.write("Grüße\n".encode())
+            assert orjson.loads(process.stdout.readline()) == {"run": record.id, "line": "Grüße"}
+            store.write(record.advance(RunState.KILLED, reason="stopped"))
+            end = {"run": record.id, "state": "killed", "reason": "stopped", "output": None}
+            assert [orjson.loads(line) for line in process.stdout] == [end]
+            assert process.wait(120) == 0
+        finally:
+            process.kill()
+
+
+def test_a_status_that_is_watched_as_json_is_a_line_for_each_look(cli: Cli) -> None:
+    command = cli.command("status", "--watch", "--interval", "0.01", "--json")
+    with subprocess.Popen(command, env=cli.env, stdout=subprocess.PIPE) as process:
+        try:
+            assert process.stdout
+            for _ in range(2):
+                assert orjson.loads(process.stdout.readline())["runs"] == []
+        finally:
+            process.kill()
+
+
 # stop
 
 
