@@ -90,6 +90,10 @@ class ManagedError(JobError):
     retryable = True
 
 
+class UntrustedJobError(JobError):
+    """A job was not submitted here, and nobody has said that it is trusted. Nothing of it is run."""
+
+
 class JobChangedError(JobError):
     """Somebody else has changed the files of a job that were about to be written."""
 

@@ -66,8 +66,9 @@ def store(tmp_path: Path) -> RunStore:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _prepared() -> None:
+def _prepared(tmp_path_factory: pytest.TempPathFactory) -> None:
     system.prepare()
+    os.environ["AIR_EXECUTOR_PRIVATE_DIR"] = str(tmp_path_factory.mktemp("private"))  # not the developer's own
 
 
 def postgres_url(shared: Path) -> str:

@@ -23,6 +23,7 @@ from air_executor.errors import WrongStateError
 from air_executor.launcher.client import signal_by_pid
 from air_executor.launcher.control import ask_to_stop
 from air_executor.launcher.service import serve_as_service
+from air_executor.ownership import check_state_dir
 from air_executor.runs.record import RunRecord, RunState
 from air_executor.runs.store import RunStore, public
 
@@ -35,7 +36,9 @@ def _options() -> Config:
 
 
 def _store() -> RunStore:
-    return RunStore(_options().state_dir)
+    state_dir = _options().state_dir
+    check_state_dir(state_dir, is_looking=True)
+    return RunStore(state_dir)
 
 
 def _plain_status(store: RunStore) -> dict[str, Any]:
@@ -185,6 +188,7 @@ def _doctor(args: argparse.Namespace) -> int:
 
 def _launcher(_: argparse.Namespace) -> int:
     options = _options()
+    check_state_dir(options.state_dir)
     store = RunStore(options.state_dir)
     store.prepare()
     serve_as_service(store, options)

@@ -22,6 +22,7 @@ from air_executor.errors import AirExecutorError
 from air_executor.launcher import protocol
 from air_executor.launcher.address import Address, all_addresses, service_address
 from air_executor.launcher.preload import read_verdicts
+from air_executor.ownership import check_state_dir
 from air_executor.processes import hides_processes
 from air_executor.runs.lock import KernelLock
 from air_executor.runs.store import RunStore
@@ -104,6 +105,7 @@ def _state_dir(options: Config) -> Check:
         return Check("state directory", True, f"{options.state_dir} (the scheduler will make it)")
     store = RunStore(options.state_dir)
     try:
+        check_state_dir(options.state_dir)
         store.prepare()
         _use_sockets_and_locks(store.root / f".try-{os.urandom(8).hex()}")
     except (AirExecutorError, OSError) as error:

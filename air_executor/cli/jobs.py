@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from air_executor import config
-from air_executor.cli import jobviews
+from air_executor.cli import jobviews, trust
 from air_executor.cli.jsonout import print_line
 from air_executor.cli.table import EXIT_NO, EXIT_OK, JSON, Argument, Command, at_least_zero, count, print_json
 from air_executor.config import Config
@@ -29,9 +29,12 @@ from air_executor.errors import AirExecutorError, JobError, ManagedError, WrongS
 from air_executor.jobs import api
 from air_executor.jobs.manager import Manager
 from air_executor.jobs.model import JobState, Task, TaskStatus
+from air_executor.jobs.private import values_of
 from air_executor.jobs.store import JobFiles, JobStore
 from air_executor.launcher.address import module_command
 from air_executor.runs.lock import is_held
+from air_executor.runs.store import replace_file
+from air_executor.safe_files import open_to_append
 
 #: How often something is looked at that is followed, in seconds.
 _LOOK_S = 0.2
@@ -58,6 +61,8 @@ class Summary:
     skipped: int = 0
     cancelled: int = 0
     paused: bool = False
+    trusted: bool = True
+    """Whether it was submitted here, or somebody has said that it is trusted; of one that has ended nobody asks."""
 
 
 def options() -> Config:
@@ -78,15 +83,20 @@ def _store() -> JobStore:
 
 def summaries(state_dir: str | Path, *, ended: bool = True) -> list[Summary]:
     """Return the jobs below a state directory, those that have ``ended`` too; one that can't be read has its error."""
-    store = JobStore(state_dir)
+    store = JobStore(state_dir, is_looking=True)
     found = []
     for name in store.names():
         try:
             if ended or not store.files(name).is_ended():
-                found.append(summary(store.open(name)))
+                found.append(_with_trust(store, store.open(name)))
         except AirExecutorError as error:
             found.append(Summary(name, JobState.FAILED, 0, 0, 0, 0, "", str(error)))
     return found
+
+
+def _with_trust(store: JobStore, files: JobFiles) -> Summary:
+    hint = trust.hint(store, files.job)
+    return summary(files) if hint is None else dataclasses.replace(summary(files), trusted=False, error=hint)
 
 
 def summary(files: JobFiles) -> Summary:
@@ -114,8 +124,8 @@ def _init(args: argparse.Namespace) -> int:
     folder = Path.cwd() / api.FOLDER
     JobStore(folder).prepare()
     ignore = folder / ".gitignore"
-    if not ignore.exists():
-        ignore.write_text("*\n!.gitignore\n!jobs/\n!jobs/*/\n!jobs/*/state.json\n!jobs/*/tasks.json\n")
+    if not os.path.lexists(ignore):
+        replace_file(ignore, b"*\n!.gitignore\n!jobs/\n!jobs/*/\n!jobs/*/state.json\n!jobs/*/tasks.json\n")
     if args.json:
         print_json({"jobs": str(folder / "jobs")})
         return EXIT_OK
@@ -141,20 +151,23 @@ def _read_job(path: Path) -> dict[str, Any]:
         document = {"tasks": document}
     if not isinstance(document, dict) or not isinstance(document.get("tasks"), list):
         raise JobError(f"{path} must be a list of tasks, or an object with a list 'tasks'")
-    unknown = document.keys() - {"name", "tasks", "max_runners", "folder", "env"}
+    unknown = document.keys() - {"name", "tasks", "max_runners", "folder", "env", "env_from"}
     if unknown:
         raise JobError(f"{path} has unknown fields: {', '.join(sorted(map(str, unknown)))}")
     return {"name": path.name.split(".")[0], **document}
 
 
-def _submit_file(path: Path, name: str | None, state_dir: str) -> str:
+def _submit_file(args: argparse.Namespace, path: Path, state_dir: str) -> str:
     document = _read_job(path)
-    given = {key: document[key] for key in ("max_runners", "folder", "env") if key in document}
-    return api.submit(name or document["name"], document["tasks"], state_dir=state_dir, **given).name
+    given: dict[str, Any] = {
+        key: document[key] for key in ("max_runners", "folder", "env", "env_from") if key in document
+    }
+    given["private_env"] = values_of(args.env_from)
+    return api.submit(args.name or document["name"], document["tasks"], state_dir=state_dir, **given).name
 
 
 def _submit(args: argparse.Namespace) -> int:
-    name = _submit_file(args.file, args.name, _job_options().state_dir)
+    name = _submit_file(args, args.file, _job_options().state_dir)
     has_manager = _store().manager() is not None
     if args.json:
         print_json({"name": name, "has_manager": has_manager})
@@ -169,7 +182,7 @@ def _queue(args: argparse.Namespace) -> int:
     if args.function:
         task = {"function": args.function, "arguments": orjson.loads(args.arguments or "{}")}
     given = {"id": args.id, "key": args.key, "dependencies": args.after}
-    given |= {"timeout": args.timeout, "retries": args.retries}
+    given |= {"timeout": args.timeout, "retries": args.retries, "private_env": values_of(args.env_from)}
     task |= {name: value for name, value in given.items() if value}
     job = args.job or (None if "AIR_EXECUTOR_JOB" in os.environ else "")
     if job == "":
@@ -210,7 +223,7 @@ def _start_detached(args: argparse.Namespace) -> int:
         raise WrongStateError("a manager works here already")
     log = store.root / "manager.log"
     command = [*module_command("air_executor.cli.main"), "start", "--poll", str(args.poll)]
-    with log.open("ab") as output:
+    with os.fdopen(open_to_append(log), "ab") as output:
         process = subprocess.Popen(
             [*command, "--max-runners", str(args.max_runners)],
             stdin=subprocess.DEVNULL,
@@ -250,9 +263,12 @@ def _run(args: argparse.Namespace) -> int:
     store = _store()
     path = Path(args.job)
     if path.suffix or os.sep in args.job:
-        name = _submit_file(path, args.name, str(store.root.parent))
+        name = _submit_file(args, path, str(store.root.parent))
     else:
         name = store.open(args.job).job.name
+        store.check_trust(store.files(name).read_job())
+        if args.env_from:
+            raise JobError("--env-from is for a job that is made: give it with `run FILE`, `submit` or `queue`")
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     with _Display(store, name, is_quiet=args.json) as display:
         while not display.update():
@@ -322,10 +338,13 @@ def _jobs(args: argparse.Namespace) -> int:
 
 def _job(args: argparse.Namespace) -> int:
     files = _store().open(args.name)
+    hint = trust.hint(_store(), files.job)
     if args.json:
-        print_json(_plain(files))
-    else:
-        Console().print(jobviews.job(files))
+        print_json({**_plain(files), "trusted": hint is None})
+        return EXIT_OK
+    Console().print(jobviews.job(files))
+    if hint is not None:
+        print(f"job {args.name}: {hint}", file=sys.stderr)
     return EXIT_OK
 
 
@@ -414,6 +433,7 @@ def _ask(args: argparse.Namespace) -> int:
         raise JobError(f"there is no task {', '.join(map(repr, missing))} in job {args.name}")
     if action == "cancel" and files.job.state.is_end:
         raise WrongStateError(f"job {args.name} has ended already: {files.job.state.value}")
+    store.check_trust(files.job)
     path = store.ask(args.name, action, getattr(args, "tasks", []))
     try:
         Manager(_job_options(), only=frozenset({args.name})).apply()
@@ -439,6 +459,15 @@ _MAX_RUNNERS = Argument(
     ("--max-runners",),
     {"type": count, "default": 0, "help": "tasks that run at a time, of all jobs (default: 4 for each CPU)"},
 )
+_ENV_FROM = Argument(
+    ("--env-from",),
+    {
+        "action": "append",
+        "default": [],
+        "metavar": "NAME",
+        "help": "a variable of this environment for the tasks, whose value stands in no file of the job",
+    },
+)
 _JOB_NAME = Argument(("--name",), {"help": "name of the job (default: the one in the file, or the file's)"})
 
 COMMANDS: tuple[Command, ...] = (
@@ -461,6 +490,7 @@ COMMANDS: tuple[Command, ...] = (
         (
             Argument(("job",), {"metavar": "FILE|NAME", "help": "a job's JSON or YAML file, or the name of a job"}),
             _JOB_NAME,
+            _ENV_FROM,
             _POLL,
             _MAX_RUNNERS,
             JSON,
@@ -470,7 +500,12 @@ COMMANDS: tuple[Command, ...] = (
         "submit",
         "make a job from a file, for the manager to work on",
         _submit,
-        (Argument(("file",), {"type": Path, "metavar": "FILE", "help": "a job as JSON or YAML"}), _JOB_NAME, JSON),
+        (
+            Argument(("file",), {"type": Path, "metavar": "FILE", "help": "a job as JSON or YAML"}),
+            _JOB_NAME,
+            _ENV_FROM,
+            JSON,
+        ),
     ),
     Command(
         "queue",
@@ -488,6 +523,7 @@ COMMANDS: tuple[Command, ...] = (
             Argument(("--retries",), {"type": count, "default": 0, "help": "how often it is tried again"}),
             Argument(("--function",), {"metavar": "MODULE:NAME", "help": "a Python function in place of a command"}),
             Argument(("--arguments",), {"metavar": "JSON", "help": "its keyword arguments"}),
+            _ENV_FROM,
             JSON,
             Argument(("argv",), {"nargs": argparse.REMAINDER, "metavar": "-- COMMAND [ARG…]", "help": "the command"}),
         ),
@@ -503,4 +539,14 @@ COMMANDS: tuple[Command, ...] = (
         (_NAME, Argument(("tasks",), {"nargs": "*", "metavar": "TASK", "help": "only these"}), JSON),
     ),
     Command("reset", "begin a job anew: without what its tasks have queued", _ask, (_NAME, JSON)),
+    Command(
+        "trust",
+        "let jobs run that were not submitted here, but came with a repository; without NAME, list them",
+        lambda args: trust.trust(_store(), args),
+        (
+            Argument(("names",), {"nargs": "*", "metavar": "NAME", "help": "name of a job"}),
+            Argument(("--all",), {"action": "store_true", "help": "all that are here now"}),
+            JSON,
+        ),
+    ),
 )

@@ -13,9 +13,11 @@ from typing import Any
 
 from air_executor import config
 from air_executor.errors import JobError
-from air_executor.jobs.model import Job, Task, TaskStatus, check_name
+from air_executor.jobs.model import Job, JobState, Task, TaskStatus, check_name
+from air_executor.jobs.private import without_values
 from air_executor.jobs.queue import queue_from_outside, queue_in_job
 from air_executor.jobs.store import JobStore, base_folder
+from air_executor.ownership import check_state_dir
 
 #: How often :func:`wait` looks, in seconds.
 _LOOK_S = 0.2
@@ -32,14 +34,16 @@ def find_state_dir(start: str | Path | None = None) -> Path:
     one in ``start``.
 
     :param start: the working directory, unless another is given.
+    :raises StateDirError: the one that was found is not this user's alone.
     """
     for variable in ("AIR_EXECUTOR_STATE_DIR", config.env_var("state_dir")):
         if named_dir := os.environ.get(variable):
             return Path(named_dir)
     here = Path(start or os.getcwd()).resolve()
     for folder in (here, *here.parents):
-        if (folder / FOLDER).is_dir():
-            return folder / FOLDER
+        if (found := folder / FOLDER).is_dir():
+            check_state_dir(found)  # whoever placed it there
+            return found
     return here / FOLDER
 
 
@@ -50,6 +54,8 @@ def submit(
     max_runners: int = 1,
     folder: str | Path | None = None,
     env: Mapping[str, str] | None = None,
+    env_from: Iterable[str] = (),
+    private_env: Mapping[str, str] | None = None,
     state_dir: str | Path | None = None,
 ) -> Job:
     """Write a new job, for its manager to begin.
@@ -57,7 +63,10 @@ def submit(
     :param tasks: each a :class:`Task` or plain data with its fields; without an id they are called ``task-1``, ….
     :param max_runners: how many of its tasks may run at a time.
     :param folder: working directory of the tasks, unless the present one.
-    :param env: variables for all tasks.
+    :param env: variables for all tasks. They stand in the job's files as they are: put no secret there.
+    :param env_from: names of variables for all tasks, which the manager finds in its own environment.
+    :param private_env: variables for all tasks whose values are kept in this user's private folder, and in no file of
+        the job; there only their names stand. A task has them as ``private_env``, too.
     :raises JobError: there is a job of that name, or something in the tasks can't be used.
     :raises StateDirError: it can't be written.
     """
@@ -67,17 +76,26 @@ def submit(
     if state_dir.name == FOLDER and working_dir.is_relative_to(base):
         working_dir = working_dir.relative_to(base)
     document = {"max_runners": max_runners, "folder": str(working_dir), "env": dict(env or {})}
-    job = Job.from_dict({"id": str(uuid.uuid4()), **document}, name=name, where=f"job {name}")
-    JobStore(state_dir).create(job, _tasks(name, tasks))
+    document |= {"env_from": list(env_from), "private_env": private_env}
+    document, values = without_values({"id": str(uuid.uuid4()), **document}, f"job {name}")
+    job = Job.from_dict(document, name=name, where=f"job {name}")
+    store = JobStore(state_dir)
+    made, values_of_tasks = _tasks(name, tasks)
+    store.create(job, made, {None: values, **values_of_tasks})
     return job
 
 
-def _tasks(name: str, tasks: Iterable[Task | Mapping[str, Any]]) -> list[Task]:
-    made = []
+def _tasks(name: str, tasks: Iterable[Task | Mapping[str, Any]]) -> tuple[list[Task], dict[str | None, dict[str, str]]]:
+    """Return tasks, and the values of their variables that are private, by their ids."""
+    made: list[Task] = []
+    values: dict[str | None, dict[str, str]] = {}
     for number, each in enumerate(tasks, 1):
         document = each.to_dict() if isinstance(each, Task) else {"id": f"task-{number}", **each}
-        made.append(Task.from_dict(document, job_name=name, where=f"job {name}"))
-    return made
+        document, given = without_values(document, f"job {name}, task {document['id']!r}")
+        task = Task.from_dict(document, job_name=name, where=f"job {name}")
+        made.append(task)
+        values[task.id] = given
+    return made, values
 
 
 def queue_tasks(
@@ -151,6 +169,8 @@ def wait(name: str, *, timeout_s: float | None = None, state_dir: str | Path | N
     store = JobStore(state_dir or find_state_dir())
     end_s = None if timeout_s is None else time.monotonic() + timeout_s
     while not (files := store.files(name)).is_ended() or files.asks():
+        if (job := files.read_job()).state is JobState.WAITING:
+            store.check_trust(job)  # it would be waited for for ever
         if end_s is not None and time.monotonic() >= end_s:
             raise JobError(f"job {name} is {store.open(name).job.state.value} after {timeout_s:g} s")
         time.sleep(_LOOK_S)

@@ -22,8 +22,16 @@ from typing import Any
 import orjson
 
 from air_executor.config import Config
-from air_executor.errors import AirExecutorError, JobChangedError, JobError, ManagedError, RecordError
+from air_executor.errors import (
+    AirExecutorError,
+    JobChangedError,
+    JobError,
+    ManagedError,
+    RecordError,
+    UntrustedJobError,
+)
 from air_executor.jobs.model import JobState, Task, TaskStatus
+from air_executor.jobs.private import VARIABLE as PRIVATE_DIR
 from air_executor.jobs.queue import read_queued
 from air_executor.jobs.schedule import ActiveJob, in_order
 from air_executor.jobs.store import Ask, JobFiles, JobStore, base_folder
@@ -104,6 +112,7 @@ class Manager:
         """
         with self._alone():
             self._watch.add(self._store.root)
+            self._store.private.sweep(self._store.root)
             self._look()
             self._backend.warm_up()
             with self._listening_to_signals() as wake:
@@ -281,6 +290,8 @@ class Manager:
             if files.is_ended() and not files.asks():
                 self._refused[name] = signature
                 return
+            files.check_folders()
+            self._store.check_trust(files.read_job())
             lock = files.lock()
             # Looked at first, as a lock file that is opened for writing and closed tells those who watch the folder.
             if is_held(lock.path) or not lock.acquire(timeout_s=0):
@@ -293,6 +304,12 @@ class Manager:
                 raise
             self._complain(name, error)
             self._look_again_s = time.monotonic() + _BLOCKED_S
+            return
+        except UntrustedJobError as error:
+            if self._only is not None:
+                raise
+            self._refused[name] = signature
+            self._complain(name, error)
             return
         except JobError as error:
             self._refused[name] = signature
@@ -317,9 +334,9 @@ class Manager:
         if (lock := self._locks.pop(name, None)) is not None:
             lock.release(keep_file=True)
 
-    def _forget(self, job: ActiveJob) -> None:
-        """Let go of a job whose folder was removed, and stop its runs."""
-        log.warning("Job %s is gone; its tasks are stopped", job.name)
+    def _forget(self, job: ActiveJob, reason: str = "is gone") -> None:
+        """Let go of a job whose folder was removed, or is another job's now, and stop its runs."""
+        log.warning("Job %s %s; its tasks are stopped", job.name, reason)
         self._watch.remove(job.files.path)
         for run_id, (name, _) in list(self._live.items()):
             if name == job.name:
@@ -332,6 +349,11 @@ class Manager:
         files = JobFiles(job.files.path)
         try:
             files.load()
+            self._store.check_trust(files.job)
+        except UntrustedJobError as error:
+            self._forget(job, "is another one now")
+            self._complain(job.name, error)
+            return
         except JobError as error:
             # What runs must not be forgotten for it. The job goes on as it was.
             aside = job.files.set_aside()
@@ -490,13 +512,20 @@ class Manager:
 
     def _start(self, job: ActiveJob, slot: int) -> None:
         task = job.tasks[job.ready.first()]
+        try:
+            environment = self._store.private.environment(job.files.job, task)
+        except JobError as error:
+            job.ready.pop()
+            task.tries, task.started_at = task.tries + 1, now()
+            self._failed(job, task, str(error))
+            return
         run_id = str(uuid.uuid4())
         before = dataclasses.replace(task)
         task.status, task.started_at, task.run_id = TaskStatus.RUNNING, now(), run_id
         task.tries += 1
         task.retry_at = task.error = task.exit_code = task.completed_at = None
         try:
-            request = self._request(job, task, slot)
+            request = self._request(job, task, slot, environment)
             if job.files.job.state is not JobState.WORKING:
                 job.files.set_state(JobState.WORKING)
             job.files.commit(task)
@@ -510,7 +539,7 @@ class Manager:
         job.running[task.id] = slot
         self._live[run_id] = job.name, task.id
 
-    def _request(self, job: ActiveJob, task: Task, slot: int) -> RunRequest:
+    def _request(self, job: ActiveJob, task: Task, slot: int, environment: dict[str, str]) -> RunRequest:
         files = job.files
         folder = base_folder(self._runs.root) / (files.job.folder or "")
         workload: dict[str, Any] = {"cwd": str(folder / (task.cwd or ""))}
@@ -519,8 +548,8 @@ class Manager:
         else:
             workload |= {"argv": [task.command, *task.args], "shell": task.shell}
         variables = {
-            **files.job.env,
-            **task.env,
+            **environment,
+            PRIVATE_DIR: str(self._store.private.root),
             "AIR_EXECUTOR_STATE_DIR": str(self._runs.root),
             "AIR_EXECUTOR_JOB": job.name,
             "AIR_EXECUTOR_TASK": task.id,

@@ -101,7 +101,9 @@ class Task:
     cwd: str | None = None
     """Working directory, if not the job's; relative to that."""
     env: dict[str, str] = field(default_factory=dict)
-    """Variables beside the job's."""
+    """Variables beside the job's, as they stand here. Put no secret there: see ``env_from``."""
+    env_from: list[str] = field(default_factory=list)
+    """Names of variables beside the job's, whose values are kept apart, or are in the manager's environment."""
     limits: dict[str, Any] = field(default_factory=dict)
     """As ``executor_config["air"]`` in Airflow, without ``environment`` and ``timeout``, which are fields here."""
     timeout: float | None = None
@@ -217,6 +219,8 @@ class Job:
     """Working directory of its tasks: by default where the job was submitted from. Relative to the folder that holds
     the state directory."""
     env: dict[str, str] = field(default_factory=dict)
+    env_from: list[str] = field(default_factory=list)
+    """As a task's."""
     error: str | None = None
     cancelled: bool = False
     """Somebody has asked for its end."""
@@ -250,9 +254,12 @@ class Job:
                     values[field_name] = _JOB_CHECKS[field_name](value)
                 except (ValueError, TypeError) as error:
                     raise JobError(f"{where}, field {field_name!r}: {error}, not {_shown(value)}") from None
-        return cls(
-            **{"id": str(uuid.uuid4()), **values, "name": check_name(name), "extra": _unknown(document, _JOB_CHECKS)}
-        )
+        return cls(**{"id": _id_of(name), **values, "name": check_name(name), "extra": _unknown(document, _JOB_CHECKS)})
+
+
+def _id_of(name: str) -> str:
+    """Return the id of a job that somebody has written by hand, without one: always the same, until it has its own."""
+    return str(uuid.uuid5(uuid.NAMESPACE_URL, f"air-executor:{name}"))
 
 
 def new_tasks(
@@ -349,13 +356,24 @@ def _texts(value: Any) -> list[str]:
     return [_text(each) for each in value]
 
 
-def _variables(value: Any) -> dict[str, str]:
+def check_variables(value: Any) -> dict[str, str]:
+    """Return ``value`` if it can be variables of a process.
+
+    :raises ValueError: it can't.
+    """
     if not isinstance(value, dict) or not all(isinstance(text, str) for text in value.values()):
         raise ValueError("it must be an object of text to text")
     for name in value:
         if not name or "=" in name or "\0" in name + value[name]:
             raise ValueError(f"{name!r} is not the name of an environment variable, or its value holds a zero byte")
     return value
+
+
+def _names(value: Any) -> list[str]:
+    for name in _texts(value):
+        if not name or "=" in name:
+            raise ValueError(f"{name!r} is not the name of an environment variable")
+    return list(value)
 
 
 def _object(value: Any) -> dict[str, Any]:
@@ -441,7 +459,8 @@ _CHECKS: dict[str, Callable[[Any], Any]] = {
     "arguments": _object,
     "shell": _boolean,
     "cwd": _some_text,
-    "env": _variables,
+    "env": check_variables,
+    "env_from": _names,
     "limits": _limits,
     "timeout": _seconds,
     "retries": _whole(0),
@@ -476,7 +495,8 @@ _JOB_CHECKS: dict[str, Callable[[Any], Any]] = {
     "updated_at": _moment,
     "max_runners": _whole(1),
     "folder": _some_text,
-    "env": _variables,
+    "env": check_variables,
+    "env_from": _names,
     "error": _text,
     "cancelled": _boolean,
     "paused": _boolean,

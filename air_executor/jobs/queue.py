@@ -17,7 +17,8 @@ from typing import Any
 import orjson
 
 from air_executor.errors import JobError, StateDirError
-from air_executor.jobs.model import Task, new_tasks
+from air_executor.jobs.model import Task, check_name, new_tasks
+from air_executor.jobs.private import without_values
 from air_executor.jobs.store import JobFiles, JobStore
 from air_executor.runs.record import now
 from air_executor.runs.store import RunStore
@@ -40,9 +41,10 @@ def queue_in_job(tasks: Iterable[Mapping[str, Any]], environ: Mapping[str, str] 
             "this process is not a task of a job: AIR_EXECUTOR_JOB is not set. From outside, name the job: "
             "`air-executor queue --job NAME`"
         ) from None
+    store = JobStore(state_dir)
     path = RunStore(state_dir).folder(run_id) / _FILE
     tasks = list(tasks)
-    new = [named(task, prefix=task_id) for task in tasks]
+    new, values = _apart([named(task, prefix=task_id) for task in tasks], f"tasks queued by {task_id}")
     try:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     except OSError as error:
@@ -53,8 +55,9 @@ def queue_in_job(tasks: Iterable[Mapping[str, Any]], environ: Mapping[str, str] 
         whole = data[: data.rfind(b"\n") + 1]
         # As many tasks as a job has may each queue one: only what names others, or might be one, is compared with all.
         is_compared = any(task.get(field) for task in tasks for field in ("id", "key", "dependencies"))
-        files = JobStore(state_dir).files(name) if is_compared else None
+        files = store.files(name) if is_compared else None
         ids = _ids(new, files, _entries(whole), name, f"tasks queued by {task_id}")
+        _keep(store, name, values)
         os.ftruncate(fd, len(whole))
         lines = b"".join(orjson.dumps(each) + b"\n" for each in new)
         if os.write(fd, lines) < len(lines):
@@ -70,10 +73,25 @@ def queue_from_outside(state_dir: str | Path, name: str, tasks: Iterable[Mapping
     :raises JobError: as :func:`queue_in_job`.
     """
     store = JobStore(state_dir)
-    new = [named(task, prefix="task") for task in tasks]
+    store.check_trust(store.files(name).read_job())
+    new, values = _apart([named(task, prefix="task") for task in tasks], "tasks to queue")
     ids = _ids(new, store.files(name), [], name, "tasks to queue")
+    _keep(store, name, values)
     store.ask(name, "queue", new)
     return ids
+
+
+def _apart(tasks: list[dict[str, Any]], where: str) -> tuple[list[dict[str, Any]], dict[str, dict[str, str]]]:
+    """Return tasks without the values of variables that no file of the job may hold, and those by the tasks' ids."""
+    found = [without_values(task, f"{where}, task {task['id']!r}") for task in tasks]
+    return [task for task, _ in found], {task["id"]: values for task, values in found if values}
+
+
+def _keep(store: JobStore, name: str, values: Mapping[str, Mapping[str, str]]) -> None:
+    if values:
+        job = store.files(name).read_job()
+        for task_id, given in values.items():
+            store.private.keep(job, given, check_name(task_id, "a task's id"))
 
 
 def _ids(

@@ -22,26 +22,36 @@ has put another one there, as ``git checkout`` does, that one counts and the jou
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import os
 import shutil
 import signal
 import time
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import orjson
 
 from air_executor import system
-from air_executor.errors import JobChangedError, JobError, StateDirError, UnknownJobError
+from air_executor.errors import JobChangedError, JobError, StateDirError, UnknownJobError, UntrustedJobError
 from air_executor.jobs.model import Job, JobState, Task, check_name, new_tasks
+from air_executor.jobs.private import PrivateStore
+from air_executor.ownership import check_state_dir
 from air_executor.processes import ProcessId
 from air_executor.runs.lock import KernelLock, is_held
 from air_executor.runs.record import now
 from air_executor.runs.store import replace_file
+from air_executor.safe_files import read_plain
+
+#: Values of variables: those of a job by ``None``, those of its tasks by their ids.
+Values = Mapping["str | None", Mapping[str, str]]
+
+_NONE: Values = MappingProxyType({})
 
 #: At most this share of the time goes into writing the files of a job whole.
 _SHARE = 0.05
@@ -71,8 +81,40 @@ class Ask:
 class JobStore:
     """The jobs below one state directory."""
 
-    def __init__(self, state_dir: str | Path) -> None:
+    def __init__(self, state_dir: str | Path, *, is_looking: bool = False) -> None:
+        """Refuse a state directory that is not this user's alone.
+
+        :param is_looking: nothing is written; then root may look at the one of somebody else.
+        :raises StateDirError: it is another's, or others may write to it.
+        """
+        check_state_dir(state_dir, is_looking=is_looking)
         self.root = Path(state_dir) / "jobs"
+
+    @functools.cached_property
+    def private(self) -> PrivateStore:
+        """What is private of these jobs: which are trusted, and values of variables that no file here may hold."""
+        return PrivateStore(self.root.parent)
+
+    def check_trust(self, job: Job) -> None:
+        """Make sure that a job was submitted here, or that somebody has said that it is trusted.
+
+        :raises UntrustedJobError: neither.
+        """
+        if not self.private.is_trusted(job.id):
+            raise UntrustedJobError(
+                f"job {job.name} was not submitted here, so nothing of it is run. Look at it (`air-executor job "
+                f"{job.name}`); if you trust it: `air-executor trust {job.name}`"
+            )
+
+    def trust(self, job: Job) -> None:
+        """Let a job that was not submitted here be run.
+
+        :raises StateDirError: that can't be noted.
+        """
+        self.private.trust(job.id)
+        with contextlib.suppress(OSError):
+            os.utime(self.folder(job.name) / "state.json")  # so that its manager looks at it again
+        replace_file(self.root / ".asked", b"")
 
     def prepare(self) -> None:
         """Make the folder.
@@ -80,7 +122,8 @@ class JobStore:
         :raises StateDirError: it can't be made.
         """
         try:
-            self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self.root.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self.root.mkdir(mode=0o700, exist_ok=True)
         except OSError as error:
             raise StateDirError(f"the folder of the jobs, {self.root}, cannot be made: {error}") from error
 
@@ -117,7 +160,7 @@ class JobStore:
         if not is_held(self.root / "manager.lock"):
             return None
         try:
-            document = orjson.loads((self.root / "manager.json").read_bytes())
+            document = orjson.loads(read_plain(self.root / "manager.json"))
             return {"pid_started": None, **document, "pid": int(document["pid"])}
         except (OSError, orjson.JSONDecodeError, KeyError, TypeError, ValueError):
             return None
@@ -145,6 +188,7 @@ class JobStore:
         files = JobFiles(self.folder(name))
         if not files.path.is_dir():
             raise UnknownJobError(f"there is no job {name} below {self.root}")
+        files.check_folders()
         return files
 
     def open(self, name: str) -> JobFiles:
@@ -156,9 +200,10 @@ class JobStore:
         files.load()
         return files
 
-    def create(self, job: Job, tasks: Iterable[Task]) -> JobFiles:
-        """Write a new job; it is there as a whole or not at all.
+    def create(self, job: Job, tasks: Iterable[Task], values: Values = _NONE) -> JobFiles:
+        """Write a new job, which is trusted from now on; it is there as a whole or not at all.
 
+        :param values: of variables that no file here may hold: of the job by ``None``, of tasks by their ids.
         :raises JobError: there is a job of that name, or the tasks contradict each other.
         :raises StateDirError: it can't be written.
         """
@@ -171,15 +216,22 @@ class JobStore:
             files.path.mkdir(mode=0o700)
             try:
                 files.write()
+                self._keep_private(job, values)
                 if folder.exists():
                     raise JobError(f"there is a job {job.name} already; `air-executor reset {job.name}` begins it anew")
                 files.path.rename(folder)
             except BaseException:
                 shutil.rmtree(files.path, ignore_errors=True)
+                self.private.forget(job.id)
                 raise
         except OSError as error:
             raise StateDirError(f"job {job.name} cannot be written to {folder}: {error.strerror}") from error
         return self.open(job.name)
+
+    def _keep_private(self, job: Job, values: Values) -> None:
+        for task_id, given in values.items():
+            self.private.keep(job, given, task_id)
+        self.private.trust(job.id)
 
     def ask(self, name: str, action: str, tasks: Iterable[Any] = ()) -> Path:
         """Put a request into a job's inbox.
@@ -190,6 +242,7 @@ class JobStore:
         folder = self.folder(name)
         if not (folder / "state.json").is_file():
             raise UnknownJobError(f"there is no job {name} below {self.root}")
+        JobFiles(folder).check_folders()
         inbox = folder / "inbox"
         path = inbox / f"{time.time_ns():020}-{uuid.uuid4()}.json"
         try:
@@ -243,6 +296,15 @@ class JobFiles:
         """Return where the output of a task goes."""
         return self.logs / f"{check_name(task_id, 'a task')}.log"
 
+    def check_folders(self) -> None:
+        """Make sure that none of its folders is a link, which a repository may hold, to be led elsewhere by.
+
+        :raises JobError: one is.
+        """
+        for folder in (self.path, self.logs, self.path / "inbox"):
+            if folder.is_symlink():
+                raise JobError(f"{folder} is a link, which is not followed: put a folder in its place")
+
     # Reading
 
     def load(self) -> None:
@@ -293,6 +355,17 @@ class JobFiles:
             raise JobError(f"{self.path.name}/tasks.json must be a list of tasks")
         return _Found(signature, state, document, base, changes)
 
+    def read_job(self) -> Job:
+        """Return the job without its tasks, as ``state.json`` has it, which costs little.
+
+        :raises JobError: it is not there, or can't be understood.
+        :raises StateDirError: it can't be read.
+        """
+        path = self.path / "state.json"
+        if (data := self._read("state.json")) is None:
+            raise JobError(f"{path} is missing")
+        return Job.from_dict(_parse(data, path), name=self.path.name, where=f"{self.path.name}/state.json")
+
     def is_ended(self) -> bool:
         """Tell whether the job has ended, as far as ``state.json`` says, which costs little.
 
@@ -310,7 +383,7 @@ class JobFiles:
 
     def _read(self, name: str) -> bytes | None:
         try:
-            return (self.path / name).read_bytes()
+            return read_plain(self.path / name)
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:
@@ -458,7 +531,7 @@ class JobFiles:
         asks = []
         for name in names:
             try:
-                document = orjson.loads((inbox / name).read_bytes())
+                document = orjson.loads(read_plain(inbox / name))
                 asks.append(Ask(inbox / name, str(document["action"]), list(document["tasks"])))
             except (orjson.JSONDecodeError, KeyError, TypeError, OSError):
                 with contextlib.suppress(OSError):

@@ -22,6 +22,7 @@ from air_executor.runner.active import ActiveRun, Ending, Outcome
 from air_executor.runs.backend import RunRequest
 from air_executor.runs.record import UNWANTED, RunState
 from air_executor.runs.store import RunStore, replace_file
+from air_executor.safe_files import open_to_append
 
 #: How often a runner shows that it lives, in seconds.
 _BEAT_S = 5.0
@@ -46,12 +47,10 @@ def execute(request: RunRequest, active: ActiveRun, store: RunStore) -> Outcome:
     the working directory as ``cwd``. Output goes to the request's ``log_file``.
     """
     task = request.workload
-    log_file = Path(request.log_file or os.devnull)
     try:
-        log_file.parent.mkdir(parents=True, exist_ok=True)
-        log = log_file.open("ab")
+        log = _open_log(request.log_file)
     except OSError as error:
-        raise AirExecutorError(f"the log {log_file} cannot be written: {error.strerror}") from error
+        raise AirExecutorError(f"the log {request.log_file} cannot be written: {error.strerror}") from error
     with log:
         try:
             pid = _call(task, log, store.folder(request.id), active) if "function" in task else _command(task, log)
@@ -61,6 +60,16 @@ def execute(request: RunRequest, active: ActiveRun, store: RunStore) -> Outcome:
         active.started()
         status = _supervise(pid, active)
     return _outcome(status, active, _error_of(store.folder(request.id)))
+
+
+def _open_log(path: str | None) -> BinaryIO:
+    if path is None:
+        return open(os.devnull, "ab")
+    folder = Path(path).parent
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if folder.is_symlink():
+        raise OSError(errno.ELOOP, "its folder is a link, which is not followed")
+    return os.fdopen(open_to_append(path), "ab")
 
 
 def _command(task: dict[str, Any], log: BinaryIO) -> int:

@@ -144,6 +144,7 @@ def new_yard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callab
     for name in list(os.environ):
         if name.startswith("AIR_EXECUTOR_"):
             monkeypatch.delenv(name)
+    monkeypatch.setenv("AIR_EXECUTOR_PRIVATE_DIR", str(tmp_path / "private"))
     yards: list[Yard] = []
 
     def make(state_dir: Path | None = None) -> Yard:

@@ -1,0 +1,68 @@
+"""``air-executor trust``: jobs that were not submitted here, as of a repository, run only when somebody says so."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+
+from rich.console import Console
+
+from air_executor.cli.table import EXIT_NO, EXIT_OK, print_json
+from air_executor.cli.views import table
+from air_executor.errors import AirExecutorError, JobError
+from air_executor.jobs.model import Job
+from air_executor.jobs.store import JobStore
+
+
+def hint(store: JobStore, job: Job) -> str | None:
+    """Return what to do about a job that is left alone as it is not trusted; ``None`` for all others."""
+    if job.state.is_end or store.root.lstat().st_uid != os.geteuid() or store.private.is_trusted(job.id):
+        return None
+    return f"not submitted here, so it is not run; if you trust it: `air-executor trust {job.name}`"
+
+
+def trust(store: JobStore, args: argparse.Namespace) -> int:
+    """Trust jobs by name, or all; without either list those that are not trusted."""
+    if args.all and args.names:
+        raise JobError("name the jobs to trust, or give --all: choose one")
+    if not (args.all or args.names):
+        return _list(store, is_json=args.json)
+    names = list(dict.fromkeys(args.names)) or [job.name for job in _untrusted(store)]
+    jobs = [store.files(name).read_job() for name in names]
+    for job in jobs:
+        store.trust(job)
+    if args.json:
+        print_json({"trusted": names})
+    else:
+        print(f"trusted from now on: {', '.join(names) or 'no job was left to trust'}")
+    return EXIT_OK
+
+
+def _list(store: JobStore, *, is_json: bool) -> int:
+    found = _untrusted(store)
+    if is_json:
+        print_json({"untrusted": [job.name for job in found]})
+        return EXIT_OK
+    if not found:
+        print("all jobs here are trusted", file=sys.stderr)
+        return EXIT_OK
+    shown = table("JOB", "STATE", "UPDATED (UTC)")
+    for job in found:
+        shown.add_row(job.name, job.state.value, job.updated_at[:19].replace("T", " "))
+    Console().print(shown)
+    print("look at them (`air-executor job NAME`), then: air-executor trust NAME… or --all", file=sys.stderr)
+    return EXIT_NO
+
+
+def _untrusted(store: JobStore) -> list[Job]:
+    found = []
+    for name in store.names():
+        try:
+            job = store.files(name).read_job()
+        except AirExecutorError as error:
+            print(f"job {name} can't be looked at: {error}", file=sys.stderr)
+            continue
+        if not store.private.is_trusted(job.id):
+            found.append(job)
+    return found

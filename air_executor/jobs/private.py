@@ -1,0 +1,277 @@
+"""What belongs to jobs, and may not lie below their state directory, which git or other people may come by.
+
+::
+
+    <private folder>/
+      trusted/<state directory>/<job id>                 there if the job was submitted here, or was said to be trusted
+                                .folder                  which state directory it is, to know it where it was moved to
+      secrets/<state directory>/<job id>/job.json        values of variables of all tasks
+                                         task.<id>.json  of one task
+
+The private folder is ``$AIR_EXECUTOR_PRIVATE_DIR``, or ``$XDG_STATE_HOME/air-executor``, or
+``~/.local/state/air-executor``; ``<state directory>`` is a digest of its real path. Folders are 0700, files 0600.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import shutil
+import stat
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from air_executor.errors import JobError, StateDirError
+from air_executor.jobs.model import Job, Task, check_variables
+from air_executor.ownership import may_others_write, user_name
+from air_executor.runs.store import replace_file
+from air_executor.safe_files import read_plain
+
+#: The variable that names the private folder.
+VARIABLE = "AIR_EXECUTOR_PRIVATE_DIR"
+
+#: Ids that are file names as they are; of any other its digest is.
+_PLAIN_ID = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,99}")
+
+#: The note that says which state directory is meant.
+_FOLDER = ".folder"
+
+#: Values are kept before their job is there, at most so many seconds.
+_BIRTH_S = 600.0
+
+
+def private_folder() -> Path:
+    """Return where what is private is kept for this user.
+
+    :raises StateDirError: no such place is known.
+    """
+    if named := os.environ.get(VARIABLE):
+        folder = Path(named).expanduser()
+    elif os.path.isabs(state_home := os.environ.get("XDG_STATE_HOME", "")):
+        folder = Path(state_home) / "air-executor"
+    else:
+        folder = Path(os.path.expanduser("~")) / ".local" / "state" / "air-executor"
+    if not folder.is_absolute():
+        raise StateDirError(f"the private folder {folder} must be an absolute path: set {VARIABLE} to one of your own")
+    return folder
+
+
+class PrivateStore:
+    """What is private of the jobs of one state directory."""
+
+    def __init__(self, state_dir: str | Path) -> None:
+        state_dir = os.path.realpath(state_dir)
+        self.root = private_folder()
+        if Path(os.path.realpath(self.root)).is_relative_to(state_dir):
+            raise StateDirError(
+                f"the private folder {self.root} is in the state directory {state_dir}, and what it holds would be "
+                f"found there: set {VARIABLE} to another folder"
+            )
+        self._state_dir, self._is_known = state_dir, False
+        name = hashlib.blake2b(os.fsencode(state_dir), digest_size=16).hexdigest()
+        self._trusted, self._secrets = self.root / "trusted" / name, self.root / "secrets" / name
+
+    # Trust
+
+    def is_trusted(self, job_id: str) -> bool:
+        """Tell whether a job was submitted here, or somebody has said that it is trusted.
+
+        :raises StateDirError: the private folder is not this user's alone.
+        """
+        self._follow_move()
+        try:
+            status = (self._trusted / _file_name(job_id)).lstat()
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        except OSError as error:
+            raise self._unusable(error) from error
+        self._check()
+        return stat.S_ISREG(status.st_mode) and status.st_uid == os.geteuid()
+
+    def trust(self, job_id: str) -> None:
+        """Note that a job may be run.
+
+        :raises StateDirError: it can't be noted.
+        """
+        self._follow_move()
+        self._make(self._trusted)
+        replace_file(self._trusted / _file_name(job_id), b"")
+        if not os.path.lexists(self._trusted / _FOLDER):
+            self._note_folder()
+
+    def forget(self, job_id: str) -> None:
+        """Remove all that is private of a job."""
+        with contextlib.suppress(OSError):
+            (self._trusted / _file_name(job_id)).unlink(missing_ok=True)
+        shutil.rmtree(self._secrets / _file_name(job_id), ignore_errors=True)
+
+    # Values of variables
+
+    def keep(self, job: Job, values: Mapping[str, str], task_id: str | None = None) -> None:
+        """Keep values of variables of a job, or of one of its tasks; those that were kept before stay.
+
+        :raises StateDirError: they can't be written.
+        """
+        if not values:
+            return
+        self._follow_move()
+        folder = self._secrets / _file_name(job.id)
+        self._make(folder)
+        path = folder / _scope(task_id)
+        kept = {**self._read(path), **values}
+        # Not orjson: a value may hold any bytes, as variables do.
+        replace_file(path, json.dumps({"job": job.name, "env": kept}).encode(), is_durable=True)
+
+    def environment(self, job: Job, task: Task) -> dict[str, str]:
+        """Return the variables of a task and its job: as they are written, kept here, or in this process's environment.
+
+        :raises JobError: one that is named is in neither.
+        :raises StateDirError: what is kept can't be read.
+        """
+        of_job = self._named(job, job.env_from, None)
+        return {**job.env, **of_job, **task.env, **self._named(job, task.env_from, task.id)}
+
+    def _named(self, job: Job, names: Iterable[str], task_id: str | None) -> dict[str, str]:
+        if not names:
+            return {}
+        self._follow_move()
+        values = {**os.environ, **self._read(self._secrets / _file_name(job.id) / _scope(task_id))}
+        for name in names:
+            if name not in values:
+                raise JobError(
+                    f"the variable {name} of 'env_from' is not set: neither was its value given with the job "
+                    f"(--env-from {name}), nor does the environment of the manager have it"
+                )
+        return {name: values[name] for name in names}
+
+    def sweep(self, jobs: Path) -> None:
+        """Remove the values that were kept for jobs which are not in the folder ``jobs`` any more."""
+        try:
+            folders = list(self._secrets.iterdir())
+        except OSError:
+            return
+        for folder in folders:
+            with contextlib.suppress(OSError, StateDirError, ValueError):
+                if time.time() - folder.lstat().st_mtime > _BIRTH_S and not any(
+                    os.path.lexists(jobs / json.loads(read_plain(path))["job"]) for path in folder.glob("*.json")
+                ):
+                    shutil.rmtree(folder)
+
+    def _read(self, path: Path) -> dict[str, str]:
+        try:
+            document = json.loads(read_plain(path))
+            return dict(document["env"])
+        except (FileNotFoundError, NotADirectoryError):
+            return {}
+        except OSError as error:
+            raise StateDirError(f"cannot read {path}: {error.strerror}") from error
+        except (ValueError, KeyError, TypeError) as error:
+            raise StateDirError(f"{path} can't be understood; give the values anew with --env-from") from error
+
+    # The folders
+
+    def _follow_move(self) -> None:
+        """Take over what is private of this state directory from where it was before somebody moved it here."""
+        if self._is_known:
+            return
+        self._is_known = True
+        if self._trusted.is_dir():
+            return
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            here = _identity(self._state_dir)
+            for note in self._trusted.parent.glob(f"*/{_FOLDER}"):
+                known = json.loads(read_plain(note))
+                if known["is"] == here and not (os.path.lexists(known["at"]) and _identity(known["at"]) == here):
+                    with contextlib.suppress(FileNotFoundError):
+                        (self._secrets.parent / note.parent.name).rename(self._secrets)
+                    note.parent.rename(self._trusted)
+                    self._note_folder()
+                    return
+
+    def _note_folder(self) -> None:
+        document = {"at": self._state_dir, "is": _identity(self._state_dir)}
+        replace_file(self._trusted / _FOLDER, json.dumps(document).encode())
+
+    def _make(self, folder: Path) -> None:
+        """Make a folder with those above it, for this user alone."""
+        missing = []
+        while not folder.is_dir():
+            missing.append(folder)
+            folder = folder.parent
+        try:
+            for each in reversed(missing):
+                each.mkdir(mode=0o700, exist_ok=True)
+        except OSError as error:
+            raise self._unusable(error) from error
+        self._check()
+
+    def _check(self) -> None:
+        try:
+            status = self.root.stat()
+        except OSError as error:
+            raise self._unusable(error) from error
+        if status.st_uid != os.geteuid() or may_others_write(status):
+            raise StateDirError(
+                f"the private folder {self.root} must belong to {user_name(os.geteuid())} alone, and be writable by "
+                f"nobody else: set {VARIABLE} to a folder of your own"
+            )
+        if stat.S_IMODE(status.st_mode) & 0o077:
+            self.root.chmod(0o700)
+
+    def _unusable(self, error: OSError) -> StateDirError:
+        return StateDirError(
+            f"the private folder {self.root}, where it is noted which jobs are yours, can't be used: {error.strerror}. "
+            f"Set {VARIABLE} to a folder of your own"
+        )
+
+
+def _identity(folder: str) -> list[int]:
+    """Return what tells a folder from others, wherever it is moved to."""
+    status = os.stat(folder)
+    return [status.st_dev, status.st_ino]
+
+
+def _scope(task_id: str | None) -> str:
+    return "job.json" if task_id is None else f"task.{task_id}.json"
+
+
+def _file_name(job_id: str) -> str:
+    if _PLAIN_ID.fullmatch(job_id):
+        return job_id
+    return "=" + hashlib.blake2b(job_id.encode(errors="surrogateescape"), digest_size=16).hexdigest()
+
+
+def without_values(document: Mapping[str, Any], where: str) -> tuple[dict[str, Any], dict[str, str]]:
+    """Return a job or a task with the names of its ``private_env`` in ``env_from``, and the values.
+
+    :raises JobError: ``private_env`` is not an object of text to text.
+    """
+    document = dict(document)
+    values = document.pop("private_env", None) or {}
+    try:
+        values = check_variables(values)
+    except ValueError:  # whose message may hold a value
+        raise JobError(f"{where}, field 'private_env': it must be an object of variables' names to text") from None
+    if values:
+        given = document.get("env_from") or []
+        names = list(given) if isinstance(given, (list, tuple)) else [given]
+        document["env_from"] = [*names, *(name for name in values if name not in names)]
+    return document, dict(values)
+
+
+def values_of(names: Iterable[str]) -> dict[str, str]:
+    """Return the values that variables have in this process's environment.
+
+    :raises JobError: one is not set.
+    """
+    values = {}
+    for name in names:
+        if name not in os.environ:
+            raise JobError(f"the variable {name} of --env-from is not set here")
+        values[name] = os.environ[name]
+    return values

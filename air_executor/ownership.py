@@ -1,0 +1,70 @@
+"""Whose a state directory is: one that others own, or may write to, is refused before anything is read or written.
+
+Whoever can put files into it says what runs, with the rights of whoever works there: as with a repository's ``.git``
+that somebody else has placed in a folder above (CVE-2022-24765).
+"""
+
+from __future__ import annotations
+
+import grp
+import os
+import pwd
+import stat
+from pathlib import Path
+
+from air_executor.errors import StateDirError
+
+
+def check_state_dir(folder: str | Path, *, is_looking: bool = False) -> None:
+    """Make sure that a state directory, and the folder of jobs in it, are this user's alone. What is not there passes.
+
+    :param is_looking: nothing is written; then root may look at the state directory of somebody else.
+    :raises StateDirError: they are not; the message says what to do.
+    """
+    for path in (Path(folder), Path(folder) / "jobs"):
+        try:
+            status = path.lstat()
+        except (FileNotFoundError, NotADirectoryError):
+            return
+        except OSError as error:
+            raise StateDirError(f"cannot look at {path}: {error.strerror}") from error
+        if not stat.S_ISDIR(status.st_mode):
+            raise StateDirError(f"{path} is not a folder (a link is not followed)")
+        if status.st_uid != os.geteuid():
+            if is_looking and os.geteuid() == 0:
+                return
+            raise StateDirError(
+                f"{path} belongs to {user_name(status.st_uid)}, not to {user_name(os.geteuid())}: nothing is read or "
+                "written there. Keep your jobs in a folder of your own (`air-executor init`), or do this as that user"
+            )
+        if may_others_write(status):
+            raise StateDirError(
+                f"others may write to {path}, and so say what runs here: nothing is read or written there. If what is "
+                f"in it is yours, close it: chmod go-w {path}"
+            )
+
+
+def may_others_write(status: os.stat_result) -> bool:
+    """Tell whether anybody but its owner may write to a file or folder."""
+    if status.st_mode & stat.S_IWOTH:
+        return True
+    return bool(status.st_mode & stat.S_IWGRP) and not _is_private_group(status)
+
+
+def _is_private_group(status: os.stat_result) -> bool:
+    """Tell whether a group is its owner's own, as most distributions give one to each user, with umask 002."""
+    if status.st_uid == 0:
+        return False
+    try:
+        user, group = pwd.getpwuid(status.st_uid), grp.getgrgid(status.st_gid)
+    except KeyError:
+        return False
+    return user.pw_gid == group.gr_gid and user.pw_name == group.gr_name and not set(group.gr_mem) - {user.pw_name}
+
+
+def user_name(uid: int) -> str:
+    """Return a user's name; of one that has none, ``#`` and the number."""
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return f"#{uid}"

@@ -1,0 +1,201 @@
+"""Jobs that came with a repository run only when somebody has said that they are trusted."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from air_executor.errors import StateDirError, UntrustedJobError
+from air_executor.jobs import api
+from air_executor.jobs.model import JobState
+from air_executor.jobs.private import PrivateStore
+from tests.jobs.conftest import Yard
+from tests.support.waiting import wait_for
+
+STATE: dict[str, Any] = {"id": "8a4e0f58-4f9d-4a3c-8c8e-3c1c0ffee000", "name": "theirs", "state": "waiting"}
+
+
+def check_out(yard: Yard, name: str = "theirs", command: str = "echo ran >> ran", **state: Any) -> Path:
+    """Put a job there as git does: by its two files."""
+    yard.store.prepare()
+    folder = yard.store.root / name
+    folder.mkdir()
+    (folder / "state.json").write_text(json.dumps({**STATE, "name": name, "folder": ".", **state}))
+    (folder / "tasks.json").write_text(json.dumps([{"id": "a", "command": command, "shell": True}]))
+    return folder
+
+
+def test_a_manager_leaves_a_job_alone_that_was_not_submitted_here_and_says_so_once(yard: Yard) -> None:
+    folder = check_out(yard)
+    (folder / "inbox").mkdir()
+    (folder / "inbox" / "1.json").write_text('{"action": "retry", "tasks": []}')
+    before = sorted(path.name for path in folder.rglob("*"))
+    yard.start_manager()
+    for name in ("one", "two"):
+        yard.submit({"id": "a", "command": "true"}, name=name)
+        assert api.wait(name, timeout_s=60, state_dir=yard.state_dir).job.state is JobState.COMPLETED
+    assert sorted(path.name for path in folder.rglob("*")) == before
+    assert yard.lines("ran") == []
+    assert sum("job theirs was not submitted here" in line for line in yard.lines("manager.log")) == 1
+    assert "air-executor trust theirs" in " ".join(yard.call("jobs").split())
+    assert "air-executor trust theirs" in yard.call("job", "theirs")
+    shown = {job["name"]: job["trusted"] for job in json.loads(yard.call("jobs", "--json"))}
+    assert shown == {"one": True, "theirs": False, "two": True}
+    assert json.loads(yard.call("job", "theirs", "--json"))["trusted"] is False
+    assert json.loads(yard.call("trust", "--json")) == {"untrusted": ["theirs"]}
+    # Trusted, it runs at once.
+    (folder / "inbox" / "1.json").unlink()
+    assert "theirs" in yard.call("trust", "theirs")
+    wait_for(lambda: yard.store.open("theirs").job.state is JobState.COMPLETED, "the job to end")
+    assert yard.lines("ran") == ["ran"]
+    assert "all jobs here are trusted" in yard.call("trust")
+
+
+def test_commands_refuse_a_job_that_was_not_submitted_here(yard: Yard) -> None:
+    folder = check_out(yard)
+    for command in (
+        ("run", "theirs"),
+        ("queue", "--job", "theirs", "--", "true"),
+        ("retry", "theirs"),
+        ("reset", "theirs"),
+        ("cancel", "theirs"),
+    ):
+        assert "air-executor trust theirs" in yard.call(*command, code=2)
+    with pytest.raises(UntrustedJobError):
+        api.queue_tasks([{"command": "true"}], job="theirs", state_dir=yard.state_dir)
+    with pytest.raises(UntrustedJobError):
+        api.wait("theirs", timeout_s=0, state_dir=yard.state_dir)
+    assert sorted(path.name for path in folder.iterdir()) == ["state.json", "tasks.json"]
+    yard.call("trust", "--all")
+    assert "1 of 1 tasks completed" in yard.call("run", "theirs")
+    assert yard.lines("ran") == ["ran"]
+
+
+def test_edits_of_a_trusted_job_are_worked_on(yard: Yard) -> None:
+    yard.submit({"id": "a", "command": "true"})
+    yard.finish()
+    path = yard.store.folder("job") / "tasks.json"
+    path.write_text('[{"id": "a", "command": "true"}, {"id": "b", "command": "true"}]')
+    state = yard.store.folder("job") / "state.json"
+    state.write_text(json.dumps({**json.loads(state.read_text()), "state": "waiting"}))
+    assert set(yard.finish().tasks) == {"a", "b"}
+
+
+def test_a_job_in_the_place_of_a_trusted_one_is_stopped_and_left_alone(yard: Yard) -> None:
+    yard.submit({"id": "a", "command": "sleep", "args": ["600"]})
+    yard.start_manager()
+    runner = yard.runner_of("a")
+    (yard.store.folder("job") / "tasks.json").write_text('[{"id": "a", "command": "touch", "args": ["ran"]}]')
+    (yard.store.folder("job") / "state.json").write_text(json.dumps({**STATE, "name": "job"}))
+    wait_for(lambda: not runner.is_running(), "the task to be stopped")
+    yard.submit({"id": "a", "command": "true"}, name="next")
+    api.wait("next", timeout_s=60, state_dir=yard.state_dir)
+    assert not (yard.folder / "ran").exists()
+    assert "air-executor trust job" in "".join(yard.lines("manager.log"))
+
+
+@pytest.mark.parametrize("job_id", ["../../x", "a/b", ".", "x" * 5000, "é\U0001f600", "trüb", "=" + "0" * 32])
+def test_an_id_never_becomes_a_path(tmp_path: Path, job_id: str) -> None:
+    private = PrivateStore(tmp_path / "state")
+    (tmp_path / "state").mkdir()
+    assert not private.is_trusted(job_id)
+    private.trust(job_id)
+    assert private.is_trusted(job_id)
+    assert not private.is_trusted(job_id + "x")
+    [folder] = (private.root / "trusted").iterdir()
+    assert len(list(folder.iterdir())) == 2
+    private.forget(job_id)
+    assert not private.is_trusted(job_id)
+
+
+def test_a_job_without_an_id_is_trusted_all_the_same(yard: Yard) -> None:
+    folder = check_out(yard)
+    (folder / "state.json").write_text('{"state": "waiting", "folder": "."}')
+    assert "air-executor trust theirs" in yard.call("run", "theirs", code=2)
+    yard.call("trust", "theirs")
+    assert "1 of 1 tasks completed" in yard.call("run", "theirs")
+
+
+def test_trust_is_for_one_state_directory_and_moves_with_it(yard: Yard, new_yard: Callable[..., Yard]) -> None:
+    yard.submit({"id": "a", "command": 'test "$T" = v', "shell": True, "private_env": {"T": "v"}}, folder="/")
+    copied, moved = yard.folder / "copied" / api.FOLDER, yard.folder / "moved" / api.FOLDER
+    copied.parent.mkdir()
+    moved.parent.mkdir()
+    shutil.copytree(yard.state_dir, copied)
+    yard.state_dir.rename(moved)
+    assert not new_yard(copied).store.private.is_trusted(yard_id(copied))
+    yard = new_yard(moved)
+    assert yard.store.private.is_trusted(yard_id(moved))
+    assert yard.finish().job.state is JobState.COMPLETED
+
+
+def yard_id(state_dir: Path) -> str:
+    return str(json.loads((state_dir / "jobs" / "job" / "state.json").read_bytes())["id"])
+
+
+@pytest.mark.parametrize("name", ["logs", "inbox"])
+def test_a_folder_that_is_a_link_leads_nowhere(yard: Yard, name: str) -> None:
+    target = yard.folder / "elsewhere"
+    target.mkdir()
+    folder = check_out(yard)
+    (folder / name).symlink_to(target)
+    yard.store.private.trust(STATE["id"])
+    assert "is a link, which is not followed" in yard.call("run", "theirs", code=2)
+    yard.start_manager()
+    yard.submit({"id": "a", "command": "true"}, name="next")
+    api.wait("next", timeout_s=60, state_dir=yard.state_dir)
+    assert list(target.iterdir()) == []
+    assert yard.lines("ran") == []
+
+
+@pytest.mark.parametrize("name", ["state.json", "tasks.json"])
+def test_a_link_in_the_place_of_a_file_is_not_read(yard: Yard, name: str) -> None:
+    folder = check_out(yard)
+    (folder / name).rename(yard.folder / name)
+    (folder / name).symlink_to(yard.folder / name)
+    yard.store.private.trust(STATE["id"])
+    assert f"cannot read {folder / name}" in yard.call("job", "theirs", code=2)
+
+
+def test_a_link_in_the_place_of_a_log_is_not_written_through(yard: Yard) -> None:
+    for name in ("manager.log", "a.log"):
+        (yard.folder / name).write_text("mine\n")
+    yard.submit({"id": "a", "command": "echo", "args": ["said"]})
+    logs = yard.store.folder("job") / "logs"
+    logs.mkdir()
+    (logs / "a.log").symlink_to(yard.folder / "a.log")
+    assert "a.log cannot be written" in (yard.finish().tasks["a"].error or "")
+    (yard.store.root / "manager.log").symlink_to(yard.folder / "manager.log")
+    assert "manager.log" in yard.call("start", "--detach", code=2)
+    assert yard.lines("manager.log") == yard.lines("a.log") == ["mine"]
+
+
+def test_files_are_for_their_owner_alone_whatever_the_umask(yard: Yard) -> None:
+    (yard.folder / "job.json").write_text('[{"id": "a", "command": "echo", "args": ["said"]}]')
+    for command in (["init"], ["run", "job.json"], ["start", "--detach"], ["stop", "--wait"]):
+        shell = ["sh", "-c", 'umask 0; exec "$@"', "-", *yard.command(*command)]
+        subprocess.run(shell, env=yard.env, cwd=yard.folder, check=True, capture_output=True, timeout=60)
+    private = yard.store.private.root
+    for path in (yard.state_dir, *yard.state_dir.rglob("*"), private, *private.rglob("*")):
+        assert path.is_symlink() or path.lstat().st_mode & 0o077 == 0, path
+
+
+def test_a_private_folder_that_can_not_be_used_says_what_to_set(yard: Yard, monkeypatch: pytest.MonkeyPatch) -> None:
+    (yard.folder / "file").write_text("")
+    for place in (str(yard.folder / "file" / "x"), "relative/x", str(yard.state_dir / "x")):
+        monkeypatch.setenv("AIR_EXECUTOR_PRIVATE_DIR", place)
+        with pytest.raises(StateDirError, match="AIR_EXECUTOR_PRIVATE_DIR"):
+            yard.submit({"id": "a", "command": "true"})
+        assert Yard(yard.folder).store.names() == []
+    open_folder = yard.folder / "open"
+    open_folder.mkdir()
+    open_folder.chmod(0o777)
+    monkeypatch.setenv("AIR_EXECUTOR_PRIVATE_DIR", str(open_folder))
+    with pytest.raises(StateDirError, match="writable by nobody else"):
+        yard.submit({"id": "a", "command": "true"})
