@@ -27,9 +27,11 @@ from air_executor.cli.table import EXIT_NO, EXIT_OK, JSON, Argument, Command, at
 from air_executor.config import Config
 from air_executor.errors import AirExecutorError, JobError, ManagedError, WrongStateError
 from air_executor.jobs import api
+from air_executor.jobs.fields import check_names
 from air_executor.jobs.manager import Manager
-from air_executor.jobs.model import JobState, Task, TaskStatus
+from air_executor.jobs.model import JobState, Task, TaskStatus, When
 from air_executor.jobs.private import values_of
+from air_executor.jobs.schema import GIVEN
 from air_executor.jobs.store import JobFiles, JobStore
 from air_executor.launcher.address import module_command
 from air_executor.runs.lock import is_held
@@ -149,19 +151,16 @@ def _read_job(path: Path) -> dict[str, Any]:
         raise JobError(f"{path} cannot be understood: {' '.join(str(error).split())}") from None
     if isinstance(document, list):
         document = {"tasks": document}
+    if isinstance(document, dict):
+        check_names(document, [*GIVEN, "tasks"], str(path))
     if not isinstance(document, dict) or not isinstance(document.get("tasks"), list):
         raise JobError(f"{path} must be a list of tasks, or an object with a list 'tasks'")
-    unknown = document.keys() - {"name", "tasks", "max_runners", "folder", "env", "env_from"}
-    if unknown:
-        raise JobError(f"{path} has unknown fields: {', '.join(sorted(map(str, unknown)))}")
     return {"name": path.name.split(".")[0], **document}
 
 
 def _submit_file(args: argparse.Namespace, path: Path, state_dir: str) -> str:
     document = _read_job(path)
-    given: dict[str, Any] = {
-        key: document[key] for key in ("max_runners", "folder", "env", "env_from") if key in document
-    }
+    given = {key: value for key, value in document.items() if key not in ("name", "tasks") and value is not None}
     given["private_env"] = values_of(args.env_from)
     return api.submit(args.name or document["name"], document["tasks"], state_dir=state_dir, **given).name
 
@@ -182,7 +181,8 @@ def _queue(args: argparse.Namespace) -> int:
     if args.function:
         task = {"function": args.function, "arguments": orjson.loads(args.arguments or "{}")}
     given = {"id": args.id, "key": args.key, "dependencies": args.after}
-    given |= {"timeout": args.timeout, "retries": args.retries, "private_env": values_of(args.env_from)}
+    given |= {"timeout": args.timeout, "retries": args.retries, "when": args.when, "priority": args.priority}
+    given |= {"private_env": values_of(args.env_from)}
     task |= {name: value for name, value in given.items() if value}
     job = args.job or (None if "AIR_EXECUTOR_JOB" in os.environ else "")
     if job == "":
@@ -516,8 +516,13 @@ COMMANDS: tuple[Command, ...] = (
             Argument(("--id",), {"help": "id of the task (default: a new one)"}),
             Argument(
                 ("--after",),
-                {"action": "append", "default": [], "metavar": "ID", "help": "a task that must have completed before"},
+                {"action": "append", "default": [], "metavar": "ID", "help": "a task that must have ended before"},
             ),
+            Argument(
+                ("--when",),
+                {"choices": [each.value for each in When], "help": "how those must have ended (default success)"},
+            ),
+            Argument(("--priority",), {"type": int, "help": "higher ones of the job go first (default 0)"}),
             Argument(("--key",), {"help": "of tasks with the same key, there is one"}),
             Argument(("--timeout",), {"type": at_least_zero, "help": "seconds that it may take"}),
             Argument(("--retries",), {"type": count, "default": 0, "help": "how often it is tried again"}),

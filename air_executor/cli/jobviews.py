@@ -87,7 +87,10 @@ def what(task: Task) -> str:
     """Return what a task executes, in one line."""
     if task.function is not None:
         return f"{task.function}({', '.join(f'{name}={value!r}' for name, value in task.arguments.items())})"[:_SHOWN]
-    return " ".join([task.command or "", *task.args])[:_SHOWN]
+    line = " ".join([task.command or "", *task.args])
+    if task.index is not None:
+        line = line.replace("${item}", task.item if isinstance(task.item, str) else orjson.dumps(task.item).decode())
+    return line[:_SHOWN]
 
 
 def took_s(task: Task) -> float | None:

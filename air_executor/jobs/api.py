@@ -13,10 +13,13 @@ from typing import Any
 
 from air_executor import config
 from air_executor.errors import JobError
+from air_executor.jobs.fields import check_names
 from air_executor.jobs.model import Job, JobState, Task, TaskStatus, check_name
 from air_executor.jobs.private import without_values
 from air_executor.jobs.queue import queue_from_outside, queue_in_job
+from air_executor.jobs.schema import GIVEN
 from air_executor.jobs.store import JobStore, base_folder
+from air_executor.jobs.templates import result_of
 from air_executor.ownership import check_state_dir
 
 #: How often :func:`wait` looks, in seconds.
@@ -57,6 +60,7 @@ def submit(
     env_from: Iterable[str] = (),
     private_env: Mapping[str, str] | None = None,
     state_dir: str | Path | None = None,
+    **fields: Any,
 ) -> Job:
     """Write a new job, for its manager to begin.
 
@@ -67,6 +71,8 @@ def submit(
     :param env_from: names of variables for all tasks, which the manager finds in its own environment.
     :param private_env: variables for all tasks whose values are kept in this user's private folder, and in no file of
         the job; there only their names stand. A task has them as ``private_env``, too.
+    :param fields: others of a job: ``env_file``, ``priority``, ``paused``, ``on_success``, ``on_failure``, and your
+        own, which begin with ``x-`` or ``_``.
     :raises JobError: there is a job of that name, or something in the tasks can't be used.
     :raises StateDirError: it can't be written.
     """
@@ -75,7 +81,8 @@ def submit(
     working_dir, base = Path(folder or os.getcwd()).resolve(), base_folder(state_dir)
     if state_dir.name == FOLDER and working_dir.is_relative_to(base):
         working_dir = working_dir.relative_to(base)
-    document = {"max_runners": max_runners, "folder": str(working_dir), "env": dict(env or {})}
+    check_names(fields, GIVEN, f"job {name}")
+    document = {**fields, "max_runners": max_runners, "folder": str(working_dir), "env": dict(env or {})}
     document |= {"env_from": list(env_from), "private_env": private_env}
     document, values = without_values({"id": str(uuid.uuid4()), **document}, f"job {name}")
     job = Job.from_dict(document, name=name, where=f"job {name}")
@@ -90,9 +97,13 @@ def _tasks(name: str, tasks: Iterable[Task | Mapping[str, Any]]) -> tuple[list[T
     made: list[Task] = []
     values: dict[str | None, dict[str, str]] = {}
     for number, each in enumerate(tasks, 1):
-        document = each.to_dict() if isinstance(each, Task) else {"id": f"task-{number}", **each}
-        document, given = without_values(document, f"job {name}, task {document['id']!r}")
-        task = Task.from_dict(document, job_name=name, where=f"job {name}")
+        document = each.to_dict() if isinstance(each, Task) else each
+        given: dict[str, str] = {}
+        if isinstance(document, Mapping):
+            if document.get("id") is None:
+                document = {**document, "id": f"task-{number}"}
+            document, given = without_values(document, f"job {name}, task {document['id']!r}")
+        task = Task.from_dict(document, job_name=name, where=f"job {name}", is_strict=True)
         made.append(task)
         values[task.id] = given
     return made, values
@@ -148,8 +159,10 @@ class Results:
 
     @property
     def values(self) -> dict[str, Any]:
-        """What functions returned, by the ids of their tasks."""
-        return {task.id: task.result for task in self.tasks if task.result is not None}
+        """The tasks' results, by their ids; of a task for each of several items, the list of theirs."""
+        tasks = {task.id: task for task in self.tasks}
+        found = {task.id: result_of(task, tasks) for task in self.tasks}
+        return {name: result for name, result in found.items() if result is not None}
 
 
 def results(name: str, *, state_dir: str | Path | None = None) -> Results:

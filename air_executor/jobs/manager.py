@@ -19,8 +19,6 @@ from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
-import orjson
-
 from air_executor.config import Config
 from air_executor.errors import (
     AirExecutorError,
@@ -30,6 +28,7 @@ from air_executor.errors import (
     RecordError,
     UntrustedJobError,
 )
+from air_executor.jobs import templates
 from air_executor.jobs.model import JobState, Task, TaskStatus
 from air_executor.jobs.private import VARIABLE as PRIVATE_DIR
 from air_executor.jobs.queue import read_queued
@@ -42,6 +41,7 @@ from air_executor.runs import record as runs
 from air_executor.runs.backend import RunRequest
 from air_executor.runs.lock import KernelLock, is_held
 from air_executor.runs.record import UNWANTED, Identity, RunRecord, RunState, now
+from air_executor.runs.results import read_result
 from air_executor.runs.store import RunStore
 
 log = logging.getLogger(__name__)
@@ -371,7 +371,7 @@ class Manager:
         """Find the runs of the tasks that are running as the files say, and stop those that are nobody's."""
         self._write_down(job)
         for task in list(job.tasks.values()):  # what has ended may have queued more
-            if task.status is TaskStatus.RUNNING:
+            if task.status is TaskStatus.RUNNING and not task.is_for_items:
                 self._find_run(job, task)
         known = {task.run_id for task in job.tasks.values() if task.status is TaskStatus.RUNNING}
         for run_id, (name, _) in list(self._live.items()):
@@ -446,6 +446,8 @@ class Manager:
 
     def _add(self, job: ActiveJob, tasks: list[Task], where: str) -> None:
         # Of a request that was followed before the manager died, the tasks are there already.
+        if job.files.job.state.is_end:
+            job.drop_hooks()  # they run again at its next end
         fresh = [task for task in tasks if task.id not in job.tasks or job.tasks[task.id].created_at != task.created_at]
         for task in job.enlist(*job.files.add(fresh, where)):
             job.files.forget_text(task)
@@ -468,16 +470,9 @@ class Manager:
         if unknown:
             raise JobError(f"there are no tasks {', '.join(map(repr, unknown))}")
         if ask.action == "reset":
-            # What tasks have queued, they queue again.
-            files.tasks = {task.id: task for task in files.tasks.values() if task.queued_by is None}
-            files.keys = {task.key: task.id for task in files.tasks.values() if task.key is not None}
-            again = list(files.tasks.values())
+            job.reset()
         else:
-            again = job.to_retry(ask.tasks)
-        for task in again:
-            task.status, task.tries, task.error, task.exit_code, task.result = TaskStatus.PENDING, 0, None, None, None
-            task.started_at = task.completed_at = task.retry_at = task.run_id = task.cause = None
-            files.forget_text(task)
+            job.retry(ask.tasks)
         files.job.cancelled = files.job.paused = False
         files.set_state(JobState.WAITING)
         again_job = self._jobs[job.name] = ActiveJob(files)
@@ -512,12 +507,17 @@ class Manager:
 
     def _start(self, job: ActiveJob, slot: int) -> None:
         task = job.tasks[job.ready.first()]
+        if task.is_for_items:
+            job.ready.pop()
+            self._write_down(job, *job.begin_items(task))
+            return
         try:
-            environment = self._store.private.environment(job.files.job, task)
+            filled = templates.fill(task, job.tasks)
+            environment = self._store.private.environment(job.files.job, filled)
         except JobError as error:
             job.ready.pop()
             task.tries, task.started_at = task.tries + 1, now()
-            self._failed(job, task, str(error))
+            self._failed(job, task, str(error), is_final=True)
             return
         run_id = str(uuid.uuid4())
         before = dataclasses.replace(task)
@@ -525,7 +525,8 @@ class Manager:
         task.tries += 1
         task.retry_at = task.error = task.exit_code = task.completed_at = None
         try:
-            request = self._request(job, task, slot, environment)
+            filled = dataclasses.replace(filled, tries=task.tries, run_id=run_id)
+            request = self._request(job, filled, slot, environment)
             if job.files.job.state is not JobState.WORKING:
                 job.files.set_state(JobState.WORKING)
             job.files.commit(task)
@@ -547,6 +548,8 @@ class Manager:
             workload |= {"function": task.function, "arguments": task.arguments}
         else:
             workload |= {"argv": [task.command, *task.args], "shell": task.shell}
+        if env_files := [str(folder / each) for each in (files.job.env_file, task.env_file) if each]:
+            workload["env_files"] = env_files
         variables = {
             **environment,
             PRIVATE_DIR: str(self._store.private.root),
@@ -556,6 +559,9 @@ class Manager:
             "AIR_EXECUTOR_RUN": task.run_id or "",
             "AIR_EXECUTOR_TRY": str(task.tries),
         }
+        if task.hook is not None:
+            state, reason = job.outcome_before_hooks()
+            variables |= {"AIR_EXECUTOR_JOB_STATE": state.value, "AIR_EXECUTOR_JOB_ERROR": reason or ""}
         air: dict[str, Any] = {**task.limits, "environment": variables}
         if task.timeout:
             air["timeout"] = task.timeout
@@ -606,13 +612,13 @@ class Manager:
                 Task.from_dict({**each, "queued_by": task.id}, job_name=job.name, where=where)
                 for each in read_queued(folder)
             ]
+            result = read_result(folder, is_json=task.function is not None)
             new = job.files.add(queued, where)
         except JobError as error:
             self._failed(job, task, str(error))
             return
         task.status, task.completed_at, task.error = TaskStatus.COMPLETED, record.ended_at or now(), None
-        with contextlib.suppress(OSError, orjson.JSONDecodeError):
-            task.result = orjson.loads((folder / "result.json").read_bytes())
+        task.result = result
         self._write_down(job, task, *new, *job.enlist(*new), *job.follow_up(task))
         if job.files.job.cancelled:
             self._cancel(job)
@@ -631,14 +637,18 @@ class Manager:
         job.files.commit(task)
         job.enlist(task)
 
-    def _failed(self, job: ActiveJob, task: Task, reason: str, record: RunRecord | None = None) -> None:
+    def _failed(
+        self, job: ActiveJob, task: Task, reason: str, record: RunRecord | None = None, *, is_final: bool = False
+    ) -> None:
         """Try a task again, or note its end.
 
         :param record: the run that failed, if it is because of that.
+        :param is_final: a further try would fail as well.
         """
         task.error, task.completed_at = reason, now()
         is_cancelled = job.files.job.cancelled
-        if not is_cancelled and task.tries <= task.retries and _is_tried_again(task, record):
+        may_try = not is_cancelled and not is_final and task.tries <= task.retries
+        if may_try and _is_tried_again(task, record):
             task.status = TaskStatus.PENDING
             task.retry_at = (datetime.now(tz=timezone.utc) + timedelta(seconds=task.wait_s())).isoformat()
             job.files.commit(task)
@@ -653,16 +663,15 @@ class Manager:
         if not job.is_over:
             job.files.write_if_due()
             return
-        failed = [task for task in job.tasks.values() if task.status is TaskStatus.FAILED]
-        stuck = [task for task in job.tasks.values() if not task.status.is_end]
-        if stuck:
-            raise JobError(f"tasks wait for what never comes: {', '.join(task.id for task in stuck[:5])}")
-        state, error = JobState.COMPLETED, None
-        if job.files.job.cancelled:
-            state, error = JobState.CANCELLED, "it was cancelled"
-        elif failed:
-            state = JobState.FAILED
-            error = f"{len(failed)} of {len(job.tasks)} tasks failed: {', '.join(task.id for task in failed[:5])}"
+        state, error = job.outcome()
+        try:
+            hook = job.call_hook(state)
+        except JobError as problem:  # as after an edit of its files
+            log.error("Job %s: %s", job.name, problem)
+            hook, error = [], "; ".join(filter(None, (error, str(problem))))
+        if hook:
+            self._write_down(job, *hook)
+            return
         job.files.set_state(state, error)
         job.files.close()
         self._refused[job.name] = job.files.signature()

@@ -1,25 +1,21 @@
-"""What a job and its tasks are, how their files are read and written, and what may not be in them."""
+"""What a job and its tasks are, and how their files are read and written."""
 
 from __future__ import annotations
 
 import enum
-import math
 import re
 import uuid
-from collections.abc import Callable, Container, Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, field, fields
-from datetime import datetime
 from typing import Any
 
 import orjson
 
 from air_executor.errors import JobError, LimitsError
-from air_executor.runner import limits
+from air_executor.jobs import fields as kinds
+from air_executor.jobs.fields import Kind, about, kind_name
+from air_executor.jobs.templates import references
 from air_executor.runs.record import now
-
-#: Names of jobs become folders, ids of tasks become files. Ids of Airflow's dag runs pass, as
-#: ``manual__2025-10-02T07:30:00+00:00``.
-_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:+@=-]{0,199}")
 
 
 class _Stage(str, enum.Enum):
@@ -69,7 +65,7 @@ def check_name(name: Any, what: str = "a job's name") -> str:
 
     :raises JobError: it can't.
     """
-    if not isinstance(name, str) or not _NAME.fullmatch(name):
+    if not isinstance(name, str) or not re.fullmatch(kinds.NAME, name):
         raise JobError(
             f"{name!r} cannot be {what}: up to 200 letters, digits and any of _ . : + @ = -, the first a letter, "
             "digit or _"
@@ -81,59 +77,146 @@ def check_name(name: Any, what: str = "a job's name") -> str:
 class Task:
     """One command, or one call of a Python function. Moments are ISO 8601 in UTC, durations are seconds."""
 
-    id: str
-    job_name: str = ""
-    command: str | None = None
-    """The program, found as a shell finds it; with ``shell``, the shell's whole command line."""
-    args: list[str] = field(default_factory=list)
-    dependencies: list[str] = field(default_factory=list)
-    """Ids of tasks of the same job that must have ended before."""
-    status: TaskStatus = TaskStatus.PENDING
-    created_at: str | None = None
-    started_at: str | None = None
-    completed_at: str | None = None
-    error: str | None = None
-    function: str | None = None
-    """``package.module:function``, in place of a command."""
-    arguments: dict[str, Any] = field(default_factory=dict)
-    """Keyword arguments of the function."""
-    shell: bool = False
-    cwd: str | None = None
-    """Working directory, if not the job's; relative to that."""
-    env: dict[str, str] = field(default_factory=dict)
-    """Variables beside the job's, as they stand here. Put no secret there: see ``env_from``."""
-    env_from: list[str] = field(default_factory=list)
-    """Names of variables beside the job's, whose values are kept apart, or are in the manager's environment."""
-    limits: dict[str, Any] = field(default_factory=dict)
-    """As ``executor_config["air"]`` in Airflow, without ``environment`` and ``timeout``, which are fields here."""
-    timeout: float | None = None
-    retries: int = 0
-    """How often the task is tried again after it has failed."""
-    retry_delay: float = 1.0
-    """Wait before the first further try; doubled before each one that follows, up to an hour."""
-    retry_on: list[int] = field(default_factory=list)
-    """Exit codes after which it is tried again; of a task that was killed, as in a shell, 128 and the signal's number.
-    Unless given, it is tried again after any failure."""
-    when: When = When.SUCCESS
-    """How what it depends on must have ended for it to run; otherwise it is skipped."""
-    priority: int = 0
-    """Among tasks of its job whose turn it is, those with a higher number are first."""
-    key: str | None = None
-    """Of tasks that are queued with the same key, the job has one."""
-    queued_by: str | None = None
-    """Id of the task that queued this one."""
-    cause: str | None = None
-    """Id of the failed task for which this one was not run."""
-    tries: int = 0
-    """How often it has been begun."""
-    interruptions: int = 0
-    """How often its runner died under it; it was begun again each time, which is no try of its own."""
-    retry_at: str | None = None
-    run_id: str | None = None
-    """Id of the run that executes it, or did last."""
-    exit_code: int | None = None
-    result: Any = None
-    """What the function returned."""
+    id: str = field(metadata=about(kinds.ID, "Name of the task in its job."))
+    job_name: str = field(default="", metadata=about(kinds.TEXT, "The job's name.", is_own=True))
+    command: str | None = field(
+        default=None,
+        metadata=about(
+            kinds.SOME_TEXT, "The program, found as a shell finds it; with `shell`, the shell's whole command line."
+        ),
+    )
+    args: list[str] = field(default_factory=list, metadata=about(kinds.TEXTS, "Arguments of the program."))
+    dependencies: list[str] = field(
+        default_factory=list,
+        metadata=about(
+            kinds.TEXTS,
+            "Ids of tasks of the same job that must have ended before; those whose result is used are added.",
+        ),
+    )
+    status: TaskStatus = field(
+        default=TaskStatus.PENDING,
+        metadata=about(kinds.one_of(TaskStatus), "Where the task is in its life.", is_own=True),
+    )
+    created_at: str | None = field(
+        default=None, metadata=about(kinds.MOMENT, "When it became part of the job.", is_own=True)
+    )
+    started_at: str | None = field(default=None, metadata=about(kinds.MOMENT, "When it began last.", is_own=True))
+    completed_at: str | None = field(default=None, metadata=about(kinds.MOMENT, "When it ended.", is_own=True))
+    error: str | None = field(
+        default=None, metadata=about(kinds.TEXT, "Why it failed, or was not run, for a person.", is_own=True)
+    )
+    function: str | None = field(
+        default=None,
+        metadata=about(kinds.SOME_TEXT, "A Python function, as package.module:name, in place of a command."),
+    )
+    arguments: dict[str, Any] = field(
+        default_factory=dict, metadata=about(kinds.OBJECT, "Keyword arguments of the function.")
+    )
+    shell: bool = field(default=False, metadata=about(kinds.BOOLEAN, "The command is a command line for /bin/sh."))
+    cwd: str | None = field(
+        default=None, metadata=about(kinds.SOME_TEXT, "Working directory, if not the job's folder; relative to that.")
+    )
+    env: dict[str, str] = field(
+        default_factory=dict,
+        metadata=about(
+            kinds.VARIABLES, "Environment variables beside the job's. They stand in tasks.json as they are: no secrets."
+        ),
+    )
+    env_from: list[str] = field(
+        default_factory=list,
+        metadata=about(
+            kinds.NAMES,
+            "Names of variables beside the job's, whose values are kept apart, or are in the manager's environment.",
+        ),
+    )
+    env_file: str | None = field(
+        default=None,
+        metadata=about(
+            kinds.SOME_TEXT,
+            "A file of NAME=VALUE lines, read as the task begins; relative to the job's folder. `env` goes before it.",
+        ),
+    )
+    limits: dict[str, Any] = field(
+        default_factory=dict, metadata=about(kinds.LIMITS, "What it may use: memory, cpu_time, cpus, nice, gpus.")
+    )
+    timeout: float | None = field(
+        default=None, metadata=about(kinds.SECONDS, "Seconds that a try may take; 0 is no limit.")
+    )
+    retries: int = field(
+        default=0, metadata=about(kinds.at_least(0), "How often it is tried again after it has failed.")
+    )
+    retry_delay: float = field(
+        default=1.0,
+        metadata=about(
+            kinds.SECONDS, "Seconds before the first further try; doubled before each one that follows, up to an hour."
+        ),
+    )
+    retry_on: list[int] = field(
+        default_factory=list,
+        metadata=about(
+            kinds.EXIT_CODES,
+            """Exit codes after which it is tried again; of a task that was killed, as in a shell, 128 and the signal's
+            number. Unless given, it is tried again after any failure.""",
+        ),
+    )
+    when: When = field(
+        default=When.SUCCESS,
+        metadata=about(
+            kinds.one_of(When),
+            """Runs when all dependencies have completed (success); when all have ended and one has failed, or was
+            skipped as another had (failed); or when all have ended (always). Otherwise it is skipped.""",
+        ),
+    )
+    foreach: list[Any] | str | None = field(
+        default=None,
+        metadata=about(
+            kinds.ITEMS,
+            """Runs once for each item of this list, or of a task's result that is one (${tasks.ID.result}), each as
+            a task ID.0, ID.1, …, with the item in place of ${item}. Ends when they all have.""",
+        ),
+    )
+    priority: int = field(
+        default=0,
+        metadata=about(kinds.NUMBER, "Among tasks of its job whose turn it is, those with a higher number are first."),
+    )
+    key: str | None = field(
+        default=None, metadata=about(kinds.SOME_TEXT, "Of tasks that are queued with the same key, the job has one.")
+    )
+    queued_by: str | None = field(
+        default=None,
+        metadata=about(kinds.TEXT, "Id of the task that queued this one, or whose item it is for.", is_own=True),
+    )
+    index: int | None = field(
+        default=None,
+        metadata=about(kinds.at_least(0), "Of a task for an item: the item's place in the list.", is_own=True),
+    )
+    item: Any = field(default=None, metadata=about(kinds.ANYTHING, "The item it is for.", is_own=True))
+    hook: str | None = field(
+        default=None, metadata=about(kinds.TEXT, "The hook of the job that this task is.", is_own=True)
+    )
+    cause: str | None = field(
+        default=None, metadata=about(kinds.TEXT, "Id of the failed task for which this one was not run.", is_own=True)
+    )
+    tries: int = field(default=0, metadata=about(kinds.at_least(0), "How often it has been begun.", is_own=True))
+    interruptions: int = field(
+        default=0,
+        metadata=about(
+            kinds.at_least(0),
+            "How often its runner died under it; it was begun again each time, which is no try of its own.",
+            is_own=True,
+        ),
+    )
+    retry_at: str | None = field(default=None, metadata=about(kinds.MOMENT, "When it is tried again.", is_own=True))
+    run_id: str | None = field(
+        default=None, metadata=about(kinds.TEXT, "Id of the run that executes it, or did last.", is_own=True)
+    )
+    exit_code: int | None = field(default=None, metadata=about(kinds.NUMBER, "Of its last try.", is_own=True))
+    result: Any = field(
+        default=None,
+        metadata=about(
+            kinds.ANYTHING, "What the function returned, or the command wrote to $AIR_EXECUTOR_RESULT.", is_own=True
+        ),
+    )
     extra: dict[str, Any] = field(default_factory=dict)
     """Fields that are not AirExecutor's; they stay."""
 
@@ -147,27 +230,25 @@ class Task:
         return {**document, **self.extra}
 
     @classmethod
-    def from_dict(cls, document: Any, *, job_name: str, where: str) -> Task:
+    def from_dict(cls, document: Any, *, job_name: str, where: str, is_strict: bool = False) -> Task:
         """Read a task.
 
         :param where: names the file, for messages.
+        :param is_strict: fields that are not known are refused, unless they begin with ``x-`` or ``_``.
         :raises JobError: it is none; the message names the task and the field.
         """
         if not isinstance(document, dict):
-            raise JobError(f"{where}: a task must be an object, not {_kind(document)}")
+            raise JobError(f"{where}: a task must be an object, not {kind_name(document)}")
         who = f"{where}, task {document.get('id')!r}"
-        values: dict[str, Any] = {}
-        for name, value in document.items():
-            if name not in _CHECKS:
-                continue
-            try:
-                values[name] = _CHECKS[name](value) if value is not None or name in _REQUIRED else _DEFAULTS[name]
-            except (ValueError, TypeError, LimitsError) as error:
-                raise JobError(f"{who}, field {name!r}: {error}, not {_shown(value)}") from None
+        if is_strict:
+            kinds.check_names(document, _TASK_KINDS, who)
+        values, extra = _read(document, _TASK_KINDS, who)
         if "id" not in values:
             raise JobError(f"{where}: a task has no id: {_shown(document)}")
         check_name(values["id"], f"a task's id ({where})")
-        task = cls(**{**values, "job_name": job_name, "extra": _unknown(document, _CHECKS)})
+        task = cls(**{**values, "job_name": job_name, "extra": extra})
+        if missing := [each for each in references(task) if each not in task.dependencies]:
+            task.dependencies = [*task.dependencies, *missing]
         task.check(who)
         return task
 
@@ -191,6 +272,8 @@ class Task:
                 f"{who}, field 'when': it runs after a failure of what it depends on, and depends on nothing; for a "
                 "failure of the job there is the job's on_failure"
             )
+        if self.foreach is not None and len(self.id) > _MAX_GROUP_ID:
+            raise JobError(f"{who}: with foreach, an id may have {_MAX_GROUP_ID} letters, as a number follows it")
         if self.retry_on and not self.retries:
             raise JobError(f"{who}, field 'retry_on': it says after what to try again; 'retries' must say how often")
 
@@ -198,6 +281,11 @@ class Task:
     def has_failed(self) -> bool:
         """Whether it failed, or was not run as another task had failed."""
         return self.status is TaskStatus.FAILED or (self.status is TaskStatus.SKIPPED and self.cause is not None)
+
+    @property
+    def is_for_items(self) -> bool:
+        """Whether it runs as a task for each item, and not itself."""
+        return self.foreach is not None
 
     def wait_s(self) -> float:
         """Return how long to wait before the next try, in seconds."""
@@ -208,32 +296,60 @@ class Task:
 class Job:
     """A job as it stands in ``state.json``."""
 
-    id: str
-    name: str
-    state: JobState = JobState.WAITING
-    created_at: str = field(default_factory=now)
-    updated_at: str = field(default_factory=now)
-    max_runners: int = 1
-    """How many of its tasks may run at a time."""
-    folder: str | None = None
-    """Working directory of its tasks: by default where the job was submitted from. Relative to the folder that holds
-    the state directory."""
-    env: dict[str, str] = field(default_factory=dict)
-    env_from: list[str] = field(default_factory=list)
-    """As a task's."""
-    error: str | None = None
-    cancelled: bool = False
-    """Somebody has asked for its end."""
-    paused: bool = False
-    """What runs, runs on; nothing new is started."""
-    priority: int = 0
-    """Tasks of jobs with a higher number are started first."""
+    id: str = field(metadata=about(kinds.SOME_TEXT, "A UUID.", is_own=True))
+    name: str = field(metadata=about(kinds.ID, "Name of the job; unless given, the file's."))
+    state: JobState = field(
+        default=JobState.WAITING, metadata=about(kinds.one_of(JobState), "Where it is in its life.", is_own=True)
+    )
+    created_at: str = field(default_factory=now, metadata=about(kinds.MOMENT, "When it was submitted.", is_own=True))
+    updated_at: str = field(
+        default_factory=now, metadata=about(kinds.MOMENT, "When its files were written last.", is_own=True)
+    )
+    max_runners: int = field(default=1, metadata=about(kinds.at_least(1), "How many of its tasks may run at a time."))
+    folder: str | None = field(
+        default=None,
+        metadata=about(
+            kinds.SOME_TEXT,
+            """Working directory of its tasks: by default where the job was submitted from. Relative to the folder that
+            holds the state directory.""",
+        ),
+    )
+    env: dict[str, str] = field(
+        default_factory=dict,
+        metadata=about(
+            kinds.VARIABLES, "Environment variables for its tasks. They stand in state.json as they are: no secrets."
+        ),
+    )
+    env_from: list[str] = field(
+        default_factory=list,
+        metadata=about(kinds.NAMES, "Names of variables for all tasks, as a task's."),
+    )
+    env_file: str | None = field(
+        default=None,
+        metadata=about(
+            kinds.SOME_TEXT, "A file of NAME=VALUE lines for all tasks, read as each begins; relative to the folder."
+        ),
+    )
+    on_success: str | dict[str, Any] | None = field(
+        default=None, metadata=about(kinds.HOOK, "A command line or task that runs when the job has completed.")
+    )
+    on_failure: str | dict[str, Any] | None = field(
+        default=None, metadata=about(kinds.HOOK, "A command line or task that runs when the job has failed.")
+    )
+    error: str | None = field(default=None, metadata=about(kinds.TEXT, "Why it has not completed.", is_own=True))
+    cancelled: bool = field(
+        default=False, metadata=about(kinds.BOOLEAN, "Somebody has asked for its end.", is_own=True)
+    )
+    paused: bool = field(default=False, metadata=about(kinds.BOOLEAN, "What runs, runs on; nothing new is started."))
+    priority: int = field(
+        default=0, metadata=about(kinds.NUMBER, "Tasks of jobs with a higher number are started first.")
+    )
     extra: dict[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> bytes:
         """Return the document: readable, always in the same order."""
         document: dict[str, Any] = {}
-        for item in _JOB_FIELDS:
+        for item in _JOB_KINDS:
             value = getattr(self, item)
             if item in _JOB_ALWAYS or value:
                 document[item] = value.value if isinstance(value, enum.Enum) else value
@@ -246,15 +362,30 @@ class Job:
         :raises JobError: it is none; the message names the field.
         """
         if not isinstance(document, dict):
-            raise JobError(f"{where}: a job must be an object, not {_kind(document)}")
-        values: dict[str, Any] = {}
-        for field_name, value in document.items():
-            if field_name in _JOB_CHECKS and value is not None:
-                try:
-                    values[field_name] = _JOB_CHECKS[field_name](value)
-                except (ValueError, TypeError) as error:
-                    raise JobError(f"{where}, field {field_name!r}: {error}, not {_shown(value)}") from None
-        return cls(**{"id": _id_of(name), **values, "name": check_name(name), "extra": _unknown(document, _JOB_CHECKS)})
+            raise JobError(f"{where}: a job must be an object, not {kind_name(document)}")
+        values, extra = _read(document, _JOB_KINDS, where)
+        job = cls(**{"id": _id_of(name), **values, "name": check_name(name), "extra": extra})
+        for name_of_hook in HOOKS:
+            job.hook(name_of_hook, where=where)
+        return job
+
+    def hook(self, name: str, *, where: str, is_strict: bool = False) -> Task | None:
+        """Return the task that is to run when the job has ended, if there is one.
+
+        :param name: ``on_success`` or ``on_failure``.
+        :raises JobError: it can't be used; the message names it and its field.
+        """
+        given = getattr(self, name)
+        if given is None:
+            return None
+        document = {"command": given, "shell": True} if isinstance(given, str) else given
+        if refused := [each for each in NOT_OF_HOOKS if document.get(each)]:
+            raise JobError(f"{where}, field {name!r}: it runs alone when the job has ended, without {refused[0]!r}")
+        task = Task.from_dict(
+            {**document, "id": name}, job_name=self.name, where=f"{where}, field {name!r}", is_strict=is_strict
+        )
+        task.hook, task.when = name, When.ALWAYS
+        return task
 
 
 def _id_of(name: str) -> str:
@@ -322,11 +453,21 @@ def check_dependencies(ids: Container[str], new: Iterable[Task], where: str) -> 
                 path[other] = iter(coming[other].dependencies)
 
 
-# What a field may be
-
-
-def _kind(value: Any) -> str:
-    return {dict: "an object", list: "a list", str: "text", bool: "true or false"}.get(type(value), repr(value)[:80])
+def _read(document: Mapping[str, Any], known: Mapping[str, Kind], who: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the values of known fields, checked, and all others as they are. What is ``null`` is not given."""
+    values: dict[str, Any] = {}
+    extra: dict[str, Any] = {}
+    for name, value in document.items():
+        kind = known.get(name)
+        if kind is None:
+            extra[name] = value
+        elif value is not None or name == "id":
+            try:
+                values[name] = kind.check(value)
+            except (ValueError, TypeError, LimitsError) as error:
+                shown = "" if kind.is_secret and isinstance(value, dict) else f", not {_shown(value)}"
+                raise JobError(f"{who}, field {name!r}: {str(error).rstrip('.')}{shown}") from None
+    return values, extra
 
 
 def _shown(value: Any) -> str:
@@ -334,173 +475,24 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 200 else text[:200] + "…"
 
 
-def _unknown(document: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in document.items() if name not in known}
+def _defaults(model: Any) -> dict[str, Any]:
+    return {
+        item.name: item.default_factory() if callable(item.default_factory) else item.default for item in fields(model)
+    }
 
 
-def _text(value: Any) -> str:
-    if not isinstance(value, str) or "\0" in value:
-        raise ValueError("it must be text")
-    return value
+#: What a job may have run when it has ended.
+HOOKS = ("on_success", "on_failure")
+#: What such a task has not: it runs alone, when all others have ended.
+NOT_OF_HOOKS = ("dependencies", "when", "foreach", "key")
 
+#: An id with a number behind it is still an id.
+_MAX_GROUP_ID = 190
 
-def _some_text(value: Any) -> str:
-    if not _text(value):
-        raise ValueError("it must be text, and not empty")
-    return str(value)
-
-
-def _texts(value: Any) -> list[str]:
-    if not isinstance(value, list):
-        raise ValueError("it must be a list of text")
-    return [_text(each) for each in value]
-
-
-def check_variables(value: Any) -> dict[str, str]:
-    """Return ``value`` if it can be variables of a process.
-
-    :raises ValueError: it can't.
-    """
-    if not isinstance(value, dict) or not all(isinstance(text, str) for text in value.values()):
-        raise ValueError("it must be an object of text to text")
-    for name in value:
-        if not name or "=" in name or "\0" in name + value[name]:
-            raise ValueError(f"{name!r} is not the name of an environment variable, or its value holds a zero byte")
-    return value
-
-
-def _names(value: Any) -> list[str]:
-    for name in _texts(value):
-        if not name or "=" in name:
-            raise ValueError(f"{name!r} is not the name of an environment variable")
-    return list(value)
-
-
-def _object(value: Any) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise ValueError("it must be an object")
-    return value
-
-
-def _limits(value: Any) -> dict[str, Any]:
-    limits.parse(_object(value))
-    if {"environment", "timeout"} & value.keys():
-        raise ValueError("environment and timeout are fields of the task itself")
-    return dict(value)
-
-
-def _boolean(value: Any) -> bool:
-    if not isinstance(value, bool):
-        raise ValueError("it must be true or false")
-    return value
-
-
-def _seconds(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
-        raise ValueError("it must be a number of seconds, 0 or more")
-    return value
-
-
-def _whole(least: int) -> Callable[[Any], int]:
-    def check(value: Any) -> int:
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise ValueError(f"it must be a whole number, at least {least}")
-        return value
-
-    return check
-
-
-def _exit_codes(value: Any) -> list[int]:
-    if not isinstance(value, list) or not all(type(code) is int and 1 <= code <= 255 for code in value):
-        raise ValueError("it must be a list of exit codes, each a whole number from 1 to 255")
-    return value
-
-
-def _number(value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise ValueError("it must be a whole number")
-    return value
-
-
-def _moment(value: Any) -> str:
-    try:
-        datetime.fromisoformat(_text(value).replace("Z", "+00:00"))
-    except ValueError:
-        raise ValueError("it must be a moment, as 2026-01-31T12:00:00+00:00") from None
-    return str(value)
-
-
-def _one_of(states: type[enum.Enum]) -> Callable[[Any], Any]:
-    def check(value: Any) -> Any:
-        try:
-            return states(value)
-        except ValueError:
-            raise ValueError(f"it must be one of {', '.join(each.value for each in states)}") from None
-
-    return check
-
-
-def _anything(value: Any) -> Any:
-    return value
-
-
-_CHECKS: dict[str, Callable[[Any], Any]] = {
-    "id": _text,
-    "job_name": _text,
-    "command": _some_text,
-    "args": _texts,
-    "dependencies": _texts,
-    "status": _one_of(TaskStatus),
-    "created_at": _moment,
-    "started_at": _moment,
-    "completed_at": _moment,
-    "error": _text,
-    "function": _some_text,
-    "arguments": _object,
-    "shell": _boolean,
-    "cwd": _some_text,
-    "env": check_variables,
-    "env_from": _names,
-    "limits": _limits,
-    "timeout": _seconds,
-    "retries": _whole(0),
-    "retry_delay": _seconds,
-    "retry_on": _exit_codes,
-    "when": _one_of(When),
-    "priority": _number,
-    "key": _some_text,
-    "queued_by": _text,
-    "cause": _text,
-    "tries": _whole(0),
-    "interruptions": _whole(0),
-    "retry_at": _moment,
-    "run_id": _text,
-    "exit_code": _number,
-    "result": _anything,
-}
-_TASK_FIELDS = tuple(_CHECKS)
-_REQUIRED = frozenset({"id"})
+_TASK_KINDS = kinds.kinds(Task)
+_TASK_FIELDS = tuple(_TASK_KINDS)
 #: The fields of the first Air-Executor are always there.
 _ALWAYS = frozenset(_TASK_FIELDS[: _TASK_FIELDS.index("error") + 1])
-_DEFAULTS: dict[str, Any] = {
-    item.name: item.default_factory() if callable(item.default_factory) else item.default  # type: ignore[misc]
-    for item in fields(Task)
-}
-
-_JOB_CHECKS: dict[str, Callable[[Any], Any]] = {
-    "id": _some_text,
-    "name": _text,
-    "state": _one_of(JobState),
-    "created_at": _moment,
-    "updated_at": _moment,
-    "max_runners": _whole(1),
-    "folder": _some_text,
-    "env": check_variables,
-    "env_from": _names,
-    "error": _text,
-    "cancelled": _boolean,
-    "paused": _boolean,
-    "priority": _number,
-}
-_JOB_FIELDS = tuple(_JOB_CHECKS)
+_DEFAULTS = _defaults(Task)
+_JOB_KINDS = kinds.kinds(Job)
 _JOB_ALWAYS = frozenset({"id", "name", "state", "created_at", "updated_at", "max_runners"})

@@ -27,7 +27,8 @@ from pathlib import Path
 from typing import Any
 
 from air_executor.errors import JobError, StateDirError
-from air_executor.jobs.model import Job, Task, check_variables
+from air_executor.jobs.fields import check_variables
+from air_executor.jobs.model import Job, Task
 from air_executor.ownership import may_others_write, user_name
 from air_executor.runs.store import replace_file
 from air_executor.safe_files import read_plain
@@ -134,7 +135,8 @@ class PrivateStore:
         :raises StateDirError: what is kept can't be read.
         """
         of_job = self._named(job, job.env_from, None)
-        return {**job.env, **of_job, **task.env, **self._named(job, task.env_from, task.id)}
+        given_to = task.id if task.index is None else task.queued_by  # of one for an item: the task with all items
+        return {**job.env, **of_job, **task.env, **self._named(job, task.env_from, given_to)}
 
     def _named(self, job: Job, names: Iterable[str], task_id: str | None) -> dict[str, str]:
         if not names:

@@ -101,7 +101,7 @@ def _ids(
 
     :raises JobError: something in them can't be used, or does not go with the job.
     """
-    tasks = [Task.from_dict(each, job_name=name, where=where) for each in new]
+    tasks = [Task.from_dict(each, job_name=name, where=where, is_strict=True) for each in new]
     ids, keys = files.outline() if files else (set(), {})
     for each in before:
         ids.add(each["id"])

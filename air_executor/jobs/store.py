@@ -39,7 +39,7 @@ import orjson
 
 from air_executor import system
 from air_executor.errors import JobChangedError, JobError, StateDirError, UnknownJobError, UntrustedJobError
-from air_executor.jobs.model import Job, JobState, Task, check_name, new_tasks
+from air_executor.jobs.model import HOOKS, Job, JobState, Task, check_dependencies, check_name, new_tasks
 from air_executor.jobs.private import PrivateStore
 from air_executor.ownership import check_state_dir
 from air_executor.processes import ProcessId
@@ -212,6 +212,8 @@ class JobStore:
         files = JobFiles(self.root / f".{job.name}.{uuid.uuid4()}")
         files.job = job
         files.add(tasks, f"job {job.name}")
+        for hook in filter(None, (job.hook(name, where=f"job {job.name}", is_strict=True) for name in HOOKS)):
+            check_dependencies(files.tasks, [hook], f"job {job.name}")
         try:
             files.path.mkdir(mode=0o700)
             try:

@@ -21,6 +21,7 @@ from air_executor.errors import AirExecutorError
 from air_executor.runner.active import ActiveRun, Ending, Outcome
 from air_executor.runs.backend import RunRequest
 from air_executor.runs.record import UNWANTED, RunState
+from air_executor.runs.results import MAX_RESULT_BYTES, RETURNED, WRITTEN
 from air_executor.runs.store import RunStore, replace_file
 from air_executor.safe_files import open_to_append
 
@@ -33,9 +34,6 @@ _GIVE_UP_S = 2.0
 #: What a shell says of a command that it can't find, or can't execute.
 _NOT_FOUND, _NOT_EXECUTABLE = 127, 126
 
-#: A function's result that is longer than this many bytes as JSON does not go into ``tasks.json``.
-_MAX_RESULT_BYTES = 1 << 16
-
 #: Exit code of a process whose function raised an exception, or returned what can't be kept.
 _RAISED = 1
 
@@ -44,9 +42,11 @@ def execute(request: RunRequest, active: ActiveRun, store: RunStore) -> Outcome:
     """Execute the task that ``request`` describes, and return what became of it.
 
     The workload is ``{"argv": [...], "shell": bool}`` or ``{"function": "module:name", "arguments": {...}}``, with
-    the working directory as ``cwd``. Output goes to the request's ``log_file``.
+    the working directory as ``cwd``, and with ``env_files`` variables that the request's own go before. Output goes to
+    the request's ``log_file``.
     """
     task = request.workload
+    _set_variables(request, store.folder(request.id))
     try:
         log = _open_log(request.log_file)
     except OSError as error:
@@ -70,6 +70,17 @@ def _open_log(path: str | None) -> BinaryIO:
     if folder.is_symlink():
         raise OSError(errno.ELOOP, "its folder is a link, which is not followed")
     return os.fdopen(open_to_append(path), "ab")
+
+
+def _set_variables(request: RunRequest, folder: Path) -> None:
+    """Set the variables of files, and for a command the one that says where its result goes."""
+    if paths := request.workload.get("env_files"):
+        from air_executor.runner import env_file
+
+        given = (request.air or {}).get("environment", {})
+        os.environ.update({name: value for name, value in env_file.read(paths).items() if name not in given})
+    if "function" not in request.workload:
+        os.environ["AIR_EXECUTOR_RESULT"] = str(folder / WRITTEN)
 
 
 def _command(task: dict[str, Any], log: BinaryIO) -> int:
@@ -242,9 +253,9 @@ def _call_here(task: dict[str, Any], folder: Path) -> int:
         data = orjson.dumps(result, option=orjson.OPT_NON_STR_KEYS)
     except TypeError as error:
         raise TypeError(f"{task['function']} returned what is not JSON: {error}") from None
-    if len(data) > _MAX_RESULT_BYTES:
+    if len(data) > MAX_RESULT_BYTES:
         raise ValueError(f"{task['function']} returned {len(data)} bytes; write what is larger than 64 KiB to a file")
-    replace_file(folder / "result.json", data)
+    replace_file(folder / RETURNED, data)
     return 0
 
 

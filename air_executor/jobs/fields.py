@@ -1,0 +1,302 @@
+"""What the fields of jobs and tasks may hold: how a value is checked, and how JSON Schema says so.
+
+The fields themselves stand in :mod:`air_executor.jobs.model`, each with its kind and a description
+(:func:`about`). Checks, files and the schema all follow from there.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import enum
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from air_executor.errors import JobError
+from air_executor.runner import limits
+
+#: Names of jobs become folders, ids of tasks become files. Ids of Airflow's dag runs pass, as
+#: ``manual__2025-10-02T07:30:00+00:00``.
+NAME = r"[A-Za-z0-9_][A-Za-z0-9_.:+@=-]{0,199}"
+
+#: The result of a task, as the whole of a text.
+REFERENCE = rf"\$\{{tasks\.({NAME})\.result\}}"
+
+#: Fields that begin so are whoever wrote them's.
+OWN = ("x-", "_")
+
+#: What other engines call our fields.
+_ELSEWHERE = {
+    "after": "dependencies",
+    "cmd": "command",
+    "depends": "dependencies",
+    "dir": "cwd",
+    "dotenv": "env_file",
+    "environment": "env",
+    "finally": "when",
+    "group": "id",
+    "kwargs": "arguments",
+    "label": "id",
+    "loop": "foreach",
+    "matrix": "foreach",
+    "name": "id",
+    "needs": "dependencies",
+    "requires": "dependencies",
+    "run": "command",
+    "script": "command",
+    "trigger_rule": "when",
+    "with_items": "foreach",
+    "working_dir": "cwd",
+    "working_directory": "cwd",
+}
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What a value may be. ``check`` returns it, or raises a ``ValueError`` that says what it must be."""
+
+    check: Callable[[Any], Any]
+    schema: Mapping[str, Any]
+    is_secret: bool = False
+    """Messages must not show the value."""
+
+
+def about(kind: Kind, description: str, *, is_own: bool = False) -> dict[str, Any]:
+    """Return the metadata of a dataclass's field.
+
+    :param is_own: AirExecutor writes it; people need not.
+    """
+    return {"kind": kind, "description": " ".join(description.split()), "is_own": is_own}
+
+
+def kinds(model: Any) -> dict[str, Kind]:
+    """Return the kinds of a dataclass's fields by their names, in order."""
+    return {item.name: item.metadata["kind"] for item in dataclasses.fields(model) if "kind" in item.metadata}
+
+
+def schema(model: Any, *, required: Iterable[str] = (), without_own: bool = False) -> dict[str, Any]:
+    """Return the JSON Schema of a dataclass's fields. What is not required may be ``null``: as if it were not there."""
+    properties = {}
+    for item in dataclasses.fields(model):
+        if "kind" not in item.metadata or (without_own and item.metadata["is_own"]):
+            continue
+        what = dict(item.metadata["kind"].schema)
+        if item.name not in required:
+            what = _or_null(what)
+        if item.default is not dataclasses.MISSING and item.default is not None:
+            what["default"] = item.default.value if isinstance(item.default, enum.Enum) else item.default
+        own = {"readOnly": True} if item.metadata["is_own"] else {}
+        properties[item.name] = {"description": item.metadata["description"], **what, **own}
+    return {
+        "type": "object",
+        "properties": properties,
+        "patternProperties": {"^(x-|_)": {"description": "Fields of your own; they stay."}},
+        "additionalProperties": False,
+        "required": list(required),
+    }
+
+
+def _or_null(what: dict[str, Any]) -> dict[str, Any]:
+    if "enum" in what:
+        return {**what, "enum": [*what["enum"], None]}
+    if isinstance(what.get("type"), str):
+        return {**what, "type": [what["type"], "null"]}
+    return {**what, "anyOf": [*what["anyOf"], {"type": "null"}]} if "anyOf" in what else what
+
+
+def check_names(document: Mapping[Any, Any], known: Iterable[str], who: str) -> None:
+    """Check that a document has no misspelt fields.
+
+    :raises JobError: it has one that is not known, and not somebody's own; the message has the nearest name.
+    """
+    known = list(known)
+    for name in document:
+        if name in known or (isinstance(name, str) and name.startswith(OWN)):
+            continue
+        near = _near(str(name), known)
+        hint = f"did you mean {near!r}?" if near else f"known are {', '.join(known)}."
+        raise JobError(f"{who}: there is no field {name!r}; {hint} Fields of your own begin with x- or _")
+
+
+def _near(name: str, known: list[str]) -> str | None:
+    plain = name.lower().replace("-", "_")
+    elsewhere = _ELSEWHERE.get(plain)
+    if elsewhere in known:
+        return elsewhere
+    near = difflib.get_close_matches(plain, [*known, *_ELSEWHERE], 1, 0.6)
+    return (near[0] if near[0] in known else _ELSEWHERE[near[0]]) if near else None
+
+
+def kind_name(value: Any) -> str:
+    """Return what a value of JSON is, for messages."""
+    return {dict: "an object", list: "a list", str: "text", bool: "true or false"}.get(type(value), repr(value)[:80])
+
+
+# The kinds
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str) or "\0" in value:
+        raise ValueError("it must be text")
+    return value
+
+
+def _some_text(value: Any) -> str:
+    if not _text(value):
+        raise ValueError("it must be text, and not empty")
+    return str(value)
+
+
+def _texts(value: Any) -> list[str]:
+    if not isinstance(value, list):
+        raise ValueError("it must be a list of text")
+    return [_text(each) for each in value]
+
+
+def check_variables(value: Any) -> dict[str, str]:
+    """Return ``value`` if it can be variables of a process.
+
+    :raises ValueError: it can't.
+    """
+    if not isinstance(value, dict) or not all(isinstance(text, str) for text in value.values()):
+        raise ValueError("it must be an object of text to text")
+    for name in value:
+        if not name or "=" in name or "\0" in name + value[name]:
+            raise ValueError(f"{name!r} is not the name of an environment variable, or its value holds a zero byte")
+    return value
+
+
+def _names(value: Any) -> list[str]:
+    for name in _texts(value):
+        if not name or "=" in name:
+            raise ValueError(f"{name!r} is not the name of an environment variable")
+    return list(value)
+
+
+def _object(value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise ValueError("it must be an object")
+    return value
+
+
+def _limits(value: Any) -> dict[str, Any]:
+    limits.parse(_object(value))
+    if {"environment", "timeout"} & value.keys():
+        raise ValueError("environment and timeout are fields of the task itself")
+    return dict(value)
+
+
+def _boolean(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError("it must be true or false")
+    return value
+
+
+def _seconds(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
+        raise ValueError("it must be a number of seconds, 0 or more")
+    return value
+
+
+def _number(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ValueError("it must be a whole number")
+    return value
+
+
+def _exit_codes(value: Any) -> list[int]:
+    if not isinstance(value, list) or not all(type(code) is int and 1 <= code <= 255 for code in value):
+        raise ValueError("it must be a list of exit codes, each a whole number from 1 to 255")
+    return value
+
+
+def _moment(value: Any) -> str:
+    try:
+        datetime.fromisoformat(_text(value).replace("Z", "+00:00"))
+    except ValueError:
+        raise ValueError("it must be a moment, as 2026-01-31T12:00:00+00:00") from None
+    return str(value)
+
+
+def _items(value: Any) -> Any:
+    if not isinstance(value, list) and not (isinstance(value, str) and re.fullmatch(REFERENCE, value)):
+        raise ValueError("it must be a list, or the result of a task as ${tasks.ID.result}")
+    return value
+
+
+def _hook(value: Any) -> Any:
+    if isinstance(value, dict):
+        return value
+    if not isinstance(value, str) or not value.strip() or "\0" in value:
+        raise ValueError("it must be a command line, or an object as of a task")
+    return value
+
+
+def _anything(value: Any) -> Any:
+    return value
+
+
+def at_least(least: int) -> Kind:
+    """Return the kind of whole numbers from ``least`` on."""
+
+    def check(value: Any) -> int:
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise ValueError(f"it must be a whole number, at least {least}")
+        return value
+
+    return Kind(check, {"type": "integer", "minimum": least})
+
+
+def one_of(values: type[enum.Enum]) -> Kind:
+    """Return the kind of an enumeration's values."""
+    names = [each.value for each in values]
+
+    def check(value: Any) -> Any:
+        try:
+            return values(value)
+        except ValueError:
+            raise ValueError(f"it must be one of {', '.join(names)}") from None
+
+    return Kind(check, {"enum": names})
+
+
+_NO_ZERO_BYTE = r"^[^\u0000]*$"
+
+TEXT = Kind(_text, {"type": "string", "pattern": _NO_ZERO_BYTE})
+SOME_TEXT = Kind(_some_text, {"type": "string", "minLength": 1, "pattern": _NO_ZERO_BYTE})
+#: Longer messages than :data:`TEXT` would give come from ``model.check_name``.
+ID = Kind(_text, {"type": "string", "pattern": f"^{NAME}$"})
+TEXTS = Kind(_texts, {"type": "array", "items": TEXT.schema})
+VARIABLES = Kind(
+    check_variables,
+    {"type": "object", "propertyNames": {"pattern": r"^[^=\u0000]+$"}, "additionalProperties": TEXT.schema},
+    is_secret=True,
+)
+NAMES = Kind(_names, {"type": "array", "items": {"type": "string", "pattern": r"^[^=\u0000]+$"}})
+OBJECT = Kind(_object, {"type": "object"})
+LIMITS = Kind(
+    _limits,
+    {
+        "type": "object",
+        "properties": {
+            "memory": {"description": "bytes, or text such as 512MiB or 2GB", "type": ["integer", "string"]},
+            "cpu_time": {"description": "seconds", "type": "number", "exclusiveMinimum": 0},
+            "cpus": {"description": "on how many CPUs it may run", "type": "integer", "minimum": 1},
+            "nice": {"description": "priority of its processes", "type": "integer", "minimum": -20, "maximum": 19},
+            "gpus": {"description": "GPUs for it alone", "type": "integer", "minimum": 1},
+        },
+        "additionalProperties": False,
+    },
+)
+BOOLEAN = Kind(_boolean, {"type": "boolean"})
+SECONDS = Kind(_seconds, {"type": "number", "minimum": 0})
+NUMBER = Kind(_number, {"type": "integer"})
+EXIT_CODES = Kind(_exit_codes, {"type": "array", "items": {"type": "integer", "minimum": 1, "maximum": 255}})
+MOMENT = Kind(_moment, {"type": "string", "format": "date-time"})
+ITEMS = Kind(_items, {"anyOf": [{"type": "array"}, {"type": "string", "pattern": f"^{REFERENCE}$"}]})
+HOOK = Kind(_hook, {"anyOf": [{"type": "string", "pattern": r"\S"}, {"$ref": "#/$defs/hook"}]})
+ANYTHING = Kind(_anything, {})
