@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import re
 import time
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
@@ -15,8 +14,10 @@ from airflow.sdk.bases.operator import BaseOperator
 from air_executor import config
 from air_executor.errors import AirExecutorError, JobError, ManagedError
 from air_executor.jobs import api
+from air_executor.jobs.claim import Claim, ask_to_cancel
 from air_executor.jobs.manager import Manager
-from air_executor.jobs.model import JobState
+from air_executor.jobs.model import JobState, Task
+from air_executor.jobs.owner import Owner
 from air_executor.jobs.progress import Progress, describe_failures
 from air_executor.jobs.store import JobStore
 from air_executor.triggers import AirJobTrigger
@@ -27,18 +28,25 @@ if TYPE_CHECKING:
 #: How often the files of a job are looked at while it is waited for, in seconds.
 POLL_S = 1.0
 
+#: What Airflow calls in place of ``resume`` when a trigger has failed, or was not done in time.
+_DEFERRAL_FAILED = "__fail__"
+
 
 def state_dir_of(given: str | None) -> str:
     """Return where jobs are kept: ``given``, or below ``[air_executor] state_dir``."""
     return given or config.load_plain().state_dir
 
 
-def results_of(state_dir: str | Path, name: str) -> dict[str, Any]:
+def results_of(state_dir: str | Path, name: str, owner: Owner | None = None) -> dict[str, Any]:
     """Return what the functions of a job have returned, by the ids of their tasks.
 
-    :raises JobError: the job has failed; the message has the errors of its tasks.
+    :param owner: whose the job has to be, if it has to be anybody's.
+    :raises JobError: the job has failed, and the message has the errors of its tasks; or it is another's.
     """
     found = api.results(name, state_dir=state_dir)
+    whose = Owner.from_document(found.job.made_by)
+    if owner is not None and (whose is None or whose.place != owner.place):
+        raise JobError(f"job {name} is that of {whose or 'nobody'} by now, and no longer this task's")
     if found.job.state is not JobState.COMPLETED:
         raise JobError(describe_failures(found))
     return found.values
@@ -51,13 +59,26 @@ class AirJobOperator(BaseOperator):
     :param job_name: name of the job; templated. Unless given it is made of the dag, the task and the dag run.
     :param max_runners: how many of its tasks may run at a time.
     :param folder: working directory of the tasks; templated. Unless given it is that of the Airflow task.
-    :param env: variables for the job's tasks; templated.
+    :param env: variables for the job's tasks; templated. Their values, and those of ``env`` in ``tasks``, are in no
+        file below the state directory.
     :param state_dir: where jobs are kept, unless below ``[air_executor] state_dir``.
     :param manager: ``running``: a manager works there (``air-executor start``), or the task fails and says so. ``own``:
         this task works on the job itself.
     :param deferrable: wait in the triggerer and hold no slot; needs a manager that is running.
 
-    A further try of the Airflow task goes on with the job: it tries the failed tasks again, and repeats no other.
+    The job belongs to one dag, task, run and map index. What becomes of it when the Airflow task runs again:
+
+    - A further try goes on where the job was. What has completed is not repeated; what has not is done as the dag file
+      has it now. A job that still works is waited for.
+    - A task that was cleared after a success does all of its job again.
+    - One that was cleared after a failure, or while it was running, does what has not completed, what is another task
+      now, and what depends on one that is. If the job still works, that is stopped before.
+    - With a ``job_name`` that is the same in each run, a later run does all of the job again, if the former run's has
+      ended. Otherwise, and if the job is another task's or map index's, the Airflow task fails and says whose it is.
+
+    With no ``tasks``, and the name of a job that no task of Airflow has made, that job is worked on and waited for.
+
+    The job is cancelled when the Airflow task is killed, marked, cleared or deleted, deferred or not.
     """
 
     template_fields: Sequence[str] = ("tasks", "job_name", "folder", "env")
@@ -88,7 +109,8 @@ class AirJobOperator(BaseOperator):
         self.state_dir = state_dir
         self.manager = manager
         self.deferrable = deferrable
-        self._submitted: str | None = None
+        self._claim: Claim | None = None
+        self._is_killed = False
 
     def execute(self, context: Context) -> Any:
         """Submit the job and wait."""
@@ -99,66 +121,86 @@ class AirJobOperator(BaseOperator):
                 f"no manager works on the jobs below {store.root}: run `air-executor start --detach` with this state "
                 "directory, or let the task work on the job itself with manager='own'"
             )
-        name = self.job_name or _name(context)
-        self._submitted = name
-        self._submit(store, name, state_dir)
+        owner = Owner.of(context)
+        name = self.job_name or owner.job_name()
+        job, tasks, values = api.describe(
+            name,
+            [_with_private_env(task) for task in self.tasks],
+            state_dir,
+            max_runners=self.max_runners,
+            folder=self.folder,
+            private_env=self.env,
+        )
+        self._claim = claim = Claim(store, job, tasks, values, owner, has_own_name=not self.job_name)
+        claim.take(lambda: self._work(state_dir, Progress(store, name)))
         self.log.info("Job %s has %d tasks; its files are in %s", name, len(self.tasks), store.folder(name))
+        if self._is_killed:
+            self.on_kill()  # that came before there was a job
         if self.deferrable:
             timeout = self.execution_timeout if isinstance(self.execution_timeout, timedelta) else None
-            self.defer(trigger=AirJobTrigger(job_name=name, state_dir=state_dir), method_name="resume", timeout=timeout)
-        progress = Progress(store, name)
-        if self.manager == "own":
-            self._work(state_dir, name, progress)
-        else:
-            for line in progress.lines(POLL_S):
-                self.log.info("%s", line)
-        return results_of(state_dir, name)
+            owned_by = claim.owner.to_document() if claim.owner else None
+            trigger = AirJobTrigger(job_name=name, state_dir=state_dir, owner=owned_by)
+            self.defer(trigger=trigger, method_name="resume", timeout=timeout)
+        self._work(state_dir, Progress(store, name))
+        return results_of(state_dir, name, claim.owner)
 
-    def _submit(self, store: JobStore, name: str, state_dir: str) -> None:
-        if name not in store.names():
-            options = {"max_runners": self.max_runners, "folder": self.folder, "env": self.env}
-            api.submit(name, self.tasks, state_dir=state_dir, **options)  # type: ignore[arg-type]
-            return
-        job = store.open(name).job
-        self.log.info("Job %s is there already, and is %s", name, job.state.value)
-        if job.state in (JobState.FAILED, JobState.CANCELLED):
-            store.ask(name, "retry")
+    def _work(self, state_dir: str, progress: Progress) -> None:
+        """Work on the job, or wait for who does, and log how far it has come, until it has ended."""
 
-    def _work(self, state_dir: str, name: str, progress: Progress) -> None:
-        def is_over() -> bool:
+        def is_done() -> bool:
             for line in progress.news_if_due(POLL_S):
                 self.log.info("%s", line)
             return progress.is_over
 
-        while not is_over():
+        only = frozenset({progress.folder.name})
+        while not is_done():
+            if self.manager == "running":
+                time.sleep(POLL_S)
+                continue
             try:
-                Manager(config.load_plain(state_dir), only=frozenset({name}), heeds_signals=False).serve(until=is_over)
+                Manager(config.load_plain(state_dir), only=only, heeds_signals=False).serve(until=is_done)
             except ManagedError:
                 time.sleep(POLL_S)  # another works on it; should it leave the job, this one takes it
 
-    def resume(self, context: Context, event: dict[str, Any]) -> Any:  # noqa: ARG002
+    def resume(self, context: Context, event: dict[str, Any]) -> Any:
         """Go on after the deferral."""
-        return results_of(event["state_dir"], event["job_name"])
+        owner = Owner.of(context) if event.get("owner") else None
+        return results_of(event["state_dir"], event["job_name"], owner)
+
+    def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
+        """Go on after the deferral. If that has failed, or took too long, nobody waits for the job any more."""
+        if next_method == _DEFERRAL_FAILED:
+            mine, store = Owner.of(context), JobStore(state_dir_of(self.state_dir))
+            name = self.job_name or mine.job_name()
+            with contextlib.suppress(JobError):  # there is no such job
+                whose = Owner.from_document(store.open(name).job.made_by)
+                if whose is not None and whose.place == mine.place:
+                    ask_to_cancel(store, name, whose)
+        return super().resume_execution(next_method, next_kwargs, context)
 
     def on_kill(self) -> None:
         """Cancel the job."""
-        if self._submitted is None:
+        self._is_killed = True
+        if (claim := self._claim) is None:
             return
-        state_dir = state_dir_of(self.state_dir)
         try:
-            JobStore(state_dir).ask(self._submitted, "cancel")
+            if not claim.cancel():
+                return
         except AirExecutorError as error:
-            self.log.error("Job %s can't be cancelled: %s", self._submitted, error)
+            self.log.error("Job %s can't be cancelled: %s", claim.name, error)
             return
-        self.log.info("Job %s is cancelled", self._submitted)
+        self.log.info("Job %s is cancelled", claim.name)
         if self.manager == "own":
+            state_dir = state_dir_of(self.state_dir)
             with contextlib.suppress(JobError):
-                Manager(config.load_plain(state_dir), only=frozenset({self._submitted}), heeds_signals=False).apply()
+                Manager(config.load_plain(state_dir), only=frozenset({claim.name}), heeds_signals=False).apply()
 
 
-def _name(context: Context) -> str:
-    instance = context["ti"]
-    parts = [instance.dag_id, instance.task_id, instance.run_id]
-    if (index := getattr(instance, "map_index", -1)) is not None and index >= 0:
-        parts.append(str(index))
-    return re.sub(r"[^A-Za-z0-9_.:+@=-]", "_", ".".join(parts))[:200]
+def _with_private_env(task: Task | Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return a task whose variables stand in none of the job's files: a template may have given their values."""
+    document = task.to_dict() if isinstance(task, Task) else task
+    if not isinstance(document, Mapping) or not isinstance(env := document.get("env"), Mapping) or not env:
+        return document  # what is wrong with it is said by who reads it
+    private = document.get("private_env")
+    others = {name: value for name, value in document.items() if name != "env"}
+    return {**others, "private_env": {**env, **(private if isinstance(private, Mapping) else {})}}

@@ -6,9 +6,12 @@ import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
+from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
 from air_executor.errors import AirExecutorError
+from air_executor.jobs.claim import ask_to_cancel
+from air_executor.jobs.owner import Owner
 from air_executor.jobs.progress import Progress
 from air_executor.jobs.store import JobStore
 from air_executor.jobs.watch import Watch
@@ -16,25 +19,42 @@ from air_executor.jobs.watch import Watch
 #: How often it looks though no file has changed, in seconds.
 _POLL_S = 5.0
 
+#: So long Airflow is waited for when it is asked what has become of a task instance, in seconds.
+_ANSWER_S = 20.0
+
 
 class AirJobTrigger(BaseTrigger):
     """Fires when a job has ended. It watches the job's files; it holds neither a slot nor a thread.
 
     :param job_name: the job.
     :param state_dir: where jobs are kept.
+    :param owner: the task instance whose job it is, see :class:`air_executor.jobs.owner.Owner`: when that is not
+        deferred any more, and the job has not ended, the job is cancelled. ``None``: whatever becomes of who waits, the
+        job goes on.
     """
 
-    def __init__(self, *, job_name: str, state_dir: str) -> None:
+    def __init__(self, *, job_name: str, state_dir: str, owner: dict[str, Any] | None = None) -> None:
         super().__init__()
         self.job_name = job_name
         self.state_dir = state_dir
+        self.owner = owner
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         """Return what makes this trigger again, elsewhere."""
-        return "air_executor.triggers.AirJobTrigger", {"job_name": self.job_name, "state_dir": self.state_dir}
+        values: dict[str, Any] = {"job_name": self.job_name, "state_dir": self.state_dir}
+        return "air_executor.triggers.AirJobTrigger", {**values, **({"owner": self.owner} if self.owner else {})}
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Wait for the end, and log how far the job has come."""
+        try:
+            async for event in self._wait():
+                yield event
+        except asyncio.CancelledError:
+            # Airflow does this when the task instance is marked, cleared or deleted, and when the triggerer stops.
+            await self._cancel_if_unwanted()
+            raise
+
+    async def _wait(self) -> AsyncIterator[TriggerEvent]:
         progress = Progress(JobStore(self.state_dir), self.job_name)
         changed = asyncio.Event()
         watch = Watch()
@@ -69,12 +89,41 @@ class AirJobTrigger(BaseTrigger):
                 loop.remove_reader(fd)
             watch.close()
 
+    async def _cancel_if_unwanted(self) -> None:
+        """Cancel the job, unless its task instance still waits for it."""
+        if (owner := Owner.from_document(self.owner)) is None:
+            return
+        try:
+            state = await asyncio.wait_for(_state_of(owner), _ANSWER_S)
+        except Exception as error:
+            self.log.warning("The state of %s can't be learnt; job %s goes on: %r", owner, self.job_name, error)
+            return
+        if state == "deferred":
+            return
+        self.log.info("Job %s is cancelled: %s is %s", self.job_name, owner, state or "cleared or gone")
+        try:
+            await asyncio.to_thread(ask_to_cancel, JobStore(self.state_dir), self.job_name, owner)
+        except AirExecutorError as error:
+            self.log.error("Job %s can't be cancelled: %s", self.job_name, error)
+
     def _event(self, state: str, error: str | None = None) -> TriggerEvent:
         return TriggerEvent(
             {
                 "job_name": self.job_name,
                 "state_dir": self.state_dir,
                 "state": state,
+                **({"owner": self.owner} if self.owner else {}),
                 **({"error": error} if error else {}),
             }
         )
+
+
+async def _state_of(owner: Owner) -> str | None:
+    """Return the state of a task instance; ``None`` when it has none, or is gone."""
+    # As triggers do: what asks Airflow is for threads, and has to be called in the way of asgiref.
+    from asgiref.sync import sync_to_async
+
+    found = await sync_to_async(RuntimeTaskInstance.get_task_states)(
+        dag_id=owner.dag_id, task_ids=[owner.task_id], run_ids=[owner.run_id], map_index=owner.map_index
+    )
+    return next((None if state is None else str(state) for state in found.get(owner.run_id, {}).values()), None)

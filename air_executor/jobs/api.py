@@ -76,8 +76,31 @@ def submit(
     :raises JobError: there is a job of that name, or something in the tasks can't be used.
     :raises StateDirError: it can't be written.
     """
-    check_name(name)
     state_dir = Path(state_dir or find_state_dir())
+    options = {"env": env, "env_from": env_from, "private_env": private_env, **fields}
+    job, made, values = describe(name, tasks, state_dir, max_runners=max_runners, folder=folder, **options)
+    JobStore(state_dir).create(job, made, values)
+    return job
+
+
+def describe(
+    name: str,
+    tasks: Iterable[Task | Mapping[str, Any]],
+    state_dir: str | Path,
+    *,
+    max_runners: int = 1,
+    folder: str | Path | None = None,
+    env: Mapping[str, str] | None = None,
+    env_from: Iterable[str] = (),
+    private_env: Mapping[str, str] | None = None,
+    **fields: Any,
+) -> tuple[Job, list[Task], dict[str | None, dict[str, str]]]:
+    """Return a job, its tasks and the values of their private variables as :func:`submit` takes them; write nothing.
+
+    :raises JobError: something in it can't be used.
+    """
+    check_name(name)
+    state_dir = Path(state_dir)
     working_dir, base = Path(folder or os.getcwd()).resolve(), base_folder(state_dir)
     if state_dir.name == FOLDER and working_dir.is_relative_to(base):
         working_dir = working_dir.relative_to(base)
@@ -86,10 +109,8 @@ def submit(
     document |= {"env_from": list(env_from), "private_env": private_env}
     document, values = without_values({"id": str(uuid.uuid4()), **document}, f"job {name}")
     job = Job.from_dict(document, name=name, where=f"job {name}")
-    store = JobStore(state_dir)
     made, values_of_tasks = _tasks(name, tasks)
-    store.create(job, made, {None: values, **values_of_tasks})
-    return job
+    return job, made, {None: values, **values_of_tasks}
 
 
 def _tasks(name: str, tasks: Iterable[Task | Mapping[str, Any]]) -> tuple[list[Task], dict[str | None, dict[str, str]]]:

@@ -29,7 +29,8 @@ from air_executor.errors import (
     UntrustedJobError,
 )
 from air_executor.jobs import templates
-from air_executor.jobs.model import JobState, Task, TaskStatus
+from air_executor.jobs.model import OUTSIDE, JobState, Task, TaskStatus
+from air_executor.jobs.owner import is_of
 from air_executor.jobs.private import VARIABLE as PRIVATE_DIR
 from air_executor.jobs.queue import read_queued
 from air_executor.jobs.schedule import ActiveJob, in_order
@@ -424,7 +425,7 @@ class Manager:
     def _heed(self, job: ActiveJob) -> None:
         for ask in job.files.asks():
             try:
-                self._do(job, ask)
+                self._do(self._jobs.get(job.name, job), ask)  # the last request may have begun it anew
             except JobError as error:
                 log.error("Job %s: a request is refused: %s", job.name, error)
             ask.path.unlink(missing_ok=True)
@@ -432,10 +433,16 @@ class Manager:
     def _do(self, job: ActiveJob, ask: Ask) -> None:
         where = f"a request to {ask.action}"
         if ask.action == "queue":
-            tasks = [Task.from_dict(each, job_name=job.name, where=where) for each in ask.tasks]
+            asked = [{"queued_by": OUTSIDE, **each} for each in ask.tasks]
+            tasks = [Task.from_dict(each, job_name=job.name, where=where) for each in asked]
             self._add(job, tasks, where)
         elif ask.action == "cancel":
-            self._cancel(job)
+            if all(task.status.is_end for task in job.tasks.values()):
+                return  # there is nothing to cancel
+            if is_of(job.files.job.made_by, ask.document.get("owner")):
+                self._cancel(job)
+            else:
+                log.info("Job %s is not cancelled: it belongs to another try by now", job.name)
         elif ask.action in ("pause", "resume"):
             job.files.job.paused = ask.action == "pause"
             job.files.write()

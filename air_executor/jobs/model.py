@@ -344,6 +344,10 @@ class Job:
     priority: int = field(
         default=0, metadata=about(kinds.NUMBER, "Tasks of jobs with a higher number are started first.")
     )
+    made_by: dict[str, Any] = field(
+        default_factory=dict,
+        metadata=about(kinds.OBJECT, "The task instance of Airflow that has made it, or begun it anew.", is_own=True),
+    )
     extra: dict[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> bytes:
@@ -480,6 +484,9 @@ def _defaults(model: Any) -> dict[str, Any]:
         item.name: item.default_factory() if callable(item.default_factory) else item.default for item in fields(model)
     }
 
+
+#: In ``queued_by`` of tasks that no task has queued: no task has this id.
+OUTSIDE = "(outside)"
 
 #: What a job may have run when it has ended.
 HOOKS = ("on_success", "on_failure")

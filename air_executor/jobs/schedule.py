@@ -14,7 +14,7 @@ from typing import Any
 
 from air_executor.errors import JobError
 from air_executor.jobs import templates
-from air_executor.jobs.model import HOOKS, JobState, Task, TaskStatus, When
+from air_executor.jobs.model import HOOKS, OUTSIDE, JobState, Task, TaskStatus, When
 from air_executor.jobs.store import JobFiles
 from air_executor.runs.record import now
 
@@ -203,7 +203,8 @@ class ActiveJob:
 
     def reset(self) -> None:
         """Begin all tasks again. What they have queued, they queue again."""
-        self._remove(task for task in self.tasks.values() if task.queued_by is not None or task.hook is not None)
+        given = (None, OUTSIDE)
+        self._remove(task for task in self.tasks.values() if task.queued_by not in given or task.hook is not None)
         self._begin_again(self.tasks.values())
 
     def retry(self, ids: Iterable[str] = ()) -> None:

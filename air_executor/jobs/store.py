@@ -30,7 +30,7 @@ import signal
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -76,6 +76,8 @@ class Ask:
     """``queue``, ``cancel``, ``retry`` or ``reset``."""
     tasks: list[Any]
     """The tasks to queue as plain data, or the ids of those to try again."""
+    document: dict[str, Any] = field(default_factory=dict)
+    """All that is asked."""
 
 
 class JobStore:
@@ -235,9 +237,10 @@ class JobStore:
             self.private.keep(job, given, task_id)
         self.private.trust(job.id)
 
-    def ask(self, name: str, action: str, tasks: Iterable[Any] = ()) -> Path:
+    def ask(self, name: str, action: str, tasks: Iterable[Any] = (), **more: Any) -> Path:
         """Put a request into a job's inbox.
 
+        :param more: what else the action has to know.
         :raises JobError: there is no such job.
         :raises StateDirError: it can't be written.
         """
@@ -251,9 +254,13 @@ class JobStore:
             inbox.mkdir(mode=0o700, exist_ok=True)
         except OSError as error:
             raise StateDirError(f"cannot make {inbox}: {error.strerror}") from error
-        replace_file(path, orjson.dumps({"action": action, "tasks": list(tasks)}))
-        replace_file(self.root / ".asked", b"")  # whoever watches the jobs need not watch each inbox
+        replace_file(path, orjson.dumps({**more, "action": action, "tasks": list(tasks)}))
+        self.tell_of(name)
         return path
+
+    def tell_of(self, name: str) -> None:  # noqa: ARG002
+        """Tell whoever watches the jobs that this one has changed: nobody watches each folder of those that ended."""
+        replace_file(self.root / ".asked", b"")
 
 
 @dataclass(frozen=True)
@@ -534,7 +541,7 @@ class JobFiles:
         for name in names:
             try:
                 document = orjson.loads(read_plain(inbox / name))
-                asks.append(Ask(inbox / name, str(document["action"]), list(document["tasks"])))
+                asks.append(Ask(inbox / name, str(document["action"]), list(document["tasks"]), document))
             except (orjson.JSONDecodeError, KeyError, TypeError, OSError):
                 with contextlib.suppress(OSError):
                     os.replace(inbox / name, inbox / f"{name}.unreadable")

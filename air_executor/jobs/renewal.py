@@ -1,0 +1,131 @@
+"""An ended job that is begun anew, or goes on, with other tasks than it had."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterable, Mapping
+from dataclasses import fields, replace
+
+from air_executor.errors import JobError
+from air_executor.jobs.model import OUTSIDE, Job, JobState, Task, TaskStatus, check_dependencies
+from air_executor.jobs.store import JobFiles
+from air_executor.runs.record import now
+
+#: What says what a job or a task is. The other fields say how it fares.
+_OF_JOB, _OF_TASK = (
+    tuple(item.name for item in fields(model) if "is_own" in item.metadata and not item.metadata["is_own"])
+    for model in (Job, Task)
+)
+_FARE = tuple(
+    item.name
+    for item in fields(Task)
+    if item.metadata.get("is_own") and item.name not in ("job_name", "created_at", "queued_by", "index", "item")
+)
+
+
+class Keep(enum.Enum):
+    """What is kept of a job."""
+
+    NOTHING = "nothing"
+    """All is done again."""
+    UNCHANGED = "unchanged"
+    """What has completed is not done again, unless it is another task now, or depends on one that is."""
+    COMPLETED = "completed"
+    """What has completed is not done again, whatever it was."""
+
+
+def is_same(files: JobFiles, job: Job, tasks: Iterable[Task]) -> bool:
+    """Tell whether a job is what would be made of ``job`` and ``tasks``, however it fares."""
+    ours, wanted = [task for task in files.tasks.values() if task.queued_by is None and not task.hook], list(tasks)
+    return (
+        all(getattr(files.job, name) == getattr(job, name) for name in _OF_JOB)
+        and [task.id for task in ours] == [task.id for task in wanted]
+        and all(map(_is_same, ours, wanted))
+    )
+
+
+def renew(files: JobFiles, job: Job, tasks: Iterable[Task], keep: Keep) -> None:
+    """Let a job that has ended be what ``job`` and ``tasks`` say, from now on, and write it.
+
+    :raises JobError: it contradicts what is kept.
+    :raises StateDirError: it can't be written.
+    """
+    wanted, where = list(tasks), f"job {job.name}"
+    if len({task.id for task in wanted}) < len(wanted):
+        raise JobError(f"{where}: two tasks have the same id")
+    renewed = _kept(files.tasks, wanted, keep)
+    check_dependencies((), renewed, where)
+    files.tasks = {task.id: task for task in renewed}
+    files.keys = {task.key: task.id for task in renewed if task.key is not None}
+    for task in renewed:
+        files.forget_text(task)
+    for name in ("made_by", *_OF_JOB):
+        setattr(files.job, name, getattr(job, name))
+    files.job.cancelled = False
+    files.set_state(JobState.WAITING)
+
+
+def _is_same(one: Task, other: Task) -> bool:
+    return all(getattr(one, name) == getattr(other, name) for name in _OF_TASK)
+
+
+def _kept(former: Mapping[str, Task], wanted: list[Task], keep: Keep) -> list[Task]:
+    """Return the tasks of the renewed job: of those that are wanted, the completed ones that may stay as they are."""
+    if keep is Keep.NOTHING:
+        return [_fresh(task) for task in wanted]
+    known = {task.id for task in wanted}
+    # Tasks for items are queued by the task that has them.
+    queued = [task for task in former.values() if task.queued_by is not None and task.id not in known]
+    again = {task.id for task in wanted if not _may_stay(former.get(task.id), task, keep)}
+    followers: dict[str, list[str]] = {}
+    for task in (*wanted, *queued):
+        for other in (*task.dependencies, *([task.queued_by] if task.queued_by else [])):
+            followers.setdefault(other, []).append(task.id)
+    # What follows from something that had completed, and is done again, is done again.
+    redone = {task_id for task_id in again if _is_completed(former.get(task_id))}
+    redone |= {task.id for task in wanted if task.is_for_items and task.id in again and _has_other_items(task, former)}
+    left = list(redone)
+    while left:
+        for follower in followers.get(left.pop(), ()):
+            if follower not in redone:
+                redone.add(follower)
+                left.append(follower)
+    again |= redone
+    by = {task.id: task.queued_by for task in queued}
+    staying = [task for task in queued if _stays(task.id, by, redone, known)]
+    return [
+        *(_fresh(task) if task.id in again else former[task.id] for task in wanted),
+        *(task if _is_completed(task) and task.id not in again else _fresh(task) for task in staying),
+    ]
+
+
+def _has_other_items(task: Task, former: Mapping[str, Task]) -> bool:
+    """Tell whether the items of a task that is done again may be others than they were."""
+    there = former.get(task.id)
+    of_others = any(not _is_completed(former.get(other)) for other in task.dependencies)
+    return there is None or not _is_same(there, task) or of_others
+
+
+def _stays(task_id: str, queued_by: Mapping[str, str | None], redone: set[str], known: set[str]) -> bool:
+    """Tell whether a queued task is still wanted: whoever has queued it is, and does not do so again."""
+    while (by := queued_by.get(task_id)) is not None:
+        if by == OUTSIDE:
+            return True
+        if by in redone:
+            return False
+        task_id = by
+    return task_id in known
+
+
+def _is_completed(task: Task | None) -> bool:
+    return task is not None and task.status is TaskStatus.COMPLETED
+
+
+def _may_stay(former: Task | None, wanted: Task, keep: Keep) -> bool:
+    return former is not None and _is_completed(former) and (keep is Keep.COMPLETED or _is_same(former, wanted))
+
+
+def _fresh(task: Task) -> Task:
+    """Return a task with nothing but what it is."""
+    blank = Task(id=task.id)
+    return replace(task, **{name: getattr(blank, name) for name in _FARE}, created_at=task.created_at or now())
