@@ -13,7 +13,7 @@ from typing import Any
 from rich.console import Console, Group
 from rich.live import Live
 
-from air_executor.cli import doctor, jobs, jobviews, schema, views
+from air_executor.cli import doctor, jobs, jobviews, programs, schema, views
 from air_executor.cli.jsonout import print_line
 from air_executor.cli.observe import launchers, observe_runs, waiting_for_gpus
 from air_executor.cli.table import EXIT_NO, EXIT_OK, JSON, Argument, Command, at_least_zero, count, print_json
@@ -279,4 +279,5 @@ COMMANDS: tuple[Command, ...] = (
     Command("doctor", "check the installation and say how to mend it", _doctor, (JSON,)),
     *jobs.COMMANDS,
     *schema.COMMANDS,
+    *programs.COMMANDS,
 )

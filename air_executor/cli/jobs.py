@@ -5,13 +5,14 @@ from __future__ import annotations
 import argparse
 import codecs
 import dataclasses
+import hashlib
 import logging
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,9 @@ _LOOK_S = 0.2
 
 #: A longer line is told in pieces of about so many characters: a progress bar is one line, however long it runs.
 _MAX_LINE = 1 << 20
+
+#: The path that means stdin.
+_STDIN = Path("-")
 
 #: How long `start --detach` waits for the manager to work, in seconds.
 _START_S = 30.0
@@ -136,17 +140,20 @@ def _init(args: argparse.Namespace) -> int:
 
 
 def _read_job(path: Path) -> dict[str, Any]:
+    name = path.name.split(".")[0]
+    parse: Callable[[bytes], Any] = _parse_yaml if path.suffix in (".yaml", ".yml") else orjson.loads
     try:
-        text = path.read_bytes()
+        if path == _STDIN:
+            parse = _parse_either
+            text = sys.stdin.buffer.read()
+            # The same job is the same one again, as a file's is.
+            path, name = Path("stdin"), f"stdin-{hashlib.blake2b(text, digest_size=4).hexdigest()}"
+        else:
+            text = path.read_bytes()
     except OSError as error:
         raise JobError(f"{path} cannot be read: {error.strerror}") from error
     try:
-        if path.suffix in (".yaml", ".yml"):
-            import yaml
-
-            document = yaml.safe_load(text)
-        else:
-            document = orjson.loads(text)
+        document = parse(text)
     except Exception as error:  # of either reader
         raise JobError(f"{path} cannot be understood: {' '.join(str(error).split())}") from None
     if isinstance(document, list):
@@ -155,13 +162,27 @@ def _read_job(path: Path) -> dict[str, Any]:
         check_names(document, [*GIVEN, "tasks"], str(path))
     if not isinstance(document, dict) or not isinstance(document.get("tasks"), list):
         raise JobError(f"{path} must be a list of tasks, or an object with a list 'tasks'")
-    return {"name": path.name.split(".")[0], **document}
+    return {"name": name, **document}
+
+
+def _parse_yaml(text: bytes) -> Any:
+    import yaml
+
+    return yaml.safe_load(text)
+
+
+def _parse_either(text: bytes) -> Any:
+    try:
+        return orjson.loads(text)
+    except orjson.JSONDecodeError:
+        return _parse_yaml(text)
 
 
 def _submit_file(args: argparse.Namespace, path: Path, state_dir: str) -> str:
     document = _read_job(path)
     given = {key: value for key, value in document.items() if key not in ("name", "tasks") and value is not None}
     given["private_env"] = values_of(args.env_from)
+    given["key"] = getattr(args, "key", None)
     return api.submit(args.name or document["name"], document["tasks"], state_dir=state_dir, **given).name
 
 
@@ -262,7 +283,7 @@ def stop_manager(*, is_waited_for: bool, is_json: bool = False) -> int:
 def _run(args: argparse.Namespace) -> int:
     store = _store()
     path = Path(args.job)
-    if path.suffix or os.sep in args.job:
+    if path == _STDIN or path.suffix or os.sep in args.job:
         name = _submit_file(args, path, str(store.root.parent))
     else:
         name = store.open(args.job).job.name
@@ -279,7 +300,7 @@ def _run(args: argparse.Namespace) -> int:
                 break
             except ManagedError:
                 time.sleep(_LOOK_S)  # it does it; should it leave the job, this one takes it
-    return _show_results(store.open(name), is_json=args.json)
+    return show_results(store.open(name), is_json=args.json)
 
 
 class _Display:
@@ -353,10 +374,20 @@ def _plain(files: JobFiles) -> dict[str, Any]:
 
 
 def _results(args: argparse.Namespace) -> int:
-    return _show_results(_store().open(args.name), is_json=args.json)
+    return show_results(_store().open(args.name), is_json=args.json)
 
 
-def _show_results(files: JobFiles, *, is_json: bool) -> int:
+def show_summary(files: JobFiles, *, is_json: bool) -> int:
+    """Print how a job stands, in one line."""
+    if is_json:
+        print_json(dataclasses.asdict(summary(files)))
+    else:
+        print(f"job {files.job.name}: {'paused' if summary(files).paused else files.job.state.value}")
+    return EXIT_OK
+
+
+def show_results(files: JobFiles, *, is_json: bool) -> int:
+    """Print what became of a job; return 0 if it has completed."""
     if is_json:
         print_json(_plain(files))
     else:
@@ -423,33 +454,6 @@ def _tail(path: Path, has_ended: Any, *, is_followed: bool) -> Iterator[str]:
         time.sleep(_LOOK_S)
 
 
-# Asking
-
-
-def _ask(args: argparse.Namespace) -> int:
-    store, action = _store(), args.command
-    files = store.open(args.name)
-    if missing := [task_id for task_id in getattr(args, "tasks", []) if task_id not in files.tasks]:
-        raise JobError(f"there is no task {', '.join(map(repr, missing))} in job {args.name}")
-    if action == "cancel" and files.job.state.is_end:
-        raise WrongStateError(f"job {args.name} has ended already: {files.job.state.value}")
-    store.check_trust(files.job)
-    path = store.ask(args.name, action, getattr(args, "tasks", []))
-    try:
-        Manager(_job_options(), only=frozenset({args.name})).apply()
-    except ManagedError:
-        # The manager does it; that is, soon.
-        until_s = time.monotonic() + _START_S
-        while time.monotonic() < until_s and (path.exists() or (action == "cancel" and not files.is_ended())):
-            time.sleep(_LOOK_S)
-    files = store.open(args.name)
-    if args.json:
-        print_json(dataclasses.asdict(summary(files)))
-    else:
-        print(f"job {args.name}: {files.job.state.value}")
-    return EXIT_OK
-
-
 _NAME = Argument(("name",), {"metavar": "NAME", "help": "name of the job"})
 _POLL = Argument(
     ("--poll",),
@@ -459,7 +463,7 @@ _MAX_RUNNERS = Argument(
     ("--max-runners",),
     {"type": count, "default": 0, "help": "tasks that run at a time, of all jobs (default: 4 for each CPU)"},
 )
-_ENV_FROM = Argument(
+ENV_FROM = Argument(
     ("--env-from",),
     {
         "action": "append",
@@ -488,9 +492,12 @@ COMMANDS: tuple[Command, ...] = (
         "run a job to its end, and show how far it has come; the exit code tells what became of it",
         _run,
         (
-            Argument(("job",), {"metavar": "FILE|NAME", "help": "a job's JSON or YAML file, or the name of a job"}),
+            Argument(
+                ("job",),
+                {"metavar": "FILE|NAME", "help": "a job's JSON or YAML file, - for stdin, or the name of a job"},
+            ),
             _JOB_NAME,
-            _ENV_FROM,
+            ENV_FROM,
             _POLL,
             _MAX_RUNNERS,
             JSON,
@@ -501,9 +508,10 @@ COMMANDS: tuple[Command, ...] = (
         "make a job from a file, for the manager to work on",
         _submit,
         (
-            Argument(("file",), {"type": Path, "metavar": "FILE", "help": "a job as JSON or YAML"}),
+            Argument(("file",), {"type": Path, "metavar": "FILE", "help": "a job as JSON or YAML; - for stdin"}),
             _JOB_NAME,
-            _ENV_FROM,
+            Argument(("--key",), {"help": "of all that is submitted with the same key, there is one job"}),
+            ENV_FROM,
             JSON,
         ),
     ),
@@ -528,7 +536,7 @@ COMMANDS: tuple[Command, ...] = (
             Argument(("--retries",), {"type": count, "default": 0, "help": "how often it is tried again"}),
             Argument(("--function",), {"metavar": "MODULE:NAME", "help": "a Python function in place of a command"}),
             Argument(("--arguments",), {"metavar": "JSON", "help": "its keyword arguments"}),
-            _ENV_FROM,
+            ENV_FROM,
             JSON,
             Argument(("argv",), {"nargs": argparse.REMAINDER, "metavar": "-- COMMAND [ARG…]", "help": "the command"}),
         ),
@@ -536,14 +544,6 @@ COMMANDS: tuple[Command, ...] = (
     Command("jobs", "list the jobs", _jobs, (JSON,)),
     Command("job", "show a job: its tasks, their times, and who queued whom", _job, (_NAME, JSON)),
     Command("results", "show what became of a job", _results, (_NAME, JSON)),
-    Command("cancel", "end a job: what runs is stopped, what waits is not run", _ask, (_NAME, JSON)),
-    Command(
-        "retry",
-        "try the failed tasks of a job again, and what depends on them",
-        _ask,
-        (_NAME, Argument(("tasks",), {"nargs": "*", "metavar": "TASK", "help": "only these"}), JSON),
-    ),
-    Command("reset", "begin a job anew: without what its tasks have queued", _ask, (_NAME, JSON)),
     Command(
         "trust",
         "let jobs run that were not submitted here, but came with a repository; without NAME, list them",

@@ -13,6 +13,7 @@ from typing import Any
 
 from air_executor import config
 from air_executor.errors import JobError
+from air_executor.jobs import keys
 from air_executor.jobs.fields import check_names
 from air_executor.jobs.model import Job, JobState, Task, TaskStatus, check_name
 from air_executor.jobs.private import without_values
@@ -59,6 +60,7 @@ def submit(
     env: Mapping[str, str] | None = None,
     env_from: Iterable[str] = (),
     private_env: Mapping[str, str] | None = None,
+    key: str | None = None,
     state_dir: str | Path | None = None,
     **fields: Any,
 ) -> Job:
@@ -71,15 +73,28 @@ def submit(
     :param env_from: names of variables for all tasks, which the manager finds in its own environment.
     :param private_env: variables for all tasks whose values are kept in this user's private folder, and in no file of
         the job; there only their names stand. A task has them as ``private_env``, too.
+    :param key: of all that is submitted with the same key, there is one job: who submits again, as they do not know
+        whether they have, gets that job as it is now. When it is removed, the key is free.
     :param fields: others of a job: ``env_file``, ``priority``, ``paused``, ``on_success``, ``on_failure``, and your
         own, which begin with ``x-`` or ``_``.
-    :raises JobError: there is a job of that name, or something in the tasks can't be used.
+    :raises JobError: there is a job of that name, something in the tasks can't be used, or what was submitted with the
+        key is something else.
     :raises StateDirError: it can't be written.
     """
     state_dir = Path(state_dir or find_state_dir())
     options = {"env": env, "env_from": env_from, "private_env": private_env, **fields}
     job, made, values = describe(name, tasks, state_dir, max_runners=max_runners, folder=folder, **options)
-    JobStore(state_dir).create(job, made, values)
+    store = JobStore(state_dir)
+    if key is None:
+        store.create(job, made, values)
+        return job
+    definition = keys.definition_of(job, made)
+    with keys.hold(store, key) as held:
+        known = held.find(definition)
+        if known is not None:
+            return known
+        held.note(job, definition)
+        store.create(job, made, values)
     return job
 
 

@@ -1,0 +1,369 @@
+"""The jobs of one state directory for AI agents: an MCP server on stdin and stdout, with the official SDK.
+
+Every answer is bounded, so that no job, log or wait is more than a model can take in. No value of an environment is in
+one. Unless the server was started with ``--write`` there is no tool that changes anything.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+import os
+import subprocess
+import time
+from collections.abc import Callable
+from typing import Annotated, Any, TypeVar
+
+import anyio
+import orjson
+from mcp.server.mcpserver import MCPServer
+from mcp_types import CallToolResult, TextContent, ToolAnnotations
+from pydantic import Field
+
+from air_executor import __version__, config
+from air_executor.cli.failure import envelope
+from air_executor.cli.jobs import summaries, summary
+from air_executor.cli.jsonout import printable
+from air_executor.cli.observe import observe_runs
+from air_executor.errors import AirExecutorError, JobError, WrongStateError
+from air_executor.jobs import api
+from air_executor.jobs.model import Task, TaskStatus
+from air_executor.jobs.requests import request
+from air_executor.jobs.store import JobFiles, JobStore
+from air_executor.launcher.address import module_command
+from air_executor.runs.store import RunStore
+
+#: A wait is no longer than this, in seconds: clients give up on calls that take long.
+_MAX_WAIT_S = 300.0
+_LOOK_S = 0.2
+
+#: At most so many bytes of a log in one answer.
+_MAX_LOG_BYTES = 256 * 1024
+
+#: At most so many jobs, runs or tasks in one answer.
+_MAX_ITEMS = 500
+
+#: A list in an answer is cut when its JSON is longer than this.
+_MAX_LIST_BYTES = 256 * 1024
+
+#: A text in a list, as an error or a command, is cut to so many characters.
+_MAX_TEXT = 2000
+
+#: The manager begins within this time, in seconds, or its start fails.
+_START_S = 60.0
+
+_INSTRUCTIONS = """\
+AirExecutor works on jobs: lists of commands, each a process of its own, kept as files below one state directory.
+`status` shows all jobs, or one with its tasks; `wait` until one has ended; `logs` what a task has printed; `results`
+what became of a job. An error is JSON: {"error", "retryable", "hint"}.
+"""
+_WRITING = """\
+`submit` makes a job: give a key whenever the call may be repeated, then there is one job of that key. Nothing runs
+without a manager: `start_manager` starts one in the background, if `status` shows none. `queue` adds tasks to a job.
+"""
+_READING = "This server is read-only: it was started without --write.\n"
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+_Name = Annotated[str, Field(description="The job's name")]
+_Limit = Annotated[int, Field(ge=1, le=_MAX_ITEMS, description="At most so many")]
+_Tasks = Annotated[
+    list[dict[str, Any]],
+    Field(
+        min_length=1,
+        description="Each an object with: id, command and args (or a command line as command, with shell: true), "
+        "dependencies (ids), retries, timeout (seconds), env, cwd, key, and more",
+    ),
+]
+
+
+def serve(*, may_write: bool) -> None:
+    """Serve until stdin ends."""
+    build(may_write=may_write).run("stdio")
+
+
+def build(*, may_write: bool) -> MCPServer[Any]:
+    """Return the server for the state directory of the present working directory."""
+    server: MCPServer[Any] = MCPServer(
+        "air-executor",
+        version=__version__,
+        instructions=_INSTRUCTIONS + (_WRITING if may_write else _READING),
+        log_level="WARNING",
+    )
+    tools = _Tools(config.load_plain(str(api.find_state_dir())))
+    for reading in (tools.status, tools.wait, tools.logs, tools.results):
+        server.add_tool(reading, annotations=ToolAnnotations(read_only_hint=True, open_world_hint=False))
+    for writing, is_destructive, is_idempotent in (
+        (tools.submit, False, False),
+        (tools.queue, False, False),
+        (tools.cancel, True, True),
+        (tools.pause, False, True),
+        (tools.resume, False, True),
+        (tools.retry, False, False),
+        (tools.start_manager, False, True),
+    ):
+        if may_write:
+            annotations = ToolAnnotations(
+                read_only_hint=False, destructive_hint=is_destructive, idempotent_hint=is_idempotent
+            )
+            server.add_tool(writing, annotations=annotations)
+    return server
+
+
+def _told(tool: _F) -> _F:
+    """Let an expected error of a tool reach the model as programs get it from the command line."""
+
+    @functools.wraps(tool)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return _utf8(tool(*args, **kwargs))
+        except AirExecutorError as error:
+            return _failure(error)
+
+    @functools.wraps(tool)
+    async def acall(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return _utf8(await tool(*args, **kwargs))
+        except AirExecutorError as error:
+            return _failure(error)
+
+    return acall if inspect.iscoroutinefunction(tool) else call  # type: ignore[return-value]
+
+
+def _failure(error: AirExecutorError) -> CallToolResult:
+    document = envelope(error)
+    text = TextContent(type="text", text=orjson.dumps(document).decode())
+    return CallToolResult(is_error=True, content=[text], structured_content=document)
+
+
+class _Tools:
+    """What agents may call. The texts are for them."""
+
+    def __init__(self, options: config.Config) -> None:
+        self._options = options
+        self._store = JobStore(options.state_dir)
+
+    # Reading
+
+    @_told
+    def status(
+        self,
+        name: Annotated[str | None, Field(description="A job: with its tasks. Without: all jobs")] = None,
+        ended: Annotated[bool, Field(description="Of all jobs, also those that have ended")] = False,
+        offset: Annotated[int, Field(ge=0, description="Of a job's tasks, leave out so many first")] = 0,
+        limit: _Limit = 100,
+    ) -> dict[str, Any]:
+        """Show all jobs and what runs, or one job with its tasks: status, tries, times, exit codes and errors."""
+        if name is not None:
+            files = self._store.open(name)
+            return {
+                "task_count": len(files.tasks),
+                **_plain(summary(files)),
+                **_part("tasks", map(_shown, files.tasks.values()), offset, limit),
+            }
+        jobs = summaries(self._store.root.parent, ended=ended)
+        runs = RunStore(self._options.state_dir)
+        return {
+            "state_dir": str(self._options.state_dir),
+            "manager": self._store.manager(),
+            **_part("jobs", map(_plain, jobs), 0, limit),
+            "runs": [run.to_dict() for run in observe_runs(runs)[:limit]],
+        }
+
+    @_told
+    async def wait(
+        self,
+        name: _Name,
+        timeout_s: Annotated[float, Field(ge=0, le=_MAX_WAIT_S, description="Wait at most so many seconds")] = 30.0,
+    ) -> dict[str, Any]:
+        """Wait until a job has ended, or the time is over: has_ended says which. Call it again to wait longer."""
+        until_s = time.monotonic() + timeout_s
+        while not (found := await anyio.to_thread.run_sync(self._stand, name))["has_ended"]:
+            if time.monotonic() >= until_s:
+                break
+            await anyio.sleep(_LOOK_S)
+        return found
+
+    def _stand(self, name: str) -> dict[str, Any]:
+        files = self._store.files(name)
+        has_ended = files.is_ended() and not files.asks()
+        if not has_ended:
+            return {"name": name, "has_ended": False, "has_manager": self._store.manager() is not None}
+        return {"has_ended": True, **_plain(summary(self._store.open(name)))}
+
+    @_told
+    def logs(
+        self,
+        name: _Name,
+        task: Annotated[str, Field(description="The task's id")],
+        max_bytes: Annotated[int, Field(ge=1, le=_MAX_LOG_BYTES, description="At most so many bytes")] = 16 * 1024,
+        offset: Annotated[
+            int | None, Field(ge=0, description="Begin at this byte; without, the end of the log is returned")
+        ] = None,
+    ) -> dict[str, Any]:
+        """Return what a task has printed: its end, or a part from offset on. next_offset is where to read on."""
+        found = _task(self._store.open(name), task)
+        path = self._store.files(name).log_file(task)
+        try:
+            with path.open("rb") as file:
+                size = file.seek(0, os.SEEK_END)
+                begin = max(0, size - max_bytes) if offset is None else min(offset, size)
+                file.seek(begin)
+                data = file.read(max_bytes)
+        except FileNotFoundError:
+            size, begin, data = 0, 0, b""
+        return {
+            "job": name,
+            "task": task,
+            "status": found.status.value,
+            "log": data.decode(errors="replace"),
+            "offset": begin,
+            "next_offset": begin + len(data),
+            "size": size,
+        }
+
+    @_told
+    def results(self, name: _Name, limit: _Limit = 100) -> dict[str, Any]:
+        """Return what became of a job: what its functions returned, and the errors of the tasks that failed."""
+        files = self._store.open(name)
+        failed = [
+            {"id": task.id, "exit_code": task.exit_code, "error": _cut(task.error)}
+            for task in files.tasks.values()
+            if task.status is TaskStatus.FAILED
+        ]
+        values = [{"id": task.id, "result": task.result} for task in files.tasks.values() if task.result is not None]
+        return {**_plain(summary(files)), **_part("failures", failed, 0, limit), **_part("values", values, 0, limit)}
+
+    # Writing
+
+    @_told
+    def submit(
+        self,
+        name: _Name,
+        tasks: _Tasks,
+        max_runners: Annotated[int, Field(ge=1, description="So many of its tasks may run at a time")] = 1,
+        key: Annotated[
+            str | None, Field(description="Of all that is submitted with the same key, there is one job")
+        ] = None,
+        folder: Annotated[str | None, Field(description="The tasks' working directory")] = None,
+    ) -> dict[str, Any]:
+        """Make a job, which the manager works on. Give a key whenever the call may be repeated."""
+        job = api.submit(
+            name, tasks, max_runners=max_runners, key=key, folder=folder, state_dir=self._options.state_dir
+        )
+        has_manager = self._store.manager() is not None
+        return {"name": job.name, "state": job.state.value, "has_manager": has_manager}
+
+    @_told
+    def queue(self, name: _Name, tasks: _Tasks) -> dict[str, Any]:
+        """Add tasks to a job, also to one that has ended; return their ids. Of tasks with the same key there is one."""
+        return {"ids": api.queue_tasks(tasks, job=name, state_dir=self._options.state_dir)}
+
+    @_told
+    def cancel(self, name: _Name) -> dict[str, Any]:
+        """End a job: what runs is stopped, what waits is not run."""
+        return self._ask(name, "cancel")
+
+    @_told
+    def pause(self, name: _Name) -> dict[str, Any]:
+        """Start no more tasks of a job; what runs, runs on."""
+        return self._ask(name, "pause")
+
+    @_told
+    def resume(self, name: _Name) -> dict[str, Any]:
+        """Go on with a job that was paused."""
+        return self._ask(name, "resume")
+
+    @_told
+    def retry(
+        self,
+        name: _Name,
+        tasks: Annotated[list[str] | None, Field(description="Ids of failed tasks; without, all of them")] = None,
+    ) -> dict[str, Any]:
+        """Try the failed tasks of a job again, and what depends on them."""
+        return self._ask(name, "retry", tasks or [])
+
+    @_told
+    def start_manager(self) -> dict[str, Any]:
+        """Start the manager of the jobs in the background, unless there is one. It works on all jobs that wait."""
+        if (pid := self._store.manager()) is not None:
+            return {"pid": pid, "is_new": False}
+        done = subprocess.run(
+            [*module_command("air_executor.cli.main"), "start", "--detach", "--json"],
+            stdin=subprocess.DEVNULL,  # stdin and stdout are the protocol's
+            capture_output=True,
+            env={**os.environ, "AIR_EXECUTOR_STATE_DIR": str(self._options.state_dir)},
+            timeout=_START_S,
+        )
+        if done.returncode:
+            raise _failed_start(done.stdout)
+        return {**orjson.loads(done.stdout), "is_new": True}
+
+    def _ask(self, name: str, action: str, tasks: list[str] | None = None) -> dict[str, Any]:
+        return _plain(summary(request(self._options, name, action, tasks or (), heeds_signals=False)))
+
+
+def _failed_start(said: bytes) -> AirExecutorError:
+    try:
+        document = orjson.loads(said)
+        return WrongStateError(document["error"], hint=document["hint"])
+    except (orjson.JSONDecodeError, KeyError, TypeError):
+        return WrongStateError("the manager does not begin", hint="`air-executor doctor --json` shows what is wrong")
+
+
+def _task(files: JobFiles, task_id: str) -> Task:
+    if task_id not in files.tasks:
+        raise JobError(
+            f"there is no task {task_id!r} in job {files.job.name}", hint=f"its first tasks: {[*files.tasks][:20]}"
+        )
+    return files.tasks[task_id]
+
+
+def _plain(each: Any) -> dict[str, Any]:
+    document = dataclasses.asdict(each)
+    return {name: _cut(value) if type(value) is str else value for name, value in document.items()}
+
+
+def _shown(task: Task) -> dict[str, Any]:
+    """Return a task without the values of its environment, and with no field that is long."""
+    document = {name: value for name, value in task.to_dict().items() if value not in (None, [], {}, "")}
+    document.pop("job_name", None)
+    if "env" in document:
+        document["env"] = sorted(document["env"])
+    for name in ("args", "arguments", "result"):
+        if name in document and len(text := orjson.dumps(_utf8(document[name])).decode()) > _MAX_TEXT:
+            document[name] = _cut(text)
+    return {name: _cut(value) if isinstance(value, str) else value for name, value in document.items()}
+
+
+def _utf8(value: Any) -> Any:
+    """Return JSON whose texts are UTF-8, whatever bytes a file's name or a command had."""
+    try:
+        orjson.dumps(value)
+    except TypeError:
+        if isinstance(value, dict):
+            return {_utf8(name): _utf8(each) for name, each in value.items()}
+        if isinstance(value, list):
+            return [_utf8(each) for each in value]
+        if isinstance(value, str):
+            return printable(value)
+        raise
+    return value
+
+
+def _cut(text: str | None) -> str | None:
+    return text if text is None or len(text) <= _MAX_TEXT else text[:_MAX_TEXT] + "…"
+
+
+def _part(name: str, items: Any, offset: int, limit: int) -> dict[str, Any]:
+    """Return at most ``limit`` items, and how many there are beside them."""
+    everything, size = list(items), 0
+    part: list[Any] = []
+    for item in everything[offset : offset + limit]:
+        size += len(orjson.dumps(_utf8(item)))
+        if size > _MAX_LIST_BYTES and part:
+            break
+        part.append(item)
+    rest = len(everything) - len(part)
+    return {name: part, **({f"{name}_left_off": rest} if rest else {})}
