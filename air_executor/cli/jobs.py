@@ -242,6 +242,7 @@ def _start_detached(args: argparse.Namespace) -> int:
     store.prepare()
     if store.manager() is not None:
         raise WrongStateError("a manager works here already")
+    trust.warn(store)
     log = store.root / "manager.log"
     command = [*module_command("air_executor.cli.main"), "start", "--poll", str(args.poll)]
     with os.fdopen(open_to_append(log), "ab") as output:

@@ -22,6 +22,17 @@ def hint(store: JobStore, job: Job) -> str | None:
     return f"not submitted here, so it is not run; if you trust it: `air-executor trust {job.name}`"
 
 
+def warn(store: JobStore) -> None:
+    """Say which jobs are left alone by the manager that is about to begin."""
+    names = [job.name for job in _untrusted(store) if not job.state.is_end]
+    if names:
+        more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+        print(
+            f"left alone, as not submitted here: {', '.join(names[:5])}{more}; see `air-executor trust`",
+            file=sys.stderr,
+        )
+
+
 def trust(store: JobStore, args: argparse.Namespace) -> int:
     """Trust jobs by name, or all; without either list those that are not trusted."""
     if args.all and args.names:

@@ -570,7 +570,7 @@ class LocalBackend:
             return
         record = record.advance(state, reason=reason)
         try:
-            append_to_log(record.log_file, reason)
+            append_to_log(record.log_file, reason, kind=record.identity.kind)
             self._store.write(record)
         except Exception as error:
             log.error("Run %s failed (%s), which can't be recorded: %s", run_id, reason, error)

@@ -636,7 +636,7 @@ class Launcher:
             reason = f"the runner ended with exit code {code} before it could record an outcome{more}"
             record = record.advance(RunState.FAILED, exit_code=code, reason=reason)
         self._store.write(record)
-        append_to_log(record.log_file, reason)
+        append_to_log(record.log_file, reason, kind=record.identity.kind)
 
     # Importing ahead
 

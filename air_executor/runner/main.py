@@ -151,10 +151,10 @@ def _wait_for_leftovers(request: RunRequest, active: ActiveRun, store: RunStore)
         if not said:
             names = ", ".join(each.text for each in left)
             waits = f"this try waits at most {LEFTOVERS_S:g} s for what a former one left behind: {names}"
-            append_to_log(request.log_file, waits)
+            append_to_log(request.log_file, waits, kind=request.identity.kind)
             said = True
         if time.monotonic() >= until_s:
-            append_to_log(request.log_file, "it is still there; this try begins beside it")
+            append_to_log(request.log_file, "it is still there; this try begins beside it", kind=request.identity.kind)
             return
         active.beat()
         fd = system.open_pidfd(left[0].id.pid)
@@ -166,7 +166,7 @@ def _wait_for_leftovers(request: RunRequest, active: ActiveRun, store: RunStore)
 
 
 def _refused(request: RunRequest, reason: str) -> Outcome:
-    append_to_log(request.log_file, reason)
+    append_to_log(request.log_file, reason, kind=request.identity.kind)
     return Outcome(state=RunState.FAILED, reason=reason)
 
 
