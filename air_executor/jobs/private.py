@@ -101,7 +101,15 @@ class PrivateStore:
         """
         self._follow_move()
         self._make(self._trusted)
-        replace_file(self._trusted / _file_name(job_id), b"")
+        path = self._trusted / _file_name(job_id)
+        try:
+            fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+            try:
+                os.fsync(fd)  # or the job, whose files are waited for, would be somebody else's after a power cut
+            finally:
+                os.close(fd)
+        except OSError as error:
+            raise self._unusable(error) from error
         if not os.path.lexists(self._trusted / _FOLDER):
             self._note_folder()
 
