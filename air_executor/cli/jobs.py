@@ -26,7 +26,7 @@ from air_executor.cli import jobviews, trust
 from air_executor.cli.jsonout import print_line
 from air_executor.cli.table import EXIT_NO, EXIT_OK, JSON, Argument, Command, at_least_zero, count, print_json
 from air_executor.config import Config
-from air_executor.errors import AirExecutorError, JobError, ManagedError, WrongStateError
+from air_executor.errors import AirExecutorError, JobError, ManagedError, StateDirError, WrongStateError
 from air_executor.jobs import api
 from air_executor.jobs.fields import check_names
 from air_executor.jobs.manager import Manager
@@ -245,7 +245,11 @@ def _start_detached(args: argparse.Namespace) -> int:
     trust.warn(store)
     log = store.root / "manager.log"
     command = [*module_command("air_executor.cli.main"), "start", "--poll", str(args.poll)]
-    with os.fdopen(open_to_append(log), "ab") as output:
+    try:
+        log_fd = open_to_append(log)
+    except OSError as error:
+        raise StateDirError(f"cannot write {log}: {error.strerror}") from error
+    with os.fdopen(log_fd, "ab") as output:
         process = subprocess.Popen(
             [*command, "--max-runners", str(args.max_runners)],
             stdin=subprocess.DEVNULL,
