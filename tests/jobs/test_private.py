@@ -82,7 +82,14 @@ def test_a_variable_that_nobody_has_fails_its_task_and_says_so(yard: Yard) -> No
     yard.submit(sh("a", env_from=["NOT_SET"], retries=1, retry_delay=0), sh("b"))
     files = yard.finish()
     assert "the variable NOT_SET of 'env_from' is not set" in (files.tasks["a"].error or "")
-    assert (files.tasks["a"].tries, files.tasks["b"].status.value) == (2, "completed")
+    assert (files.tasks["a"].tries, files.tasks["b"].status.value) == (1, "completed"), "no try would help"
+
+
+def test_tasks_for_items_have_the_private_variables_of_theirs(yard: Yard) -> None:
+    yard.submit(sh("a", f"{SAY}; echo ${{item}}", foreach=["x", "y"], private_env={"T": SECRET}))
+    assert yard.finish().job.state is JobState.COMPLETED
+    assert [yard.log(f"a.{index}") for index in (0, 1)] == [f"{SAID}x\n", f"{SAID}y\n"]
+    assert files_with(yard.state_dir, SECRET) == []
 
 
 def test_tasks_queue_tasks_with_private_variables(yard: Yard) -> None:
