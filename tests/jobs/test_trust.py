@@ -91,8 +91,9 @@ def test_a_job_in_the_place_of_a_trusted_one_is_stopped_and_left_alone(yard: Yar
     yard.submit({"id": "a", "command": "sleep", "args": ["600"]})
     yard.start_manager()
     runner = yard.runner_of("a")
-    (yard.store.folder("job") / "tasks.json").write_text('[{"id": "a", "command": "touch", "args": ["ran"]}]')
-    (yard.store.folder("job") / "state.json").write_text(json.dumps({**STATE, "name": "job"}))
+    theirs = check_out(yard)
+    for name in ("state.json", "tasks.json"):
+        (theirs / name).replace(yard.store.folder("job") / name)
     wait_for(lambda: not runner.is_running(), "the task to be stopped")
     yard.submit({"id": "a", "command": "true"}, name="next")
     api.wait("next", timeout_s=60, state_dir=yard.state_dir)
