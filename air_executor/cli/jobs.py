@@ -295,6 +295,8 @@ def _run(args: argparse.Namespace) -> int:
         store.check_trust(store.files(name).read_job())
         if args.env_from:
             raise JobError("--env-from is for a job that is made: give it with `run FILE`, `submit` or `queue`")
+    if (job := store.files(name).read_job()).paused and not job.state.is_end:
+        raise WrongStateError(f"job {name} is paused; `air-executor resume {name}` lets it go on")
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     with _Display(store, name, is_quiet=args.json) as display:
         while not display.update():

@@ -26,6 +26,7 @@ from air_executor.cli.failure import envelope
 from air_executor.cli.jobs import summaries, summary
 from air_executor.cli.jsonout import printable
 from air_executor.cli.observe import observe_runs
+from air_executor.cli.programs import obstacle
 from air_executor.errors import AirExecutorError, JobError, WrongStateError
 from air_executor.jobs import api
 from air_executor.jobs.model import Task, TaskStatus
@@ -177,7 +178,10 @@ class _Tools:
         name: _Name,
         timeout_s: Annotated[float, Field(ge=0, le=_MAX_WAIT_S, description="Wait at most so many seconds")] = 30.0,
     ) -> dict[str, Any]:
-        """Wait until a job has ended, or the time is over: has_ended says which. Call it again to wait longer."""
+        """Wait until a job has ended, or the time is over: has_ended says which. Call it again to wait longer.
+
+        An obstacle is why the job does not go on: nobody works on it, it is paused, or not trusted.
+        """
         until_s = time.monotonic() + timeout_s
         while not (found := await anyio.to_thread.run_sync(self._stand, name))["has_ended"]:
             if time.monotonic() >= until_s:
@@ -189,7 +193,7 @@ class _Tools:
         files = self._store.files(name)
         has_ended = files.is_ended() and not files.asks()
         if not has_ended:
-            return {"name": name, "has_ended": False, "has_manager": self._store.manager() is not None}
+            return {"name": name, "has_ended": False, "obstacle": obstacle(self._store, files)}
         return {"has_ended": True, **_plain(summary(self._store.open(name)))}
 
     @_told

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from air_executor import config
-from air_executor.cli import jobs
+from air_executor.cli import jobs, trust
 from air_executor.cli.table import (
     EXIT_NO,
     EXIT_OK,
@@ -116,10 +116,10 @@ def _work_on(options: Config, store: JobStore, name: str, task_id: str, *, is_js
                     raise KeyboardInterrupt
             except ManagedError:
                 time.sleep(_LOOK_S)  # it does it; should it leave the job, this one takes it
-    except KeyboardInterrupt:
-        if not is_over():
+    except (KeyboardInterrupt, BrokenPipeError):  # the latter: whoever reads what it prints has seen enough
+        files = store.files(name)
+        if not files.is_ended():
             request(options, name, "cancel")
-        output.pass_on()
         raise
     output.pass_on()
     return _tell_end(store.open(name), task_id, output, is_json=is_json)
@@ -187,19 +187,26 @@ def _wait(args: argparse.Namespace) -> int:
     store = JobStore(api.find_state_dir())
     files = store.files(args.name)
     until_s = float("inf") if args.timeout is None else time.monotonic() + args.timeout
-    is_told = False
+    told: str | None = None
     while not files.is_ended() or files.asks():
         if time.monotonic() >= until_s:
             raise NotEndedError(f"job {args.name} is {store.open(args.name).job.state.value} after {args.timeout:g} s")
-        if not is_told and not _is_worked_on(files):
-            is_told = True
-            print("no manager works here; begin with `air-executor start`", file=sys.stderr)
+        if (said := obstacle(store, files)) != told and (told := said):
+            print(f"job {args.name}: {said}", file=sys.stderr)
         time.sleep(_LOOK_S)
     return jobs.show_results(store.open(args.name), is_json=args.json)
 
 
-def _is_worked_on(files: JobFiles) -> bool:
-    return is_held(files.path.parent / "manager.lock") or is_held(files.path / "lock")
+def obstacle(store: JobStore, files: JobFiles) -> str | None:
+    """Return why a job that has not ended does not go on, and what to do about it, if anything is in its way."""
+    job = files.read_job()
+    if untrusted := trust.hint(store, job):
+        return untrusted
+    if job.paused:
+        return f"it is paused; `air-executor resume {job.name}` lets it go on"
+    if not (is_held(store.root / "manager.lock") or is_held(files.path / "lock")):
+        return "no manager works here; begin with `air-executor start`"
+    return None
 
 
 # Asking

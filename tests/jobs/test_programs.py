@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
+import shutil
 import signal
 import subprocess
 import sys
+import uuid
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -129,6 +132,30 @@ def test_a_job_is_waited_for(yard: Yard) -> None:
     assert json.loads(out)["tasks"][0]["exit_code"] == 4
     assert err == b""
     assert "there is no job nope" in yard.call("wait", "nope", code=2)
+
+
+def test_who_waits_is_told_what_is_in_the_way(yard: Yard) -> None:
+    yard.start_manager()
+    (yard.folder / "paused.json").write_text(json.dumps({"paused": True, "tasks": TASKS}))
+    yard.call("submit", "paused.json")
+    for command in (["wait", "paused", "--timeout", "0.3"], ["run", "paused"]):
+        said = yard.call(*command, code=124 if command[0] == "wait" else 1)
+        assert "paused; `air-executor resume paused` lets it go on" in said
+    folder = yard.store.folder("foreign")  # as of a repository
+    shutil.copytree(yard.store.folder("paused"), folder)
+    state = json.loads((folder / "state.json").read_text())
+    (folder / "state.json").write_text(json.dumps({**state, "id": str(uuid.uuid4()), "paused": False}))
+    assert "if you trust it: `air-executor trust foreign`" in yard.call("wait", "foreign", "--timeout", "0.3", code=124)
+
+
+def test_whoever_has_seen_enough_of_a_command_ends_it(yard: Yard) -> None:
+    adding = shlex.join(yard.command("add", "--wait", "--name", "endless", "--", "yes"))
+    shown = subprocess.run(
+        f"{adding} | head -n 2", shell=True, env=yard.env, cwd=yard.folder, capture_output=True, timeout=LONG_S
+    )
+    assert shown.stdout == b"y\ny\n"
+    assert shown.stderr == b""
+    assert yard.store.open("endless").job.state is JobState.CANCELLED
 
 
 def test_a_job_that_has_completed_is_not_waited_for(yard: Yard) -> None:
