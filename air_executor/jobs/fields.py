@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from air_executor.errors import JobError
+from air_executor.errors import JobError, LimitsError
 from air_executor.runner import limits
 
 #: Names of jobs become folders, ids of tasks become files. Ids of Airflow's dag runs pass, as
@@ -124,10 +124,10 @@ def check_names(document: Mapping[Any, Any], known: Iterable[str], who: str) -> 
 
 def _near(name: str, known: list[str]) -> str | None:
     plain = name.lower().replace("-", "_")
-    elsewhere = _ELSEWHERE.get(plain)
-    if elsewhere in known:
-        return elsewhere
-    near = difflib.get_close_matches(plain, [*known, *_ELSEWHERE], 1, 0.6)
+    if _ELSEWHERE.get(plain) in known:
+        return _ELSEWHERE[plain]
+    elsewhere = [each for each, name in _ELSEWHERE.items() if name in known]
+    near = difflib.get_close_matches(plain, [*known, *elsewhere], 1, 0.6)
     return (near[0] if near[0] in known else _ELSEWHERE[near[0]]) if near else None
 
 
@@ -184,9 +184,18 @@ def _object(value: Any) -> dict[str, Any]:
 
 
 def _limits(value: Any) -> dict[str, Any]:
-    limits.parse(_object(value))
-    if {"environment", "timeout"} & value.keys():
-        raise ValueError("environment and timeout are fields of the task itself")
+    known = list(LIMITS.schema["properties"])
+    for name in _object(value):
+        if name in ("environment", "timeout"):
+            raise ValueError("environment and timeout are fields of the task itself")
+        if name not in known:
+            near = _near(str(name), known)
+            hint = f"did you mean {near!r}?" if near else f"known are {', '.join(known)}"
+            raise ValueError(f"there is no limit {name!r}; {hint}")
+    try:
+        limits.parse(value)
+    except LimitsError as error:
+        raise ValueError(str(error).replace("executor_config['air']", "limits").rstrip(".")) from None
     return dict(value)
 
 

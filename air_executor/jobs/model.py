@@ -11,7 +11,7 @@ from typing import Any
 
 import orjson
 
-from air_executor.errors import JobError, LimitsError
+from air_executor.errors import JobError
 from air_executor.jobs import fields as kinds
 from air_executor.jobs.fields import Kind, about, kind_name
 from air_executor.jobs.templates import references
@@ -222,11 +222,15 @@ class Task:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the task as it stands in ``tasks.json``: the first fields always, others when they say anything."""
-        document: dict[str, Any] = {}
-        for item in _TASK_FIELDS:
-            value = getattr(self, item)
-            if item in _ALWAYS or value != _DEFAULTS[item]:
-                document[item] = value.value if isinstance(value, enum.Enum) else value
+        values = vars(self)
+        document = {name: values[name] for name in _ALWAYS}
+        document["status"] = self.status.value
+        for name, default in _OTHERS:
+            value = values[name]
+            if value is not default and value != default:
+                document[name] = value
+        if self.when is not When.SUCCESS:
+            document["when"] = self.when.value
         return {**document, **self.extra}
 
     @classmethod
@@ -468,9 +472,9 @@ def _read(document: Mapping[str, Any], known: Mapping[str, Kind], who: str) -> t
         elif value is not None or name == "id":
             try:
                 values[name] = kind.check(value)
-            except (ValueError, TypeError, LimitsError) as error:
+            except (ValueError, TypeError) as error:
                 shown = "" if kind.is_secret and isinstance(value, dict) else f", not {_shown(value)}"
-                raise JobError(f"{who}, field {name!r}: {str(error).rstrip('.')}{shown}") from None
+                raise JobError(f"{who}, field {name!r}: {error}{shown}") from None
     return values, extra
 
 
@@ -498,8 +502,8 @@ _MAX_GROUP_ID = 190
 
 _TASK_KINDS = kinds.kinds(Task)
 _TASK_FIELDS = tuple(_TASK_KINDS)
-#: The fields of the first Air-Executor are always there.
-_ALWAYS = frozenset(_TASK_FIELDS[: _TASK_FIELDS.index("error") + 1])
-_DEFAULTS = _defaults(Task)
+#: The fields of the first Air-Executor are always there; the others, with their defaults, when they say anything.
+_ALWAYS = _TASK_FIELDS[: _TASK_FIELDS.index("error") + 1]
+_OTHERS = tuple((name, default) for name, default in _defaults(Task).items() if name in _TASK_FIELDS[len(_ALWAYS) :])
 _JOB_KINDS = kinds.kinds(Job)
 _JOB_ALWAYS = frozenset({"id", "name", "state", "created_at", "updated_at", "max_runners"})

@@ -54,7 +54,9 @@ def queue_in_job(tasks: Iterable[Mapping[str, Any]], environ: Mapping[str, str] 
         data = file.read()
         whole = data[: data.rfind(b"\n") + 1]
         # As many tasks as a job has may each queue one: only what names others, or might be one, is compared with all.
-        is_compared = any(task.get(field) for task in tasks for field in ("id", "key", "dependencies"))
+        is_compared = any(
+            any(task.get(field) for field in ("id", "key", "dependencies")) or "${tasks." in str(task) for task in tasks
+        )
         files = store.files(name) if is_compared else None
         ids = _ids(new, files, _entries(whole), name, f"tasks queued by {task_id}")
         _keep(store, name, values)

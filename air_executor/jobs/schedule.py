@@ -243,6 +243,7 @@ class ActiveJob:
     def _remove(self, tasks: Iterable[Task]) -> None:
         for task in list(tasks):
             del self.tasks[task.id]
+            self.files.forget_text(task)
             if task.key is not None and self.files.keys.get(task.key) == task.id:
                 del self.files.keys[task.key]
 

@@ -27,6 +27,9 @@ _ITEM = "AIR_EXECUTOR_ITEM"
 
 def references(task: Task) -> list[str]:
     """Return the ids of the tasks whose results a task uses."""
+    has_more = task.arguments or task.env or task.foreach
+    if not has_more and not any("${" in text for text in (task.command or "", *task.args)):
+        return []  # most tasks are so
     found = dict.fromkeys(
         place["id"]
         for text in _texts([task.command, task.args, task.env, task.arguments, task.foreach])

@@ -196,3 +196,14 @@ def test_a_task_whose_input_is_missing_fails_and_says_so_and_is_not_tried_again(
 def test_the_result_of_an_unknown_task_is_refused_at_submit(yard: Yard) -> None:
     with pytest.raises(JobError, match="task 'a' depends on 'nobody', which is not a task of the job"):
         yard.submit(sh("a", "echo ${tasks.nobody.result}"))
+
+
+def test_a_task_that_is_queued_from_inside_may_use_results_of_others(yard: Yard) -> None:
+    queue = yard.command("queue", "--", "echo", "$${tasks.number.result}")
+    yard.submit(
+        sh("number", "echo 21 > $AIR_EXECUTOR_RESULT"),
+        {"id": "more", "command": queue[0], "args": queue[1:], "env": yard.env},
+    )
+    files = yard.finish()
+    [queued] = [task for task in files.tasks.values() if task.queued_by == "more"]
+    assert (queued.status, yard.log(queued.id)) == (TaskStatus.COMPLETED, "21\n")
