@@ -11,9 +11,10 @@ import difflib
 import enum
 import math
 import re
+import uuid
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import date, datetime
 from typing import Any
 
 from air_executor.errors import JobError, LimitsError
@@ -25,6 +26,9 @@ NAME = r"[A-Za-z0-9_][A-Za-z0-9_.:+@=-]{0,199}"
 
 #: The result of a task, as the whole of a text.
 REFERENCE = rf"\$\{{tasks\.({NAME})\.result\}}"
+
+#: What is nested deeper could be read, and not be written.
+_MAX_DEPTH = 100
 
 #: Fields that begin so are whoever wrote them's.
 OWN = ("x-", "_")
@@ -136,6 +140,29 @@ def kind_name(value: Any) -> str:
     return {dict: "an object", list: "a list", str: "text", bool: "true or false"}.get(type(value), repr(value)[:80])
 
 
+def check_plain(value: Any) -> Any:
+    """Return ``value`` if it can be written as JSON, and be read again.
+
+    :raises ValueError: it can't; the message says what is in the way.
+    """
+    below = [(value, 0)]
+    while below:
+        each, depth = below.pop()
+        if depth > _MAX_DEPTH:
+            raise ValueError(f"it must not be nested more than {_MAX_DEPTH} deep")
+        if isinstance(each, dict):
+            if strange := [name for name in each if not isinstance(name, str)]:
+                raise ValueError(f"it must be JSON, whose names are text, and {strange[0]!r} is not")
+            below += [(item, depth + 1) for item in each.values()]
+        elif isinstance(each, (list, tuple)):
+            below += [(item, depth + 1) for item in each]
+        elif isinstance(each, int) and not -(1 << 63) <= each < 1 << 64:
+            raise ValueError(f"it must be JSON, whose whole numbers have up to 64 bits, and {str(each)[:40]} has more")
+        elif not isinstance(each, (str, int, float, date, enum.Enum, uuid.UUID, type(None))):
+            raise ValueError(f"it must be JSON, and a {type(each).__name__} is in it")
+    return value
+
+
 # The kinds
 
 
@@ -180,7 +207,7 @@ def _names(value: Any) -> list[str]:
 def _object(value: Any) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ValueError("it must be an object")
-    return value
+    return dict(check_plain(value))
 
 
 def _limits(value: Any) -> dict[str, Any]:
@@ -234,18 +261,14 @@ def _moment(value: Any) -> str:
 def _items(value: Any) -> Any:
     if not isinstance(value, list) and not (isinstance(value, str) and re.fullmatch(REFERENCE, value)):
         raise ValueError("it must be a list, or the result of a task as ${tasks.ID.result}")
-    return value
+    return check_plain(value)
 
 
 def _hook(value: Any) -> Any:
     if isinstance(value, dict):
-        return value
+        return check_plain(value)
     if not isinstance(value, str) or not value.strip() or "\0" in value:
         raise ValueError("it must be a command line, or an object as of a task")
-    return value
-
-
-def _anything(value: Any) -> Any:
     return value
 
 
@@ -308,4 +331,4 @@ EXIT_CODES = Kind(_exit_codes, {"type": "array", "items": {"type": "integer", "m
 MOMENT = Kind(_moment, {"type": "string", "format": "date-time"})
 ITEMS = Kind(_items, {"anyOf": [{"type": "array"}, {"type": "string", "pattern": f"^{REFERENCE}$"}]})
 HOOK = Kind(_hook, {"anyOf": [{"type": "string", "pattern": r"\S"}, {"$ref": "#/$defs/hook"}]})
-ANYTHING = Kind(_anything, {})
+ANYTHING = Kind(check_plain, {})

@@ -432,6 +432,8 @@ class Manager:
 
     def _do(self, job: ActiveJob, ask: Ask) -> None:
         where = f"a request to {ask.action}"
+        if ask.action in ("cancel", "pause", "resume") and job.files.job.state.is_end:
+            raise JobError(f"it is not possible to {ask.action} a job that has ended")
         if ask.action == "queue":
             asked = [{"queued_by": OUTSIDE, **each} for each in ask.tasks]
             tasks = [Task.from_dict(each, job_name=job.name, where=where) for each in asked]

@@ -467,19 +467,22 @@ def _read(document: Mapping[str, Any], known: Mapping[str, Kind], who: str) -> t
     extra: dict[str, Any] = {}
     for name, value in document.items():
         kind = known.get(name)
-        if kind is None:
-            extra[name] = value
-        elif value is not None or name == "id":
-            try:
+        try:
+            if kind is None:
+                extra[name] = kinds.check_plain(value)
+            elif value is not None or name == "id":
                 values[name] = kind.check(value)
-            except (ValueError, TypeError) as error:
-                shown = "" if kind.is_secret and isinstance(value, dict) else f", not {_shown(value)}"
-                raise JobError(f"{who}, field {name!r}: {error}{shown}") from None
+        except (ValueError, TypeError) as error:
+            shown = "" if kind is None or (kind.is_secret and isinstance(value, dict)) else f", not {_shown(value)}"
+            raise JobError(f"{who}, field {name!r}: {error}{shown}") from None
     return values, extra
 
 
 def _shown(value: Any) -> str:
-    text = repr(value)
+    try:
+        text = repr(value)
+    except RecursionError:
+        text = f"a {type(value).__name__}"
     return text if len(text) <= 200 else text[:200] + "…"
 
 

@@ -43,11 +43,8 @@ def references(task: Task) -> list[str]:
 def _texts(value: Any) -> Iterator[str]:
     if isinstance(value, str):
         yield value
-    elif isinstance(value, dict):
-        for each in value.values():
-            yield from _texts(each)
-    elif isinstance(value, list):
-        for each in value:
+    elif isinstance(value, (dict, list)):
+        for each in value.values() if isinstance(value, dict) else value:
             yield from _texts(each)
 
 

@@ -50,6 +50,30 @@ def test_what_is_written_is_read_back() -> None:
     assert Task.from_dict(document, job_name="job", where="") == written
 
 
+DEEP: Any = "x"
+for _ in range(3000):
+    DEEP = [DEEP]
+
+
+@pytest.mark.parametrize(
+    ("value", "says"),
+    [
+        (DEEP, "it must not be nested more than 100 deep"),
+        ({0: "a"}, "it must be JSON, whose names are text, and 0 is not"),
+        (1 << 70, "it must be JSON, whose whole numbers have up to 64 bits"),
+        ({"a": {1, 2}}, "it must be JSON, and a set is in it"),
+        ([b"x"], "it must be JSON, and a bytes is in it"),
+    ],
+)
+@pytest.mark.parametrize("field", ["x-mine", "arguments", "foreach", "result"])
+def test_what_could_not_be_written_as_json_is_refused_by_name(field: str, value: Any, says: str) -> None:
+    given = {"arguments": {"n": value}, "foreach": [value]}.get(field, value)
+    with pytest.raises(JobError, match=f"task 'a', field '{field}': ") as refused:
+        task(command=None, function="m:f", **{field: given})
+    assert says in str(refused.value)
+    assert len(str(refused.value)) < 1000
+
+
 def test_fields_that_nobody_knows_stay() -> None:
     assert task(owner="me", more={"a": 1}).to_dict() == {**task().to_dict(), "owner": "me", "more": {"a": 1}}
     job = Job.from_dict({"id": "1", "colour": "red"}, name="job", where="job/state.json")

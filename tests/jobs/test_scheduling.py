@@ -240,3 +240,13 @@ def test_files_of_a_job_with_all_states_are_read_as_they_were_written(tmp_path: 
     files = JobFiles(active(tmp_path, *tasks).files.path)
     files.load()
     assert [task.status.value for task in files.tasks.values()] == [task["id"] for task in tasks]
+
+
+@pytest.mark.parametrize("action", ["cancel", "pause", "resume"])
+def test_a_job_that_has_completed_stays_so_whatever_is_asked_of_it_late(yard: Yard, action: str) -> None:
+    yard.submit(sh("a", "true"))
+    yard.finish()
+    yard.store.ask("job", action)
+    yard.manager(only=frozenset({"job"})).apply()
+    job = yard.store.open("job").job
+    assert (job.state, job.cancelled, job.paused) == (JobState.COMPLETED, False, False)
