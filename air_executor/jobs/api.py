@@ -123,7 +123,7 @@ def describe(
     document = {**fields, "max_runners": max_runners, "folder": str(working_dir), "env": dict(env or {})}
     document |= {"env_from": list(env_from), "private_env": private_env}
     document, values = without_values({"id": str(uuid.uuid4()), **document}, f"job {name}")
-    job = Job.from_dict(document, name=name, where=f"job {name}")
+    job = Job.from_dict(document, name=name, where=f"job {name}", is_strict=True)
     made, values_of_tasks = _tasks(name, tasks)
     return job, made, {None: values, **values_of_tasks}
 

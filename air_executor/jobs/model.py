@@ -364,9 +364,10 @@ class Job:
         return orjson.dumps({**document, **self.extra}, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
 
     @classmethod
-    def from_dict(cls, document: Any, *, name: str, where: str) -> Job:
+    def from_dict(cls, document: Any, *, name: str, where: str, is_strict: bool = False) -> Job:
         """Read a job.
 
+        :param is_strict: fields of its hooks that are not known are refused.
         :raises JobError: it is none; the message names the field.
         """
         if not isinstance(document, dict):
@@ -374,7 +375,7 @@ class Job:
         values, extra = _read(document, _JOB_KINDS, where)
         job = cls(**{"id": _id_of(name), **values, "name": check_name(name), "extra": extra})
         for name_of_hook in HOOKS:
-            job.hook(name_of_hook, where=where)
+            job.hook(name_of_hook, where=where, is_strict=is_strict)
         return job
 
     def hook(self, name: str, *, where: str, is_strict: bool = False) -> Task | None:

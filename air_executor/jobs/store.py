@@ -214,7 +214,7 @@ class JobStore:
         files = JobFiles(self.root / f".{job.name}.{uuid.uuid4()}")
         files.job = job
         files.add(tasks, f"job {job.name}")
-        for hook in filter(None, (job.hook(name, where=f"job {job.name}", is_strict=True) for name in HOOKS)):
+        for hook in filter(None, (job.hook(name, where=f"job {job.name}") for name in HOOKS)):
             check_dependencies(files.tasks, [hook], f"job {job.name}")
         try:
             files.path.mkdir(mode=0o700)

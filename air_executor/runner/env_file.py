@@ -35,10 +35,8 @@ def read(paths: Iterable[str]) -> dict[str, str]:
 
 def _text(path: str) -> str:
     try:
-        # Whatever it is, it must not keep the runner from looking after its task.
-        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        with os.fdopen(fd, "rb") as file:
-            if not stat.S_ISREG(os.fstat(fd).st_mode):
+        with open(path, "rb", opener=_opener) as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 raise AirExecutorError(f"the env_file {path} is not a file")
             data = file.read(_MAX_BYTES + 1)
     except OSError as error:
@@ -49,3 +47,8 @@ def _text(path: str) -> str:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError:
         raise AirExecutorError(f"the env_file {path} is not UTF-8 text") from None
+
+
+def _opener(path: str, flags: int) -> int:
+    """Open what may be anything: it must not keep the runner from looking after its task."""
+    return os.open(path, flags | os.O_NONBLOCK)

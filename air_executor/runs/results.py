@@ -30,16 +30,15 @@ def read_result(folder: Path, *, is_json: bool) -> Any:
     """
     path = folder / (RETURNED if is_json else WRITTEN)
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        with open(path, "rb", opener=_opener) as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise JobError(f"its result is no file: {path}")
+            data = file.read(MAX_RESULT_BYTES + 1)
     except FileNotFoundError:
         return None
     except OSError as error:
         raise JobError(f"its result cannot be read from {path}: {error.strerror}") from None
-    with os.fdopen(fd, "rb") as file:
-        status = os.fstat(fd)
-        if not stat.S_ISREG(status.st_mode):
-            raise JobError(f"its result is no file: {path}")
-        data = file.read(MAX_RESULT_BYTES + 1)
     if len(data) > MAX_RESULT_BYTES:
         raise JobError(f"its result has {status.st_size} bytes; write what is larger than 64 KiB to a file of its own")
     with contextlib.suppress(orjson.JSONDecodeError):
@@ -50,3 +49,8 @@ def read_result(folder: Path, *, is_json: bool) -> Any:
     if "\0" in text:
         raise JobError("its result holds a zero byte, and is neither JSON nor text")
     return text or None
+
+
+def _opener(path: str, flags: int) -> int:
+    """Open what a task has made, which may be anything."""
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)

@@ -175,7 +175,7 @@ def test_results_of_commands_and_functions_reach_the_next_tasks(yard: Yard) -> N
     [
         ("head -c 70000 /dev/zero > $AIR_EXECUTOR_RESULT", "its result has 70000 bytes"),
         ("mkfifo $AIR_EXECUTOR_RESULT", "its result is no file"),
-        ("mkdir $AIR_EXECUTOR_RESULT", "its result is no file"),
+        ("mkdir $AIR_EXECUTOR_RESULT", "its result cannot be read from"),
         ("ln -s /etc/passwd $AIR_EXECUTOR_RESULT", "its result cannot be read"),
         ("printf 'a\\0b' > $AIR_EXECUTOR_RESULT", "its result holds a zero byte"),
     ],
