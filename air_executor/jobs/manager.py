@@ -526,7 +526,7 @@ class Manager:
         except JobError as error:
             job.ready.pop()
             task.tries, task.started_at = task.tries + 1, now()
-            self._failed(job, task, str(error), is_final=True)
+            self._failed(job, task, str(error), is_final=isinstance(error, templates.MissingInputError))
             return
         run_id = str(uuid.uuid4())
         before = dataclasses.replace(task)

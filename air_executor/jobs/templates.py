@@ -106,6 +106,10 @@ def fill(task: Task, tasks: Mapping[str, Task]) -> Task:
     )
 
 
+class MissingInputError(JobError):
+    """A task uses what is not there, and will not be."""
+
+
 class _Values:
     """The values that a task may name."""
 
@@ -118,7 +122,7 @@ class _Values:
         other = self._tasks.get(task_id)
         result = None if other is None else result_of(other, self._tasks)
         if other is None or other.status.value != "completed":
-            raise JobError(f"it uses the result of {task_id}, which has not completed")
+            raise MissingInputError(f"it uses the result of {task_id}, which has not completed")
         return result
 
     def _is_ours(self, place: re.Match[str]) -> bool:
@@ -130,13 +134,13 @@ class _Values:
     def _text(self, place: re.Match[str]) -> str:
         value = self._value(place)
         if value is None and place["id"] is not None:
-            raise JobError(f"it uses the result of {place['id']}, which has none")
+            raise MissingInputError(f"it uses the result of {place['id']}, which has none")
         return self._as_text(value, place["text"])
 
     def _as_text(self, value: Any, what: str) -> str:
         text = value if isinstance(value, str) else orjson.dumps(value).decode()
         if "\0" in text:
-            raise JobError(f"{what} holds a zero byte, which no command can be given")
+            raise MissingInputError(f"{what} holds a zero byte, which no command can be given")
         return text
 
     def put_into(self, text: str) -> str:

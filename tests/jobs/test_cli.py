@@ -40,12 +40,13 @@ def test_run_ends_with_the_result_as_its_exit_code(yard: Yard) -> None:
 
 def test_what_became_of_a_job_is_shown(failed: Yard) -> None:
     shown = failed.call("results", "built", code=1)
-    assert "job built failed: 1 of 3 tasks failed: b\n" in shown
+    assert "job built failed: 1 of 3 tasks failed: b" in shown
     assert "it ended with exit code 3" in shown
     assert "not run: it depends on b" in failed.call("job", "built")
     assert "built" in failed.call("jobs")
     [summary] = json.loads(failed.call("jobs", "--json"))
-    assert [summary[each] for each in ("tasks", "completed", "failed", "skipped")] == [3, 1, 1, 1]
+    counts = [summary[name] for name in ("tasks", "completed", "failed", "skipped")]
+    assert counts == [3, 1, 1, 1]
     assert [task["id"] for task in json.loads(failed.call("job", "built", "--json"))["tasks"]] == ["a", "b", "c"]
 
 
@@ -96,7 +97,7 @@ def test_status_shows_jobs_beside_runs(yard: Yard) -> None:
         ("bad.json", "[{", "bad.json cannot be understood"),
         ("bad.yaml", "a: [", "bad.yaml cannot be understood"),
         ("bad.json", "5", "must be a list of tasks, or an object with a list 'tasks'"),
-        ("bad.json", '{"tasks": [], "taskz": []}', "has unknown fields: taskz"),
+        ("bad.json", '{"tasks": [], "taskz": []}', "bad.json: there is no field 'taskz'; did you mean 'tasks'?"),
         ("bad.json", '[{"id": "a"}]', "job bad, task 'a': it needs a command or a function"),
         ("bad.json", '{"name": "../x", "tasks": []}', "'../x' cannot be a job's name"),
         ("bad.json", '{"tasks": [], "max_runners": "2"}', "field 'max_runners': it must be a whole number"),
