@@ -23,7 +23,12 @@ class AwakeClock:
     monotonic clock stops while a machine is suspended, but not while processes are.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, longest_s: float | None = None) -> None:
+        """Begin to look.
+
+        :param longest_s: what is further apart than this was a pause, in seconds; where it is looked more often.
+        """
+        self._longest_s = _LONGEST_S if longest_s is None else longest_s
         self._looked_s = time.monotonic()
         #: When each pause ended, and how long it was, in seconds.
         self._pauses: deque[tuple[float, float]] = deque(maxlen=_MAX_PAUSES)
@@ -31,7 +36,7 @@ class AwakeClock:
     def look(self) -> float:
         """Note that this process runs, and return the monotonic time."""
         now_s = time.monotonic()
-        if now_s - self._looked_s > _LONGEST_S:
+        if now_s - self._looked_s > self._longest_s:
             self._pauses.append((now_s, now_s - self._looked_s - _NORMAL_S))
         self._looked_s = now_s
         return now_s

@@ -123,6 +123,11 @@ def signal_if(pid: int, is_it: Callable[[], bool], signum: signal.Signals) -> bo
             os.close(fd)
 
 
+def descriptors() -> list[int]:
+    """Return the open descriptors of this process, with that of the listing; none where they can't be told."""
+    return [int(name) for name in os.listdir("/proc/self/fd")] if os.path.isdir("/proc/self/fd") else []
+
+
 def open_pidfd(pid: int) -> int | None:
     """Return a descriptor that becomes readable when process ``pid`` ends; ``None`` where there is no such thing."""
     if not hasattr(os, "pidfd_open"):

@@ -66,6 +66,7 @@ def status(
                 f"{launcher['launch']}, up {duration(launcher['age_s'])}, {launcher['runners']} runners"
             )
         )
+        parts += [Text(f"  {trouble}", style="red") for trouble in launcher.get("troubles", ())]
     if not launchers:
         parts.append(Text("no launcher (one is started with the next workload)"))
     shown = table("RUN", "STATE", "AGE", "MEMORY", "CPU", "PID", "WHAT", "TRY", right=("AGE", "MEMORY", "CPU", "PID"))

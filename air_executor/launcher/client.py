@@ -33,7 +33,7 @@ from air_executor.launcher.address import (
     service_address,
 )
 from air_executor.launcher.fingerprint import changed_code, code_version, packages_stamp
-from air_executor.launcher.link import ANSWER_S, QUIET_S, Link, WorkClock
+from air_executor.launcher.link import ANSWER_S, LOOK_S, QUIET_S, Link
 from air_executor.runs.backend import RunRequest
 from air_executor.runs.record import RunRecord, RunState
 from air_executor.runs.store import RunStore
@@ -95,7 +95,8 @@ class LocalBackend:
         self._packages, self._code = packages_stamp(), code_version()
         self._has_compared = False
         self._checked_s = 0.0
-        self._clock = WorkClock()
+        #: Of what launchers owe an answer for.
+        self._work = AwakeClock(LOOK_S)
         self._selector = selectors.DefaultSelector()
         #: To the launcher that gets new orders.
         self._link: Link | None = None
@@ -279,7 +280,7 @@ class LocalBackend:
         order = self._ordered[run_id]
         if order.link is not None or link.objection or (self._is_service and not link.launcher):
             return
-        order.link, order.sent_s = link, self._clock.read_s()
+        order.link, order.sent_s = link, self._work.look()
         link.send(protocol.start_message(order.request.to_message(), link.launcher))
 
     def _connect(self) -> None:
@@ -300,7 +301,7 @@ class LocalBackend:
                     connection = self._launch()
                     launched = self._launcher
         self._shut_s = None
-        self._link = Link(connection, self._address, self._selector, self._clock)
+        self._link = Link(connection, self._address, self._selector, self._work)
         if launched is not None:
             self._link.note_process(launched.pid)
 
@@ -355,7 +356,7 @@ class LocalBackend:
             if other in known:
                 continue
             with contextlib.suppress(OSError, AirExecutorError):  # those without a launcher need not be asked
-                link = Link(protocol.connect(other.socket), other, self._selector, self._clock)
+                link = Link(protocol.connect(other.socket), other, self._selector, self._work)
                 for run_id in self._alone:
                     link.follow(run_id)
                 self._former.append(link)
@@ -424,12 +425,11 @@ class LocalBackend:
 
     def _wait_for_room(self, error: TimeoutError) -> None:
         """Wait for a launcher that takes no connections; one that does not for long hangs."""
-        now_s = self._clock.read_s()
         self._retry_s = time.monotonic() + _LOOK_S
         if self._shut_s is None:
-            self._shut_s = now_s
+            self._shut_s = self._work.look()
             log.warning("%s; trying again", error)
-        elif now_s - self._shut_s >= QUIET_S + ANSWER_S and not self._is_service:
+        elif self._work.since_s(self._shut_s) >= QUIET_S + ANSWER_S and not self._is_service:
             log.error("%s: it hangs, and is replaced", error)
             self._leave_socket()
 
@@ -441,11 +441,10 @@ class LocalBackend:
 
     def _watch(self) -> None:
         """See to it that every order is confirmed, and that each launcher that owes an answer still works."""
-        now_s = self._clock.read_s()
         for link in self._links():
             orders = {run_id: order for run_id, order in self._ordered.items() if order.link is link}
             owes = bool(orders or link.attached or link.asked)
-            late = {run_id for run_id, order in orders.items() if now_s - order.sent_s >= QUIET_S}
+            late = {run_id for run_id, order in orders.items() if self._work.since_s(order.sent_s) >= QUIET_S}
             if link.is_overdue(owes=owes):
                 self._leave_hanging(link)
             elif not owes and link is not self._link:

@@ -11,14 +11,16 @@ import socket
 import stat
 from collections.abc import Collection
 
+from air_executor import system
+
 
 def open_sockets() -> set[int]:
     """Return the descriptors of this process that are sockets. Empty where that can't be told."""
     found = set()
-    for name in os.listdir("/proc/self/fd") if os.path.isdir("/proc/self/fd") else []:
+    for fd in system.descriptors():
         try:
-            if stat.S_ISSOCK(os.fstat(int(name)).st_mode):
-                found.add(int(name))
+            if stat.S_ISSOCK(os.fstat(fd).st_mode):
+                found.add(fd)
         except OSError:  # the folder's own
             continue
     return found

@@ -7,13 +7,13 @@ import os
 import selectors
 import signal
 import socket
-import time
 from collections.abc import Iterator
 from typing import Any
 
 import psutil
 
 from air_executor import system
+from air_executor.awake import AwakeClock
 from air_executor.launcher import protocol
 from air_executor.launcher.address import Address
 
@@ -26,30 +26,16 @@ START_S = 120.0
 #: It answers that question within so many seconds, or it hangs.
 ANSWER_S = 10.0
 
-#: Of a time in which this process did not get to look, at most so many seconds count.
-_PAUSE_S = 5.0
-
-
-class WorkClock:
-    """Seconds in which this process was at work. What it spent frozen, or asleep with its machine, does not count."""
-
-    def __init__(self) -> None:
-        self._read_s = time.monotonic()
-        self._sum_s = 0.0
-
-    def read_s(self) -> float:
-        """Return how long this process has been at work. To be called again and again, at least every few seconds."""
-        now_s = time.monotonic()
-        self._sum_s += min(now_s - self._read_s, _PAUSE_S)
-        self._read_s = now_s
-        return self._sum_s
+#: Who talks to launchers looks at its clock at least every so many seconds: what is longer was a pause. It must be
+#: shorter than :data:`ANSWER_S`.
+LOOK_S = 5.0
 
 
 class Link:
     """A connection to one launcher."""
 
     def __init__(
-        self, connection: socket.socket, address: Address, selector: selectors.BaseSelector, clock: WorkClock
+        self, connection: socket.socket, address: Address, selector: selectors.BaseSelector, awake: AwakeClock
     ) -> None:
         connection.setblocking(False)
         self.address = address
@@ -69,8 +55,8 @@ class Link:
         self._decoder = protocol.Decoder()
         self._outbox = bytearray()
         self._selector = selector
-        self._clock = clock
-        self._heard_s = clock.read_s()
+        self._awake = awake
+        self._heard_s = awake.look()
         self._asked_s: float | None = None
         self._process: tuple[int, float | None] | None = None
         peer = system.peer(connection)
@@ -127,7 +113,7 @@ class Link:
                 data = b""
             if not data:
                 raise EOFError
-            self._heard_s, self._asked_s, self.hangs = self._clock.read_s(), None, False
+            self._heard_s, self._asked_s, self.hangs = self._awake.look(), None, False
             yield from self._decoder.feed(data)
 
     def is_overdue(self, *, owes: bool) -> bool:
@@ -135,19 +121,19 @@ class Link:
 
         :param owes: it has something to say, sooner or later.
         """
-        now_s = self._clock.read_s()
+        now_s = self._awake.look()
         if not owes:
             self._heard_s, self._asked_s = now_s, None
         elif self._asked_s is not None:
-            return now_s - self._asked_s >= ANSWER_S
-        elif now_s - self._heard_s >= (QUIET_S if self.launcher else START_S):
+            return self._awake.since_s(self._asked_s) >= ANSWER_S
+        elif self._awake.since_s(self._heard_s) >= (QUIET_S if self.launcher else START_S):
             self.ask()
         return False
 
     def ask(self) -> None:
         """Ask the launcher for its status, unless its answer is still due."""
         if self._asked_s is None:
-            self._asked_s = self._clock.read_s()
+            self._asked_s = self._awake.look()
             self.send({"type": "status"})
 
     def kill(self) -> bool:

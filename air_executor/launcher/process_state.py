@@ -28,6 +28,8 @@ from typing import Any
 
 import psutil
 
+from air_executor import system
+
 #: What a process may have open, besides plain files, and still be forked.
 _HARMLESS = ("/dev/null", "/dev/urandom", "/dev/random", "/proc/", "/sys/")
 
@@ -96,9 +98,9 @@ def _children() -> list[int]:
 
 def _descriptors() -> dict[str, str]:
     found = {}
-    for fd in os.listdir("/proc/self/fd") if os.path.isdir("/proc/self/fd") else []:
+    for fd in system.descriptors():
         with contextlib.suppress(OSError):
-            found[fd] = os.readlink(f"/proc/self/fd/{fd}")
+            found[str(fd)] = os.readlink(f"/proc/self/fd/{fd}")
     return found
 
 

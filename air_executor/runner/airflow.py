@@ -57,9 +57,8 @@ def redirect(former: os.stat_result, path: str) -> None:
     :raises OSError: the file at ``path`` can't be written.
     """
     output = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    for name in os.listdir("/proc/self/fd"):
+    for fd in system.descriptors():
         with contextlib.suppress(OSError):
-            fd = int(name)
             writes = fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE != os.O_RDONLY
             if writes and os.path.samestat(os.fstat(fd), former):
                 os.dup2(output, fd, inheritable=os.get_inheritable(fd))

@@ -15,8 +15,17 @@ from tests.conftest import postgres_url
 from tests.support import airflow_env, flights
 from tests.support.airflow_env import Airflow
 from tests.support.flights import Flight
+from tests.support.postgres import Postgres
 from tests.support.proxy import Proxy
 from tests.support.waiting import wait_for
+
+
+@pytest.fixture(scope="module")
+def postgres() -> Iterator[Postgres]:
+    """A database server of the module's own, to be frozen and cut off."""
+    server = Postgres()
+    yield server
+    server.stop()
 
 
 @pytest.fixture(scope="module")

@@ -28,13 +28,6 @@ FULL_S = 15.0
 
 
 @pytest.fixture(scope="module")
-def postgres() -> Iterator[Postgres]:
-    server = Postgres()
-    yield server
-    server.stop()
-
-
-@pytest.fixture(scope="module")
 def env(
     proxy: Proxy,
     postgres: Postgres,

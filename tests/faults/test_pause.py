@@ -31,13 +31,6 @@ WAKING_S = 6.0
 
 
 @pytest.fixture(scope="module")
-def postgres() -> Iterator[Postgres]:
-    server = Postgres()
-    yield server
-    server.stop()
-
-
-@pytest.fixture(scope="module")
 def airflow(
     postgres: Postgres, components: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory, shared_dir: Path
 ) -> Iterator[Airflow]:

@@ -68,6 +68,13 @@ def test_pauses_hardly_count(clock: Time) -> None:
     assert awake.since_s(clock.mono_s - 10) == 10  # since the last pause
 
 
+def test_who_looks_more_often_notices_shorter_pauses(clock: Time) -> None:
+    awake, began_s = AwakeClock(5.0), clock.mono_s
+    clock.run(10, awake.look)
+    clock.pause(12)
+    assert 10 < awake.since_s(began_s) <= 16
+
+
 def test_what_began_within_a_pause_has_not_waited_longer_than_it_took(clock: Time) -> None:
     awake = AwakeClock()
     clock.pause(50)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import os
 import resource
@@ -122,6 +123,23 @@ def test_revoking_a_task_stops_its_runner_and_frees_its_slot_without_an_event(ex
     assert "revoked by the scheduler" in (ended.reason or "")
     assert executor.get_event_buffer() == {}
     assert not psutil.pid_exists(ended.pid)
+
+
+def test_what_does_not_heed_a_stop_is_killed_though_the_database_never_answers(
+    executor: AirExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workload = queue(executor)
+    executor.heartbeat()
+    (record,) = records(executor)
+    wait_until(executor, lambda: executor._store.read(record.id).pid, "the runner")
+    runner = psutil.Process(executor._store.read(record.id).pid)
+    runner.suspend()
+    # No pass over the database ever comes to its end here.
+    monkeypatch.setattr("air_executor.executor._STUBBORN_S", 0.2)
+    monkeypatch.setattr(executor, "_options", dataclasses.replace(executor._options, stop_grace_seconds=0.1))
+    executor.revoke_task(ti=instance(workload))
+    wait_until(executor, lambda: executor._store.read(record.id).state is RunState.KILLED, "its end")
+    assert not runner.is_running()
 
 
 def test_revoking_a_task_that_is_still_queued_or_unknown_is_quiet(executor: AirExecutor) -> None:

@@ -21,7 +21,6 @@ import pytest
 from air_executor.launcher import client, control, link, protocol
 from air_executor.launcher.address import service_address
 from air_executor.launcher.client import LocalBackend
-from air_executor.launcher.link import WorkClock
 from air_executor.runs.record import RunState
 from air_executor.runs.store import RunStore
 from tests.support.airflow_env import config
@@ -88,17 +87,6 @@ def test_another_executor_whose_launcher_was_frozen_before_it_came_gets_a_new_on
     monkeypatch.setattr(link, "START_S", 60.0)
     wait_for(lambda: heir.ended() or not is_alive(frozen), "the frozen launcher to be given up")
     bench.end_of(heir, request)
-
-
-def test_time_in_which_this_process_was_frozen_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
-    now_s = 100.0
-    monkeypatch.setattr(link, "time", SimpleNamespace(monotonic=lambda: now_s))
-    clock = WorkClock()
-    for _ in range(10):
-        now_s += 1.0
-        clock.read_s()
-    now_s += 3600.0
-    assert clock.read_s() == 10.0 + link._PAUSE_S
 
 
 def test_a_launcher_gets_its_time_to_answer_after_a_pause_of_the_whole_machine(
