@@ -77,9 +77,10 @@ class Manager:
         :param heeds_signals: SIGTERM and SIGINT end :meth:`serve`; otherwise they do what they did.
         """
         self._heeds_signals = heeds_signals
-        self._config = dataclasses.replace(config, serves="jobs", preload=(), launcher="own")
-        self._runs = RunStore(config.state_dir)
-        self._store = JobStore(config.state_dir)
+        state_dir = os.path.abspath(config.state_dir)  # a runner's working directory is that of its task
+        self._config = dataclasses.replace(config, serves="jobs", preload=(), launcher="own", state_dir=state_dir)
+        self._runs = RunStore(state_dir)
+        self._store = JobStore(state_dir)
         self._poll_s = poll_s
         self._max_runners = max_runners or 4 * (os.cpu_count() or 1)
         self._only = only

@@ -106,11 +106,15 @@ class ActiveRun:
         """In a task process that was forked from the runner: do first what the runner needs to look after it."""
         self._usage.grant_view()
 
-    def started(self) -> None:
-        """Take note that the workload is being executed."""
+    def started(self, *, is_short: bool = False) -> None:
+        """Take note that the workload is being executed.
+
+        :param is_short: it may be over in a moment; the next :meth:`beat` writes it down, if there is one.
+        """
         self.record = self.record.advance(RunState.RUNNING, task_pid=self._task_pid)
         self._is_unwritten = True
-        self.beat()
+        if not is_short:
+            self.beat()
 
     def signed_token(self) -> None:
         """Take note that the runner has signed itself another token."""

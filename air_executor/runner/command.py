@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import importlib
 import os
 import select
@@ -25,8 +24,8 @@ from air_executor.runs.results import MAX_RESULT_BYTES, RETURNED, WRITTEN
 from air_executor.runs.store import RunStore, replace_file
 from air_executor.safe_files import open_to_append
 
-#: How often a runner shows that it lives, in seconds.
-_BEAT_S = 5.0
+#: How often a runner shows that it lives, in seconds; and when it does so first.
+_BEAT_S, _FIRST_BEAT_S = 5.0, 0.2
 
 #: A task that has got SIGKILL and has not ended after so many seconds can't be killed.
 _GIVE_UP_S = 2.0
@@ -60,7 +59,7 @@ def execute(request: RunRequest, active: ActiveRun, store: RunStore) -> Outcome:
         except OSError as error:
             return _not_begun(task, error, log)
         active.attach(pid)
-        active.started()
+        active.started(is_short=True)
         status = _supervise(pid, active)
     return _outcome(status, active, _error_of(store.folder(request.id)))
 
@@ -138,6 +137,7 @@ def _supervise(pid: int, active: ActiveRun) -> int | None:
     """
     pidfd = system.open_pidfd(pid)
     kill_s = give_up_s = float("inf")
+    beat_s = time.monotonic() + _FIRST_BEAT_S
     status: int | None = None
     with active.heeding_signals(monitored=True) as wake:
         while True:
@@ -153,11 +153,13 @@ def _supervise(pid: int, active: ActiveRun) -> int | None:
             if time.monotonic() >= kill_s:
                 _signal(pid, signal.SIGKILL)
                 kill_s, give_up_s = float("inf"), time.monotonic() + _GIVE_UP_S
-            active.beat()
+            if time.monotonic() >= beat_s:
+                active.beat()
+                beat_s = time.monotonic() + _BEAT_S
             due_s = active.due_in_s()
-            wait_s = min(
-                _BEAT_S if due_s is None else due_s, _BEAT_S, max(0.0, min(kill_s, give_up_s) - time.monotonic())
-            )
+            wait_s = max(0.0, min(kill_s, give_up_s, beat_s) - time.monotonic())
+            if due_s is not None:
+                wait_s = min(wait_s, due_s)
             if pidfd is None:
                 wait_s = min(wait_s, 0.05)
             with contextlib.suppress(OSError):

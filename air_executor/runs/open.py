@@ -43,6 +43,10 @@ class OpenRuns:
         with contextlib.suppress(OSError):
             os.unlink(os.path.join(self.folder, run_id))
 
+    def has(self, run_id: str) -> bool:
+        """Tell whether a run has a link."""
+        return os.path.lexists(os.path.join(self.folder, run_id))
+
     def ids(self) -> set[str]:
         """Return the ids of the runs that have a link."""
         try:

@@ -282,7 +282,8 @@ class RunStore:
             if run_id in marked or (checked_s is not None and changed_s < checked_s - _CLOCK_STEP_S):
                 continue
             for record in self._readable([run_id]):
-                if not (record.state.is_end and record.reported_at):
+                # The end of a job's run takes its link away, and is not noted in the record.
+                if not (record.state.is_end and (record.reported_at or record.identity.kind == "job")):
                     self.open.add(run_id)
         self.open.note_checked(began_s)
 
@@ -405,10 +406,14 @@ class RunStore:
         return self.write(record.advance(RunState.LOST, reason=reason))
 
     def mark_reported(self, record: RunRecord) -> RunRecord:
-        """Note that the end of a run was told to whoever ordered it."""
-        reported = self.write(replace(record, reported_at=now()))
+        """Note that the end of a run was told to whoever ordered it.
+
+        A job's own files say what became of its tasks, so the run's record stays as it is.
+        """
+        if record.identity.kind != "job":
+            record = self.write(replace(record, reported_at=now()))
         self.open.remove(record.id)
-        return reported
+        return record
 
     def note_survivors(self, record: RunRecord, survivors: list[Process]) -> str:
         """Note for the next try what could not be killed of this one, and return it as a sentence."""
@@ -581,9 +586,11 @@ class RunStore:
             return True
         if not record.state.is_end:
             return False
+        if record.identity.kind == "job" and self.open.has(run_id):
+            return False
         # Of one that Airflow knows from the runner, the executor needs no more than to see it. Connection tests tell
-        # their ends themselves, and nobody takes those of a dead scheduler over.
-        is_known = record.delivered or record.outcome == UNWANTED or record.identity.kind == "connection_test"
+        # their ends themselves, and nobody takes those of a dead scheduler over. Those of jobs have lost their links.
+        is_known = record.delivered or record.outcome == UNWANTED or record.identity.kind in ("connection_test", "job")
         return record.reported_at is not None or (is_known and changed_s < time.time() - _READ_S)
 
     def _remove_free_locks(self, troubles: list[str]) -> None:
