@@ -74,11 +74,14 @@ def serve(
     from air_executor.launcher.memory import freeze
 
     if config.serves == "jobs":
-        import air_executor.runner.command
-        import air_executor.runner.main  # noqa: F401
+        import air_executor.runner.command  # noqa: F401
+        from air_executor.launcher.rehearsed_job import rehearse_job
 
+        rehearse_job(config)
+        system.set_title(title)
         _note_code(address)
         freeze()
+        system.use_huge_pages()
         begin()
         return
     from air_executor import compat

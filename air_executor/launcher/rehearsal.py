@@ -12,7 +12,6 @@ import contextvars
 import dataclasses
 import importlib
 import os
-import signal
 import socket
 import socketserver
 import sys
@@ -23,8 +22,8 @@ from collections.abc import Iterator
 from datetime import datetime, timezone
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
-from types import CodeType, FrameType
-from typing import Any, NoReturn
+from types import CodeType
+from typing import Any
 
 import httpx
 import orjson
@@ -33,17 +32,10 @@ from air_executor import compat
 from air_executor.config import Config
 from air_executor.errors import AirExecutorError
 from air_executor.launcher import memory, traces, unheard
-from air_executor.launcher.warmup import attempt
-from air_executor.processes import Leftovers
+from air_executor.launcher.practice import TIMES, attempt, everything_restored, imports_undone, noting, silence
 from air_executor.runs.backend import RunRequest
 from air_executor.runs.record import Identity, RunState, queued
 from air_executor.runs.store import RunStore
-
-#: More often than about four times changes nothing that can be measured.
-_TIMES = 5
-
-#: A rehearsal of runs that takes longer than so many seconds is given up.
-_PATIENCE_S = 30
 
 #: The dag file that is read for practice, and the task that is executed.
 _DAG_FILE = Path(__file__).with_name("rehearsed_dag.py")
@@ -107,7 +99,7 @@ def _requests() -> None:
 
     # The first client reads the trust store, which the process keeps, and so do its children.
     transport = httpx.MockTransport(lambda _: httpx.Response(200, json={}))
-    for _ in range(_TIMES):
+    for _ in range(TIMES):
         with contextlib.closing(Client(base_url="http://rehearsal.invalid", token="", transport=transport)) as client:
             client.task_instances.set_rtif(uuid.uuid4(), {})
             client.task_instances.succeed(uuid.uuid4(), datetime.now(tz=timezone.utc), [], [], None)
@@ -115,26 +107,13 @@ def _requests() -> None:
 
 def _parsing() -> None:
     name = "airflow.models.dagbag" if compat.AIRFLOW_VERSION < (3, 2) else "airflow.dag_processing.dagbag"
-    for _ in range(_TIMES):
-        with _imports_undone():
+    for _ in range(TIMES):
+        with imports_undone():
             bag = importlib.import_module(name).BundleDagBag(
                 dag_folder=str(_DAG_FILE), bundle_path=_DAG_FILE.parent, safe_mode=False, load_op_links=False
             )
         if bag.import_errors:
             raise AirExecutorError(f"the rehearsed dag file has errors: {bag.import_errors}")
-
-
-@contextlib.contextmanager
-def _imports_undone() -> Iterator[None]:
-    """Forget afterwards which dag file was read."""
-    path, modules = list(sys.path), set(sys.modules)
-    try:
-        yield
-    finally:
-        sys.path[:] = path
-        for name in set(sys.modules) - modules:
-            if name.startswith("unusual_prefix_"):
-                del sys.modules[name]
 
 
 class _Rehearsal:
@@ -150,10 +129,10 @@ class _Rehearsal:
         """
         used: dict[int, CodeType] = {}
         with self._setting():
-            with _noting(used):
+            with noting(used):
                 self._once()
             memory.gather_code(used.values())
-            for _ in range(_TIMES):
+            for _ in range(TIMES):
                 self._once()
 
     @contextlib.contextmanager
@@ -165,8 +144,8 @@ class _Rehearsal:
             self._own_config = dataclasses.replace(
                 self._config, state_dir=str(self._store.root), api_patience_seconds=1.0
             )
-            stack.enter_context(_everything_restored())
-            stack.enter_context(_silence(self._folder / "said"))
+            stack.enter_context(everything_restored())
+            stack.enter_context(silence(self._folder / "said"))
             os.environ["NO_PROXY"] = "*"
             stack.enter_context(compat.rehearsing(_DAG_FILE.parent))
             stack.enter_context(unheard.telemetry())
@@ -264,73 +243,3 @@ class _ExecutionApi(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: Any) -> None:
         """Say nothing."""
-
-
-@contextlib.contextmanager
-def _noting(used: dict[int, CodeType]) -> Iterator[None]:
-    """Note the code of all functions that are called in this thread, by its id."""
-
-    def note(frame: FrameType, event: str, _: Any) -> None:
-        if event == "call":
-            used[id(frame.f_code)] = frame.f_code
-
-    sys.setprofile(note)
-    try:
-        yield
-    finally:
-        sys.setprofile(None)
-
-
-@contextlib.contextmanager
-def _everything_restored() -> Iterator[None]:
-    """Undo what runners and task processes change in their process, and end what takes too long.
-
-    Requests to end this process wait meanwhile.
-    """
-
-    def give_up(*_: object) -> NoReturn:
-        raise AirExecutorError(f"the rehearsal took longer than {_PATIENCE_S} s")
-
-    requests_to_end = (signal.SIGTERM, signal.SIGINT)
-    environment, stdin, directory = dict(os.environ), os.dup(0), Path.cwd()
-    signal.pthread_sigmask(signal.SIG_BLOCK, requests_to_end)
-    try:
-        with traces.erased(), _imports_undone():
-            signal.signal(signal.SIGALRM, give_up)
-            signal.alarm(_PATIENCE_S)
-            try:
-                yield
-            finally:
-                signal.alarm(0)
-    finally:
-        Leftovers().end()
-        os.dup2(stdin, 0)
-        os.close(stdin)
-        os.chdir(directory)
-        os.environ.clear()
-        os.environ.update(environment)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, requests_to_end)
-
-
-@contextlib.contextmanager
-def _silence(path: Path) -> Iterator[None]:
-    """Let what this process prints go to a file, which is shown when something fails."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    before = os.dup(1), os.dup(2)
-    file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND)
-    os.dup2(file, 1)
-    os.dup2(file, 2)
-    failed = True
-    try:
-        yield
-        failed = False
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os.close(file)
-        for fd, saved in zip((1, 2), before, strict=True):
-            os.dup2(saved, fd)
-            os.close(saved)
-        if failed:
-            print(path.read_text(errors="replace"), flush=True)

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import importlib
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 from air_executor import compat
 from air_executor.launcher import unheard
+from air_executor.launcher.practice import attempt
 
 #: What every task imports anyway, much of it only once it runs.
 _MODULES = (
@@ -66,16 +67,6 @@ def warm_up(modules: Iterable[str]) -> None:
             except Exception:
                 print(f"[air_executor] preload: {name} cannot be imported; tasks will try themselves.", flush=True)
                 traceback.print_exc()
-
-
-def attempt(*steps: Callable[[], None], complaint: str = "does not work") -> None:
-    """Do each of ``steps``. Of one that fails it is said why, and the tasks do without it."""
-    for step in steps:
-        try:
-            step()
-        except Exception:
-            print(f"{step.__name__} {complaint} with this Airflow; tasks are only slower for it", flush=True)
-            traceback.print_exc()
 
 
 def share_type_adapters() -> None:

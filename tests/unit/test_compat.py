@@ -198,4 +198,4 @@ def test_a_launcher_can_rehearse_what_tasks_do(capfd: pytest.CaptureFixture[str]
     assert result_of(warm) is True  # in a child: this process stays as it is
     printed = "".join(capfd.readouterr())
     assert "Traceback" not in printed
-    assert "does not work with this Airflow" not in printed
+    assert "does not work here" not in printed
