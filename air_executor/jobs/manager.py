@@ -81,6 +81,7 @@ class Manager:
         self._config = dataclasses.replace(config, serves="jobs", preload=(), launcher="own", state_dir=state_dir)
         self._runs = RunStore(state_dir)
         self._store = JobStore(state_dir)
+        self._base = base_folder(state_dir)
         self._poll_s = poll_s
         self._max_runners = max_runners or 4 * (os.cpu_count() or 1)
         self._only = only
@@ -548,11 +549,12 @@ class Manager:
             raise
         job.ready.pop()
         job.running[task.id] = slot
+        job.places = max(job.places, slot + 1)
         self._live[run_id] = job.name, task.id
 
     def _request(self, job: ActiveJob, task: Task, slot: int, environment: dict[str, str]) -> RunRequest:
         files = job.files
-        folder = base_folder(self._runs.root) / (files.job.folder or "")
+        folder = self._base / (files.job.folder or "")
         workload: dict[str, Any] = {"cwd": str(folder / (task.cwd or ""))}
         if task.function is not None:
             workload |= {"function": task.function, "arguments": task.arguments}
@@ -684,6 +686,10 @@ class Manager:
             return
         job.files.set_state(state, error)
         job.files.close()
+        for slot in range(job.places):
+            lock = self._runs.lock(job.workload_id(slot))
+            if lock.acquire(timeout_s=0, create=False):
+                lock.release()
         self._refused[job.name] = job.files.signature()
         self._watch.remove(job.files.path)
         self._let_go(job.name)

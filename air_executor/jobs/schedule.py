@@ -66,6 +66,8 @@ class ActiveJob:
         self.later: list[tuple[float, str]] = []
         #: Tasks that run: the slots of their runners.
         self.running: dict[str, int] = {}
+        #: How many places were taken at once, at most, as far as this manager knows.
+        self.places = 0
         #: Its files could not be written, or read: when it is begun anew from them, on the monotonic clock.
         self.blocked_until_s = 0.0
         #: What has changed as the job was read, as after an edit of its files; not written yet.

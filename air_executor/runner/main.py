@@ -80,14 +80,15 @@ def run(request: RunRequest, store: RunStore, config: Config) -> int:
             signal.signal(signum, signal.SIG_IGN)
         return execute(request, record, store, config)
     finally:
-        lock.release()
+        # Of a job's few places, the files are taken by the next ones; its manager removes them in the end.
+        lock.release(keep_file=request.identity.kind == "job")
 
 
 def execute(request: RunRequest, record: RunRecord, store: RunStore, config: Config) -> int:
     """Execute one run, whose lock this process holds, and return the process's exit code."""
     processes.join(record.id)
     store.introduce(record.id)
-    record = store.write(record.advance(RunState.STARTING, **_this_process()))
+    record = store.write(record.advance(RunState.STARTING, **_this_process(record.identity.kind)))
     active, outcome = _execute(request, record, store, config)
     survivors = active.leftovers.survivors
     # After a success nothing follows that could not do with what was left on purpose, as through sudo.
@@ -96,9 +97,11 @@ def execute(request: RunRequest, record: RunRecord, store: RunStore, config: Con
     return _write_end(active, dataclasses.replace(outcome, reason=reason), store)
 
 
-def _this_process() -> dict[str, Any]:
+def _this_process(kind: str) -> dict[str, Any]:
     pid = os.getpid()
-    return {"pid": pid, "pid_started": system.start_time(pid), "host": system.host(), "boot_id": system.boot_id()}
+    # What the kernel says of when it began stands in the heartbeat file. This is for executors of former versions.
+    started = system.start_time(pid) if kind != "job" else None
+    return {"pid": pid, "pid_started": started, "host": system.host(), "boot_id": system.boot_id()}
 
 
 def _execute(request: RunRequest, record: RunRecord, store: RunStore, config: Config) -> tuple[ActiveRun, Outcome]:
