@@ -60,10 +60,9 @@ class Outcome:
 class ActiveRun:
     """What a supervisor of the task process needs to know and to tell."""
 
-    def __init__(self, store: RunStore, record: RunRecord, limits: Limits, config: Config) -> None:
+    def __init__(self, store: RunStore, record: RunRecord, config: Config) -> None:
         self._store = store
         self.record = record
-        self._limits = limits
         self.grace_s = config.stop_grace_seconds
         self.patience_s = config.api_patience_seconds
         self.may_sign_tokens = config.may_sign_tokens
@@ -78,13 +77,23 @@ class ActiveRun:
         self._task_pid: int | None = None
         self._attached_s = time.monotonic()
         self.awake = AwakeClock()
-        self._usage = Usage(limits)
+        self.limits = Limits()
         self._stop_signal: signal.Signals | None = None
         self._is_monitored = False
         self._renewed_s = time.monotonic()
         self.leftovers = Leftovers()
         self.is_over = False
         """The task process has ended. Airflow is being told, and logs may be uploaded, which nothing should disturb."""
+
+    @property
+    def limits(self) -> Limits:
+        """What the task may use. To be set before it begins."""
+        return self._limits
+
+    @limits.setter
+    def limits(self, limits: Limits) -> None:
+        self._limits = limits
+        self._usage = Usage(limits)
 
     # What the supervisor tells
 

@@ -23,7 +23,6 @@ from air_executor.runner import gpus
 from air_executor.runner import limits as task_limits
 from air_executor.runner.active import ActiveRun, Outcome, StopRequested
 from air_executor.runner.codes import EXIT_ELSEWHERE, EXIT_RECORDED, EXIT_UNRECORDED
-from air_executor.runner.limits import Limits
 from air_executor.runs.backend import RunRequest
 from air_executor.runs.lock import KernelLock
 from air_executor.runs.record import UNWANTED, RunRecord, RunState
@@ -108,27 +107,25 @@ def _execute(request: RunRequest, record: RunRecord, store: RunStore, config: Co
     """Execute the workload. Whatever goes wrong becomes its outcome."""
     if request.air or request.identity.kind != "task":
         _dismiss()
-    active = ActiveRun(store, record, Limits(), config)
+    active = ActiveRun(store, record, config)
     leases: list[KernelLock] = []
     try:
         with active.heeding_signals():
-            limits = task_limits.parse(request.air)
-            active = ActiveRun(store, record, limits, config)
-            with active.heeding_signals():
-                active.stop_if_asked()
-                _wait_for_leftovers(request, active, store)
-                limits.apply()
-                if limits.gpus:
-                    leases = gpus.lease(store, config.gpus, limits.gpus)
-                    active.note_gpus([lease.name for lease in leases])
-                if request.identity.kind == "job":
-                    from air_executor.runner import command
+            active.limits = task_limits.parse(request.air)
+            active.stop_if_asked()
+            _wait_for_leftovers(request, active, store)
+            active.limits.apply()
+            if active.limits.gpus:
+                leases = gpus.lease(store, config.gpus, active.limits.gpus)
+                active.note_gpus([lease.name for lease in leases])
+            if request.identity.kind == "job":
+                from air_executor.runner import command
 
-                    outcome = command.execute(request, active, store)
-                else:
-                    from air_executor.runner import airflow
+                outcome = command.execute(request, active, store)
+            else:
+                from air_executor.runner import airflow
 
-                    outcome = airflow.execute(request, active)
+                outcome = airflow.execute(request, active)
     except StopRequested:
         outcome = active.stopped()
     except StateDirError as error:

@@ -118,7 +118,8 @@ def test_a_pause_is_no_absence_of_the_api_server(clock: Time) -> None:
 
 
 def test_a_pause_does_not_count_for_a_limit_of_wall_time(clock: Time, store: RunStore) -> None:
-    run = ActiveRun(store, kept(store, RunState.STARTING), Limits(timeout=60.0), config(store.root))
+    run = ActiveRun(store, kept(store, RunState.STARTING), config(store.root))
+    run.limits = Limits(timeout=60.0)
     run.attach(os.getpid())
     clock.run(10, lambda: run.check(told=False))
     clock.pause(600)

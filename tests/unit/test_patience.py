@@ -21,7 +21,6 @@ from airflow.sdk.api.client import ServerResponseError
 from air_executor import AirExecutor, compat
 from air_executor.runner import supervision
 from air_executor.runner.active import ActiveRun
-from air_executor.runner.limits import Limits
 from air_executor.runner.patience import Patience
 from air_executor.runs.record import RunState, queued
 from air_executor.runs.store import RunStore
@@ -140,7 +139,7 @@ def test_a_runner_signs_a_token_only_where_it_may_and_its_record_says_so(
     options = config(tmp_path, renew_tokens=option, launcher=launcher)
     record = queued(str(uuid.uuid4()), identity(), limits={}, log_file=None)
     store.create(record)
-    run = ActiveRun(store, record.advance(RunState.STARTING), Limits(), options)
+    run = ActiveRun(store, record.advance(RunState.STARTING), options)
     monkeypatch.setattr(supervision, "active", run)
     refused, old = refusal(403, {"reason": "invalid_token"}), client(sub="an-id", iat=0, exp=1)
     before = old.auth
