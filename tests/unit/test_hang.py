@@ -98,7 +98,7 @@ def test_a_launcher_gets_its_time_to_answer_after_a_pause_of_the_whole_machine(
     stranger.greet()
     wait_for(lambda: backend.ended() or stranger.heard(), "the order")
     slept_s = 0.0
-    monkeypatch.setattr(link, "time", SimpleNamespace(monotonic=lambda: time.monotonic() + slept_s))
+    monkeypatch.setattr("air_executor.awake.time", SimpleNamespace(monotonic=lambda: time.monotonic() + slept_s))
     for _ in range(3):
         slept_s += 3600.0
         backend.ended()
