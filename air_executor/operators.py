@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from airflow.sdk import log as airflow_log
 from airflow.sdk.bases.operator import BaseOperator
 
 from air_executor import config
@@ -27,6 +29,9 @@ if TYPE_CHECKING:
 
 #: How often the files of a job are looked at while it is waited for, in seconds.
 POLL_S = 1.0
+
+#: What a job fills in itself: results of other tasks, and items.
+_FILLED_IN = re.compile(r"\$\{(tasks\.|item\})")
 
 #: What Airflow calls in place of ``resume`` when a trigger has failed, or was not done in time.
 _DEFERRAL_FAILED = "__fail__"
@@ -123,6 +128,8 @@ class AirJobOperator(BaseOperator):
             )
         owner = Owner.of(context)
         name = self.job_name or owner.job_name()
+        for place in _with_secrets(self.tasks):
+            self.log.warning("%s holds a secret, which so stands in the job's files: give it in 'env' instead", place)
         job, tasks, values = api.describe(
             name,
             [_with_private_env(task) for task in self.tasks],
@@ -201,6 +208,17 @@ def _with_private_env(task: Task | Mapping[str, Any]) -> Mapping[str, Any]:
     document = task.to_dict() if isinstance(task, Task) else task
     if not isinstance(document, Mapping) or not isinstance(env := document.get("env"), Mapping) or not env:
         return document  # what is wrong with it is said by who reads it
-    private = document.get("private_env")
-    others = {name: value for name, value in document.items() if name != "env"}
-    return {**others, "private_env": {**env, **(private if isinstance(private, Mapping) else {})}}
+    # What stands for another task's result is filled in later, where the job's files have it anyway.
+    plain = {name: value for name, value in env.items() if isinstance(value, str) and _FILLED_IN.search(value)}
+    private = {name: value for name, value in env.items() if name not in plain}
+    given = document.get("private_env")
+    return {**document, "env": plain, "private_env": {**private, **(given if isinstance(given, Mapping) else {})}}
+
+
+def _with_secrets(tasks: Sequence[Any]) -> Iterator[str]:
+    """Yield which fields of tasks hold what Airflow masks in logs: the job's files have them as they are."""
+    redact = getattr(airflow_log, "redact", None)  # not in each version
+    for number, task in enumerate(tasks, 1):
+        for name in ("command", "args", "arguments") if isinstance(task, Mapping) else ():
+            if redact is not None and (value := task.get(name)) and redact(value) != value:
+                yield f"{name!r} of task {task.get('id') or number}"

@@ -118,10 +118,15 @@ class Claim:
                 return False  # somebody else was faster
             if keep is not Keep.NOTHING:
                 self._store.check_trust(files.job)
+            changed = {
+                task_id
+                for task_id, given in self._values.items()
+                if task_id is not None and self._store.private.has_others(files.job, given, task_id)
+            }
             for task_id, given in self._values.items():
                 self._store.private.keep(files.job, given, task_id)
             self._store.private.trust(files.job.id)
-            renew(files, self._job, self._tasks, keep)
+            renew(files, self._job, self._tasks, keep, changed)
         finally:
             lock.release(keep_file=True)
         self._store.tell_of(self.name)

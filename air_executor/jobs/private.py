@@ -136,6 +136,15 @@ class PrivateStore:
         # Not orjson: a value may hold any bytes, as variables do.
         replace_file(path, json.dumps({"job": job.name, "env": kept}).encode(), is_durable=True)
 
+    def has_others(self, job: Job, values: Mapping[str, str], task_id: str) -> bool:
+        """Tell whether other values are kept for a task than these.
+
+        :raises StateDirError: what is kept can't be read.
+        """
+        self._follow_move()
+        kept = self._read(self._secrets / _file_name(job.id) / _scope(task_id))
+        return any(kept.get(name) != value for name, value in values.items())
+
     def environment(self, job: Job, task: Task) -> dict[str, str]:
         """Return the variables of a task and its job: as they are written, kept here, or in this process's environment.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import fields, replace
 
 from air_executor.errors import JobError
@@ -44,16 +44,17 @@ def is_same(files: JobFiles, job: Job, tasks: Iterable[Task]) -> bool:
     )
 
 
-def renew(files: JobFiles, job: Job, tasks: Iterable[Task], keep: Keep) -> None:
+def renew(files: JobFiles, job: Job, tasks: Iterable[Task], keep: Keep, changed: Container[str] = frozenset()) -> None:
     """Let a job that has ended be what ``job`` and ``tasks`` say, from now on, and write it.
 
+    :param changed: ids of tasks that are others now though their fields are the same: by their private variables.
     :raises JobError: it contradicts what is kept.
     :raises StateDirError: it can't be written.
     """
     wanted, where = list(tasks), f"job {job.name}"
     if len({task.id for task in wanted}) < len(wanted):
         raise JobError(f"{where}: two tasks have the same id")
-    renewed = _kept(files.tasks, wanted, keep)
+    renewed = _kept(files.tasks, wanted, keep, changed)
     check_dependencies((), renewed, where)
     files.tasks = {task.id: task for task in renewed}
     files.keys = {task.key: task.id for task in renewed if task.key is not None}
@@ -69,14 +70,14 @@ def _is_same(one: Task, other: Task) -> bool:
     return all(getattr(one, name) == getattr(other, name) for name in _OF_TASK)
 
 
-def _kept(former: Mapping[str, Task], wanted: list[Task], keep: Keep) -> list[Task]:
+def _kept(former: Mapping[str, Task], wanted: list[Task], keep: Keep, changed: Container[str]) -> list[Task]:
     """Return the tasks of the renewed job: of those that are wanted, the completed ones that may stay as they are."""
     if keep is Keep.NOTHING:
         return [_fresh(task) for task in wanted]
     known = {task.id for task in wanted}
     # Tasks for items are queued by the task that has them.
     queued = [task for task in former.values() if task.queued_by is not None and task.id not in known]
-    again = {task.id for task in wanted if not _may_stay(former.get(task.id), task, keep)}
+    again = {task.id for task in wanted if not _may_stay(former.get(task.id), task, keep, changed)}
     followers: dict[str, list[str]] = {}
     for task in (*wanted, *queued):
         for other in (*task.dependencies, *([task.queued_by] if task.queued_by else [])):
@@ -121,8 +122,10 @@ def _is_completed(task: Task | None) -> bool:
     return task is not None and task.status is TaskStatus.COMPLETED
 
 
-def _may_stay(former: Task | None, wanted: Task, keep: Keep) -> bool:
-    return former is not None and _is_completed(former) and (keep is Keep.COMPLETED or _is_same(former, wanted))
+def _may_stay(former: Task | None, wanted: Task, keep: Keep, changed: Container[str]) -> bool:
+    if former is None or not _is_completed(former):
+        return False
+    return keep is Keep.COMPLETED or (_is_same(former, wanted) and wanted.id not in changed)
 
 
 def _fresh(task: Task) -> Task:

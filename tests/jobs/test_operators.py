@@ -10,12 +10,13 @@ from typing import Any
 
 import pytest
 from airflow.sdk.bases.operator import ExecutorSafeguard
+from airflow.sdk.log import mask_secret
 
 from air_executor.errors import JobError
 from air_executor.jobs import api
 from air_executor.jobs.model import JobState
 from air_executor.jobs.owner import Owner
-from air_executor.operators import AirJobOperator
+from air_executor.operators import AirJobOperator, _with_secrets
 from air_executor.triggers import AirJobTrigger
 from tests.jobs.conftest import Yard
 from tests.support.waiting import wait_for
@@ -246,6 +247,34 @@ def test_values_of_variables_are_in_no_file_below_the_state_directory(yard: Yard
     assert said() == ["secret-1 secret-0", "secret-2 secret-0"]
     files = [path for path in yard.state_dir.rglob("*") if path.is_file()]
     assert not [path for path in files if b"secret" in path.read_bytes()]
+
+
+def test_a_task_with_another_value_of_a_variable_is_another_task(yard: Yard, said: Any) -> None:
+    instance = Instance(yard)
+
+    def run(value: str) -> None:
+        with pytest.raises(JobError):
+            instance.run(say("a", "$V", env={"V": value}), say("b", "$V", env={"V": "same"}), fail("z"))
+        instance.cleared()
+
+    for value in ("one", "one", "two"):
+        run(value)
+    assert sorted(said()) == ["one", "same", "two", *["z failed"] * 3]
+
+
+def test_variables_may_be_made_of_results(yard: Yard, said: Any) -> None:
+    made = {"id": "made", "function": "os:getcwd"}
+    Instance(yard).run(made, say("a", "$V $W", env={"V": "${tasks.made.result}", "W": "w"}))
+    assert said() == [f"{yard.folder} w"]
+
+
+def test_a_secret_that_would_stand_in_the_files_is_told_of() -> None:
+    mask_secret("hush-hush-1")
+    said = [
+        list(_with_secrets([{"id": "a", **given}]))
+        for given in ({"command": "echo hush-hush-1"}, {"args": ["x", "hush-hush-1"]}, {"env": {"A": "hush-hush-1"}})
+    ]
+    assert said == [["'command' of task a"], ["'args' of task a"], []]
 
 
 def test_a_trigger_of_the_last_release_is_understood() -> None:
