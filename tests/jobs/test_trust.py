@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from air_executor.jobs import api
 from air_executor.jobs.model import JobState
 from air_executor.jobs.private import PrivateStore
 from tests.jobs.conftest import Yard
+from tests.support.airflow_env import REPOSITORY
 from tests.support.waiting import wait_for
 
 STATE: dict[str, Any] = {"id": "8a4e0f58-4f9d-4a3c-8c8e-3c1c0ffee000", "name": "theirs", "state": "waiting"}
@@ -201,3 +204,24 @@ def test_a_private_folder_that_can_not_be_used_says_what_to_set(yard: Yard, monk
     monkeypatch.setenv("AIR_EXECUTOR_PRIVATE_DIR", str(open_folder))
     with pytest.raises(StateDirError, match="writable by nobody else"):
         yard.submit({"id": "a", "command": "true"})
+
+
+def test_the_readme_s_blocks_run(yard: Yard, tmp_path: Path) -> None:
+    text = (REPOSITORY / "README.md").read_text().partition("### Secrets, and jobs of others")[2].partition("\n## ")[0]
+    blocks = re.findall(r"```bash\n(.*?)```", text, re.DOTALL)
+    project = tmp_path / "project"
+    project.mkdir()
+    names = ("AIR_EXECUTOR_STATE_DIR", "BANK_TOKEN")
+    env = {name: value for name, value in yard.env.items() if name not in names} | {"PROJECT": str(project)}
+    env["PATH"] = f"{Path(sys.executable).parent}:{env['PATH']}"
+
+    def run(script: str, where: Path) -> str:
+        shell = ["bash", "-ec", script]
+        done = subprocess.run(shell, env=env, cwd=where, capture_output=True, text=True, timeout=60, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    assert "in no file" in run(f"air-executor init\n{blocks[0]}\n", project)
+    run("git init -q && git add -A && git -c user.name=x -c user.email=x@x.x commit -qm jobs", project)
+    said = run(f"{blocks[1]}\nair-executor run load 2>&1 || true\n", tmp_path)
+    assert "trusted from now on: load" in said
