@@ -306,15 +306,19 @@ def load(get: Getter) -> Config:
                 f"[{SECTION}] {option.name} = {text!r} cannot be used: {error}. Correct it in airflow.cfg or "
                 f"in the environment variable {env_var(option.name)}."
             ) from None
-    folder = values["state_dir"].replace("{AIRFLOW_HOME}", str(airflow_home()))
+    values["state_dir"] = _absolute(values["state_dir"])
+    return Config(**values)
+
+
+def _absolute(state_dir: str) -> str:
+    folder = state_dir.replace("{AIRFLOW_HOME}", str(airflow_home()))
     path = Path(folder).expanduser()
     if not folder or not path.is_absolute():
         raise ConfigError(
             f"[{SECTION}] state_dir = {folder!r} cannot be used: it must be an absolute path. Correct it in "
             f"airflow.cfg or in the environment variable {env_var('state_dir')}."
         )
-    values["state_dir"] = str(path)
-    return Config(**values)
+    return str(path)
 
 
 def plain_getter(section: str = SECTION) -> Getter:
@@ -353,6 +357,15 @@ def load_plain(state_dir: str | None = None) -> Config:
     """
     get = plain_getter()
     return load(lambda name: state_dir if state_dir is not None and name == "state_dir" else get(name))
+
+
+def plain_state_dir() -> str:
+    """Return ``state_dir`` alone, as :func:`load_plain` finds it, whatever the other options are.
+
+    :raises ConfigError: see :func:`load`.
+    """
+    text = plain_getter()("state_dir")
+    return _absolute(OPTIONS[0].default if text is None else text.strip())
 
 
 def example() -> str:

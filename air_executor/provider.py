@@ -37,9 +37,16 @@ def get_provider_info() -> dict[str, Any]:
 def get_cli_commands() -> list[Any]:
     """Return the command group ``airflow air``: the same commands as ``air-executor``."""
     from airflow.cli.cli_config import ActionCommand, Arg, GroupCommand
+    from rich.markup import escape
 
+    from air_executor.cli import help
     from air_executor.cli.commands import COMMANDS
-    from air_executor.cli.table import call
+    from air_executor.cli.table import STATE_DIR, Argument, call
+
+    def arg(argument: Argument) -> Arg:
+        # Airflow's help takes brackets for markup.
+        options = {**argument.options, "help": escape(argument.options.get("help", ""))}
+        return Arg(argument.flags, **options)
 
     return [
         GroupCommand(
@@ -48,9 +55,11 @@ def get_cli_commands() -> list[Any]:
             subcommands=[
                 ActionCommand(
                     name=command.name,
-                    help=command.help,
+                    help=escape(command.help),
+                    description=escape(help.sentence(command)),
+                    epilog=escape(help.epilog(command, "airflow air")),
                     func=call(command),
-                    args=[Arg(argument.flags, **argument.options) for argument in command.arguments],
+                    args=[arg(argument) for argument in (*command.arguments, STATE_DIR)],
                 )
                 for command in COMMANDS
             ],

@@ -152,13 +152,11 @@ def prepare() -> None:
 
 
 def set_title(title: str) -> None:
-    """Show ``title`` as this process's name, where the package for it is installed (Airflow brings it)."""
+    """Show ``title`` as this process's name."""
     if sys.platform == "darwin":
         return  # the call is not safe there after a fork
-    try:
-        import setproctitle
-    except ImportError:
-        return
+    import setproctitle
+
     setproctitle.setproctitle(title)
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import base64
+import configparser
 import json
 import os
 import signal
@@ -37,18 +39,42 @@ def free_port() -> int:
     raise SystemExit("no free port")
 
 
-def settings(port: int) -> dict[str, str]:
+def configure(port: int) -> None:
+    """Write the demo's settings into its ``airflow.cfg``, where every command finds them that has its AIRFLOW_HOME."""
+    path = HOME / "airflow.cfg"
+    parser = configparser.RawConfigParser(strict=False)
+    parser.read(path, encoding="utf-8")
+    for section, options in {
+        "core": {
+            "executor": "air_executor.AirExecutor",
+            "dags_folder": str(REPOSITORY / "examples" / "dags"),
+            "load_examples": "False",
+            # Somebody who triggers a dag wants it to run.
+            "dags_are_paused_at_creation": "False",
+        },
+        "api": {"port": str(port), "base_url": f"http://localhost:{port}"},
+    }.items():
+        for name, value in options.items():
+            _set(parser, section, name, value.replace("%", "%%"))
+    # Those that Airflow makes up for a file of its own; all its processes need the same.
+    for section, name in (("core", "fernet_key"), ("api", "secret_key"), ("api_auth", "jwt_secret")):
+        if not parser.get(section, name, fallback=""):
+            _set(parser, section, name, base64.urlsafe_b64encode(os.urandom(32)).decode())
+    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as file:
+        parser.write(file)
+
+
+def _set(parser: configparser.RawConfigParser, section: str, name: str, value: str) -> None:
+    if not parser.has_section(section):
+        parser.add_section(section)
+    parser.set(section, name, value)
+
+
+def environment() -> dict[str, str]:
     """Return the environment for the demo's Airflow; what the user has set for another one stays out."""
-    env = {name: value for name, value in os.environ.items() if not name.startswith("AIRFLOW")}
-    return env | {
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-        "AIRFLOW_HOME": str(HOME),
-        "AIRFLOW__CORE__EXECUTOR": "air_executor.AirExecutor",
-        "AIRFLOW__CORE__DAGS_FOLDER": str(REPOSITORY / "examples" / "dags"),
-        "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
-        "AIRFLOW__API__PORT": str(port),
-        "AIRFLOW__API__BASE_URL": f"http://localhost:{port}",
-    }
+    env = {name: value for name, value in os.environ.items() if not name.startswith(("AIRFLOW", "AIR_EXECUTOR"))}
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
+    return env | {"PATH": path, "AIRFLOW_HOME": str(HOME)}
 
 
 class Api:
@@ -112,11 +138,12 @@ def main() -> int:
     once = parser.parse_args().once
     HOME.mkdir(exist_ok=True)
     port, log = free_port(), HOME / "standalone.log"
+    configure(port)
     api = Api(f"http://localhost:{port}")
     print(f"starting airflow standalone with AirExecutor (its output: {log})", flush=True)
     with log.open("wb") as output:
         command = [sys.executable, "-m", "airflow", "standalone"]
-        airflow = subprocess.Popen(command, env=settings(port), stdout=output, stderr=output, start_new_session=True)
+        airflow = subprocess.Popen(command, env=environment(), stdout=output, stderr=output, start_new_session=True)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         password = attempt(api.log_in, START_S, airflow, log)
@@ -132,9 +159,10 @@ def main() -> int:
         print(f"\n{DAG}: {state}")
         for ti in api.call("GET", f"{path}/taskInstances")["task_instances"]:
             print(f"  {ti['task_id']}: {ti['state']}")
-        print(f"\nAirflow's UI: http://localhost:{port}   user: {USER}   password: {password}")
-        print(f"What runs:    AIRFLOW_HOME={HOME} {Path(sys.executable).parent / 'air-executor'} status", flush=True)
         if not once:
+            print(f"\nAirflow's UI: http://localhost:{port}   user: {USER}   password: {password}")
+            command = f"AIRFLOW_HOME={HOME} {Path(sys.executable).parent / 'air-executor'}"
+            print(f"What runs:    {command} status --watch\nAll right?    {command} doctor")
             print("\nCtrl-C ends it.", flush=True)
             airflow.wait()
         return 0 if state == "success" else 1

@@ -6,18 +6,23 @@ import argparse
 import contextlib
 import dataclasses
 import io
+import os
 import signal
+import sys
 import time
 from typing import Any
 
 from rich.console import Console, Group
 from rich.live import Live
+from rich.text import Text
 
-from air_executor.cli import doctor, jobs, jobviews, programs, schema, views
+from air_executor import config
+from air_executor.cli import doctor, joblogs, jobs, jobviews, programs, schema, select, views
 from air_executor.cli.jsonout import print_line
+from air_executor.cli.listing import say_where, show
 from air_executor.cli.observe import launchers, observe_runs, waiting_for_gpus
 from air_executor.cli.table import EXIT_NO, EXIT_OK, JSON, Argument, Command, at_least_zero, count, print_json
-from air_executor.cli.tasklogs import follow, print_log, stream
+from air_executor.cli.tasklogs import Filter, follow, pattern, print_log, stream
 from air_executor.config import Config
 from air_executor.errors import WrongStateError
 from air_executor.launcher.client import signal_by_pid
@@ -26,6 +31,7 @@ from air_executor.launcher.service import serve_as_service
 from air_executor.ownership import check_state_dir
 from air_executor.runs.record import RunRecord, RunState
 from air_executor.runs.store import RunStore, public
+from air_executor.statedir import VARIABLE, locate
 
 #: How often `stop --wait` looks, in seconds.
 _LOOK_S = 0.1
@@ -61,16 +67,18 @@ def _status(args: argparse.Namespace) -> int:
 
     def seen() -> Group:
         working = jobs.summaries(store.root, ended=False)
-        parts = [views.status(store, launchers(store), observe_runs(store), waiting_for_gpus(store))]
+        parts = [views.status(launchers(store), observe_runs(store), waiting_for_gpus(store))]
         return Group(*parts, *([jobviews.jobs(working)] if working else []))
 
-    console = Console()
+    where = f"state directory {locate()}"
     if not args.watch:
-        console.print(seen())
+        say_where(where)
+        show(seen())
         return EXIT_OK
+    console = Console()
     with Live(console=console, auto_refresh=False, screen=console.is_terminal) as live:
         while True:
-            live.update(seen(), refresh=True)
+            live.update(Group(Text(where, style="dim"), seen()), refresh=True)
             time.sleep(args.interval)
 
 
@@ -86,17 +94,18 @@ def _runs(args: argparse.Namespace) -> int:
     if args.json:
         print_json([public(record) for record in wanted])
     else:
-        Console().print(views.runs(wanted))
+        say_where(f"state directory {locate()}")
+        show(views.runs(wanted))
     return EXIT_OK
 
 
 def _show(args: argparse.Namespace) -> int:
     store = _store()
-    record = store.settled(store.find(args.run))
+    record = store.settled(select.one(store, args))
     if args.json:
         print_json(public(record))
     else:
-        Console().print(views.run(store, record))
+        show(views.run(store, record))
     return EXIT_OK
 
 
@@ -113,31 +122,60 @@ def _logs(args: argparse.Namespace) -> int:
 
 def _stream_log(args: argparse.Namespace) -> int:
     """Print a log as NDJSON, as it grows."""
+    wanted = _wanted_log(args)
     if args.task is not None:
-        return jobs.stream_task_log(args.run, args.task)
+        return joblogs.stream_task_log(args.run, args.task, wanted)
     store = _store()
-    stream(store, store.find(args.run))
+    stream(store, select.one(store, args), wanted)
     return EXIT_OK
 
 
 def _print_log(args: argparse.Namespace) -> int:
+    wanted = _wanted_log(args)
     if args.task is not None:
-        return jobs.print_task_log(args.run, args.task, is_followed=args.follow)
+        return joblogs.print_task_log(args.run, args.task, wanted, is_followed=args.follow)
     store = _store()
-    record = store.find(args.run)
+    record = select.one(store, args)
     if args.follow:
-        follow(store, record)
+        follow(store, record, wanted)
     else:
-        print_log(store, record)
+        print_log(store, record, wanted)
     return EXIT_OK
 
 
+def _wanted_log(args: argparse.Namespace) -> Filter:
+    """Return which lines are wanted; of a job that is named alone, find out which of its tasks is meant."""
+    if args.task is None and not select.names_runs(args) and args.run is not None:
+        args.task = joblogs.only_task(args.run)
+    return Filter(tail=args.tail, pattern=args.grep)
+
+
 def _stop(args: argparse.Namespace) -> int:
-    if args.run is None:
-        return jobs.stop_manager(is_waited_for=args.wait, is_json=args.json)
+    if not select.names_runs(args) and args.run is None:
+        if not args.json:
+            print("without a run this ends the manager of the jobs, as `air-executor shutdown` does", file=sys.stderr)
+        return _shutdown(args)
     store = _store()
     store.refuse_strangers()
-    record = store.settled(store.find(args.run))
+    if args.run is not None:
+        return _tell_stopped([_stop_run(store, store.settled(store.find(args.run)), args)], args)
+    stopped, errors = [], []
+    for record in select.matching(store, args, live=True):
+        try:
+            stopped.append(_stop_run(store, record, args))
+        except WrongStateError as error:
+            errors.append(str(error))
+    code = _tell_stopped(stopped, args) if stopped else EXIT_NO
+    if errors:
+        raise WrongStateError("; ".join(errors))
+    return code
+
+
+def _stop_run(store: RunStore, record: RunRecord, args: argparse.Namespace) -> RunRecord:
+    """Have a run stopped.
+
+    :raises WrongStateError: it has ended, or nobody can reach it.
+    """
     if record.state.is_end:
         raise WrongStateError(f"run {record.id} has ended already: {record.state.value}")
     store.request_stop(record.id, args.reason)
@@ -146,12 +184,19 @@ def _stop(args: argparse.Namespace) -> int:
             f"run {record.id} is {record.state.value} on {record.host or 'an unknown host'}, and neither its launcher "
             "nor its process can be reached from here"
         )
+    return record
+
+
+def _tell_stopped(stopped: list[RunRecord], args: argparse.Namespace) -> int:
     if args.wait:
-        record = _wait_for_end(store, record)
+        store = _store()
+        stopped = [_wait_for_end(store, record) for record in stopped]
     if args.json:
-        print_json(public(record))
+        plain = [public(record) for record in stopped]
+        print_json(plain[0] if args.run is not None else plain)
         return EXIT_OK
-    print(f"run {record.id} of {record.label}: {record.state.value if args.wait else 'is being stopped'}")
+    for record in stopped:
+        print(f"run {record.id} of {record.label}: {record.state.value if args.wait else 'is being stopped'}")
     return EXIT_OK
 
 
@@ -160,6 +205,10 @@ def _wait_for_end(store: RunStore, record: RunRecord) -> RunRecord:
         time.sleep(_LOOK_S)
         record = store.settled(store.read(record.id))
     return record
+
+
+def _shutdown(args: argparse.Namespace) -> int:
+    return jobs.stop_manager(is_waited_for=args.wait, is_json=args.json)
 
 
 def _prune(args: argparse.Namespace) -> int:
@@ -187,7 +236,8 @@ def _doctor(args: argparse.Namespace) -> int:
 
 
 def _launcher(_: argparse.Namespace) -> int:
-    options = _options()
+    # Airflow's, unless another is named: a service of Airflow's executor looks for no folder of jobs.
+    options = config.load_plain(str(locate().path) if VARIABLE in os.environ else None)
     check_state_dir(options.state_dir)
     store = RunStore(options.state_dir)
     store.prepare()
@@ -195,7 +245,9 @@ def _launcher(_: argparse.Namespace) -> int:
     return EXIT_OK
 
 
-_RUN = Argument(("run",), {"metavar": "RUN", "help": "id of the run, or the beginning of it"})
+_RUN = Argument(("run",), {"nargs": "?", "metavar": "RUN", "help": "id of the run, or the beginning of it"})
+
+_WAIT = Argument(("--wait",), {"action": "store_true", "help": "wait until it has ended"})
 
 COMMANDS: tuple[Command, ...] = (
     Command(
@@ -237,32 +289,40 @@ COMMANDS: tuple[Command, ...] = (
             JSON,
         ),
     ),
-    Command("show", "show everything about one run", _show, (_RUN, JSON)),
+    Command("show", "show everything about one run", _show, (_RUN, *select.ARGUMENTS, JSON)),
     Command(
         "logs",
         "print the log of a run's task, and what its runner printed; or that of a job's task",
         _logs,
         (
-            Argument(("run",), {"metavar": "RUN|JOB", "help": "id of a run, or the beginning of it; or a job's name"}),
+            Argument(
+                ("run",),
+                {"nargs": "?", "metavar": "RUN|JOB", "help": "id of a run, or the beginning of it; or a job's name"},
+            ),
             Argument(("task",), {"nargs": "?", "metavar": "TASK", "help": "of a job: the task"}),
             Argument(
                 ("-f", "--follow"),
                 {"action": "store_true", "help": "go on until it ends; with --json: NDJSON, an object in each line"},
             ),
+            Argument(("-n", "--tail"), {"type": count, "metavar": "N", "help": "begin with the last N lines"}),
+            Argument(("--grep",), {"type": pattern, "metavar": "RE", "help": "only lines in which RE is found"}),
+            *select.ARGUMENTS,
             JSON,
         ),
     ),
     Command(
         "stop",
-        "stop a run: its task gets time for on_kill, then it is killed; without RUN, stop the manager of the jobs",
+        "stop a run, or all that are named: a task gets time for on_kill, then it is killed",
         _stop,
         (
-            Argument(("run",), {"nargs": "?", "metavar": "RUN", "help": "id of the run, or the beginning of it"}),
+            _RUN,
+            *select.ARGUMENTS,
             Argument(("--reason",), {"default": "stopped from the command line", "help": "noted in the record"}),
-            Argument(("--wait",), {"action": "store_true", "help": "wait until it has ended"}),
+            _WAIT,
             JSON,
         ),
     ),
+    Command("shutdown", "end the manager of the jobs; what runs, runs on", _shutdown, (_WAIT, JSON)),
     Command(
         "prune",
         "remove records of ended runs",

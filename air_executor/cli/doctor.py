@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
 import importlib.util
 import logging
 import os
 import shutil
 import sys
+import tempfile
 import urllib.error
 import urllib.request
 from collections.abc import Callable
@@ -15,10 +17,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from air_executor import __version__, config
+from air_executor import __version__, config, statedir
 from air_executor.cli.observe import launchers
 from air_executor.config import Config
 from air_executor.errors import AirExecutorError
+from air_executor.jobs.store import JobStore, is_worked_on
 from air_executor.launcher import protocol
 from air_executor.launcher.address import Address, all_addresses, service_address
 from air_executor.launcher.preload import read_verdicts
@@ -26,6 +29,7 @@ from air_executor.ownership import check_state_dir
 from air_executor.processes import hides_processes
 from air_executor.runs.lock import KernelLock
 from air_executor.runs.store import RunStore
+from air_executor.statedir import StateDir, locate
 
 #: Supported versions of Airflow, from and below.
 _AIRFLOW = ((3, 1), (3, 4))
@@ -51,22 +55,31 @@ class Check:
 
 
 def examine() -> list[Check]:
-    """Look at everything, and return what was found."""
-    checks = [_python(), _airflow_version()]
+    """Look at everything that what is done from here depends on, and return what was found."""
+    checks = [_python()]
+    try:
+        where = locate()
+        options = config.load_plain(str(where.path))
+        is_airflows = where.is_airflows or where.path == Path(config.plain_state_dir())
+    except AirExecutorError as error:
+        remedy = "Correct the option; the scheduler does not start so."
+        return [*checks, _airflow_version(is_needed=False), Check("options", False, str(error), remedy)]
     has_airflow = importlib.util.find_spec("airflow") is not None
+    checks.append(_airflow_version(is_needed=is_airflows and statedir.has_airflow()))
     if has_airflow:
         checks.append(_entry_point())
-    try:
-        options = config.load_plain()
-    except AirExecutorError as error:
-        return [*checks, Check("options", False, str(error), "Correct the option; the scheduler does not start so.")]
-    checks.append(Check("options", True, f"launch = {options.launch}, preload = {', '.join(options.preload) or '-'}"))
-    state = _state_dir(options)
+    checks.append(_options(options))
+    state = _state_dir(where)
     checks.append(state)
-    if state.ok and Path(options.state_dir).exists():
+    if state.ok and where.path.exists():
         store = RunStore(options.state_dir)
-        checks += [_space(store), _records(store), _launchers(store), _processes(store), _preload(store)]
-    if has_airflow:
+        checks += [_space(store), _records(store), _launchers(store, options if is_airflows else None)]
+        checks += [_processes(store), _preload(store)]
+        if (JobStore(options.state_dir).root).is_dir():
+            checks.append(_jobs(JobStore(options.state_dir)))
+    elif is_airflows and options.launcher == "service":
+        checks.append(_NO_SERVICE)
+    if has_airflow and is_airflows:
         # Airflow's own messages would stand between the findings.
         logging.disable(logging.CRITICAL)
         try:
@@ -82,11 +95,12 @@ def _python() -> Check:
     return Check("python", ok, found, "AirExecutor needs Python 3.10 or newer.")
 
 
-def _airflow_version() -> Check:
+def _airflow_version(*, is_needed: bool) -> Check:
     try:
         version = importlib.metadata.version("apache-airflow-core")
     except importlib.metadata.PackageNotFoundError:
-        return Check("airflow", False, "not installed here", "Install it: pip install 'air-executor[airflow]'.")
+        found = "not installed here" if is_needed else "not installed here; jobs work without it"
+        return Check("airflow", not is_needed, found, "Install it: pip install 'apache-airflow>=3.1'.")
     pair = tuple(int(part) for part in version.split(".")[:2])
     remedy = f"AirExecutor {__version__} is tested with Airflow 3.1, 3.2 and 3.3."
     return Check("airflow", _AIRFLOW[0] <= pair < _AIRFLOW[1], version, remedy)
@@ -99,19 +113,37 @@ def _entry_point() -> Check:
     return Check("provider", ok, "registered with Airflow" if ok else "not registered with Airflow", remedy)
 
 
-def _state_dir(options: Config) -> Check:
-    if not Path(options.state_dir).exists():
-        # Made here, it would belong to whoever asks.
-        return Check("state directory", True, f"{options.state_dir} (the scheduler will make it)")
-    store = RunStore(options.state_dir)
+def _options(options: Config) -> Check:
+    missing = [
+        name for name in options.preload if name[0] != "-" and name not in ("auto", "off") and not _is_there(name)
+    ]
+    found = f"launch = {options.launch}, preload = {', '.join(options.preload) or '-'}"
+    if missing:
+        found += f"; not installed here: {', '.join(missing)}"
+    return Check("options", not missing, found, "Install it, or take it out of [air_executor] preload.")
+
+
+def _is_there(module: str) -> bool:
+    return importlib.util.find_spec(module.partition(".")[0]) is not None
+
+
+def _state_dir(where: StateDir) -> Check:
+    path, remedy = where.path, "Mend its owner or mode, or name another folder, on a local disk"
+    remedy += ": [air_executor] state_dir." if where.is_airflows else ": --state-dir."
     try:
-        check_state_dir(options.state_dir)
-        store.prepare()
-        _use_sockets_and_locks(store.root / f".try-{os.urandom(8).hex()}")
+        if os.path.lexists(path):
+            check_state_dir(path)
+            store = RunStore(path)
+            store.prepare()
+            _use_sockets_and_locks(store.root / f".try-{os.urandom(8).hex()}")
+            return Check("state directory", True, str(where))
+        # Made here, it would belong to whoever asks. What can be done in the folder that is there, can be in this one.
+        parent = next(each for each in path.parents if os.path.lexists(each))
+        with tempfile.TemporaryDirectory(prefix=".air-executor-", dir=parent) as folder:
+            _use_sockets_and_locks(Path(folder) / "try")
     except (AirExecutorError, OSError) as error:
-        remedy = "Mend its owner or mode, or set [air_executor] state_dir to another folder, on a local disk."
-        return Check("state directory", False, str(error), remedy)
-    return Check("state directory", True, options.state_dir)
+        return Check("state directory", False, f"{where}: {error}", remedy)
+    return Check("state directory", True, f"{where}, which is made when it is needed")
 
 
 def _use_sockets_and_locks(path: Path) -> None:
@@ -141,7 +173,19 @@ def _records(store: RunStore) -> Check:
     return Check("records", not bad, f"{len(store.ids())} runs, {len(bad)} unreadable documents", remedy)
 
 
-def _launchers(store: RunStore) -> Check:
+_NO_SERVICE = Check(
+    "launcher",
+    False,
+    "none, and [air_executor] launcher = service: all tasks wait for it",
+    "Start the service: `air-executor launcher`, with this state directory.",
+)
+
+
+def _launchers(store: RunStore, options: Config | None) -> Check:
+    """Look at the launchers.
+
+    :param options: the scheduler's, if these are its launchers.
+    """
     addresses, answers = all_addresses(store), launchers(store)
     silent = [address for address in addresses if address.key not in {answer["key"] for answer in answers}]
     if silent:
@@ -155,6 +199,9 @@ def _launchers(store: RunStore) -> Check:
         if answer["key"] == service_address(store).key and (objection := protocol.objection(answer)):
             what, _, remedy = objection.partition(": ")
             return Check("launcher", False, f"orders wait: {what}", f"{remedy[:1].upper()}{remedy[1:]}.")
+    is_service = options is not None and options.launcher == "service"
+    if is_service and service_address(store).key not in {answer["key"] for answer in answers}:
+        return _NO_SERVICE
     if not answers:
         return Check("launcher", True, "none; one is started with the next workload")
     return Check("launcher", True, ", ".join(f"pid {one['pid']}, {one['runners']} runners" for one in answers))
@@ -176,6 +223,28 @@ def _preload(store: RunStore) -> Check:
     return Check("preload", True, f"imported ahead: {', '.join(ahead) or '-'}; left to tasks: {', '.join(left) or '-'}")
 
 
+def _jobs(store: JobStore) -> Check:
+    names, bad, waiting = store.names(), [], []
+    for name in names:
+        try:
+            files = store.files(name)
+            if not files.is_ended():
+                files.load()
+                if not is_worked_on(files.path):
+                    waiting.append(name)
+        except AirExecutorError as error:
+            bad.append(str(error))
+    if bad:
+        return Check(
+            "jobs", False, f"{len(bad)} of {len(names)} can't be read: {bad[0]}", "Mend the file, or remove it."
+        )
+    manager = store.manager()
+    found = f"{len(names)}; " + (f"their manager has pid {manager}" if manager else "no manager works")
+    if waiting:
+        found += f", and {len(waiting)} wait for one: {', '.join(waiting[:3])}"
+    return Check("jobs", not waiting, found, "Start one: `air-executor start --detach`.")
+
+
 def _guarded(name: str, remedy: str) -> Callable[[Callable[[], Check]], Callable[[], Check]]:
     def decorate(check: Callable[[], Check]) -> Callable[[], Check]:
         def run() -> Check:
@@ -193,9 +262,35 @@ def _guarded(name: str, remedy: str) -> Callable[[Callable[[], Check]], Callable
 def _executor() -> Check:
     from airflow.configuration import conf
 
+    from air_executor.executor import AirExecutor
+
     value = conf.get("core", "executor")
     remedy = "Set AIRFLOW__CORE__EXECUTOR=air_executor.AirExecutor (or [core] executor in airflow.cfg)."
-    return Check("executor", "air_executor." in value, f"[core] executor = {value}", remedy)
+    found = f"[core] executor = {value}"
+    is_named = False
+    for name in _executor_names():
+        try:
+            executor = _imported(name.module_path)
+        except Exception as error:  # whatever is imported
+            why = f"{type(error).__name__}: {error}"
+            return Check("executor", False, f"{found}: {name.module_path} can't be imported: {why}", remedy)
+        is_named = is_named or (isinstance(executor, type) and issubclass(executor, AirExecutor))
+    return Check("executor", is_named, found, remedy)
+
+
+def _imported(path: str) -> Any:
+    module, _, name = path.rpartition(".")
+    return getattr(importlib.import_module(module), name)
+
+
+def _executor_names() -> list[Any]:
+    from airflow.executors.executor_loader import ExecutorLoader
+
+    from air_executor import compat
+
+    # Teams are validated in the database, which need not be there for this; Airflow 3.1 has none.
+    options = {"validate_teams": False} if compat.AIRFLOW_VERSION >= (3, 2) else {}
+    return list(ExecutorLoader.get_executor_names(**options))
 
 
 @_guarded("api server", "Airflow itself can't be configured so; see the message.")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import codecs
+import contextlib
 import dataclasses
 import hashlib
 import logging
@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,27 +23,29 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 
 from air_executor import config
 from air_executor.cli import jobviews, trust
-from air_executor.cli.jsonout import print_line
+from air_executor.cli.listing import say_where, show
 from air_executor.cli.table import EXIT_NO, EXIT_OK, JSON, Argument, Command, at_least_zero, count, print_json
 from air_executor.config import Config
 from air_executor.errors import AirExecutorError, JobError, ManagedError, StateDirError, WrongStateError
 from air_executor.jobs import api
 from air_executor.jobs.fields import check_names
 from air_executor.jobs.manager import Manager
-from air_executor.jobs.model import JobState, Task, TaskStatus, When
+from air_executor.jobs.model import JobState, TaskStatus, When
 from air_executor.jobs.private import values_of
 from air_executor.jobs.schema import GIVEN
-from air_executor.jobs.store import JobFiles, JobStore
+from air_executor.jobs.store import JobFiles, JobStore, is_worked_on
 from air_executor.launcher.address import module_command
 from air_executor.runs.lock import is_held
-from air_executor.runs.store import replace_file
+from air_executor.runs.record import RunRecord
+from air_executor.runs.store import RunStore, replace_file
 from air_executor.safe_files import open_to_append
+from air_executor.statedir import FOLDER, locate
 
 #: How often something is looked at that is followed, in seconds.
 _LOOK_S = 0.2
 
-#: A longer line is told in pieces of about so many characters: a progress bar is one line, however long it runs.
-_MAX_LINE = 1 << 20
+#: Files of jobs end so.
+_SUFFIXES = (".json", ".yaml", ".yml")
 
 #: The path that means stdin.
 _STDIN = Path("-")
@@ -69,18 +71,17 @@ class Summary:
     paused: bool = False
     trusted: bool = True
     """Whether it was submitted here, or somebody has said that it is trusted; of one that has ended nobody asks."""
+    has_manager: bool | None = None
+    """Whether somebody works on it; ``None`` when it has ended."""
 
 
 def options() -> Config:
     """Return the options for the present working directory: they say where the state directory is."""
-    state_dir = api.find_state_dir()
-    # One that is set is validated, and found, by the configuration itself.
-    is_found = config.plain_getter()("state_dir") is None and state_dir.is_dir()
-    return config.load_plain(str(state_dir) if is_found else None)
+    return config.load_plain(str(api.find_state_dir()))
 
 
 def _job_options() -> Config:
-    return config.load_plain(str(api.find_state_dir()))
+    return options()
 
 
 def _store() -> JobStore:
@@ -120,6 +121,7 @@ def summary(files: JobFiles) -> Summary:
         statuses.count(TaskStatus.SKIPPED),
         statuses.count(TaskStatus.CANCELLED),
         files.job.paused and not files.job.state.is_end,
+        has_manager=None if files.job.state.is_end else is_worked_on(files.path),
     )
 
 
@@ -127,7 +129,7 @@ def summary(files: JobFiles) -> Summary:
 
 
 def _init(args: argparse.Namespace) -> int:
-    folder = Path.cwd() / api.FOLDER
+    folder = Path.cwd() / FOLDER
     JobStore(folder).prepare()
     ignore = folder / ".gitignore"
     if not os.path.lexists(ignore):
@@ -140,7 +142,7 @@ def _init(args: argparse.Namespace) -> int:
 
 
 def _read_job(path: Path) -> dict[str, Any]:
-    name = path.name.split(".")[0]
+    name = path.name.removesuffix(path.suffix if path.suffix in _SUFFIXES else "")
     parse: Callable[[bytes], Any] = _parse_yaml if path.suffix in (".yaml", ".yml") else orjson.loads
     try:
         if path == _STDIN:
@@ -192,7 +194,9 @@ def _submit(args: argparse.Namespace) -> int:
     if args.json:
         print_json({"name": name, "has_manager": has_manager})
     else:
-        print(name if has_manager else f"{name}\nno manager works here; begin with `air-executor start`")
+        print(name)
+        if not has_manager:
+            print("no manager works here; begin with `air-executor start`", file=sys.stderr)
     return EXIT_OK
 
 
@@ -200,7 +204,7 @@ def _queue(args: argparse.Namespace) -> int:
     argv = args.argv[1:] if args.argv[:1] == ["--"] else args.argv
     task: dict[str, Any] = {"command": argv[0], "args": argv[1:]} if argv else {}
     if args.function:
-        task = {"function": args.function, "arguments": orjson.loads(args.arguments or "{}")}
+        task = {"function": args.function, "arguments": _arguments(args.arguments or "{}")}
     given = {"id": args.id, "key": args.key, "dependencies": args.after}
     given |= {"timeout": args.timeout, "retries": args.retries, "when": args.when, "priority": args.priority}
     given |= {"private_env": values_of(args.env_from)}
@@ -216,6 +220,13 @@ def _queue(args: argparse.Namespace) -> int:
     return EXIT_OK
 
 
+def _arguments(text: str) -> Any:
+    try:
+        return orjson.loads(text)
+    except orjson.JSONDecodeError as error:
+        raise JobError(f"--arguments must be JSON, not {text[:80]!r}: {error}") from None
+
+
 # The manager
 
 
@@ -228,12 +239,21 @@ def _start(args: argparse.Namespace) -> int:
         return _start_detached(args)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     manager = _manager(args)
-    if args.json:
-        print_json({"pid": os.getpid(), "jobs": str(_store().root)})
-    print(
-        f"working on the jobs below {_store().root}; Ctrl-C ends this, and not what runs", file=sys.stderr, flush=True
-    )
-    manager.serve()
+    root, is_said = _store().root, False
+
+    def say_it_works() -> bool:
+        nonlocal is_said
+        if not is_said:
+            is_said = True
+            if args.json:
+                print_json({"pid": os.getpid(), "jobs": str(root)})
+            print(f"working on the jobs below {root}; Ctrl-C ends this, and not what runs", file=sys.stderr, flush=True)
+        return False
+
+    try:
+        manager.serve(until=say_it_works)  # which is asked when there is no other manager
+    except ManagedError:
+        raise WrongStateError(f"a manager works here already: {root}") from None
     return EXIT_OK
 
 
@@ -241,7 +261,7 @@ def _start_detached(args: argparse.Namespace) -> int:
     store = _store()
     store.prepare()
     if store.manager() is not None:
-        raise WrongStateError("a manager works here already")
+        raise WrongStateError(f"a manager works here already: {store.root}")
     trust.warn(store)
     log = store.root / "manager.log"
     command = [*module_command("air_executor.cli.main"), "start", "--poll", str(args.poll)]
@@ -275,7 +295,7 @@ def stop_manager(*, is_waited_for: bool, is_json: bool = False) -> int:
     store = _store()
     pid = store.signal_manager(signal.SIGTERM)
     if pid is None:
-        raise WrongStateError("no manager works here")
+        raise WrongStateError(f"no manager works here: {store.root}")
     while is_waited_for and is_held(store.root / "manager.lock"):
         time.sleep(_LOOK_S)
     if is_json:
@@ -287,9 +307,8 @@ def stop_manager(*, is_waited_for: bool, is_json: bool = False) -> int:
 
 def _run(args: argparse.Namespace) -> int:
     store = _store()
-    path = Path(args.job)
-    if path == _STDIN or path.suffix or os.sep in args.job:
-        name = _submit_file(args, path, str(store.root.parent))
+    if _is_file(store, args.job):
+        name = _submit_file(args, Path(args.job), str(store.root.parent))
     else:
         name = store.open(args.job).job.name
         store.check_trust(store.files(name).read_job())
@@ -308,6 +327,17 @@ def _run(args: argparse.Namespace) -> int:
             except ManagedError:
                 time.sleep(_LOOK_S)  # it does it; should it leave the job, this one takes it
     return show_results(store.open(name), is_json=args.json)
+
+
+def _is_file(store: JobStore, given: str) -> bool:
+    """Tell whether the file of a job is meant, and not the name of one that is there. Names may have dots."""
+    if os.sep in given or Path(given) == _STDIN or Path(given).is_file():
+        return True
+    if given in store.names():
+        return False
+    if Path(given).suffix in _SUFFIXES:
+        return True
+    raise JobError(f"{given!r} is neither a file, nor a job below {store.root}")
 
 
 class _Display:
@@ -360,7 +390,8 @@ def _jobs(args: argparse.Namespace) -> int:
     if args.json:
         print_json([dataclasses.asdict(each) for each in found])
     else:
-        Console().print(jobviews.jobs(found))
+        say_where(f"state directory {locate()}")
+        show(jobviews.jobs(found))
     return EXIT_OK
 
 
@@ -370,10 +401,27 @@ def _job(args: argparse.Namespace) -> int:
     if args.json:
         print_json({**_plain(files), "trusted": hint is None})
         return EXIT_OK
-    Console().print(jobviews.job(files))
+    show(jobviews.job(files, _leftover_runs(files)))
     if hint is not None:
         print(f"job {args.name}: {hint}", file=sys.stderr)
     return EXIT_OK
+
+
+def _leftover_runs(files: JobFiles) -> dict[str, RunRecord | None] | None:
+    """Return what is on record of the tasks that are running, as the files of a job say that has no manager.
+
+    ``None``: the files say what is, as somebody works on the job, or it has ended.
+    """
+    if files.job.state.is_end or is_worked_on(files.path):
+        return None
+    runs = RunStore(files.path.parent.parent)
+    found: dict[str, RunRecord | None] = {}
+    for task in files.tasks.values():
+        if task.status is TaskStatus.RUNNING:
+            found[task.id] = None
+            with contextlib.suppress(AirExecutorError):
+                found[task.id] = runs.settled(runs.read(task.run_id or ""))
+    return found
 
 
 def _plain(files: JobFiles) -> dict[str, Any]:
@@ -398,67 +446,8 @@ def show_results(files: JobFiles, *, is_json: bool) -> int:
     if is_json:
         print_json(_plain(files))
     else:
-        Console().print(jobviews.results(files))
+        show(jobviews.results(files))
     return EXIT_OK if files.job.state is JobState.COMPLETED else EXIT_NO
-
-
-def print_task_log(name: str, task_id: str, *, is_followed: bool) -> int:
-    """Print what a task of a job has printed, and what it prints until it has ended."""
-    store = _store()
-    path = _task(store, name, task_id)[0].log_file(task_id)
-    for text in _tail(path, lambda: _task(store, name, task_id)[1].status.is_end, is_followed=is_followed):
-        sys.stdout.write(text)
-        sys.stdout.flush()
-    task = _task(store, name, task_id)[1]
-    if task.error:
-        print(f"-- task {task.id} {task.status.value}: {task.error}")
-    return EXIT_OK
-
-
-def stream_task_log(name: str, task_id: str) -> int:
-    """Print what a task of a job prints until it has ended, as NDJSON: an object for each line, and one for its end."""
-    store = _store()
-    path = _task(store, name, task_id)[0].log_file(task_id)
-    rest = ""
-    for text in _tail(path, lambda: _task(store, name, task_id)[1].status.is_end, is_followed=True):
-        *lines, rest = (rest + text).split("\n")
-        for line in lines:
-            print_line({"job": name, "task": task_id, "line": line})
-        if len(rest) >= _MAX_LINE:
-            print_line({"job": name, "task": task_id, "line": rest})
-            rest = ""
-    if rest:
-        print_line({"job": name, "task": task_id, "line": rest})
-    task = _task(store, name, task_id)[1]
-    end = {"status": task.status.value, "exit_code": task.exit_code, "error": task.error}
-    print_line({"job": name, "task": task_id, **end})
-    return EXIT_OK
-
-
-def _task(store: JobStore, name: str, task_id: str) -> tuple[JobFiles, Task]:
-    files = store.open(name)
-    if task_id not in files.tasks:
-        raise JobError(f"there is no task {task_id!r} in job {name}")
-    return files, files.tasks[task_id]
-
-
-def _tail(path: Path, has_ended: Any, *, is_followed: bool) -> Iterator[str]:
-    position = 0
-    decoder = codecs.getincrementaldecoder("utf-8")("replace")  # a character may be written, or read, in two pieces
-    while True:
-        is_last = not is_followed or has_ended()
-        try:
-            with path.open("rb") as file:
-                file.seek(position)
-                while data := file.read(1 << 16):
-                    position += len(data)
-                    yield decoder.decode(data)
-        except FileNotFoundError:
-            pass
-        if is_last:
-            yield decoder.decode(b"", final=True)
-            return
-        time.sleep(_LOOK_S)
 
 
 _NAME = Argument(("name",), {"metavar": "NAME", "help": "name of the job"})

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING
 
 import orjson
 from rich.console import Group, RenderableType
-from rich.markup import escape
-from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
 
-from air_executor.cli.views import duration, table
+from air_executor.cli.listing import Listing
+from air_executor.cli.views import duration
 from air_executor.jobs.model import JobState, Task, TaskStatus
 from air_executor.jobs.store import JobFiles
+from air_executor.runs.record import RunRecord
 
 if TYPE_CHECKING:
     from air_executor.cli.jobs import Summary
@@ -31,47 +31,59 @@ _COLOURS: dict[str, str] = {
     "cancelled": "yellow",
 }
 
-#: A result is shown up to so many characters.
-_SHOWN = 60
+#: What a task executes is shown up to so many characters, and its result.
+_SHOWN, _RESULT_SHOWN = 60, 1000
+
+NO_MANAGER = "no manager works on it: `air-executor start`"
 
 
 def _state(state: JobState | TaskStatus) -> Text:
-    return Text(state.value, style=_COLOURS[state.value])
+    return Text(state.value, style=_COLOURS.get(state.value, "yellow"))
 
 
 def jobs(found: Iterable[Summary]) -> RenderableType:
     """Return a list of jobs."""
     numbers = ("DONE", "RUNNING", "FAILED", "NOT RUN")
-    shown = table("JOB", "STATE", *numbers, "UPDATED (UTC)", "REASON", right=numbers)
+    shown = Listing("JOB", "STATE", *numbers, "UPDATED (UTC)", "REASON", right=numbers, wraps="REASON")
     for job in found:
         shown.add_row(
-            escape(job.name),
+            job.name,
             Text("paused", style="yellow") if job.paused else _state(job.state),
             f"{job.completed}/{job.tasks}",
             str(job.running),
             str(job.failed),
             str(job.skipped + job.cancelled),
             job.updated_at[:19].replace("T", " "),
-            escape(job.error or ""),
+            job.error or (NO_MANAGER if job.has_manager is False else ""),
         )
     return shown if shown.row_count else Text("no jobs")
 
 
-def job(files: JobFiles) -> RenderableType:
-    """Return a job's tasks as a tree: below each task what it has queued."""
+def job(files: JobFiles, leftover: Mapping[str, RunRecord | None] | None = None) -> RenderableType:
+    """Return a job's tasks as a tree: below each task what it has queued.
+
+    :param leftover: of a job that has no manager: what is on record of the tasks that are running, as its files say.
+    """
     paused = (" paused", "yellow") if files.job.paused else ""
     head = Text.assemble((files.job.name, "bold"), " ", _state(files.job.state), paused, f" {files.job.error or ''}")
+    if leftover is not None:
+        head.append(NO_MANAGER, style="yellow")
     tree = Tree(head)
     branches: dict[str, Tree] = {}
     for task in files.tasks.values():
         parent = branches.get(task.queued_by or "", tree)
-        branches[task.id] = parent.add(_line(task))
+        branches[task.id] = parent.add(_line(task, leftover))
     return tree
 
 
-def _line(task: Task) -> Text:
+def _line(task: Task, leftover: Mapping[str, RunRecord | None] | None) -> Text:
     parts: list[str | Text] = [_state(task.status), " ", Text(task.id, style="bold"), " ", what(task)]
     took = took_s(task)
+    if leftover is not None and task.id in leftover and ((record := leftover[task.id]) is None or record.state.is_end):
+        # It does not get older. What became of it, the next manager writes down.
+        took = None
+        became = "is not on record" if record is None else f"ended as {record.state.value}"
+        parts.append(Text(f"  its run {became}; the next manager goes on from there", style="yellow"))
     if took is not None:
         parts.append(Text(f"  {duration(took)}", style="dim"))
     if task.tries > 1:
@@ -103,16 +115,16 @@ def took_s(task: Task) -> float | None:
 
 def results(files: JobFiles) -> RenderableType:
     """Return what became of a job and its tasks."""
-    shown: Table = table("TASK", "STATUS", "TOOK", "TRIES", "RESULT", right=("TOOK", "TRIES"))
+    shown = Listing("TASK", "STATUS", "TOOK", "TRIES", "RESULT", right=("TOOK", "TRIES"), wraps="RESULT")
     for task in files.tasks.values():
         result = task.error or ("" if task.result is None else orjson.dumps(task.result).decode())
         took = took_s(task)
         shown.add_row(
-            escape(task.id),
+            task.id,
             _state(task.status),
             "" if took is None else duration(took),
             str(task.tries),
-            escape(result[:_SHOWN] + ("…" if len(result) > _SHOWN else "")),
+            result[:_RESULT_SHOWN] + ("…" if len(result) > _RESULT_SHOWN else ""),
         )
     counts = [task.status for task in files.tasks.values()]
     line = f"{counts.count(TaskStatus.COMPLETED)} of {len(counts)} tasks completed"

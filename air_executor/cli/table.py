@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ from air_executor.cli.failure import envelope, report
 from air_executor.cli.jsonout import print_json as print_json
 from air_executor.cli.jsonout import print_line
 from air_executor.errors import AirExecutorError
+from air_executor.statedir import VARIABLE
 
 #: Exit codes: it is so; it is not so, or it did not work; it was asked wrongly; it has not ended in time (as
 #: timeout(1) says it).
@@ -43,6 +45,10 @@ def call(command: Command) -> Callable[[argparse.Namespace], None]:
     """
 
     def run(args: argparse.Namespace) -> None:
+        args.command = command.name  # Airflow's command line has its own place for it
+        if (named := getattr(args, "state_dir", None)) is not None:
+            # In the environment, so that it holds for all that this command calls and starts.
+            os.environ[VARIABLE] = os.path.abspath(os.path.expanduser(named))
         try:
             code = command.run(args)
         except (AirExecutorError, KeyboardInterrupt) as error:
@@ -62,18 +68,38 @@ def call(command: Command) -> Callable[[argparse.Namespace], None]:
 
 def at_least_zero(text: str) -> float:
     """Return a number of seconds, days and the like that argparse has read."""
-    value = float(text)
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
     if not 0 <= value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} is not 0 or more")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number, 0 or more")
     return value
 
 
-def count(text: str) -> int:
+def whole_number(text: str) -> int:
     """Return a whole number that argparse has read."""
-    value = int(text)
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
+
+
+def count(text: str) -> int:
+    """Return a whole number, 0 or more, that argparse has read."""
+    try:
+        value = int(text)
+    except ValueError:
+        value = -1
     if value < 0:
-        raise argparse.ArgumentTypeError(f"{text} is not 0 or more")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number, 0 or more")
     return value
 
 
 JSON = Argument(("--json",), {"action": "store_true", "help": "print JSON, an error too"})
+
+#: Every command has it.
+STATE_DIR = Argument(
+    ("--state-dir",),
+    {"metavar": "FOLDER", "default": argparse.SUPPRESS, "help": f"the state directory (default: {VARIABLE} and so on)"},
+)

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import os
+import re
 import time
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import orjson
@@ -17,43 +22,81 @@ from air_executor.runs.store import RunStore
 #: A longer line is shown in pieces of so many bytes: a progress bar is one line, however long its task runs.
 _MAX_LINE_BYTES = 1 << 20
 
+#: A log's end is looked for in pieces of so many bytes.
+_BLOCK_BYTES = 1 << 16
+
 #: How often a log that is followed is read again, in seconds.
 _READ_S = 0.2
 
 
-def print_log(store: RunStore, record: RunRecord) -> None:
+@dataclass(frozen=True)
+class Filter:
+    """Which lines of a log are wanted."""
+
+    tail: int | None = None
+    """Only so many of those that are there: the last ones."""
+    pattern: re.Pattern[str] | None = None
+    """Only those in which it is found."""
+
+    def of_the_past(self, reader: LogReader, *, is_over: bool) -> Iterable[str]:
+        """Return the wanted ones of the lines that are there."""
+        if self.tail is not None and self.pattern is None:
+            reader.skip_to_tail(self.tail)
+        lines = self.wanted(reader.lines(is_over=is_over))
+        return lines if self.tail is None else deque(lines, maxlen=self.tail)
+
+    def wanted(self, lines: Iterable[str]) -> Iterator[str]:
+        """Yield the lines in which the pattern is found."""
+        return (line for line in lines if self.pattern is None or self.pattern.search(line))
+
+
+ALL = Filter()
+
+
+def pattern(text: str) -> re.Pattern[str]:
+    """Return a regular expression that argparse has read."""
+    try:
+        return re.compile(text)
+    except re.error as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a regular expression: {error}") from None
+
+
+def print_log(store: RunStore, record: RunRecord, wanted: Filter = ALL) -> None:
     """Print what there is."""
-    for line in LogReader(record.log_file).lines(is_over=True):
+    for line in wanted.of_the_past(LogReader(record.log_file), is_over=True):
         print(line)
     _print_output(store, record)
 
 
-def follow(store: RunStore, record: RunRecord) -> None:
+def follow(store: RunStore, record: RunRecord, wanted: Filter = ALL) -> None:
     """Print what there is and what comes, until the run has ended."""
-    for line in followed(store, record):
+    for line in followed(store, record, wanted):
         print(line, flush=True)
     _print_output(store, store.settled(store.read(record.id)))
 
 
-def stream(store: RunStore, record: RunRecord) -> None:
+def stream(store: RunStore, record: RunRecord, wanted: Filter = ALL) -> None:
     """Print what there is and what comes as NDJSON: an object for each line, and one for the end of the run."""
-    for line in followed(store, record):
+    for line in followed(store, record, wanted):
         print_line({"run": record.id, "line": line})
     record = store.settled(store.read(record.id))
     output = store.output_tail(record.id, max_bytes=1 << 20)
-    print_line({"run": record.id, "state": record.state.value, "reason": record.reason, "output": output or None})
+    print_line({"run": record.id, "state": record.state.value, "reason": record.why, "output": output or None})
 
 
-def followed(store: RunStore, record: RunRecord) -> Iterator[str]:
+def followed(store: RunStore, record: RunRecord, wanted: Filter = ALL) -> Iterator[str]:
     """Yield the lines that there are and those that come, until the run has ended."""
     reader = LogReader(record.log_file)
+    ended = record.state.is_end
+    lines = wanted.of_the_past(reader, is_over=ended)
     while True:
-        ended = record.state.is_end
-        yield from reader.lines(is_over=ended)
+        yield from lines
         if ended:
             return
         time.sleep(_READ_S)
         record = store.settled(store.read(record.id))
+        ended = record.state.is_end
+        lines = wanted.wanted(reader.lines(is_over=ended))
 
 
 def _print_output(store: RunStore, record: RunRecord) -> None:
@@ -70,6 +113,10 @@ class LogReader:
     def __init__(self, path: str | None) -> None:
         self._path = path or ""
         self._position = 0
+
+    def skip_to_tail(self, count: int) -> None:
+        """Pass over all but the last ``count`` lines of what is there, without reading them."""
+        self._position = tail_position(self._path, count)
 
     def lines(self, *, is_over: bool) -> Iterator[str]:
         """Yield the lines that have come since the last call, for people.
@@ -90,6 +137,31 @@ class LogReader:
                 self._position += len(piece)
                 for line in piece.splitlines():
                     yield _render(line)
+
+
+def tail_position(path: str | Path, count: int) -> int:
+    """Return where the last ``count`` lines of a file begin, in bytes."""
+    with contextlib.ExitStack() as stack:
+        try:
+            file = stack.enter_context(open(path, "rb"))
+        except OSError:
+            return 0
+        position = file.seek(0, os.SEEK_END)
+        missing = count
+        if position:
+            file.seek(position - 1)
+            missing += file.read(1) == b"\n"  # which ends the last line, and begins none
+        while position and missing:
+            size = min(position, _BLOCK_BYTES)
+            file.seek(position - size)
+            block = file.read(size)
+            end = size
+            while missing and (end := block.rfind(b"\n", 0, end)) >= 0:
+                missing -= 1
+                if not missing:
+                    return position - size + end + 1
+            position -= size
+        return position if missing else file.seek(0, os.SEEK_END)
 
 
 def _render(line: bytes) -> str:

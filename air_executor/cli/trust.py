@@ -6,10 +6,8 @@ import argparse
 import os
 import sys
 
-from rich.console import Console
-
+from air_executor.cli.listing import Listing, show
 from air_executor.cli.table import EXIT_NO, EXIT_OK, print_json
-from air_executor.cli.views import table
 from air_executor.errors import AirExecutorError, JobError
 from air_executor.jobs.model import Job
 from air_executor.jobs.store import JobStore
@@ -58,10 +56,10 @@ def _list(store: JobStore, *, is_json: bool) -> int:
     if not found:
         print("all jobs here are trusted", file=sys.stderr)
         return EXIT_OK
-    shown = table("JOB", "STATE", "UPDATED (UTC)")
+    shown = Listing("JOB", "STATE", "UPDATED (UTC)")
     for job in found:
         shown.add_row(job.name, job.state.value, job.updated_at[:19].replace("T", " "))
-    Console().print(shown)
+    show(shown)
     print("look at them (`air-executor job NAME`), then: air-executor trust NAME… or --all", file=sys.stderr)
     return EXIT_NO
 

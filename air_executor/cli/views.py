@@ -5,11 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from rich.console import Group, RenderableType
-from rich.markup import escape
-from rich.table import Table
 from rich.text import Text
 
 from air_executor.cli.doctor import Check
+from air_executor.cli.listing import Listing
 from air_executor.cli.observe import ObservedRun
 from air_executor.runner.limits import mebibytes
 from air_executor.runs.record import RunRecord, RunState
@@ -28,21 +27,9 @@ _COLOURS = {
 #: So many characters of an id tell runs apart; commands take the beginning of one.
 _SHORT = 8
 
-#: Columns that give way when the terminal is narrow.
-_WRAPPING = frozenset({"WHAT", "REASON", "VALUE"})
-
 
 def _state(state: RunState) -> Text:
     return Text(state.value, style=_COLOURS[state])
-
-
-def table(*columns: str, right: tuple[str, ...] = ()) -> Table:
-    """Return an empty table; numbers stand to the ``right``."""
-    made = Table(box=None, header_style="bold", pad_edge=False)
-    for column in columns:
-        wraps = column in _WRAPPING
-        made.add_column(column, justify="right" if column in right else "left", overflow="fold", no_wrap=not wraps)
-    return made
 
 
 def duration(seconds: float) -> str:
@@ -54,11 +41,9 @@ def duration(seconds: float) -> str:
     return f"{minutes}m{rest:02.0f}s" if minutes else f"{rest:.1f}s"
 
 
-def status(
-    store: RunStore, launchers: list[dict[str, Any]], runs: list[ObservedRun], waiting: list[dict[str, Any]]
-) -> RenderableType:
+def status(launchers: list[dict[str, Any]], runs: list[ObservedRun], waiting: list[dict[str, Any]]) -> RenderableType:
     """Return the launchers, the live runs, and what waits for GPUs."""
-    parts: list[RenderableType] = [Text(f"state directory {store.root}", style="dim")]
+    parts: list[RenderableType] = []
     for launcher in launchers:
         parts.append(
             Text(
@@ -69,7 +54,7 @@ def status(
         parts += [Text(f"  {trouble}", style="red") for trouble in launcher.get("troubles", ())]
     if not launchers:
         parts.append(Text("no launcher (one is started with the next workload)"))
-    shown = table("RUN", "STATE", "AGE", "MEMORY", "CPU", "PID", "WHAT", "TRY", right=("AGE", "MEMORY", "CPU", "PID"))
+    shown = Listing("RUN", "STATE", "AGE", "MEMORY", "CPU", "PID", "WHAT", "TRY", right=("AGE", "MEMORY", "CPU", "PID"))
     for run in runs:
         record = run.record
         shown.add_row(
@@ -79,42 +64,42 @@ def status(
             mebibytes(run.memory_bytes) if run.memory_bytes is not None else "-",
             f"{run.cpu_time_s:.1f}s" if run.cpu_time_s is not None else "-",
             str(record.pid or "-"),
-            escape(record.label),
+            record.label,
             str(record.identity.try_number or "-"),
         )
     parts.append(shown if runs else Text("nothing runs"))
     if waiting:
-        line = table("WAITS FOR", "SINCE (UTC)", "WHAT")
+        line = Listing("WAITS FOR", "SINCE (UTC)", "WHAT")
         for each in waiting:
             gpus = f"{each['gpus']} of {each['of']} GPUs to be free"
-            line.add_row(gpus, each["since"][:19].replace("T", " "), escape(each["name"]))
+            line.add_row(gpus, each["since"][:19].replace("T", " "), each["name"])
         parts.append(line)
     return Group(*parts)
 
 
 def runs(records: list[RunRecord]) -> RenderableType:
     """Return a list of runs."""
-    shown = table("RUN", "STATE", "QUEUED (UTC)", "WHAT", "TRY", "REASON")
+    shown = Listing("RUN", "STATE", "QUEUED (UTC)", "WHAT", "TRY", "REASON", wraps="REASON")
     for record in records:
         shown.add_row(
             record.id[:_SHORT],
             _state(record.state),
             (record.queued_at or "")[:19].replace("T", " "),
-            escape(record.label),
+            record.label,
             str(record.identity.try_number or "-"),
-            escape(record.reason or ""),
+            record.why or "",
         )
     return shown if records else Text("no runs")
 
 
 def run(store: RunStore, record: RunRecord) -> RenderableType:
     """Return everything about one run."""
-    shown = table("FIELD", "VALUE")
+    shown = Listing("FIELD", "VALUE", wraps="VALUE")
     document = public(record)
     document = {**document.pop("identity"), **document, "record": str(store.folder(record.id) / "state.json")}
     for name, value in document.items():
         text = mebibytes(value) if name == "peak_memory_bytes" else str(value)
-        shown.add_row(name, _state(record.state) if name == "state" else escape(text))
+        shown.add_row(name, _state(record.state) if name == "state" else text)
     return shown
 
 

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from air_executor import config
 from air_executor.errors import JobError
 from air_executor.jobs import keys
 from air_executor.jobs.fields import check_names
@@ -21,34 +20,20 @@ from air_executor.jobs.queue import queue_from_outside, queue_in_job
 from air_executor.jobs.schema import GIVEN
 from air_executor.jobs.store import JobStore, base_folder
 from air_executor.jobs.templates import result_of
-from air_executor.ownership import check_state_dir
+from air_executor.statedir import FOLDER as FOLDER
+from air_executor.statedir import locate
 
 #: How often :func:`wait` looks, in seconds.
 _LOOK_S = 0.2
 
-#: The folder that marks where jobs belong, as ``.git`` does for a repository.
-FOLDER = ".air-executor"
-
 
 def find_state_dir(start: str | Path | None = None) -> Path:
-    """Return the state directory for a working directory.
-
-    It is the one that the environment names (``AIR_EXECUTOR_STATE_DIR``, which every task of a job has, or Airflow's
-    variable for ``[air_executor] state_dir``), or the nearest ``.air-executor`` from ``start`` upwards, or else a new
-    one in ``start``.
+    """Return the state directory for a working directory: see :func:`air_executor.statedir.locate`.
 
     :param start: the working directory, unless another is given.
     :raises StateDirError: the one that was found is not this user's alone.
     """
-    for variable in ("AIR_EXECUTOR_STATE_DIR", config.env_var("state_dir")):
-        if named_dir := os.environ.get(variable):
-            return Path(named_dir)
-    here = Path(start or os.getcwd()).resolve()
-    for folder in (here, *here.parents):
-        if (found := folder / FOLDER).is_dir():
-            check_state_dir(found)  # whoever placed it there
-            return found
-    return here / FOLDER
+    return locate(start).path
 
 
 def submit(

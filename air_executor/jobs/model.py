@@ -60,17 +60,22 @@ class When(str, enum.Enum):
     """All have ended."""
 
 
+def is_name(name: Any) -> bool:
+    """Tell whether ``name`` can be a file's name."""
+    return isinstance(name, str) and re.fullmatch(kinds.NAME, name) is not None
+
+
 def check_name(name: Any, what: str = "a job's name") -> str:
     """Return ``name`` if it can be a file's name.
 
     :raises JobError: it can't.
     """
-    if not isinstance(name, str) or not re.fullmatch(kinds.NAME, name):
+    if not is_name(name):
         raise JobError(
             f"{name!r} cannot be {what}: up to 200 letters, digits and any of _ . : + @ = -, the first a letter, "
             "digit or _"
         )
-    return name
+    return str(name)
 
 
 @dataclass(kw_only=True)

@@ -67,6 +67,11 @@ def base_folder(state_dir: str | Path) -> Path:
     return Path(state_dir).resolve().parent
 
 
+def is_worked_on(folder: Path) -> bool:
+    """Tell whether there is a manager for the job in a folder: of all jobs, or of this one alone."""
+    return is_held(folder.parent / "manager.lock") or is_held(folder / "lock")
+
+
 @dataclass(frozen=True)
 class Ask:
     """What somebody asks of a job, as one file of its inbox."""

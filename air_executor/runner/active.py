@@ -55,6 +55,7 @@ class Outcome:
     exit_code: int | None = None
     signal: str | None = None
     reason: str | None = None
+    exception: str | None = None
 
 
 class ActiveRun:

@@ -20,7 +20,7 @@ from air_executor import system
 from air_executor.errors import AirExecutorError
 from air_executor.runner.active import ActiveRun, Ending, Outcome
 from air_executor.runs.backend import RunRequest
-from air_executor.runs.record import UNWANTED, RunState
+from air_executor.runs.record import UNWANTED, RunState, now
 from air_executor.runs.results import MAX_RESULT_BYTES, RETURNED, WRITTEN
 from air_executor.runs.store import RunStore, replace_file
 from air_executor.safe_files import open_to_append
@@ -56,6 +56,10 @@ def execute(request: RunRequest, active: ActiveRun, store: RunStore) -> Outcome:
         raise AirExecutorError(f"the log {request.log_file} cannot be written: {error.strerror}") from error
     with log:
         try:
+            _begin_log(log, request)
+        except OSError as error:
+            raise AirExecutorError(f"the log {request.log_file} cannot be written: {error.strerror}") from error
+        try:
             pid = _call(task, log, store.folder(request.id), active) if "function" in task else _command(task, log)
         except OSError as error:
             return _not_begun(task, error, log)
@@ -84,6 +88,18 @@ def _set_variables(request: RunRequest, folder: Path) -> None:
         os.environ.update({name: value for name, value in env_file.read(paths).items() if name not in given})
     if "function" not in request.workload:
         os.environ["AIR_EXECUTOR_RESULT"] = str(folder / WRITTEN)
+
+
+def _begin_log(log: BinaryIO, request: RunRequest) -> None:
+    """Divide the output of this try from that of those before it, which stands in the same file."""
+    if size := os.fstat(log.fileno()).st_size:
+        fd = os.open(request.log_file or os.devnull, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            end = b"" if os.pread(fd, 1, size - 1) in (b"\n", b"") else b"\n"
+        finally:
+            os.close(fd)
+        line = f"-- try {request.identity.try_number or 1} begins at {now()}\n"
+        os.write(log.fileno(), end + line.encode())
 
 
 def _command(task: dict[str, Any], log: BinaryIO) -> int:

@@ -181,6 +181,7 @@ def _write_end(active: ActiveRun, outcome: Outcome, store: RunStore) -> int:
         exit_code=outcome.exit_code,
         signal=outcome.signal,
         reason=outcome.reason,
+        exception=outcome.exception,
         peak_memory_bytes=active.peak_memory_bytes(),
         cpu_time_s=round(children.ru_utime + children.ru_stime + own.ru_utime + own.ru_stime, 3),
     )

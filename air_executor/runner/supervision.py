@@ -24,9 +24,11 @@ import psutil
 from airflow.sdk.execution_time import supervisor as stock
 
 from air_executor import compat, processes, system
+from air_executor.runner import quick_end
 from air_executor.runner.active import ActiveRun, Ending, Outcome
 from air_executor.runner.patience import Patience
 from air_executor.runs.record import RunState
+from air_executor.runs.tasklog import last_exception
 
 #: The run of this process; there is one.
 active: ActiveRun | None = None
@@ -516,6 +518,7 @@ class AirSupervisor(stock.ActivitySubprocess):
             exit_code=int(code) if name is None else None,
             signal=name,
             reason=reason,
+            exception=last_exception(self._run.record.log_file) if told in ("failed", "up_for_retry") else None,
         )
 
 
@@ -523,3 +526,4 @@ compat.use_supervisor(AirSupervisor)
 compat.use_output_reader()
 compat.let_faults_kill()
 compat.quieten_imports()
+quick_end.install()

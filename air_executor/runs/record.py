@@ -138,6 +138,8 @@ class RunRecord:
     signal: str | None = None
     reason: str | None = None
     """Why the run ended as it did, for a person. ``None`` when there is nothing to explain."""
+    exception: str | None = None
+    """With which exception the task failed, in a line; its log tells it at length."""
     peak_memory_bytes: int | None = None
     """With a memory limit, what it compares: the most that all processes of the task held together, each page counted
     once. Without one, the largest resident size of a single process of the run, which is all that is known."""
@@ -146,6 +148,11 @@ class RunRecord:
     """How often the runner has signed itself another token."""
     unknown: Mapping[str, Any] = field(default_factory=dict, repr=False)
     """Fields of another version's document, of its ``identity`` too. They are written back as they were."""
+
+    @property
+    def why(self) -> str | None:
+        """Why the run ended as it did, whatever there is to say."""
+        return self.reason or self.exception
 
     @property
     def label(self) -> str:
@@ -163,9 +170,10 @@ class RunRecord:
         """
         if state not in _FOLLOWERS[self.state]:
             raise IllegalTransitionError(f"run {self.id} is {self.state.value} and can not become {state.value}")
-        reason = changes.get("reason")
-        if reason is not None and len(reason) > _MAX_REASON:
-            changes["reason"] = reason[:_MAX_REASON] + " [shortened]"
+        for name in ("reason", "exception"):
+            text = changes.get(name)
+            if text is not None and len(text) > _MAX_REASON:
+                changes[name] = text[:_MAX_REASON] + " [shortened]"
         return dataclasses.replace(self, state=state, **{**changes, _MOMENT[state]: now()})
 
     def to_json(self) -> bytes:

@@ -683,4 +683,6 @@ def public(record: RunRecord) -> dict[str, Any]:
     """Return the record as plain data, for JSON output."""
     document: dict[str, Any] = orjson.loads(record.to_json())
     document.update(document.get("limits", {}).pop(LATER, {}))
+    if record.why is not None:
+        document["reason"] = record.why
     return document

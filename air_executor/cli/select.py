@@ -1,0 +1,83 @@
+"""Finding runs by what they are of: dag, task, dag run and map index, as well as by their ids."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from air_executor.cli.table import Argument, whole_number
+from air_executor.errors import AirExecutorError
+from air_executor.runs.record import RunRecord
+from air_executor.runs.store import RunStore
+
+#: So many of the runs that could be meant are named.
+_NAMED = 5
+
+ARGUMENTS = (
+    Argument(("-d", "--dag"), {"metavar": "DAG_ID", "help": "in place of RUN: runs of this dag"}),
+    Argument(("-t", "--task"), {"metavar": "TASK_ID", "dest": "task_id", "help": "in place of RUN: of this task"}),
+    Argument(("-r", "--run"), {"metavar": "RUN_ID", "dest": "run_id", "help": "in place of RUN: of this dag run"}),
+    Argument(
+        ("-m", "--map-index"),
+        {"metavar": "N", "type": whole_number, "help": "in place of RUN: of this mapped task instance"},
+    ),
+)
+
+
+def names_runs(args: argparse.Namespace) -> bool:
+    """Tell whether a command line names runs by what they are of.
+
+    :raises AirExecutorError: it names one by its id as well.
+    """
+    is_so = any(value is not None for value in (args.dag, args.task_id, args.run_id, args.map_index))
+    if is_so and args.run is not None:
+        raise AirExecutorError("name a run by its id, or by --dag, --task, --run and --map-index, not by both")
+    return is_so
+
+
+def matching(store: RunStore, args: argparse.Namespace, *, live: bool = False) -> list[RunRecord]:
+    """Return the runs that a command line names, the newest first.
+
+    :param live: only those that have not ended.
+    :raises AirExecutorError: there are none.
+    """
+    wanted = {"dag_id": args.dag, "task_id": args.task_id, "dag_run_id": args.run_id, "map_index": args.map_index}
+    wanted = {name: value for name, value in wanted.items() if value is not None}
+    found = [
+        record
+        for record in (store.open_records() if live else store.records())
+        if all(_is(record, name, value) for name, value in wanted.items())
+    ]
+    if live:
+        found = [record for record in map(store.settled, found) if not record.state.is_end]
+    if not found:
+        what = ", ".join(f"{name} {value}" for name, value in wanted.items())
+        raise AirExecutorError(f"there is no {'live ' if live else ''}run of {what} below {store.root}")
+    return sorted(found, key=lambda record: record.queued_at or "", reverse=True)
+
+
+def _is(record: RunRecord, name: str, value: object) -> bool:
+    found = getattr(record.identity, name)
+    return found == value or (name == "map_index" and value == -1 and found is None)
+
+
+def one(store: RunStore, args: argparse.Namespace) -> RunRecord:
+    """Return the run that a command line names by its id, or the newest one of the task instance that it names.
+
+    :raises AirExecutorError: there is none, or several task instances are named.
+    """
+    if not names_runs(args):
+        if args.run is None:
+            raise AirExecutorError("name a run: by its id, or with --dag, --task, --run and --map-index")
+        return store.find(args.run)
+    found = matching(store, args)
+    newest = found[0]
+    of_others = {record.label: record for record in found if record.label != newest.label}
+    if of_others:
+        named = [newest, *of_others.values()]
+        lines = "".join(f"\n  {record.id[:8]}  {record.label}" for record in named[:_NAMED])
+        more = f"\n  and {len(named) - _NAMED} more" if len(named) > _NAMED else ""
+        raise AirExecutorError(f"{len(named)} task instances are named so; say more, or choose by id:{lines}{more}")
+    if len(found) > 1:
+        print(f"the newest of {len(found)} runs of {newest.label}: {newest.id}", file=sys.stderr)
+    return newest
