@@ -15,8 +15,11 @@ DESCRIPTION = "See and control what AirExecutor runs: tasks of Airflow, and jobs
 #: The commands in the order in which they are shown. One that is in no group comes last.
 _GROUPS: dict[str, tuple[str, ...]] = {
     "Runs (what Airflow's tasks, and those of jobs, are executed by)": ("status", "runs", "show", "logs", "stop"),
-    "Jobs": ("init", "run", "submit", "queue", "jobs", "job", "results", "cancel", "retry", "reset", "trust", "schema"),
-    "Service": ("start", "shutdown", "launcher", "doctor", "prune"),
+    "Jobs": (
+        *("init", "add", "run", "submit", "queue", "jobs", "job", "wait", "results"),
+        *("pause", "resume", "cancel", "retry", "reset", "trust", "schema"),
+    ),
+    "Service": ("start", "shutdown", "launcher", "doctor", "prune", "mcp", "help"),
 }
 _OTHERS = "Other commands"
 
@@ -44,6 +47,15 @@ _EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
         ("run build.yaml", "run it, and end with its result as exit code"),
         ("run build", "go on with a job that is there"),
     ),
+    "add": (
+        ("add --wait -- make test", "run one command as a job, and end with its exit code"),
+        ("add --key nightly-2026-01-31 -- ./nightly.sh", "however often it is called, there is one job"),
+    ),
+    "wait": (("wait build --timeout 600", "ends as the job does, or with 124"),),
+    "pause": (("pause build", "what runs, runs on; nothing more begins"),),
+    "resume": (("resume build", "go on"),),
+    "mcp": (("mcp --write", "agents may change jobs, too"),),
+    "help": (("help agents", "the page for programs and AI agents"),),
     "submit": (("submit build.yaml --name build-2", "leave it to the manager"),),
     "queue": (
         ("queue --job build --after fetch -- ./merge.sh part-1", "one more task"),
