@@ -117,7 +117,7 @@ def _examples(examples: Sequence[tuple[str, str]], prog: str) -> Iterator[str]:
 
 def overview(parser: argparse.ArgumentParser, commands: Sequence[Command]) -> str:
     """Return the first page."""
-    parts = [f"usage: {parser.prog} COMMAND …", "", DESCRIPTION]
+    parts = [f"usage: {parser.prog} COMMAND …", "", textwrap.fill(DESCRIPTION, _width())]
     for title, members in grouped(commands):
         parts += ["", f"{title}:", *_entries([(each.name, each.help) for each in members])]
     parts += ["", "Options:"]
