@@ -634,3 +634,18 @@ def test_signals_end_a_foreground_run_and_the_job_goes_on_later(yard: Yard) -> N
     assert not runner.is_running()
     assert statuses(yard) == {"a": "pending"}
     assert yard.finish().job.state is JobState.COMPLETED
+
+
+def test_a_launcher_of_jobs_has_practised_and_left_no_trace(yard: Yard) -> None:
+    yard.submit({"id": "a", "command": "umask; ulimit -a; pwd; env", "shell": True})
+    yard.finish()
+    [log] = (yard.store.root.parent / "launchers").glob("*.log")
+    assert log.read_text() == ""
+    here = {**os.environ, "PWD": str(yard.folder)}
+    said = yard.log("a").splitlines()
+    plain = subprocess.run(
+        ["/bin/sh", "-c", "umask; ulimit -a; pwd; env"], env=here, cwd=yard.folder, capture_output=True, text=True
+    ).stdout.splitlines()
+    ours = [line for line in said if not line.startswith(("AIR_EXECUTOR_", "NOTIFY_SOCKET", "real-time"))]
+    theirs = [line for line in plain if not line.startswith(("AIR_EXECUTOR_", "NOTIFY_SOCKET", "real-time"))]
+    assert sorted(ours) == sorted(theirs)

@@ -597,6 +597,20 @@ def test_a_run_whose_end_was_not_told_stays_however_old(store: RunStore, state: 
     assert store.ids() == []
 
 
+@pytest.mark.parametrize("state", ENDS)
+def test_a_run_of_a_job_may_go_once_its_job_has_its_end(store: RunStore, state: RunState) -> None:
+    one = aged(store, 1000, state, who=identity(kind="job"))
+    written = (store.folder(one) / "state.json").stat()
+    store.prune(keep_days=0, keep_runs=0)
+    assert store.ids() == [one]
+    store.mark_reported(store.read(one))
+    assert (store.folder(one) / "state.json").stat() == written  # the job's files say it; the record is left alone
+    store.mark_open()
+    assert store.open.ids() == set()
+    store.prune(keep_days=0, keep_runs=0)
+    assert store.ids() == []
+
+
 def test_the_age_of_what_cannot_be_understood_decides(store: RunStore) -> None:
     old, young = aged(store, 0), aged(store, 0)
     for one in (old, young):
