@@ -17,9 +17,11 @@ from typing import Any
 
 import orjson
 
-from air_executor.errors import AirExecutorError, JobError, StateDirError
-from air_executor.jobs.model import Job, Task
+from air_executor.errors import JobError, StateDirError, UnknownJobError
+from air_executor.jobs.model import Job, Task, check_name
 from air_executor.jobs.store import JobStore
+
+_FOLDER = ".keys"
 
 #: A file of a key is shorter than this.
 _MAX_BYTES = 1 << 16
@@ -45,17 +47,14 @@ class Key:
         """Return the job that was submitted with this key, if there is one.
 
         :raises KeyUsedError: it was submitted with another definition.
+        :raises JobError: the job can't be understood. It may have run, so it is not made once more.
+        :raises StateDirError: something can't be read.
         """
-        try:
-            known = orjson.loads(os.pread(self._fd, _MAX_BYTES, 0))
-            job = self._store.open(known["job"]).job
-            is_it = job.id == known["id"]
-            is_same = known["definition"] == definition
-        except (AirExecutorError, orjson.JSONDecodeError, KeyError, TypeError):
-            return None  # it was never made, or is removed
-        if not is_it:
+        known = _read(self._fd, self._path)
+        job = None if known is None else _job_of(self._store, known)
+        if known is None or job is None:
             return None
-        if not is_same:
+        if known["definition"] != definition:
             raise KeyUsedError(
                 f"the key {self._key!r} is that of job {job.name}, which was submitted as something else"
             )
@@ -92,17 +91,79 @@ def hold(store: JobStore, key: str) -> Iterator[Key]:
         raise JobError(f"{key!r} cannot be a key: it must be text of 1 to 1000 characters")
     store.prepare()
     digest = hashlib.blake2b(key.encode("utf-8", "surrogateescape"), digest_size=20).hexdigest()
-    path = store.root / ".keys" / f"{digest}.json"
+    path = store.root / _FOLDER / f"{digest}.json"
+    fd = _locked(path)
     try:
-        path.parent.mkdir(mode=0o700, exist_ok=True)
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    except OSError as error:
-        raise StateDirError(f"cannot open {path}: {error.strerror}") from error
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX)
         yield Key(store, key, fd, path)
     finally:
         os.close(fd)
+
+
+def sweep(store: JobStore) -> None:
+    """Remove the files of keys whose jobs are gone.
+
+    :raises StateDirError: one can't be removed, or read.
+    """
+    folder = store.root / _FOLDER
+    try:
+        names = os.listdir(folder)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise StateDirError(f"cannot read {folder}: {error.strerror}") from error
+    for name in names:
+        path = folder / name
+        fd = _locked(path)
+        try:
+            known = _read(fd, path)
+            if known is None or _job_of(store, known) is None:
+                path.unlink(missing_ok=True)
+        except JobError:
+            continue  # the job is there, if it can't be understood
+        except OSError as error:
+            raise StateDirError(f"cannot remove {path}: {error.strerror}") from error
+        finally:
+            os.close(fd)
+
+
+def _locked(path: Path) -> int:
+    """Return the descriptor of a file that is made if need be, and that nobody else has locked."""
+    while True:
+        try:
+            path.parent.mkdir(mode=0o700, exist_ok=True)
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600)
+        except OSError as error:
+            raise StateDirError(f"cannot open {path}: {error.strerror}") from error
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            if os.path.samestat(os.fstat(fd), os.stat(path)):
+                return fd
+        except FileNotFoundError:
+            pass  # it was swept while this waited for it
+        except BaseException:
+            os.close(fd)
+            raise
+        os.close(fd)
+
+
+def _read(fd: int, path: Path) -> dict[str, Any] | None:
+    """Return what a key's file says; ``None`` for a new one, and one that can't be understood."""
+    try:
+        known = orjson.loads(os.pread(fd, _MAX_BYTES, 0))
+        check_name(known["job"])
+        return {"id": known["id"], "definition": known["definition"], **known}
+    except (orjson.JSONDecodeError, JobError, KeyError, TypeError):
+        return None
+    except OSError as error:
+        raise StateDirError(f"cannot read {path}: {error.strerror}") from error
+
+
+def _job_of(store: JobStore, known: dict[str, Any]) -> Job | None:
+    try:
+        job = store.files(known["job"]).read_job()
+    except UnknownJobError:
+        return None  # it was never made, or is removed
+    return job if job.id == known["id"] else None
 
 
 def definition_of(job: Job, tasks: Iterable[Task]) -> str:

@@ -280,6 +280,29 @@ def test_garbage_in_the_file_of_a_key_makes_the_key_a_new_one(yard: Yard, text: 
     assert api.submit("b", TASKS, key="k", state_dir=yard.state_dir).name == "b"
 
 
+def test_a_job_of_a_key_that_cannot_be_read_is_not_made_once_more(yard: Yard) -> None:
+    api.submit("a", TASKS, key="k", state_dir=yard.state_dir)
+    (yard.store.folder("a") / "state.json").write_bytes(b"{")
+    with pytest.raises(JobError, match="not JSON"):
+        api.submit("b", TASKS, key="k", state_dir=yard.state_dir)
+    assert not yard.store.folder("b").exists()
+
+
+def test_keys_go_with_their_jobs(yard: Yard) -> None:
+    for name in ("a", "b"):
+        api.submit(name, TASKS, key=name, state_dir=yard.state_dir)
+    shutil.rmtree(yard.store.folder("a"))
+    keys.sweep(yard.store)
+    [path] = (yard.store.root / ".keys").iterdir()
+    assert json.loads(path.read_bytes())["job"] == "b"
+    # Whoever waits for a file that is swept meanwhile makes another one, and the next finds that.
+    with ThreadPoolExecutor(8) as pool:
+        again = [pool.submit(api.submit, f"a{n}", TASKS, key="a", state_dir=yard.state_dir) for n in range(16)]
+        for _ in range(20):
+            keys.sweep(yard.store)
+        assert len({each.result().id for each in again}) == 1
+
+
 def test_no_value_of_an_environment_is_in_the_file_of_a_key(yard: Yard) -> None:
     api.submit("a", [{**TASKS[0], "env": {"T": "tiny"}}], env={"S": "x"}, key="k", state_dir=yard.state_dir)
     [path] = (yard.store.root / ".keys").iterdir()
