@@ -29,7 +29,7 @@ from air_executor.cli.observe import observe_runs
 from air_executor.cli.programs import obstacle
 from air_executor.errors import AirExecutorError, JobError, WrongStateError
 from air_executor.jobs import api
-from air_executor.jobs.model import Task, TaskStatus
+from air_executor.jobs.model import Task
 from air_executor.jobs.requests import request
 from air_executor.jobs.store import JobFiles, JobStore
 from air_executor.launcher.address import module_command
@@ -229,14 +229,11 @@ class _Tools:
 
     @_told
     def results(self, name: _Name, limit: _Limit = 100) -> dict[str, Any]:
-        """Return what became of a job: what its functions returned, and the errors of the tasks that failed."""
+        """Return what became of a job: the results of its tasks, and the errors of those that failed."""
         files = self._store.open(name)
-        failed = [
-            {"id": task.id, "exit_code": task.exit_code, "error": _cut(task.error)}
-            for task in files.tasks.values()
-            if task.status is TaskStatus.FAILED
-        ]
-        values = [{"id": task.id, "result": task.result} for task in files.tasks.values() if task.result is not None]
+        found = api.Results(files.job, list(files.tasks.values()))
+        failed = [{"id": task.id, "exit_code": task.exit_code, "error": _cut(task.error)} for task in found.failed]
+        values = [{"id": task_id, "result": value} for task_id, value in found.values.items()]
         return {**_plain(summary(files)), **_part("failures", failed, 0, limit), **_part("values", values, 0, limit)}
 
     # Writing
