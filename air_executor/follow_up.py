@@ -17,15 +17,22 @@
 again, and does not go on from a task that has failed; so a try that failed has queued nothing. Between two waves stands
 a small task that collects what the one has queued, over which the next is mapped. No executor is needed for it but one
 that Airflow has.
+
+Airflow clears XComs as well when a task comes back after a reschedule, in the same try. So what is queued is noted with
+the collecting task, too, from where it is taken back then.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from airflow.configuration import conf
 from airflow.providers.standard.operators.trigger_dagrun import TriggerDagRunOperator
 from airflow.sdk import TaskGroup, get_current_context, task
+from airflow.sdk.definitions.mappedoperator import MappedOperator
+from airflow.sdk.execution_time.xcom import XCom
 
 from air_executor import compat
 from air_executor.errors import JobError
@@ -33,14 +40,20 @@ from air_executor.errors import JobError
 #: XCom in which a task leaves what it has queued.
 QUEUED = "air_executor_queued"
 
+#: XCom in which a collecting task leaves what is more than Airflow maps a task over: it is for the next wave.
+LEFT = "air_executor_left"
+
 #: Where the configuration of a dag run that continues another one has what that has left, by the ids of its groups.
 CONTINUED = "air_executor_follow_up"
 
 #: So many items are named when some are left.
 _NAMED = 5
 
-#: What the running task has queued so far, by the id of its instance.
+#: What the running task has queued so far, by its try.
 _queued: dict[str, list[dict[str, Any]]] = {}
+
+#: The task that collects it, by the same.
+_collectors: dict[str, str] = {}
 
 
 def queue_in_dag(items: Iterable[Mapping[str, Any]]) -> list[str]:
@@ -56,10 +69,59 @@ def queue_in_dag(items: Iterable[Mapping[str, Any]]) -> list[str]:
             raise TypeError(f"what is queued must be the keyword arguments of the task that follows, not {item!r}")
         new.append(dict(item))
     instance = get_current_context()["ti"]
-    queued = _queued.setdefault(f"{instance.id}/{instance.try_number}", [])
+    this = _try(instance)
+    if this not in _queued:
+        # After a deferral another process goes on. What the former has queued is where it was.
+        before = instance.xcom_pull(task_ids=instance.task_id, key=QUEUED, map_indexes=instance.map_index)
+        _queued[this] = list(before or [])
+    queued = _queued[this]
     queued += new
     instance.xcom_push(key=QUEUED, value=queued)
+    if this in _collectors:
+        XCom.set(
+            key=_note_of(instance),
+            value={"try": this, "queued": queued},
+            dag_id=instance.dag_id,
+            run_id=instance.run_id,
+            task_id=_collectors[this],
+        )
     return [str(place) for place in range(len(queued) - len(new), len(queued))]
+
+
+def _try(instance: Any) -> str:
+    # Airflow's id of a task instance is another one for each try.
+    return f"{instance.id}/{instance.try_number}"
+
+
+def _note_of(instance: Any) -> str:
+    """Return the key of the XCom of the collecting task that has what a task instance has queued."""
+    return f"{QUEUED}.{instance.task_id}.{instance.map_index}"
+
+
+def _note_collector(operator: Any, collector_id: str) -> None:
+    """Let a task know which one collects what it queues, and begin with what its try had queued before."""
+
+    def begin(context: Any) -> None:
+        instance = context["ti"]
+        this = _try(instance)
+        _collectors[this] = collector_id
+        if context.get("task_reschedule_count"):
+            note = instance.xcom_pull(task_ids=collector_id, key=_note_of(instance), map_indexes=-1)
+            if note and note["try"] == this:
+                _queued[this] = note["queued"]
+                instance.xcom_push(key=QUEUED, value=note["queued"])
+
+    def both(context: Any) -> None:
+        begin(context)
+        if former is not None:
+            former(context)
+
+    if isinstance(operator, MappedOperator):
+        former = operator.partial_kwargs.get("pre_execute")
+        operator.partial_kwargs["pre_execute"] = both
+    else:
+        former = operator._pre_execute_hook
+        operator._pre_execute_hook = both
 
 
 def follow_up(
@@ -74,8 +136,9 @@ def follow_up(
 
     :param first: what a task returned that calls ``queue_tasks``; it may be mapped.
     :param then: a function with ``@task``. What was queued are its keyword arguments. It may queue more.
-    :param waves: how often it may be mapped. Waves with nothing to do are skipped. When something is still queued
-        after the last one, the run fails and says what.
+    :param waves: how often it may be mapped. Waves with nothing to do are skipped. What is more than Airflow maps a
+        task over (``[core] max_map_length``, 1024 unless set) waits for the next wave. When something is still queued
+        after the last one, or too much before it, the run fails and says what.
     :param group_id: id of the task group that this makes; made of the name of ``then`` unless given.
     :param continue_in_new_run: begin another run of the dag with what is left, in place of failing. In it ``first``
         does not run, but what comes after it does.
@@ -89,19 +152,24 @@ def follow_up(
         group_id = str(group.group_id)
         if continue_in_new_run:
             _begins(group_id) >> first
-        queued: Any = _queued_first(first.operator.task_id, group_id)
+        queued: Any = _queued_first(first.operator.task_id, group_id, waves, continue_in_new_run)
         first >> queued
-        results = []
+        _note_collector(first.operator, queued.operator.task_id)
+        results, collectors = [], [queued.operator.task_id]
         for wave in range(1, waves + 1):
             done = then.override(task_id=f"{name}_{wave}").expand_kwargs(queued)  # type: ignore[attr-defined]
             results.append(done)
-            queued = _queued_later.override(task_id=f"queued_by_{wave}")(done.operator.task_id)
+            queued = _queued_later.override(task_id=f"queued_by_{wave}")(
+                done.operator.task_id, collectors[-1], waves - wave, continue_in_new_run
+            )
             done >> queued
+            _note_collector(done.operator, queued.operator.task_id)
+            collectors.append(queued.operator.task_id)
         if continue_in_new_run:
-            conf: Any = _rest(queued, group_id)
-            TriggerDagRunOperator(task_id="continue", trigger_dag_id=group.dag.dag_id, conf=conf)
+            conf_of_next: Any = _rest(queued, group_id, collectors)
+            TriggerDagRunOperator(task_id="continue", trigger_dag_id=group.dag.dag_id, conf=conf_of_next)
         else:
-            _nothing_left(queued, waves) >> (results_task := _results(results))
+            _nothing_left(queued, waves, collectors) >> (results_task := _results(results))
             return results_task
         return _results(results)
 
@@ -125,23 +193,62 @@ def _begins(group_id: str) -> bool:
     return _continued(group_id) is None
 
 
+def _pull_left(task_id: str) -> list[dict[str, Any]]:
+    """Return what a collecting task has left for the wave after the next one."""
+    left = get_current_context()["ti"].xcom_pull(task_ids=task_id, key=LEFT, map_indexes=-1)
+    return list(left or [])
+
+
+def _for_next_wave(items: list[dict[str, Any]], waves: int, continues: bool) -> list[dict[str, Any]]:
+    """Return what the next wave does, and leave the rest for the one that follows.
+
+    :param waves: how many there are still.
+    :param continues: another run goes on with what these leave.
+    :raises JobError: it is more than they can do.
+    """
+    limit = conf.getint("core", "max_map_length", fallback=1024)
+    if not waves or len(items) <= limit:
+        return items
+    if len(items) > limit * waves and not continues:
+        raise JobError(
+            f"{_described(items)} queued, and Airflow maps a task over {limit} at most ([core] max_map_length): that "
+            f"is {limit * waves} in the {waves} waves that there are still. Raise that limit, let follow_up() make "
+            "more waves (waves=…), or go on in another run (continue_in_new_run=True)."
+        )
+    print(
+        f"{len(items)} tasks are queued, and Airflow maps a task over {limit} at most ([core] max_map_length): the "
+        f"other {len(items) - limit} wait for the wave after this one"
+    )
+    get_current_context()["ti"].xcom_push(key=LEFT, value=items[limit:])
+    return items[:limit]
+
+
 @task(task_id="queued", trigger_rule="none_failed")
-def _queued_first(task_id: str, group_id: str) -> list[dict[str, Any]]:
+def _queued_first(task_id: str, group_id: str, waves: int, continues: bool) -> list[dict[str, Any]]:
     """Collect what is to be done first."""
     continued = _continued(group_id)
-    return _pull(task_id) if continued is None else continued
+    return _for_next_wave(_pull(task_id) if continued is None else continued, waves, continues)
 
 
 @task(trigger_rule="none_failed_min_one_success")
-def _queued_later(task_id: str) -> list[dict[str, Any]]:
-    """Collect what a wave has queued."""
-    return _pull(task_id)
+def _queued_later(task_id: str, before: str, waves: int, continues: bool) -> list[dict[str, Any]]:
+    """Collect what was left before a wave, and what that has queued."""
+    return _for_next_wave(_pull_left(before) + _pull(task_id), waves, continues)
+
+
+def _not_collected(collectors: Sequence[str]) -> list[dict[str, Any]]:
+    """Return what was left for a wave that was skipped, as all instances of the one before have skipped themselves."""
+    instance = get_current_context()["ti"]
+    for one, following in itertools.pairwise(collectors):
+        if (left := _pull_left(one)) and instance.xcom_pull(task_ids=following, map_indexes=-1) is None:
+            return left
+    return []
 
 
 @task(task_id="nothing_left", trigger_rule="none_failed")
-def _nothing_left(left: list[dict[str, Any]] | None, waves: int) -> None:
+def _nothing_left(left: list[dict[str, Any]] | None, waves: int, collectors: list[str]) -> None:
     """Fail if something is left."""
-    if left:
+    if left := left or _not_collected(collectors):
         raise JobError(
             f"{_described(left)} still queued after {waves} waves. Let follow_up() make more of them (waves=…), or "
             "go on in another run (continue_in_new_run=True)."
@@ -149,13 +256,13 @@ def _nothing_left(left: list[dict[str, Any]] | None, waves: int) -> None:
 
 
 @task(task_id="rest", trigger_rule="none_failed")
-def _rest(left: list[dict[str, Any]] | None, group_id: str) -> dict[str, Any]:
+def _rest(left: list[dict[str, Any]] | None, group_id: str, collectors: list[str]) -> dict[str, Any]:
     """Return the configuration of the run that goes on with what is left."""
-    if not left:
+    if not (left := left or _not_collected(collectors)):
         raise compat.skip("nothing is left")
     print(f"{_described(left)} left for another run")
-    conf = dict(get_current_context()["dag_run"].conf or {})
-    return {**conf, CONTINUED: {group_id: left}}
+    given = dict(get_current_context()["dag_run"].conf or {})
+    return {**given, CONTINUED: {group_id: left}}
 
 
 def _described(left: Sequence[Mapping[str, Any]]) -> str:

@@ -57,6 +57,67 @@ def job_killed():
     AirJobOperator(task_id="job", tasks=[{"id": "a", "command": "sleep", "args": ["600"]}], manager="own")
 
 
+NUMBERS = (2, 7, 12)
+
+
+@dag(schedule=None, catchup=False)
+def job_siblings():
+    """Each works on a job of its own, and ends before the next one does."""
+    tasks = [
+        [{"id": "s", "shell": True, "command": f"echo b{number} >> $AIR_TEST_OUT/job_siblings; sleep {number}"}]
+        for number in NUMBERS
+    ]
+    AirJobOperator.partial(task_id="job", manager="own").expand(tasks=tasks)
+
+
+@dag(schedule=None, catchup=False)
+def job_again():
+    """Cleared after a success, it does all again."""
+    AirJobOperator(
+        task_id="job",
+        tasks=[{"id": "a", "shell": True, "command": "echo again >> $AIR_TEST_OUT/job_again"}],
+        manager="own",
+    )
+
+
+@dag(schedule=None, catchup=False)
+def job_mended():
+    """Fails until somebody has mended the dag's file."""
+    IS_MENDED = False  # noqa: N806
+    AirJobOperator(
+        task_id="job",
+        tasks=[
+            {"id": "a", "shell": True, "command": "echo once >> $AIR_TEST_OUT/job_mended"},
+            {
+                "id": "b",
+                "shell": True,
+                "command": "echo mended >> $AIR_TEST_OUT/job_mended" if IS_MENDED else "exit 5",
+            },
+        ],
+        manager="own",
+    )
+
+
+LONG = [{"id": "a", "shell": True, "command": "echo begun >> $AIR_TEST_OUT/job_deferred; sleep 600"}]
+
+
+@dag(schedule=None, catchup=False)
+def job_deferred():
+    """The job takes for ever, and ends when nobody waits for it any more."""
+    AirJobOperator(task_id="job", tasks=LONG, deferrable=True)
+
+
+@dag(schedule=None, catchup=False)
+def job_overdue():
+    """It is not waited for longer than a moment."""
+    AirJobOperator(task_id="job", tasks=LONG, deferrable=True, execution_timeout=timedelta(seconds=3))
+
+
+job_siblings()
+job_again()
+job_mended()
+job_deferred()
+job_overdue()
 job_own()
 job_waited_for()
 job_fails()

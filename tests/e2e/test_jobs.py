@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 
+import psutil
 import pytest
 
 from air_executor.jobs import api
@@ -25,6 +26,11 @@ FOLLOW_UPS = (
     "follow_up_continues",
     "follow_up_retried",
     "follow_up_mapped",
+    "follow_up_deferred",
+    "follow_up_rescheduled",
+    "follow_up_too_many",
+    "follow_up_chunks",
+    "follow_up_chunks_continue",
 )
 
 
@@ -97,6 +103,44 @@ def test_mapped_tasks_queue_together(runs: dict[str, DagRun]) -> None:
     assert runs["follow_up_mapped"].xcom("report") == sorted([*names("0", depth=1), *names("0", "1", depth=1)])
 
 
+def test_what_is_queued_before_and_after_a_deferral_arrives(runs: dict[str, DagRun]) -> None:
+    assert runs["follow_up_deferred"].state == "success"
+    assert runs["follow_up_deferred"].xcom("report") == ["0", "1"]
+
+
+def test_what_is_queued_before_a_reschedule_arrives(runs: dict[str, DagRun]) -> None:
+    assert runs["follow_up_rescheduled"].state == "success"
+    assert runs["follow_up_rescheduled"].xcom("report") == ["0", "0.0", "1", "1.0"]
+
+
+def test_what_is_too_much_for_one_wave_waits_for_the_next(runs: dict[str, DagRun]) -> None:
+    run = runs["follow_up_chunks"]
+    assert run.state == "success"
+    assert run.xcom("tell") == [0, 1, 2, 3, 4, 5, 6, 10]
+    assert "the other 4 wait" in run.log("follow_up_take.queued")
+
+
+def test_what_is_too_much_for_all_waves_goes_on_in_another_run(airflow: Airflow, runs: dict[str, DagRun]) -> None:
+    def ended() -> list[DagRun] | None:
+        found = airflow.api.get("/dags/follow_up_chunks_continue/dagRuns?limit=100")["dag_runs"]
+        is_over = len(found) == 2 and all(each["state"] in ("success", "failed") for each in found)
+        made = [DagRun(airflow.api, "follow_up_chunks_continue", each["dag_run_id"]) for each in found]
+        return made if is_over else None
+
+    two = wait_for(ended, "two runs", 180)
+    assert [run.state for run in two] == ["success", "success"]
+    assert sorted(number for run in two for number in run.xcom("tell")) == [0, 1, 2, 3, 4, 5, 6, 10]
+
+
+def test_what_is_too_much_for_all_waves_fails_before_the_work_with_the_limit(runs: dict[str, DagRun]) -> None:
+    run = runs["follow_up_too_many"]
+    assert run.state == "failed"
+    log = run.log("follow_up_dig.queued")
+    assert "1100 tasks (" in log
+    assert "over 1024 at most ([core] max_map_length)" in log
+    assert run.states()["follow_up_dig.dig_1"] == "upstream_failed"
+
+
 # Jobs
 
 
@@ -144,12 +188,102 @@ def test_a_manager_that_is_missing_is_said(airflow: Airflow) -> None:
 def test_a_task_that_is_marked_cancels_its_job(airflow: Airflow) -> None:
     run = airflow.api.trigger("job_killed")
     store = JobStore(airflow.store.root)
-    name = f"job_killed.job.{run.run_id}".replace(" ", "_")
-
-    def runs() -> bool:
-        return name in store.names() and api.results(name, state_dir=airflow.store.root).tasks[0].run_id is not None
-
-    wait_for(runs, "the job's task to run")
+    job = wait_for(lambda: job_of(airflow, run), "the job")
+    runner_of(airflow, job)
     run.mark("job", "failed")
-    wait_for(lambda: store.open(name).job.state.is_end, "the job to be cancelled")
-    assert (store.open(name).job.state, store.open(name).job.error) == (JobState.CANCELLED, "it was cancelled")
+    wait_for(lambda: store.open(job).job.state.is_end, "the job to be cancelled")
+    assert (store.open(job).job.state, store.open(job).job.error) == (JobState.CANCELLED, "it was cancelled")
+
+
+def job_of(airflow: Airflow, run: DagRun) -> str | None:
+    """Return the name of the job that a run's task has made."""
+    store = JobStore(airflow.store.root)
+    made = ((name, store.open(name).job.made_by) for name in store.names())
+    place = (run.dag_id, run.run_id)
+    return next((name for name, owner in made if (owner.get("dag_id"), owner.get("run_id")) == place), None)
+
+
+def runner_of(airflow: Airflow, job: str) -> psutil.Process:
+    """Return the process that executes the first task of a job, once there is one."""
+
+    def found() -> psutil.Process | None:
+        run_id = api.results(job, state_dir=airflow.store.root).tasks[0].run_id
+        if run_id is None or not (airflow.store.folder(run_id) / "state.json").exists():
+            return None
+        record = airflow.store.read(run_id)
+        return psutil.Process(record.pid) if record.pid and record.task_pid else None
+
+    return wait_for(found, f"the runner of {job}")
+
+
+def test_siblings_that_work_on_their_jobs_themselves_end_nothing_of_each_other(airflow: Airflow) -> None:
+    run = airflow.api.trigger("job_siblings")
+    assert run.wait() == "success"
+    assert sorted(airflow.effects("job_siblings")) == ["b12", "b2", "b7"]
+    assert [each["try_number"] for each in run.instances()] == [1, 1, 1]
+
+
+def test_a_cleared_success_does_its_job_again(airflow: Airflow) -> None:
+    run = airflow.api.trigger("job_again")
+    assert run.wait() == "success"
+    run.clear("job")
+    wait_for(lambda: airflow.effects("job_again") == ["again", "again"], "the job to be done again")
+    assert run.wait() == "success"
+
+
+def test_a_cleared_failure_does_what_was_mended(airflow: Airflow) -> None:
+    run = airflow.api.trigger("job_mended")
+    assert run.wait() == "failed"
+    dag_file = airflow.dags / "air_jobs.py"
+    dag_file.write_text(dag_file.read_text().replace("IS_MENDED = False", "IS_MENDED = True"))
+    run.clear("job")
+    wait_for(lambda: airflow.effects("job_mended") == ["once", "mended"], "the mended task to be done")
+    assert run.wait() == "success"
+
+
+@pytest.mark.usefixtures("manager")
+@pytest.mark.parametrize("what", ["mark", "delete", "clear"])
+def test_a_deferred_task_that_nobody_waits_for_cancels_its_job(airflow: Airflow, what: str) -> None:
+    run = airflow.api.trigger("job_deferred", run_id=what)
+    run.wait_for_state("job", "deferred")
+    job = wait_for(lambda: job_of(airflow, run), "the job")
+    runner = runner_of(airflow, job)
+    if what == "delete":
+        airflow.api.call("DELETE", run.path)
+    elif what == "clear":
+        run.clear("job")
+    else:
+        run.mark("job", "failed")
+    wait_for(lambda: not runner.is_running(), "the job's task to be stopped", 60)
+    store = JobStore(airflow.store.root)
+    if what != "clear":
+        wait_for(lambda: store.open(job).job.state is JobState.CANCELLED, "the job to be cancelled", 60)
+        return
+    # The next try does it again, and is nobody's who was there before.
+    wait_for(lambda: store.open(job).job.made_by["try_number"] == 2, "the next try")
+    run.wait_for_state("job", "deferred")
+    again = runner_of(airflow, job)
+    run.mark("job", "success")
+    wait_for(lambda: not again.is_running(), "the job's task to be stopped", 60)
+
+
+@pytest.mark.usefixtures("manager")
+def test_a_deferral_that_takes_too_long_cancels_the_job(airflow: Airflow) -> None:
+    run = airflow.api.trigger("job_overdue")
+    assert run.wait() == "failed"
+    job = job_of(airflow, run)
+    assert job is not None
+    wait_for(lambda: JobStore(airflow.store.root).open(job).job.state is JobState.CANCELLED, "the job to be cancelled")
+
+
+@pytest.mark.usefixtures("manager")
+def test_a_deferred_task_waits_on_when_its_triggerer_is_restarted(airflow: Airflow) -> None:
+    run = airflow.api.trigger("job_deferred", run_id="restarted")
+    run.wait_for_state("job", "deferred")
+    job = wait_for(lambda: job_of(airflow, run), "the job")
+    runner = runner_of(airflow, job)
+    airflow.stop("triggerer")
+    airflow.start("triggerer")
+    assert not JobStore(airflow.store.root).open(job).job.state.is_end
+    run.mark("job", "failed")
+    wait_for(lambda: not runner.is_running(), "the job's task to be stopped", 60)
