@@ -216,6 +216,11 @@ def runner_of(airflow: Airflow, job: str) -> psutil.Process:
     return wait_for(found, f"the runner of {job}")
 
 
+def wait_for_trigger(run: DagRun, try_number: int = 1) -> None:
+    """Wait until a trigger waits for a job whose task runs."""
+    wait_for(lambda: "1 running" in run.log("job", try_number), "the trigger")
+
+
 def test_siblings_that_work_on_their_jobs_themselves_end_nothing_of_each_other(airflow: Airflow) -> None:
     run = airflow.api.trigger("job_siblings")
     assert run.wait() == "success"
@@ -248,8 +253,9 @@ def test_a_deferred_task_that_nobody_waits_for_cancels_its_job(airflow: Airflow,
     run.wait_for_state("job", "deferred")
     job = wait_for(lambda: job_of(airflow, run), "the job")
     runner = runner_of(airflow, job)
+    wait_for_trigger(run)
     if what == "delete":
-        airflow.api.call("DELETE", run.path)
+        airflow.api.call("DELETE", f"{run.path}/taskInstances/job")
     elif what == "clear":
         run.clear("job")
     else:
@@ -263,6 +269,7 @@ def test_a_deferred_task_that_nobody_waits_for_cancels_its_job(airflow: Airflow,
     wait_for(lambda: store.open(job).job.made_by["try_number"] == 2, "the next try")
     run.wait_for_state("job", "deferred")
     again = runner_of(airflow, job)
+    wait_for_trigger(run, 2)
     run.mark("job", "success")
     wait_for(lambda: not again.is_running(), "the job's task to be stopped", 60)
 
@@ -282,8 +289,10 @@ def test_a_deferred_task_waits_on_when_its_triggerer_is_restarted(airflow: Airfl
     run.wait_for_state("job", "deferred")
     job = wait_for(lambda: job_of(airflow, run), "the job")
     runner = runner_of(airflow, job)
+    wait_for_trigger(run)
     airflow.stop("triggerer")
     airflow.start("triggerer")
     assert not JobStore(airflow.store.root).open(job).job.state.is_end
+    wait_for(lambda: run.log("job").count(f"job {job} is working") >= 2, "the next trigger")
     run.mark("job", "failed")
     wait_for(lambda: not runner.is_running(), "the job's task to be stopped", 60)
