@@ -376,6 +376,7 @@ class _Display:
         files = files or self._store.open(self._name)
         now = summary(files)
         note = f"{now.running} running" + (f", [red]{now.failed} failed[/]" if now.failed else "")
+        note += ", [yellow]paused[/]" if now.paused else ""
         ended = now.completed + now.failed + now.skipped + now.cancelled
         self._progress.update(self._bar, completed=ended, total=now.tasks, note=note)
         self._due_s = began_s + max(_LOOK_S, 20 * (time.monotonic() - began_s))  # it costs as much as the job is long

@@ -45,7 +45,8 @@ class Progress:
         self._known = {task.id: task.status for task in files.tasks.values()}
         statuses = list(self._known.values())
         counts = [(status, statuses.count(status)) for status in TaskStatus if status in statuses]
-        line = f"job {self._name} is {files.job.state.value}"
+        is_paused = files.job.paused and not files.job.state.is_end
+        line = f"job {self._name} is {'paused' if is_paused else files.job.state.value}"
         line += ": " + ", ".join(f"{count} {status.value}" for status, count in counts) if counts else ""
         if line != self._line:
             self._line = line

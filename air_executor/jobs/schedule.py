@@ -93,11 +93,10 @@ class ActiveJob:
                 continue
             missing, is_lost = 0, False
             for other in task.dependencies:
-                status = self.tasks[other].status
-                if not status.is_end:
+                if not self.tasks[other].status.is_end:
                     missing += 1
                     self._waiting.setdefault(other, []).append(task.id)
-                elif status is not TaskStatus.COMPLETED:
+                elif self.tasks[other].has_failed:
                     is_lost = task.when is When.SUCCESS
             self._missing[task.id] = missing
             if is_lost or not missing:
@@ -119,7 +118,8 @@ class ActiveJob:
                 self._missing[waiting] -= 1
                 is_due = not self._missing[waiting]
                 if other.status is TaskStatus.PENDING:
-                    is_lost = other.when is When.SUCCESS and task.status is not TaskStatus.COMPLETED
+                    # Of one that was skipped with no failure it is not known yet whether there is a failure beside.
+                    is_lost = other.when is When.SUCCESS and task.has_failed
                     news = self._decide(other) if is_due or is_lost else []
                 else:
                     news = self._end_items(other) if is_due and other.status is TaskStatus.RUNNING else []
@@ -178,8 +178,8 @@ class ActiveJob:
         """Skip a task whose dependencies did not end as its ``when`` asks."""
         others = [self.tasks[other] for other in task.dependencies]
         if task.when is When.SUCCESS:
-            ended = (each for each in others if each.status.is_end)
-            lost = next((each for each in ended if each.status is not TaskStatus.COMPLETED), None)
+            not_completed = [each for each in others if each.status.is_end and each.status is not TaskStatus.COMPLETED]
+            lost = next((each for each in not_completed if each.has_failed), next(iter(not_completed), None))
             if lost is None:
                 return False
             task.cause = lost.id if lost.status is TaskStatus.FAILED else lost.cause

@@ -7,6 +7,8 @@ from typing import Any
 
 import orjson
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from air_executor.jobs import api
 from air_executor.jobs.model import Job, JobState, Task, TaskStatus
@@ -99,6 +101,66 @@ def test_what_was_skipped_with_no_failure_is_none(tmp_path: Path) -> None:
     )
     turns(job)
     assert end(job, "a", "completed") == {"mail": "skipped", "b": "skipped", "c": "skipped"}
+
+
+def test_a_failure_counts_whichever_of_several_ends_first(tmp_path: Path) -> None:
+    tasks = [
+        {"id": "a"},
+        {"id": "mail", "dependencies": ["a"], "when": "failed"},
+        {"id": "bad"},
+        {"id": "both", "dependencies": ["mail", "bad"]},
+        {"id": "tell", "dependencies": ["both"], "when": "failed"},
+    ]
+    for first, second in (("a", "bad"), ("bad", "a")):
+        job = active(tmp_path, *tasks, name=first)
+        turns(job)
+        for task_id in (first, second):
+            end(job, task_id, {"a": "completed", "bad": "failed"}[task_id])
+        assert job.tasks["both"].cause == "bad"
+        assert turns(job) == ["tell"]
+
+
+@given(st.data())
+def test_any_graph_ends_as_its_whens_say_in_whichever_order_tasks_end(data: st.DataObject) -> None:
+    count = data.draw(st.integers(1, 8))
+    ids = [f"t{number}" for number in range(count)]
+    tasks: list[dict[str, Any]] = []
+    for number, task_id in enumerate(ids):
+        others = data.draw(st.lists(st.sampled_from(ids[:number]), unique=True)) if number else []
+        whens = ["success", "always", "failed"] if others else ["success", "always"]
+        tasks.append({"id": task_id, "dependencies": others, "when": data.draw(st.sampled_from(whens))})
+    fates = {task_id: data.draw(st.sampled_from(["completed", "failed"])) for task_id in ids}
+    expected: dict[str, str] = {}
+    broken: dict[str, bool] = {}
+    for task in tasks:  # in an order in which all are known that a task depends on
+        others, is_broken = task["dependencies"], any(broken[each] for each in task["dependencies"])
+        runs = {
+            "success": all(expected[each] == "completed" for each in others),
+            "failed": is_broken,
+            "always": True,
+        }[task["when"]]
+        expected[task["id"]] = fates[task["id"]] if runs else "skipped"
+        broken[task["id"]] = expected[task["id"]] == "failed" or (not runs and task["when"] == "success" and is_broken)
+    files = JobFiles(Path("job"))
+    files.job = Job.from_dict({"id": "1"}, name="job", where="job")
+    shuffled = data.draw(st.permutations(tasks))
+    files.add([Task.from_dict({"command": "true", **each}, job_name="job", where="job") for each in shuffled], "job")
+    job = ActiveJob(files)
+    running: list[str] = []
+    while job.ready or running:
+        running += turns(job)
+        ending = data.draw(st.sampled_from(running))
+        running.remove(ending)
+        end(job, ending, fates[ending])
+    assert {task.id: task.status.value for task in files.tasks.values()} == expected
+    has_failed = "failed" in expected.values()
+    assert job.outcome()[0] is (JobState.FAILED if has_failed else JobState.COMPLETED)
+    job.retry()
+    if has_failed:
+        assert {task.status.value for task in files.tasks.values()} <= {"pending", "completed"}
+    for each in files.tasks.values():
+        if each.status is TaskStatus.COMPLETED:
+            assert all(files.tasks[other].status is not TaskStatus.PENDING for other in each.dependencies)
 
 
 def test_long_chains_are_skipped_whole(tmp_path: Path) -> None:
@@ -250,3 +312,12 @@ def test_a_job_that_has_completed_stays_so_whatever_is_asked_of_it_late(yard: Ya
     yard.manager(only=frozenset({"job"})).apply()
     job = yard.store.open("job").job
     assert (job.state, job.cancelled, job.paused) == (JobState.COMPLETED, False, False)
+
+
+def test_a_task_that_is_queued_for_a_failure_runs_after_it(yard: Yard) -> None:
+    yard.submit(sh("a", "exit 1"))
+    options = ("--id", "b", "--after", "a", "--when", "failed", "--priority", "3")
+    assert yard.call("queue", "--job", "job", *options, "--", "touch", "told") == "b\n"
+    assert yard.finish().tasks["b"].priority == 3
+    assert statuses(yard) == {"a": "failed", "b": "completed"}
+    assert (yard.folder / "told").exists()
