@@ -140,7 +140,8 @@ class AirJobOperator(BaseOperator):
         )
         self._claim = claim = Claim(store, job, tasks, values, owner, has_own_name=not self.job_name)
         claim.take(lambda: self._work(state_dir, Progress(store, name)))
-        self.log.info("Job %s has %d tasks; its files are in %s", name, len(self.tasks), store.folder(name))
+        files = store.open(name)  # what was there already counts, and what was given may be read only once
+        self.log.info("Job %s has %d tasks; its files are in %s", name, len(files.tasks), files.path)
         if self._is_killed:
             self.on_kill()  # that came before there was a job
         if self.deferrable:

@@ -47,6 +47,10 @@ def trouble():
         os._exit(42)
 
     @task
+    def raises():
+        raise ValueError("not so")
+
+    @task
     def segfaults():
         ctypes.string_at(0)
 
@@ -70,6 +74,7 @@ def trouble():
     forks_children()
     exits_at_once()
     exits_with_a_code()
+    raises()
     segfaults()
     is_killed()
     prints_much()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
+import orjson
 import psutil
 import pytest
 
@@ -67,6 +69,7 @@ def test_only_the_tasks_that_die_fail(trouble: DagRun) -> None:
         "segfaults": "failed",
         "is_killed": "failed",
         "prints_much": "success",
+        "raises": "failed",
         "shows_progress": "success",
     }
 
@@ -87,6 +90,17 @@ def test_the_reason_of_a_death_is_told(
     assert record.state is state
     assert reason in (record.reason or "")
     wait_for(lambda: reason in audit_of(trouble, task_id), f"{reason!r} in the audit log")
+
+
+def test_an_exception_is_told_once_in_the_log_and_in_a_line_in_the_record(env: Airflow, trouble: DagRun) -> None:
+    record = record_of(env, "trouble", "raises")
+    assert (record.state, record.reason, record.exception) == (RunState.FAILED, None, "ValueError: not so")
+    listed = env.run("air-executor", "runs", "--state", "failed", "--dag", "trouble").stdout
+    assert [row.split("\t")[-1] for row in listed.splitlines() if "trouble.raises" in row] == ["ValueError: not so"]
+    events = [orjson.loads(line) for line in Path(record.log_file or "").read_bytes().splitlines()]
+    [told] = [event for event in events if event.get("error_detail") or "Traceback" in str(event.get("event"))]
+    assert (told["level"], told["event"]) == ("error", "Task failed with exception")
+    assert "ValueError" not in audit_of(trouble, "raises"), "it is nothing unusual"
 
 
 def test_processes_that_a_task_leaves_are_ended(env: Airflow, trouble: DagRun) -> None:
@@ -140,6 +154,11 @@ def test_the_limit_is_told_in_the_record_the_task_log_and_the_audit_log(
     assert reason in (record.reason or "")
     assert reason in limited.log(task_id)
     wait_for(lambda: reason in audit_of(limited, task_id), f"{reason!r} in the audit log")
+
+
+def test_a_task_without_on_kill_does_not_wait_for_its_grace(env: Airflow, limited: DagRun) -> None:
+    for task_id in ("too_long", "too_much_cpu"):
+        assert record_of(env, "limited", task_id).signal == "SIGTERM"
 
 
 def test_a_refused_task_has_not_run(env: Airflow, limited: DagRun) -> None:

@@ -282,3 +282,20 @@ def test_a_trigger_of_the_last_release_is_understood() -> None:
     assert AirJobTrigger(**old).serialize()[1] == old
     new = {**old, "owner": {"dag_id": "d"}}
     assert AirJobTrigger(**new).serialize()[1] == new
+
+
+@pytest.mark.parametrize("kind", [list, tuple, iter])
+def test_the_log_tells_how_many_tasks_the_job_has(
+    yard: Yard, kind: Callable[[Any], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    operator = AirJobOperator(
+        task_id="t",
+        tasks=kind([{"id": f"t{number}", "command": "true"} for number in range(3)]),
+        state_dir=str(yard.state_dir),
+        folder=str(yard.folder),
+        manager="own",
+    )
+    monkeypatch.setattr(type(operator.log), "info", lambda _, text, *args: said.append(text % args))
+    operator.execute(Instance(yard).context)
+    assert f"has 3 tasks; its files are in {yard.store.root}" in said[0]

@@ -24,7 +24,7 @@ def demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     assert spec.loader
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    monkeypatch.setattr(module, "HOME", tmp_path / "50% home")
+    monkeypatch.setattr(module, "HOME", tmp_path / "a home")
     module.HOME.mkdir()
     return module
 
