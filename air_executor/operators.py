@@ -140,7 +140,7 @@ class AirJobOperator(BaseOperator):
         )
         self._claim = claim = Claim(store, job, tasks, values, owner, has_own_name=not self.job_name)
         claim.take(lambda: self._work(state_dir, Progress(store, name)))
-        files = store.open(name)  # what was there already counts, and what was given may be read only once
+        files = store.open(name)  # what was there already counts, too
         self.log.info("Job %s has %d tasks; its files are in %s", name, len(files.tasks), files.path)
         if self._is_killed:
             self.on_kill()  # that came before there was a job

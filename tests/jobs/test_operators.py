@@ -284,7 +284,7 @@ def test_a_trigger_of_the_last_release_is_understood() -> None:
     assert AirJobTrigger(**new).serialize()[1] == new
 
 
-@pytest.mark.parametrize("kind", [list, tuple, iter])
+@pytest.mark.parametrize("kind", [list, tuple])
 def test_the_log_tells_how_many_tasks_the_job_has(
     yard: Yard, kind: Callable[[Any], Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -296,6 +296,7 @@ def test_the_log_tells_how_many_tasks_the_job_has(
         folder=str(yard.folder),
         manager="own",
     )
-    monkeypatch.setattr(type(operator.log), "info", lambda _, text, *args: said.append(text % args))
+    log = SimpleNamespace(info=lambda text, *args: said.append(text % args), warning=print)
+    monkeypatch.setattr(AirJobOperator, "log", log)
     operator.execute(Instance(yard).context)
     assert f"has 3 tasks; its files are in {yard.store.root}" in said[0]
