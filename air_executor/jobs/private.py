@@ -262,7 +262,7 @@ def _scope(task_id: str | None) -> str:
 def _file_name(job_id: str) -> str:
     if _PLAIN_ID.fullmatch(job_id):
         return job_id
-    return "=" + hashlib.blake2b(job_id.encode(errors="surrogateescape"), digest_size=16).hexdigest()
+    return "=" + hashlib.blake2b(job_id.encode(errors="surrogatepass"), digest_size=16).hexdigest()
 
 
 def without_values(document: Mapping[str, Any], where: str) -> tuple[dict[str, Any], dict[str, str]]:
@@ -274,7 +274,7 @@ def without_values(document: Mapping[str, Any], where: str) -> tuple[dict[str, A
     values = document.pop("private_env", None) or {}
     try:
         values = check_variables(values)
-    except ValueError:  # whose message may hold a value
+    except (ValueError, TypeError):  # whose message may hold a value
         raise JobError(f"{where}, field 'private_env': it must be an object of variables' names to text") from None
     if values:
         given = document.get("env_from") or []

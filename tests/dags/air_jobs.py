@@ -118,7 +118,20 @@ job_again()
 job_mended()
 job_deferred()
 job_overdue()
+
+
+@dag(schedule=None, catchup=False)
+def job_with_secrets():
+    """What a connection gives reaches the job's tasks: as a variable of all, of one, and of each of several jobs."""
+    say = {"id": "a", "shell": True, "command": "echo $T $U | tr a-z A-Z >> $AIR_TEST_OUT/job_with_secrets"}
+    secret = "{{ conn.bank.password }}"
+    AirJobOperator(task_id="job", tasks=[{**say, "env": {"U": secret}}], env={"T": secret}, manager="own")
+    mapped = AirJobOperator.partial(task_id="mapped", env={"T": secret}, manager="own")
+    mapped.expand(tasks=[[{**say, "env": {"U": f"{secret}-{number}"}}] for number in range(2)])
+
+
 job_own()
+job_with_secrets()
 job_waited_for()
 job_fails()
 job_without_manager()

@@ -185,6 +185,21 @@ def test_a_manager_that_is_missing_is_said(airflow: Airflow) -> None:
     assert "no manager works on the jobs below" in run.log("job")
 
 
+def test_what_a_connection_gives_is_in_no_file_below_the_state_directory(airflow: Airflow) -> None:
+    secret = "hush-0f-the-bank"
+    bank = {"connection_id": "bank", "conn_type": "http", "password": secret}
+    airflow.api.call("POST", "/connections", bank)
+    try:
+        assert airflow.api.trigger("job_with_secrets").wait() == "success"
+    finally:
+        airflow.api.call("DELETE", "/connections/bank")
+    said = secret.upper()
+    assert sorted(airflow.effects("job_with_secrets")) == [f"{said} {said}", f"{said} {said}-0", f"{said} {said}-1"]
+    files = [path for path in airflow.store.root.rglob("*") if path.is_file()]
+    assert any(b"job_with_secrets" in path.read_bytes() for path in files)
+    assert [path for path in files if secret.encode() in path.read_bytes()] == []
+
+
 def test_a_task_that_is_marked_cancels_its_job(airflow: Airflow) -> None:
     run = airflow.api.trigger("job_killed")
     store = JobStore(airflow.store.root)
