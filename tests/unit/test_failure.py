@@ -79,6 +79,25 @@ def test_every_command_takes_json_and_tells_wrong_use_as_json(command: str, caps
         (["run", "no.yaml"], 2, "no.yaml cannot be read", None),
         (["run", "../x"], 2, "", None),
         (["job", "caf\udce9"], 2, "\\udce9", None),
+        (["logs", "--dag", "nope"], 2, "nope", None),
+        (["show", "--dag", "nope"], 2, "nope", None),
+        (["stop", "--dag", "nope"], 2, "nope", None),
+        (["logs", "abc", "--grep", "("], 2, "regular expression", "--help"),
+        (["stop"], 1, "no manager works here", None),
+        (["shutdown"], 1, "no manager works here", None),
+        (["add"], 2, "there is no command", "air-executor add -- COMMAND"),
+        (["wait", "nope"], 2, "there is no job nope", "jobs --json"),
+        (["pause", "nope"], 2, "there is no job nope", "jobs --json"),
+        (["retry", "nope", "a"], 2, "there is no job nope", "jobs --json"),
+        (["trust", "nope"], 2, "there is no job nope", "jobs --json"),
+        (["queue", "--job", "nope", "--", "true"], 2, "there is no job nope", "jobs --json"),
+        (["queue", "--", "true"], 2, "name the job", "air-executor queue --job NAME"),
+        (["queue", "--job", "nope", "--function", "a:b", "--arguments", "{"], 2, "must be JSON", None),
+        (["runs", "--state", "nope"], 2, "invalid choice", "--help"),
+        (["prune", "--keep-days", "x"], 2, "'x' is not a number", "--help"),
+        (["run", "nope"], 2, "nope", None),
+        (["help", "nope"], 2, "nope", "air-executor help"),
+        (["add", "--state-dir", "/proc/nope", "--", "true"], 2, "/proc/nope", "doctor"),
         (["nothing"], 2, "invalid choice", "--help"),
     ],
 )
@@ -86,7 +105,8 @@ def test_an_error_is_one_object_on_stdout(
     tmp_path: Path, arguments: list[str], code: int, error: str, hint: str | None
 ) -> None:
     (tmp_path / ".air-executor").mkdir()
-    document = told(run(tmp_path, *arguments, "--json"), code)
+    at = arguments.index("--") if "--" in arguments else len(arguments)
+    document = told(run(tmp_path, *arguments[:at], "--json", *arguments[at:]), code)
     assert error in document["error"]
     assert hint is None or hint in document["hint"]
     assert not document["retryable"]
