@@ -86,8 +86,7 @@ def run(request: RunRequest, store: RunStore, config: Config) -> int:
 def execute(request: RunRequest, record: RunRecord, store: RunStore, config: Config) -> int:
     """Execute one run, whose lock this process holds, and return the process's exit code."""
     processes.join(record.id)
-    store.introduce(record.id)
-    record = store.write(record.advance(RunState.STARTING, **_this_process(record.identity.kind)))
+    record = store.begin(record.advance(RunState.STARTING, **_this_process(record.identity.kind)))
     active, outcome = _execute(request, record, store, config)
     survivors = active.leftovers.survivors
     # After a success nothing follows that could not do with what was left on purpose, as through sudo.

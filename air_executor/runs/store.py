@@ -219,12 +219,18 @@ class RunStore:
             record = RunRecord.from_json(data)
             if record.id != check_id(run_id):
                 raise RecordError(f"it is the document of run {record.id}")
-            return record
+            return self._begun(record) if record.state is RunState.QUEUED else record
         except RecordVersionError:
             self._newer.add(check_id(run_id))
             raise
         except RecordError as error:
             raise RecordError(f"the record of run {run_id} can't be understood: {error}. See {path}") from None
+
+    def _begun(self, record: RunRecord) -> RunRecord:
+        """Return the record of a job's run as its runner leaves it to be understood: begun, if there is a heartbeat."""
+        if record.identity.kind != "job" or (runner := self._heartbeat(record.id)) is None:
+            return record
+        return record.advance(RunState.STARTING, pid=runner.pid, boot_id=runner.boot_id, host=system.host())
 
     def _read(self, path: str | Path) -> bytes | None:
         try:
@@ -361,11 +367,14 @@ class RunStore:
 
     def runner(self, record: RunRecord) -> ProcessId | None:
         """Return which process was the runner of a run; ``None`` where it did not say."""
+        known = self._heartbeat(record.id)
+        return known if known is not None and known.pid == record.pid else None
+
+    def _heartbeat(self, run_id: str) -> ProcessId | None:
         try:
-            known = ProcessId.from_document(orjson.loads(self._read(self._path(record.id, "heartbeat")) or b"null"))
+            return ProcessId.from_document(orjson.loads(self._read(self._path(run_id, "heartbeat")) or b"null"))
         except (orjson.JSONDecodeError, RecordError, StateDirError):
             return None
-        return known if known is not None and known.pid == record.pid else None
 
     def settle(self, record: RunRecord) -> RunRecord:
         """Return the record as it is now; one with neither a runner nor an end becomes ``lost``, with the reason.
@@ -422,16 +431,25 @@ class RunStore:
                 self.leftovers.write(record.identity, survivors)
         return processes.name_survivors(survivors)
 
-    def introduce(self, run_id: str) -> None:
-        """Note that the calling process is the runner of a run, as far as the disk has room for it."""
-        with contextlib.suppress(OSError):
+    def begin(self, record: RunRecord) -> RunRecord:
+        """Note that the calling process is the runner of a run, and begins it; return its record.
+
+        Of a job's run that stands in the heartbeat file alone, which :meth:`read` heeds: it may be over in a moment,
+        and with each file that is replaced, some file systems wait for the disk.
+
+        :raises StateDirError: it cannot be written.
+        """
+        is_noted = False
+        with contextlib.suppress(OSError):  # without it, others know less
             fd = os.open(
-                self._path(run_id, "heartbeat"),
+                self._path(record.id, "heartbeat"),
                 os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC,
                 0o600,
             )
             with open(fd, "wb", buffering=0) as file:
                 file.write(orjson.dumps(ProcessId.own().to_document()))
+            is_noted = True
+        return record if is_noted and record.identity.kind == "job" else self.write(record)
 
     def heartbeat(self, run_id: str) -> None:
         """Note that the runner lives."""

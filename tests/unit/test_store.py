@@ -451,8 +451,25 @@ def test_an_end_that_was_written_between_two_looks_counts(store: RunStore) -> No
 def introduced(store: RunStore, **changes: Any) -> RunRecord:
     """Return the record of a run whose runner is the calling process."""
     one = kept(store, RunState.RUNNING, **{**of_process(), **changes})
-    store.introduce(one.id)
-    return one
+    return store.begin(one)
+
+
+@pytest.mark.parametrize("kind", ["job", "task"])
+def test_a_run_that_its_runner_begins_is_seen_as_begun(store: RunStore, kind: str) -> None:
+    one = kept(store, who=identity(kind=kind))
+    store.begin(one.advance(RunState.STARTING, pid=os.getpid(), host=system.host(), boot_id=system.boot_id()))
+    seen = store.read(one.id)
+    assert (seen.state, seen.pid, seen.host) == (RunState.STARTING, os.getpid(), system.host())
+    assert store.is_runner(seen)
+    end = store.write(seen.advance(RunState.RUNNING).advance(RunState.SUCCEEDED))
+    assert store.read(one.id) == end
+
+
+def test_a_run_whose_beginning_can_not_be_noted_by_a_sign_is_written_down(store: RunStore) -> None:
+    one = kept(store, who=identity(kind="job"))
+    (store.folder(one.id) / "heartbeat").mkdir()
+    store.begin(one.advance(RunState.STARTING))
+    assert orjson.loads((store.folder(one.id) / "state.json").read_bytes())["state"] == "starting"
 
 
 def test_a_lock_file_that_was_deleted_is_no_dead_runner(store: RunStore) -> None:
