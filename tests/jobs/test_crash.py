@@ -101,3 +101,33 @@ def test_nothing_is_lost_or_repeated_whatever_is_killed(yard: Yard, seed: int) -
         assert task.result == int(task.id.partition(".")[2])
         # It began anew as often as its runner died under it, and never after it had ended well.
         assert 1 <= ended[task.id] <= began[task.id] <= 1 + task.interruptions
+
+
+def test_items_and_hooks_run_once_however_often_the_manager_is_killed(yard: Yard) -> None:
+    chance = random.Random(7)
+    numbers = list(range(30))
+    script = "echo ${item} >> began; sleep 0.05; echo ${item} > $AIR_EXECUTOR_RESULT"
+    yard.submit(
+        {"id": "find", "shell": True, "command": f"echo '{numbers}' > $AIR_EXECUTOR_RESULT"},
+        {"id": "work", "shell": True, "command": script, "foreach": "${tasks.find.result}"},
+        {"id": "sum", "shell": True, "command": "echo ${tasks.work.result} >> sums"},
+        {"id": "late", "command": "true", "dependencies": ["work"], "when": "failed"},
+        on_success="echo good >> hooks",
+        max_runners=3,
+    )
+    kills = 0
+    while not yard.store.open("job").job.state.is_end:
+        manager = yard.start_manager()
+        with contextlib.suppress(psutil.TimeoutExpired):
+            psutil.Process(manager.pid).wait(chance.uniform(0.0, 0.5) if kills < 12 else 0.0)
+        if kills >= 12:
+            wait_for(lambda: yard.store.open("job").job.state.is_end, "the end of the job")
+        manager.kill()
+        manager.wait()
+        kills += 1
+    files = yard.store.open("job")
+    assert files.job.state is JobState.COMPLETED, files.job.error
+    assert sorted(map(int, yard.lines("began"))) == numbers
+    assert [orjson.loads(line) for line in yard.lines("sums")] == [numbers]
+    assert yard.lines("hooks") == ["good"]
+    assert files.tasks["late"].status is TaskStatus.SKIPPED
