@@ -501,7 +501,7 @@ class Manager:
 
     def _start_runs(self) -> None:
         """Start what may start: of the jobs with the highest priority first, one task of each in turn."""
-        if not self._may_start:
+        if not self._may_start or self._is_full():
             return
         for willing in in_order(self._jobs.values()):
             while willing and not self._is_full():
