@@ -19,6 +19,7 @@ from air_executor.jobs import api
 from air_executor.jobs.claim import Claim, ask_to_cancel
 from air_executor.jobs.manager import Manager
 from air_executor.jobs.model import JobState, Task
+from air_executor.jobs.notes import remove_note, write_note
 from air_executor.jobs.owner import Owner
 from air_executor.jobs.progress import Progress, describe_failures
 from air_executor.jobs.store import JobStore
@@ -147,6 +148,8 @@ class AirJobOperator(BaseOperator):
         if self.deferrable:
             timeout = self.execution_timeout if isinstance(self.execution_timeout, timedelta) else None
             owned_by = claim.owner.to_document() if claim.owner else None
+            if claim.owner is not None:
+                write_note(state_dir_of(None), owner.instance, state_dir, name, claim.owner)
             trigger = AirJobTrigger(job_name=name, state_dir=state_dir, owner=owned_by)
             self.defer(trigger=trigger, method_name="resume", timeout=timeout)
         self._work(state_dir, Progress(store, name))
@@ -177,8 +180,10 @@ class AirJobOperator(BaseOperator):
 
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
         """Go on after the deferral. If that has failed, or took too long, nobody waits for the job any more."""
+        mine = Owner.of(context)
+        remove_note(state_dir_of(None), mine.instance)
         if next_method == _DEFERRAL_FAILED:
-            mine, store = Owner.of(context), JobStore(state_dir_of(self.state_dir))
+            store = JobStore(state_dir_of(self.state_dir))
             name = self.job_name or mine.job_name()
             with contextlib.suppress(JobError):  # there is no such job
                 whose = Owner.from_document(store.open(name).job.made_by)

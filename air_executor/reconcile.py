@@ -30,6 +30,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from air_executor.awake import AwakeClock
+from air_executor.deferrals import Deferrals
 from air_executor.errors import StateDirError
 from air_executor.guard import Guard
 from air_executor.jobname import JobName, new_name
@@ -121,6 +122,7 @@ class Reconciler:
         self.waiting: Sequence[str] = ()
         self._next_queued_s = 0.0
         self._queued_s = min(_QUEUED_S, conf.getfloat("scheduler", "task_queued_timeout") / 4)
+        self._deferrals = Deferrals(store.root)
         self._guard = Guard(log)
 
     def is_due(self) -> bool:
@@ -217,6 +219,8 @@ class Reconciler:
         if self.is_database_away:
             log.info("The database is back")
         self.is_database_away = False
+        with self._guard("Looking after the jobs of deferred tasks"):
+            self._deferrals.look()
         with self._guard("Looking for dead schedulers"):
             fail_jobs_of_dead_executors(self._store, owner.split(".")[0])
         over = {ti_id for ti_id in elsewhere if states.get(ti_id) != TaskInstanceState.RUNNING}

@@ -311,3 +311,19 @@ def test_a_deferred_task_waits_on_when_its_triggerer_is_restarted(airflow: Airfl
     wait_for(lambda: run.log("job").count(f"job {job} is working") >= 2, "the next trigger")
     run.mark("job", "failed")
     wait_for(lambda: not runner.is_running(), "the job's task to be stopped", 60)
+
+
+@pytest.mark.usefixtures("manager")
+def test_a_deferred_task_that_no_trigger_has_taken_yet_cancels_its_job(airflow: Airflow) -> None:
+    airflow.stop("triggerer")
+    try:
+        run = airflow.api.trigger("job_deferred", run_id="not-taken")
+        run.wait_for_state("job", "deferred")
+        job = wait_for(lambda: job_of(airflow, run), "the job")
+        runner = runner_of(airflow, job)
+        run.mark("job", "failed")
+        wait_for(lambda: not runner.is_running(), "the job's task to be stopped", 60)
+        store = JobStore(airflow.store.root)
+        wait_for(lambda: store.open(job).job.state is JobState.CANCELLED, "the job to be cancelled", 60)
+    finally:
+        airflow.start("triggerer")

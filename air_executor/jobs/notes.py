@@ -1,0 +1,82 @@
+"""What a task that is deferred leaves in the executor's state directory, as long as it waits for its job.
+
+See :mod:`air_executor.deferrals`, which reads it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from air_executor.errors import StateDirError
+from air_executor.jobs.owner import Owner
+from air_executor.runs.store import replace_file
+from air_executor.safe_files import read_plain
+
+
+@dataclass(frozen=True)
+class Note:
+    """What a task that is deferred leaves."""
+
+    path: Path
+    state_dir: str
+    job: str
+    owner: Owner
+    """Whose the job is."""
+
+    @property
+    def instance(self) -> str:
+        """Airflow's id of the task instance."""
+        return self.path.stem
+
+
+def write_note(state_dir: str | Path, instance: str, jobs_dir: str, job: str, owner: Owner) -> None:
+    """Note that a task instance waits for a job.
+
+    :param state_dir: the executor's.
+    :param jobs_dir: the state directory that the job is in.
+    :raises StateDirError: it can't be written.
+    """
+    path = _path(state_dir, instance)
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise StateDirError(f"cannot make {path.parent}: {error.strerror}") from error
+    replace_file(path, orjson.dumps({"state_dir": jobs_dir, "job": job, "owner": owner.to_document()}))
+
+
+def remove_note(state_dir: str | Path, instance: str) -> None:
+    """Note that a task instance waits no more."""
+    with contextlib.suppress(OSError):
+        _path(state_dir, instance).unlink(missing_ok=True)
+
+
+def folder_of(state_dir: str | Path) -> Path:
+    """Return where notes are."""
+    return Path(state_dir) / "deferred"
+
+
+def _path(state_dir: str | Path, instance: str) -> Path:
+    return folder_of(state_dir) / f"{uuid.UUID(instance)}.json"
+
+
+def read_note(path: Path) -> Note | None:
+    """Read a note; one that can't be understood is nobody's and goes.
+
+    :raises OSError: it can't be read.
+    """
+    try:
+        document: Any = orjson.loads(read_plain(path))
+        uuid.UUID(path.stem)
+        state_dir, job, owner = document["state_dir"], document["job"], Owner.from_document(document["owner"])
+    except (ValueError, KeyError, TypeError):
+        owner = None
+    if owner is None:
+        path.unlink(missing_ok=True)
+        return None
+    return Note(path, str(state_dir), str(job), owner)
