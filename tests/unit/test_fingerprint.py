@@ -18,8 +18,10 @@ import pytest
 
 from air_executor.config import Config
 from air_executor.launcher import control, fingerprint
-from air_executor.launcher.address import all_addresses
+from air_executor.launcher.address import address, all_addresses
 from air_executor.runs.record import RunState
+from air_executor.runs.store import RunStore
+from tests.support.airflow_env import config
 from tests.support.waiting import wait_for
 from tests.unit.processes import result_of
 from tests.unit.test_launcher import Bench, _home, bench  # noqa: F401 (fixtures)
@@ -45,6 +47,17 @@ def test_an_environment_with_bytes_that_are_no_text_is_passed_on(
         keys.add(backend._address.key)
     assert len(keys) == 2
     assert (tmp_path / "seen").read_bytes() == b"J\xf6rg.J\xf6rn."
+
+
+def test_what_works_inside_of_a_run_has_a_launcher_that_no_other_run_uses(
+    store: RunStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # It ends with the run, as all that was started there, and nothing of another one may end with it.
+    keys = set()
+    for run_id in ("6f1c9b3e-0000-4000-8000-000000000001", "6f1c9b3e-0000-4000-8000-000000000002"):
+        monkeypatch.setenv("AIR_EXECUTOR_RUN", run_id)
+        keys.add(address(store, config(store.root)).key)
+    assert len(keys) == 2
 
 
 def _set_umask(folder: Path) -> None:
