@@ -181,6 +181,16 @@ OPTIONS: tuple[Option, ...] = (
         _count,
     ),
     Option(
+        "keep_jobs",
+        "integer",
+        "10000",
+        "At most this many jobs are kept, those that have changed last; what has not ended stays. Jobs that ended "
+        "more than keep_days ago go too. In a folder of one's own, outside of state_dir, jobs stay unless "
+        "AIR_EXECUTOR_KEEP_DAYS or AIR_EXECUTOR_KEEP_JOBS is set.",
+        None,
+        _count,
+    ),
+    Option(
         "gpus",
         "string",
         "",
@@ -234,6 +244,7 @@ class Config:
     gpus: tuple[str, ...]
     on_launcher_stop: str = "auto"
     renew_tokens: str = "auto"
+    keep_jobs: int = 10000
     serves: str = "airflow"
     """For what launchers are warm: ``airflow``, or ``jobs`` of the standalone engine, without Airflow."""
 
@@ -283,6 +294,14 @@ def _expand(text: str) -> str:
             return text
         text = expanded
     raise ConfigError(f"{text[:200]!r} comes of a variable that refers to itself")
+
+
+def parse_option(name: str, text: str) -> Any:
+    """Return what the text of an option means.
+
+    :raises ValueError: it can't be used.
+    """
+    return next(option for option in OPTIONS if option.name == name).parse(text)
 
 
 def env_var(name: str, section: str = SECTION) -> str:

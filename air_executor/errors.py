@@ -84,6 +84,10 @@ class UnknownJobError(JobError):
     hint = "`air-executor jobs --json` lists the jobs"
 
 
+class JobExistsError(JobError):
+    """There is a job of that name already."""
+
+
 class ManagedError(JobError):
     """A manager works on these jobs already."""
 

@@ -17,7 +17,7 @@ from rich.live import Live
 from rich.text import Text
 
 from air_executor import config
-from air_executor.cli import doctor, joblogs, jobs, jobviews, programs, schema, select, views
+from air_executor.cli import cleaning, doctor, joblogs, jobs, jobviews, programs, schema, select, views
 from air_executor.cli.jsonout import print_line
 from air_executor.cli.listing import say_where, show
 from air_executor.cli.observe import launchers, observe_runs, waiting_for_gpus
@@ -211,20 +211,6 @@ def _shutdown(args: argparse.Namespace) -> int:
     return jobs.stop_manager(is_waited_for=args.wait, is_json=args.json)
 
 
-def _prune(args: argparse.Namespace) -> int:
-    options = _options()
-    keep_days = options.keep_days if args.keep_days is None else args.keep_days
-    keep_runs = options.keep_runs if args.keep_runs is None else args.keep_runs
-    store = _store()
-    store.refuse_strangers()
-    pruned = store.prune(keep_days=keep_days, keep_runs=keep_runs)
-    if args.json:
-        print_json({"removed": pruned.removed, "kept": pruned.kept})
-    else:
-        print(f"removed {pruned.removed} records, kept {pruned.kept}")
-    return EXIT_OK
-
-
 def _doctor(args: argparse.Namespace) -> int:
     checks = doctor.examine()
     if args.json:
@@ -323,16 +309,7 @@ COMMANDS: tuple[Command, ...] = (
         ),
     ),
     Command("shutdown", "end the manager of the jobs; what runs, runs on", _shutdown, (_WAIT, JSON)),
-    Command(
-        "prune",
-        "remove records of ended runs",
-        _prune,
-        (
-            Argument(("--keep-days",), {"type": at_least_zero, "help": "default: [air_executor] keep_days"}),
-            Argument(("--keep-runs",), {"type": count, "help": "default: [air_executor] keep_runs"}),
-            JSON,
-        ),
-    ),
+    *cleaning.COMMANDS,
     Command(
         "launcher", "be the launcher, as a service of its own ([air_executor] launcher = service)", _launcher, (JSON,)
     ),

@@ -17,7 +17,7 @@ _GROUPS: dict[str, tuple[str, ...]] = {
     "Runs (what Airflow's tasks, and those of jobs, are executed by)": ("status", "runs", "show", "logs", "stop"),
     "Jobs": (
         *("init", "add", "run", "submit", "queue", "jobs", "job", "wait", "results"),
-        *("pause", "resume", "cancel", "retry", "reset", "trust", "schema"),
+        *("pause", "resume", "cancel", "retry", "reset", "remove", "trust", "schema"),
     ),
     "Service": ("start", "shutdown", "launcher", "doctor", "prune", "mcp", "help"),
 }
@@ -56,7 +56,11 @@ _EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
     "resume": (("resume build", "go on"),),
     "mcp": (("mcp --write", "agents may change jobs, too"),),
     "help": (("help agents", "the page for programs and AI agents"),),
-    "submit": (("submit build.yaml --name build-2", "leave it to the manager"),),
+    "submit": (
+        ("submit build.yaml --name build-2", "leave it to the manager"),
+        ("submit build.yaml --replace", "cancel the job of that name, and begin it anew"),
+        ("submit build.yaml --new-name", "beside the job of that name, as build-2"),
+    ),
     "queue": (
         ("queue --job build --after fetch -- ./merge.sh part-1", "one more task"),
         ("queue -- ./work.sh part-2", "the same inside a task, for its own job"),
@@ -76,7 +80,11 @@ _EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
     "shutdown": (("shutdown --wait", "end the manager; what runs, runs on"),),
     "launcher": (("launcher", "the main process of a systemd unit or a container"),),
     "doctor": (("doctor", "1 as exit code if something is to be mended"),),
-    "prune": (("prune --keep-days 1", "remove records of runs that ended before yesterday"),),
+    "prune": (
+        ("prune --keep-days 1", "remove records of runs, and jobs, that ended before yesterday"),
+        ("prune --keep-jobs 100", "keep the last hundred jobs"),
+    ),
+    "remove": (("remove build build-2", "with their logs, when they have ended"),),
 }
 
 _EXIT_CODES = "Exit codes: 0 it worked, 1 it did not, 2 wrong use or no such thing, 130 Ctrl-C."

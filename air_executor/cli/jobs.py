@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,16 +22,16 @@ import orjson
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from air_executor import config
+from air_executor import config, jsontext
 from air_executor.cli import jobviews, trust
 from air_executor.cli.listing import say_where, show
 from air_executor.cli.table import EXIT_NO, EXIT_OK, JSON, Argument, Command, at_least_zero, count, print_json
 from air_executor.config import Config
 from air_executor.errors import AirExecutorError, JobError, ManagedError, StateDirError, WrongStateError
-from air_executor.jobs import api
+from air_executor.jobs import again, api
 from air_executor.jobs.fields import check_names
 from air_executor.jobs.manager import Manager
-from air_executor.jobs.model import JobState, TaskStatus, When
+from air_executor.jobs.model import Job, JobState, TaskStatus, When
 from air_executor.jobs.private import values_of
 from air_executor.jobs.schema import GIVEN
 from air_executor.jobs.store import JobFiles, JobStore, is_worked_on
@@ -94,10 +95,13 @@ def summaries(state_dir: str | Path, *, ended: bool = True) -> list[Summary]:
     found = []
     for name in store.names():
         try:
-            if ended or not store.files(name).is_ended():
+            files = store.files(name)
+            if not files.is_ended():
                 found.append(_with_trust(store, store.open(name)))
+            elif ended:  # of those there may be many
+                found.append(_summary(*files.counts()))
         except AirExecutorError as error:
-            found.append(Summary(name, JobState.FAILED, 0, 0, 0, 0, "", str(error)))
+            found.append(Summary(jsontext.shown(name), JobState.FAILED, 0, 0, 0, 0, "", str(error)))
     return found
 
 
@@ -108,20 +112,23 @@ def _with_trust(store: JobStore, files: JobFiles) -> Summary:
 
 def summary(files: JobFiles) -> Summary:
     """Return a job in one line."""
-    statuses = [task.status for task in files.tasks.values()]
+    found = _summary(files.job, Counter(task.status.value for task in files.tasks.values()))
+    return found if found.state.is_end else dataclasses.replace(found, has_manager=is_worked_on(files.path))
+
+
+def _summary(job: Job, counts: Counter[str]) -> Summary:
     return Summary(
-        files.job.name,
-        files.job.state,
-        len(statuses),
-        statuses.count(TaskStatus.COMPLETED),
-        statuses.count(TaskStatus.FAILED),
-        statuses.count(TaskStatus.RUNNING),
-        files.job.updated_at,
-        files.job.error,
-        statuses.count(TaskStatus.SKIPPED),
-        statuses.count(TaskStatus.CANCELLED),
-        files.job.paused and not files.job.state.is_end,
-        has_manager=None if files.job.state.is_end else is_worked_on(files.path),
+        job.name,
+        job.state,
+        sum(counts.values()),
+        counts[TaskStatus.COMPLETED.value],
+        counts[TaskStatus.FAILED.value],
+        counts[TaskStatus.RUNNING.value],
+        job.updated_at,
+        job.error,
+        counts[TaskStatus.SKIPPED.value],
+        counts[TaskStatus.CANCELLED.value],
+        job.paused and not job.state.is_end,
     )
 
 
@@ -180,16 +187,24 @@ def _parse_either(text: bytes) -> Any:
         return _parse_yaml(text)
 
 
-def _submit_file(args: argparse.Namespace, path: Path, state_dir: str) -> str:
+def _submit_file(args: argparse.Namespace, path: Path, state_dir: str, existing: str) -> str:
+    """Make a job from a file.
+
+    :param existing: what to do when there is a job of that name, unless the command line says so.
+    """
     document = _read_job(path)
+    if args.replace and args.new_name:
+        raise JobError("--replace and --new-name are for the same case: choose one")
+    existing = again.REPLACE if args.replace else again.NEW_NAME if args.new_name else existing
     given = {key: value for key, value in document.items() if key not in ("name", "tasks") and value is not None}
     given["private_env"] = values_of(args.env_from)
     given["key"] = getattr(args, "key", None)
-    return api.submit(args.name or document["name"], document["tasks"], state_dir=state_dir, **given).name
+    name = args.name or document["name"]
+    return api.submit(name, document["tasks"], state_dir=state_dir, existing=existing, **given).name
 
 
 def _submit(args: argparse.Namespace) -> int:
-    name = _submit_file(args, args.file, _job_options().state_dir)
+    name = _submit_file(args, args.file, _job_options().state_dir, again.REFUSE)
     has_manager = _store().manager() is not None
     if args.json:
         print_json({"name": name, "has_manager": has_manager})
@@ -198,6 +213,16 @@ def _submit(args: argparse.Namespace) -> int:
         if not has_manager:
             print("no manager works here; begin with `air-executor start`", file=sys.stderr)
     return EXIT_OK
+
+
+def _arguments(text: str) -> dict[str, Any]:
+    try:
+        arguments = orjson.loads(text)
+    except orjson.JSONDecodeError as error:
+        raise JobError(f"--arguments must be JSON, not {text[:80]!r}: {error}") from None
+    if not isinstance(arguments, dict):
+        raise JobError(f"--arguments must be a JSON object, as '{{\"n\": 3}}', not {text[:200]!r}")
+    return arguments
 
 
 def _queue(args: argparse.Namespace) -> int:
@@ -218,13 +243,6 @@ def _queue(args: argparse.Namespace) -> int:
     else:
         print(task_id)
     return EXIT_OK
-
-
-def _arguments(text: str) -> Any:
-    try:
-        return orjson.loads(text)
-    except orjson.JSONDecodeError as error:
-        raise JobError(f"--arguments must be JSON, not {text[:80]!r}: {error}") from None
 
 
 # The manager
@@ -308,7 +326,7 @@ def stop_manager(*, is_waited_for: bool, is_json: bool = False) -> int:
 def _run(args: argparse.Namespace) -> int:
     store = _store()
     if _is_file(store, args.job):
-        name = _submit_file(args, Path(args.job), str(store.root.parent))
+        name = _submit_file(args, Path(args.job), str(store.root.parent), again.RESUME)
     else:
         name = store.open(args.job).job.name
         store.check_trust(store.files(name).read_job())
@@ -470,6 +488,13 @@ ENV_FROM = Argument(
     },
 )
 _JOB_NAME = Argument(("--name",), {"help": "name of the job (default: the one in the file, or the file's)"})
+_REPLACE = Argument(
+    ("--replace",),
+    {"action": "store_true", "help": "if there is a job of that name: cancel it, and begin it anew with this file"},
+)
+_NEW_NAME = Argument(
+    ("--new-name",), {"action": "store_true", "help": "if there is a job of that name: call this one NAME-2, …"}
+)
 
 COMMANDS: tuple[Command, ...] = (
     Command("init", "keep jobs in this folder, in .air-executor", _init, (JSON,)),
@@ -486,7 +511,8 @@ COMMANDS: tuple[Command, ...] = (
     ),
     Command(
         "run",
-        "run a job to its end, and show how far it has come; the exit code tells what became of it",
+        "run a job to its end, and show how far it has come; the exit code tells what became of it. A file whose job "
+        "has ended begins it anew; one whose job has not goes on with it, if it is the same",
         _run,
         (
             Argument(
@@ -494,6 +520,8 @@ COMMANDS: tuple[Command, ...] = (
                 {"metavar": "FILE|NAME", "help": "a job's JSON or YAML file, - for stdin, or the name of a job"},
             ),
             _JOB_NAME,
+            _REPLACE,
+            _NEW_NAME,
             ENV_FROM,
             _POLL,
             _MAX_RUNNERS,
@@ -507,6 +535,8 @@ COMMANDS: tuple[Command, ...] = (
         (
             Argument(("file",), {"type": Path, "metavar": "FILE", "help": "a job as JSON or YAML; - for stdin"}),
             _JOB_NAME,
+            _REPLACE,
+            _NEW_NAME,
             Argument(("--key",), {"help": "of all that is submitted with the same key, there is one job"}),
             ENV_FROM,
             JSON,

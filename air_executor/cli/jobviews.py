@@ -13,6 +13,7 @@ from rich.tree import Tree
 
 from air_executor.cli.listing import Listing
 from air_executor.cli.views import duration
+from air_executor.jobs.fields import moment
 from air_executor.jobs.model import JobState, Task, TaskStatus
 from air_executor.jobs.store import JobFiles
 from air_executor.runs.record import RunRecord
@@ -109,8 +110,8 @@ def took_s(task: Task) -> float | None:
     """Return for how long a task has run, in seconds; ``None`` when it has not begun."""
     if task.started_at is None or task.status is TaskStatus.PENDING:
         return None
-    end = datetime.fromisoformat(task.completed_at) if task.completed_at else datetime.now(tz=timezone.utc)
-    return max(0.0, (end - datetime.fromisoformat(task.started_at)).total_seconds())
+    end = moment(task.completed_at) if task.completed_at else datetime.now(tz=timezone.utc)
+    return max(0.0, (end - moment(task.started_at)).total_seconds())
 
 
 def results(files: JobFiles) -> RenderableType:

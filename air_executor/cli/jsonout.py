@@ -7,15 +7,17 @@ from typing import Any
 
 import orjson
 
+from air_executor import jsontext
+
 
 def print_json(value: Any) -> None:
     """Print ``value`` as JSON for people and programs."""
-    _write(orjson.dumps(value, option=orjson.OPT_INDENT_2))
+    _write(jsontext.dumps(value, option=orjson.OPT_INDENT_2))
 
 
 def print_line(value: Any) -> None:
     """Print ``value`` as JSON in one line."""
-    _write(orjson.dumps(value))
+    _write(jsontext.dumps(value))
 
 
 def printable(text: str) -> str:

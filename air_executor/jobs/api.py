@@ -13,10 +13,11 @@ from typing import Any
 
 from air_executor.errors import JobError
 from air_executor.jobs import keys
+from air_executor.jobs.again import REFUSE, place
 from air_executor.jobs.fields import check_names
 from air_executor.jobs.model import Job, JobState, Task, TaskStatus, check_name
 from air_executor.jobs.private import without_values
-from air_executor.jobs.queue import queue_from_outside, queue_in_job
+from air_executor.jobs.queue import check_size, queue_from_outside, queue_in_job
 from air_executor.jobs.schema import GIVEN
 from air_executor.jobs.store import JobStore, base_folder
 from air_executor.jobs.templates import result_of
@@ -25,6 +26,9 @@ from air_executor.statedir import locate
 
 #: How often :func:`wait` looks, in seconds.
 _LOOK_S = 0.2
+
+#: How often it is looked whether the end can come at all, in seconds.
+_CHECK_S = 2.0
 
 
 def find_state_dir(start: str | Path | None = None) -> Path:
@@ -47,6 +51,7 @@ def submit(
     private_env: Mapping[str, str] | None = None,
     key: str | None = None,
     state_dir: str | Path | None = None,
+    existing: str = REFUSE,
     **fields: Any,
 ) -> Job:
     """Write a new job, for its manager to begin.
@@ -60,9 +65,14 @@ def submit(
         the job; there only their names stand. A task has them as ``private_env``, too.
     :param key: of all that is submitted with the same key, there is one job: who submits again, as they do not know
         whether they have, gets that job as it is now. When it is removed, the key is free.
+    :param existing: what to do when there is a job of that name. ``refuse``: raise. ``resume``: one that has ended is
+        begun anew with these tasks, as the next generation; one that has not goes on, if its definition is the same.
+        ``replace``: it is cancelled, and begun anew. ``new_name``: this one is called ``NAME-2``, or the next number.
     :param fields: others of a job: ``env_file``, ``priority``, ``paused``, ``on_success``, ``on_failure``, and your
         own, which begin with ``x-`` or ``_``.
-    :raises JobError: there is a job of that name, something in the tasks can't be used, or what was submitted with the
+    :return: the job, under the name and the id that it has now.
+    :raises JobExistsError: there is a job of that name, and it stays.
+    :raises JobError: something in the tasks can't be used, or what was submitted with the
         key is something else.
     :raises StateDirError: it can't be written.
     """
@@ -71,8 +81,9 @@ def submit(
     job, made, values = describe(name, tasks, state_dir, max_runners=max_runners, folder=folder, **options)
     store = JobStore(state_dir)
     if key is None:
-        store.create(job, made, values)
-        return job
+        return place(store, job, made, values, existing)
+    if existing != REFUSE:
+        raise JobError("a key says already what becomes of a job that is there: give it without `existing`")
     definition = keys.definition_of(job, made)
     with keys.hold(store, key) as held:
         known = held.find(definition)
@@ -125,6 +136,7 @@ def _tasks(name: str, tasks: Iterable[Task | Mapping[str, Any]]) -> tuple[list[T
                 document = {**document, "id": f"task-{number}"}
             document, given = without_values(document, f"job {name}, task {document['id']!r}")
         task = Task.from_dict(document, job_name=name, where=f"job {name}", is_strict=True)
+        check_size(task, f"job {name}")
         made.append(task)
         values[task.id] = given
     return made, values
@@ -202,10 +214,37 @@ def wait(name: str, *, timeout_s: float | None = None, state_dir: str | Path | N
     """
     store = JobStore(state_dir or find_state_dir())
     end_s = None if timeout_s is None else time.monotonic() + timeout_s
-    while not (files := store.files(name)).is_ended() or files.asks():
-        if (job := files.read_job()).state is JobState.WAITING:
-            store.check_trust(job)  # it would be waited for for ever
+    fault: JobError | None = None
+    check_s = time.monotonic() + _CHECK_S
+    while not _is_over(store, name):
+        if time.monotonic() >= check_s:
+            # Of what can't be understood, the end never comes. Twice, as its manager may put it right.
+            began_s, former, fault = time.monotonic(), fault, _fault(store, name)
+            if fault is not None and former is not None:
+                raise fault
+            check_s = time.monotonic() + max(_CHECK_S, 20 * (time.monotonic() - began_s))
         if end_s is not None and time.monotonic() >= end_s:
             raise JobError(f"job {name} is {store.open(name).job.state.value} after {timeout_s:g} s")
         time.sleep(_LOOK_S)
     return results(name, state_dir=store.root.parent)
+
+
+def _is_over(store: JobStore, name: str) -> bool:
+    files = store.files(name)
+    try:
+        job = files.read_job()
+        is_over = job.state.is_end and not files.asks()
+    except JobError:
+        return False
+    if job.state is JobState.WAITING:
+        store.check_trust(job)  # it would be waited for for ever
+    return is_over
+
+
+def _fault(store: JobStore, name: str) -> JobError | None:
+    """Return why a job can't be understood."""
+    try:
+        store.open(name)
+    except JobError as error:
+        return error
+    return None

@@ -14,7 +14,7 @@ import re
 import uuid
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from datetime import date, datetime
+from datetime import date, datetime, timezone
 from typing import Any
 
 from air_executor.errors import JobError, LimitsError
@@ -250,9 +250,22 @@ def _exit_codes(value: Any) -> list[int]:
     return value
 
 
+def moment(text: str) -> datetime:
+    """Return a moment of a job's files; where nothing is said of the time zone, it is UTC.
+
+    :raises ValueError: it is none, or one that no clock shows.
+    """
+    # Python 3.10 reads neither a "Z" nor a "z".
+    read = datetime.fromisoformat(re.sub(r"[Zz]$", "+00:00", text))
+    read = read if read.tzinfo else read.replace(tzinfo=timezone.utc)
+    if not 1970 <= read.year < 9999:
+        raise ValueError(f"{text} is no moment of a clock")
+    return read
+
+
 def _moment(value: Any) -> str:
     try:
-        datetime.fromisoformat(_text(value).replace("Z", "+00:00"))
+        moment(_text(value))
     except ValueError:
         raise ValueError("it must be a moment, as 2026-01-31T12:00:00+00:00") from None
     return str(value)

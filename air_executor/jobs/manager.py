@@ -19,23 +19,27 @@ from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
+from air_executor import jsontext
 from air_executor.config import Config
 from air_executor.errors import (
     AirExecutorError,
     JobChangedError,
     JobError,
     ManagedError,
+    ProtocolError,
     RecordError,
     UntrustedJobError,
 )
-from air_executor.jobs import templates
+from air_executor.jobs import inbox, templates
+from air_executor.jobs.again import separate_logs
+from air_executor.jobs.inbox import Ask
+from air_executor.jobs.lookout import Lookout
 from air_executor.jobs.model import OUTSIDE, JobState, Task, TaskStatus
 from air_executor.jobs.owner import is_of
 from air_executor.jobs.private import VARIABLE as PRIVATE_DIR
 from air_executor.jobs.queue import read_queued
 from air_executor.jobs.schedule import ActiveJob, in_order
-from air_executor.jobs.store import Ask, JobFiles, JobStore, base_folder
-from air_executor.jobs.watch import Watch
+from air_executor.jobs.store import JobFiles, JobStore, base_folder
 from air_executor.launcher.client import LocalBackend
 from air_executor.runner import limits
 from air_executor.runs import record as runs
@@ -53,8 +57,11 @@ _INTERRUPTIONS = 10
 #: A job that can't be written or read is tried again after so many seconds.
 _BLOCKED_S = 1.0
 
-#: At least so many seconds are between two looks at the files.
-_LOOK_S = 0.05
+#: A manager that nothing wakes wakes up after so many seconds.
+_LONGEST_WAIT_S = 3600.0
+
+#: A job has at most so many runners, whatever its file says.
+_MAX_SLOTS = 10_000
 
 
 class Manager:
@@ -82,24 +89,17 @@ class Manager:
         self._runs = RunStore(state_dir)
         self._store = JobStore(state_dir)
         self._base = base_folder(state_dir)
-        self._poll_s = poll_s
         self._max_runners = max_runners or 4 * (os.cpu_count() or 1)
         self._only = only
         self._backend: LocalBackend
-        self._watch = Watch()
+        self._lookout = Lookout(self._store, poll_s=poll_s, only=only)
         self._jobs: dict[str, ActiveJob] = {}
         #: The locks of these jobs: each has one manager.
         self._locks: dict[str, KernelLock] = {}
-        #: What could not be understood, as it was then; it is looked at again when it has changed.
-        self._refused: dict[str, tuple[Any, ...]] = {}
         #: Jobs whose runs are live, with the ids of their tasks, by the ids of the runs.
         self._live: dict[str, tuple[str, str]] = {}
         #: What was said last of jobs that have to wait.
         self._complaints: dict[str, str] = {}
-        self._looked_s = float("-inf")
-        #: When to look again at a job that could not be read, on the monotonic clock.
-        self._look_again_s = float("inf")
-        self._is_told = True
         self._stopping = False
         self._may_start = True
         #: What SIGTERM and SIGINT do.
@@ -114,7 +114,6 @@ class Manager:
         :raises ManagedError: another manager works on these jobs.
         """
         with self._alone():
-            self._watch.add(self._store.root)
             self._store.private.sweep(self._store.root)
             self._look()
             self._backend.warm_up()
@@ -175,10 +174,12 @@ class Manager:
                 yield
             finally:
                 for name, job in self._jobs.items():
-                    with contextlib.suppress(AirExecutorError):
+                    try:
                         job.files.close()
+                    except Exception as error:
+                        log.error("Job %s: what is in its journal could not be written whole: %s", name, error)
                     self._let_go(name)
-                self._watch.close()
+                self._lookout.close()
                 self._backend.close()
         finally:
             lock.release(keep_file=True)
@@ -207,7 +208,7 @@ class Manager:
 
     def _wait(self, wake: socket.socket) -> None:
         """Wait until something happens: a run ends, a file changes, a signal comes, or it is time for something."""
-        due_s = [self._next_look_s() - time.monotonic()]
+        due_s = [self._lookout.due_s() - time.monotonic(), _LONGEST_WAIT_S]
         if (ask_s := self._backend.due_in_s()) is not None:
             due_s.append(ask_s)
         for job in self._jobs.values():
@@ -220,29 +221,25 @@ class Manager:
         if self._could_start():
             due_s.append(0.1)  # something could not be started
         poll = select.poll()
-        for fd in (wake.fileno(), self._watch.fileno(), self._backend.fileno()):
+        for fd in (wake.fileno(), self._lookout.fileno(), self._backend.fileno()):
             if fd is not None:
                 poll.register(fd, select.POLLIN)
         poll.poll(max(0.0, min(due_s)) * 1000)
         with contextlib.suppress(BlockingIOError):
             wake.recv(4096)
 
-    def _next_look_s(self) -> float:
-        """Return when to look at the files, on the monotonic clock."""
-        return min(self._looked_s + (_LOOK_S if self._is_told else self._poll_s), self._look_again_s)
-
     def _step(self) -> None:
         if self._is_signalled:
             self._is_signalled = False
             self.on_signal()
-        self._is_told = self._watch.drain() or self._is_told
+        self._lookout.take_in()
         for record in self._backend.ended():
             self._ended(record)
-        if time.monotonic() >= self._next_look_s():
+        if time.monotonic() >= self._lookout.due_s():
             self._look()
         for job in list(self._jobs.values()):
             if job.blocked_until_s and time.monotonic() >= job.blocked_until_s:
-                self._reload(job)
+                self._guarded(job.name, self._reload)
         for job in list(self._jobs.values()):
             job.wake_later(time.monotonic())
         self._start_runs()
@@ -257,48 +254,115 @@ class Manager:
             what(job)
             self._complaints.pop(job.name, None)
         except JobChangedError:
-            self._reload(job)
+            self._guarded(job.name, self._reload)
         except (AirExecutorError, OSError) as error:
             self._complain(job.name, error)
             job.blocked_until_s = time.monotonic() + _BLOCKED_S
+        except Exception as error:
+            self._give_up(job.name, error)
+
+    def _guarded(self, name: str, what: Callable[[str], None]) -> None:
+        """Do something with the job of that name; whatever goes wrong hurts no other."""
+        try:
+            what(name)
+        except (ManagedError, UntrustedJobError):
+            raise
+        except (AirExecutorError, OSError) as error:
+            self._complain(name, error)
+            if (job := self._jobs.get(name)) is not None:
+                job.blocked_until_s = time.monotonic() + _BLOCKED_S
+            else:
+                self._let_go(name)
+                self._lookout.look_again(name, _BLOCKED_S)
+        except Exception as error:
+            self._give_up(name, error)
+
+    def _give_up(self, name: str, error: Exception) -> None:
+        """Let a job fail for an error that nobody thought of. When its files change, it is looked at again."""
+        reason = f"its manager met an error: {type(error).__name__}: {error}"
+        log.error("Job %s fails, as %s", name, reason, exc_info=error)
+        job = self._jobs.pop(name, None)
+        self._stop_runs(name, "its job could not be worked on")
+        if job is not None:
+            job.files.abandon()
+        try:
+            JobFiles(self._store.root / name).note_failure(reason)
+        except AirExecutorError as trouble:
+            log.error("Job %s: that it fails can't be written: %s", name, trouble)
+        self._lookout.settle(name, self._lookout.glance(name))
+        self._let_go(name)
+
+    def _stop_runs(self, name: str, reason: str) -> None:
+        """Stop the runs of a job that nobody waits for any more."""
+        for run_id, (owner, _) in self._live.items():
+            if owner == name:
+                self._backend.stop(run_id, reason, unwanted=True)
 
     def _complain(self, name: str, error: Exception) -> None:
         """Say once why a job has to wait."""
         if self._complaints.get(name) != str(error):
-            log.error("Job %s has to wait: %s", name, error)
+            log.error("Job %s has to wait: %s", jsontext.shown(name), error)
         self._complaints[name] = str(error)
 
     # Looking at the files
 
     def _look(self) -> None:
-        self._is_told, self._looked_s, self._look_again_s = False, time.monotonic(), float("inf")
-        names = [name for name in self._store.names() if self._only is None or name in self._only]
-        for name in self._jobs.keys() - names:
-            self._forget(self._jobs[name])
+        try:
+            names = self._lookout.names(self._jobs)
+        except AirExecutorError as error:
+            if self._complaints.get("") != str(error):
+                log.error("The jobs can't be looked at: %s", error)
+            self._complaints[""] = str(error)
+            return
+        self._complaints.pop("", None)
         for name in names:
-            job = self._jobs.get(name)
-            if job is None:
-                self._open(name)
-            elif job.files.was_changed():
-                self._reload(job)
-            if (job := self._jobs.get(name)) is not None:
-                self._try(job, self._heed)
+            self._guarded(name, self._look_at)
+
+    def _look_at(self, name: str) -> None:
+        job = self._jobs.get(name)
+        if not self._store.has(name):
+            if job is not None:
+                self._miss(job)
+                return
+            self._lookout.forget(name)
+            self._complaints.pop(name, None)
+            if (self._store.root / name).is_dir():
+                self._lookout.watch(name)  # somebody is about to make one
+            return
+        if job is None:
+            self._open(name)
+        elif job.files.was_changed():
+            self._reload(name)
+        if (job := self._jobs.get(name)) is not None:
+            job.is_missed = False
+            self._try(job, self._heed)
+
+    def _miss(self, job: ActiveJob) -> None:
+        """Find a job's files gone. ``git checkout`` makes them anew, and ``rm -r`` removes the folder last."""
+        if job.is_missed or not job.files.path.is_dir():
+            self._forget(job)
+            return
+        job.is_missed = True
+        job.blocked_until_s = time.monotonic() + _BLOCKED_S
+        self._lookout.look_again(job.name, _BLOCKED_S)
 
     def _open(self, name: str) -> None:
-        files = JobFiles(self._store.folder(name))
-        signature = files.signature()
-        if self._refused.get(name) == signature and not files.asks():
-            return
+        glance = self._lookout.glance(name)
         try:
-            if files.is_ended() and not files.asks():
-                self._refused[name] = signature
-                return
+            files = JobFiles(self._store.folder(name))
             files.check_folders()
+            asks = files.asks()
+            if self._lookout.is_settled(name) and not asks:
+                return
+            if files.is_ended() and not asks:
+                self._lookout.unwatch(name)
+                self._lookout.settle(name, glance)
+                return
             self._store.check_trust(files.read_job())
             lock = files.lock()
             # Looked at first, as a lock file that is opened for writing and closed tells those who watch the folder.
             if is_held(lock.path) or not lock.acquire(timeout_s=0):
-                self._watch.add(files.path)  # for when it is let go
+                self._lookout.watch(name)  # for when it is let go
                 raise ManagedError(f"another manager works on job {name}")
             self._locks[name] = lock
             files.load()
@@ -306,30 +370,25 @@ class Manager:
             if self._only is not None:
                 raise
             self._complain(name, error)
-            self._look_again_s = time.monotonic() + _BLOCKED_S
+            self._lookout.look_again(name, _BLOCKED_S)
             return
         except UntrustedJobError as error:
             if self._only is not None:
                 raise
-            self._refused[name] = signature
+            self._lookout.settle(name, glance)
             self._complain(name, error)
             return
         except JobError as error:
-            self._refused[name] = signature
-            self._watch.add(files.path)  # for who mends it
+            self._lookout.watch(name)  # for who mends it
+            self._lookout.settle(name, glance)
             self._let_go(name)
-            log.error("Job %s can't be worked on: %s", name, error)
+            if self._complaints.get(name) != str(error):
+                log.error("Job %s can't be worked on: %s", jsontext.shown(name), error)
+            self._complaints[name] = str(error)
             return
-        except AirExecutorError as error:
-            self._let_go(name)
-            self._complain(name, error)
-            self._look_again_s = time.monotonic() + _BLOCKED_S
-            return
-        self._refused.pop(name, None)
         self._complaints.pop(name, None)
         job = self._jobs[name] = ActiveJob(files)
-        self._watch.add(files.path)
-        self._watch.add(files.path / "inbox")
+        self._lookout.watch(name)
         self._try(job, self._resume)
 
     def _let_go(self, name: str) -> None:
@@ -340,15 +399,19 @@ class Manager:
     def _forget(self, job: ActiveJob, reason: str = "is gone") -> None:
         """Let go of a job whose folder was removed, or is another job's now, and stop its runs."""
         log.warning("Job %s %s; its tasks are stopped", job.name, reason)
-        self._watch.remove(job.files.path)
-        for run_id, (name, _) in list(self._live.items()):
-            if name == job.name:
-                self._backend.stop(run_id, "its job was removed", unwanted=True)
+        self._lookout.forget(job.name)
+        self._complaints.pop(job.name, None)
+        self._stop_runs(job.name, "its job was removed")
+        job.files.abandon()
         self._let_go(job.name)
         del self._jobs[job.name]
 
-    def _reload(self, job: ActiveJob) -> None:
+    def _reload(self, name: str) -> None:
         """Go on with files that somebody has changed, or checked out. What runs, runs on."""
+        job = self._jobs[name]
+        if not self._store.has(name):
+            self._miss(job)
+            return
         files = JobFiles(job.files.path)
         try:
             files.load()
@@ -359,19 +422,20 @@ class Manager:
             return
         except JobError as error:
             # What runs must not be forgotten for it. The job goes on as it was.
-            aside = job.files.set_aside()
-            log.error("%s. Job %s goes on as it was; what was there is %s", error, job.name, aside)
+            aside = ", ".join(map(str, job.files.set_aside())) or "not kept"
+            log.error("%s. Job %s goes on as it was; what was there is %s", error, name, aside)
+            job.blocked_until_s = 0.0
             self._try(job, lambda job: job.files.write())
             return
-        except AirExecutorError as error:
-            self._complain(job.name, error)
-            job.blocked_until_s = time.monotonic() + _BLOCKED_S
-            return
-        changed = self._jobs[job.name] = ActiveJob(files)
+        job.files.abandon()
+        changed = self._jobs[name] = ActiveJob(files)
         self._try(changed, self._resume)
 
     def _resume(self, job: ActiveJob) -> None:
         """Find the runs of the tasks that are running as the files say, and stop those that are nobody's."""
+        spoilt = ", ".join(map(str, job.files.spoilt_lines[:20]))
+        if (aside := job.files.mend_journal()) is not None:
+            log.error("Job %s: its journal can't be understood in line %s, and is %s now", job.name, spoilt, aside)
         self._write_down(job)
         for task in list(job.tasks.values()):  # what has ended may have queued more
             if task.status is TaskStatus.RUNNING and not task.is_for_items:
@@ -393,13 +457,14 @@ class Manager:
         try:
             record = self._runs.read(task.run_id or "")
         except RecordError:
-            self._interrupted(job, task, "its run is not on record")
+            # Without a folder it was never begun, as the disk was full: that may last.
+            was_begun = task.run_id in self._runs.ids()
+            self._interrupted(job, task, "its run is not on record", counts=was_begun)
             return
         if record.state is RunState.QUEUED:
             record = self._take_back(record)
-        slot = next(
-            (n for n in range(job.files.job.max_runners) if job.workload_id(n) == record.identity.workload_id), -1
-        )
+        slots = range(min(job.files.job.max_runners, _MAX_SLOTS))
+        slot = next((n for n in slots if job.workload_id(n) == record.identity.workload_id), -1)
         job.running[task.id] = slot
         known = self._live.get(record.id)
         self._live[record.id] = job.name, task.id
@@ -427,10 +492,21 @@ class Manager:
     def _heed(self, job: ActiveJob) -> None:
         for ask in job.files.asks():
             try:
+                if ask.fault is not None:
+                    raise JobError(ask.fault)
                 self._do(self._jobs.get(job.name, job), ask)  # the last request may have begun it anew
+            except JobChangedError:
+                raise
             except JobError as error:
                 log.error("Job %s: a request is refused: %s", job.name, error)
-            ask.path.unlink(missing_ok=True)
+                inbox.refuse(ask, str(error))
+            except (AirExecutorError, OSError):
+                raise
+            except Exception as error:
+                inbox.refuse(ask, f"the manager met an error: {type(error).__name__}: {error}")
+                raise
+            else:
+                ask.path.unlink(missing_ok=True)
 
     def _do(self, job: ActiveJob, ask: Ask) -> None:
         where = f"a request to {ask.action}"
@@ -482,6 +558,8 @@ class Manager:
             raise JobError(f"there are no tasks {', '.join(map(repr, unknown))}")
         if ask.action == "reset":
             job.reset()
+            files.job.generation += 1
+            separate_logs(files)
         else:
             job.retry(ask.tasks)
         files.job.cancelled = files.job.paused = False
@@ -513,7 +591,7 @@ class Manager:
                         willing.remove(job)
                         continue
                     self._try(job, lambda job, slot=slot: self._start(job, slot))  # type: ignore[misc]
-                    if job.blocked_until_s:
+                    if job.blocked_until_s or self._jobs.get(job.name) is not job:
                         willing.remove(job)
 
     def _start(self, job: ActiveJob, slot: int) -> None:
@@ -543,6 +621,10 @@ class Manager:
             job.files.commit(task)
             record = runs.queued(run_id, request.identity, limits=limits.public(request.air), log_file=request.log_file)
             self._backend.start(request, record)
+        except ProtocolError as error:  # too large, or nested too deeply: that it is, however often it is tried
+            job.ready.pop()
+            self._failed(job, task, f"it can't be handed to a runner: {error}", is_final=True)
+            return
         except (AirExecutorError, OSError):
             job.tasks[task.id] = before
             job.files.forget_text(before)
@@ -597,10 +679,12 @@ class Manager:
         name, task_id = self._live.pop(record.id, (None, None))
         job = self._jobs.get(name or "")
         if job is None or task_id is None:
+            self._mark_reported(record)  # nobody waits for it any more: its record may go
             return
         job.running.pop(task_id, None)
         task = job.tasks.get(task_id)
         if task is None or task.run_id != record.id or task.status is not TaskStatus.RUNNING:
+            self._mark_reported(record)
             return
         self._try(job, lambda job: self._settle(job, task, record))
 
@@ -613,8 +697,13 @@ class Manager:
             self._interrupted(job, task, record.reason or "its runner died")
         else:
             self._failed(job, task, record.reason or f"it ended with exit code {record.exit_code}", record)
-        with contextlib.suppress(AirExecutorError):
+        self._mark_reported(record)
+
+    def _mark_reported(self, record: RunRecord) -> None:
+        try:
             self._runs.mark_reported(record)
+        except AirExecutorError as error:
+            log.warning("That the end of run %s is known is not on record: %s", record.id, error)
 
     def _completed(self, job: ActiveJob, task: Task, record: RunRecord) -> None:
         folder = self._runs.folder(record.id)
@@ -635,8 +724,8 @@ class Manager:
         if job.files.job.cancelled:
             self._cancel(job)
 
-    def _interrupted(self, job: ActiveJob, task: Task, reason: str) -> None:
-        task.interruptions += 1
+    def _interrupted(self, job: ActiveJob, task: Task, reason: str, *, counts: bool = True) -> None:
+        task.interruptions += counts
         if job.files.job.cancelled:
             self._failed(job, task, reason)
             return
@@ -644,7 +733,7 @@ class Manager:
             self._failed(job, task, f"interrupted {task.interruptions} times; the last time: {reason}")
             return
         log.warning("Task %s of job %s was interrupted and is begun again: %s", task.id, job.name, reason)
-        task.tries -= 1
+        task.tries = max(0, task.tries - 1)
         task.status, task.error, task.run_id = TaskStatus.PENDING, reason, None
         job.files.commit(task)
         job.enlist(task)
@@ -666,7 +755,7 @@ class Manager:
             job.files.commit(task)
             job.enlist(task)
             return
-        has_failed = not is_cancelled or (record is not None and record.state is RunState.FAILED)
+        has_failed = not job.files.job.cancelled or (record is not None and record.state is RunState.FAILED)
         task.status = TaskStatus.FAILED if has_failed else TaskStatus.CANCELLED
         self._write_down(job, task, *job.follow_up(task))
 
@@ -690,9 +779,12 @@ class Manager:
             lock = self._runs.lock(job.workload_id(slot))
             if lock.acquire(timeout_s=0, create=False):
                 lock.release()
-        self._refused[job.name] = job.files.signature()
-        self._watch.remove(job.files.path)
+        glance = self._lookout.glance(job.name)
+        if not job.files.asks():
+            self._lookout.settle(job.name, glance)
+        self._lookout.unwatch(job.name)
         self._let_go(job.name)
+        self._complaints.pop(job.name, None)
         del self._jobs[job.name]
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import orjson
 
+from air_executor import jsontext
 from air_executor.errors import JobError
 from air_executor.jobs import fields as kinds
 from air_executor.jobs.fields import Kind, about, kind_name
@@ -298,7 +299,8 @@ class Task:
 
     def wait_s(self) -> float:
         """Return how long to wait before the next try, in seconds."""
-        return float(min(self.retry_delay * 2 ** max(0, self.tries - 1), 3600.0))
+        doublings = min(max(0, self.tries - 1), 64)  # of a count that somebody has written there, too
+        return float(min(self.retry_delay * 2**doublings, 3600.0))
 
 
 @dataclass(kw_only=True)
@@ -357,6 +359,18 @@ class Job:
         default_factory=dict,
         metadata=about(kinds.OBJECT, "The task instance of Airflow that has made it, or begun it anew.", is_own=True),
     )
+    generation: int = field(
+        default=1,
+        metadata=about(
+            kinds.at_least(1),
+            "How often it was begun anew, by `reset` or with another definition, and once more.",
+            is_own=True,
+        ),
+    )
+    definition: str | None = field(
+        default=None,
+        metadata=about(kinds.TEXT, "What tells the definition that it was submitted with from others.", is_own=True),
+    )
     extra: dict[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> bytes:
@@ -364,9 +378,9 @@ class Job:
         document: dict[str, Any] = {}
         for item in _JOB_KINDS:
             value = getattr(self, item)
-            if item in _JOB_ALWAYS or value:
+            if item in _JOB_ALWAYS or (value and value != _JOB_DEFAULTS.get(item)):
                 document[item] = value.value if isinstance(value, enum.Enum) else value
-        return orjson.dumps({**document, **self.extra}, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
+        return jsontext.dumps({**document, **self.extra}, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
 
     @classmethod
     def from_dict(cls, document: Any, *, name: str, where: str, is_strict: bool = False) -> Job:
@@ -515,4 +529,5 @@ _TASK_FIELDS = tuple(_TASK_KINDS)
 _ALWAYS = _TASK_FIELDS[: _TASK_FIELDS.index("error") + 1]
 _OTHERS = tuple((name, default) for name, default in _defaults(Task).items() if name in _TASK_FIELDS[len(_ALWAYS) :])
 _JOB_KINDS = kinds.kinds(Job)
+_JOB_DEFAULTS = {"generation": 1}
 _JOB_ALWAYS = frozenset({"id", "name", "state", "created_at", "updated_at", "max_runners"})

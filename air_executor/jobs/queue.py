@@ -14,16 +14,20 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import orjson
-
+from air_executor import jsontext
 from air_executor.errors import JobError, StateDirError
 from air_executor.jobs.model import Task, check_name, new_tasks
 from air_executor.jobs.private import without_values
+from air_executor.jobs.reading import entries, read
 from air_executor.jobs.store import JobFiles, JobStore
+from air_executor.launcher.protocol import MAX_MESSAGE_BYTES
 from air_executor.runs.record import now
 from air_executor.runs.store import RunStore
 
 _FILE = "queued.jsonl"
+
+#: What a task says may be so long, with room for what a message to the launcher has beside it.
+MAX_TASK_BYTES = MAX_MESSAGE_BYTES // 2
 
 
 def queue_in_job(tasks: Iterable[Mapping[str, Any]], environ: Mapping[str, str] = os.environ) -> list[str]:
@@ -58,10 +62,10 @@ def queue_in_job(tasks: Iterable[Mapping[str, Any]], environ: Mapping[str, str] 
             any(task.get(field) for field in ("id", "key", "dependencies")) or "${tasks." in str(task) for task in tasks
         )
         files = store.files(name) if is_compared else None
-        ids = _ids(new, files, _entries(whole), name, f"tasks queued by {task_id}")
+        ids = _ids(new, files, entries(whole, path), name, f"tasks queued by {task_id}")
         _keep(store, name, values)
         os.ftruncate(fd, len(whole))
-        lines = b"".join(orjson.dumps(each) + b"\n" for each in new)
+        lines = b"".join(jsontext.dumps(each) + b"\n" for each in new)
         if os.write(fd, lines) < len(lines):
             os.ftruncate(fd, len(whole))
             raise StateDirError(f"cannot write {path}: the disk is full")
@@ -104,13 +108,28 @@ def _ids(
     :raises JobError: something in them can't be used, or does not go with the job.
     """
     tasks = [Task.from_dict(each, job_name=name, where=where, is_strict=True) for each in new]
+    for task in tasks:
+        check_size(task, where)
     ids, keys = files.outline() if files else (set(), {})
     for each in before:
         ids.add(each["id"])
-        if each.get("key") is not None:
+        if isinstance(each.get("key"), str):
             keys.setdefault(each["key"], each["id"])
     keys = {**new_tasks(tasks, ids, keys, where)[1], **keys}
     return [task.id if task.key is None else keys[task.key] for task in tasks]
+
+
+def check_size(task: Task, where: str) -> None:
+    """Check that a task is not too large to be handed to a runner.
+
+    :raises JobError: it is.
+    """
+    size = len(jsontext.dumps([task.command, task.args, task.arguments, task.env]))
+    if size > MAX_TASK_BYTES:
+        raise JobError(
+            f"{where}, task {task.id!r}: its command, arguments and variables take {size / 1e6:.1f} MB, and "
+            f"{MAX_TASK_BYTES / 1e6:g} MB is the limit; put them into a file"
+        )
 
 
 def named(task: Mapping[str, Any], *, prefix: str) -> dict[str, Any]:
@@ -127,13 +146,8 @@ def named(task: Mapping[str, Any], *, prefix: str) -> dict[str, Any]:
 
 
 def read_queued(folder: Path) -> list[dict[str, Any]]:
-    """Return what the task whose run has this folder has queued."""
-    try:
-        return _entries((folder / _FILE).read_bytes())
-    except FileNotFoundError:
-        return []
+    """Return what the task whose run has this folder has queued.
 
-
-def _entries(data: bytes) -> list[dict[str, Any]]:
-    # After the last newline there may be what somebody was writing as it died.
-    return [orjson.loads(line) for line in data.split(b"\n")[:-1]]
+    :raises JobError: it can't be understood.
+    """
+    return entries(read(folder / _FILE) or b"", _FILE)

@@ -8,6 +8,7 @@ from typing import Any
 
 from air_executor.config import Config
 from air_executor.errors import JobError, ManagedError, WrongStateError
+from air_executor.jobs import inbox
 from air_executor.jobs.manager import Manager
 from air_executor.jobs.store import JobFiles, JobStore
 
@@ -29,7 +30,7 @@ def request(
     :param action: ``cancel``, ``pause``, ``resume``, ``retry`` or ``reset``.
     :param tasks: ids of the tasks that it is about; none for all.
     :param heeds_signals: as of :class:`Manager`; only the main thread can.
-    :raises JobError: there is no such job or task.
+    :raises JobError: there is no such job or task, or the request was refused; the message has the reason.
     :raises WrongStateError: the job has ended.
     """
     store, tasks = JobStore(config.state_dir), list(tasks)
@@ -47,4 +48,6 @@ def request(
         until_s = time.monotonic() + _HEED_S
         while time.monotonic() < until_s and (path.exists() or (action == "cancel" and not files.is_ended())):
             time.sleep(_LOOK_S)
+    if (reason := inbox.refusal(path)) is not None:
+        raise JobError(f"job {name}: {reason}")
     return store.open(name)

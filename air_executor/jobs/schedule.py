@@ -9,11 +9,11 @@ import time
 import uuid
 from collections import deque
 from collections.abc import Iterable
-from datetime import datetime
 from typing import Any
 
 from air_executor.errors import JobError
 from air_executor.jobs import templates
+from air_executor.jobs.fields import moment
 from air_executor.jobs.model import HOOKS, OUTSIDE, JobState, Task, TaskStatus, When
 from air_executor.jobs.store import JobFiles
 from air_executor.runs.record import now
@@ -70,6 +70,8 @@ class ActiveJob:
         self.places = 0
         #: Its files could not be written, or read: when it is begun anew from them, on the monotonic clock.
         self.blocked_until_s = 0.0
+        #: Its files were not there at the last look.
+        self.is_missed = False
         #: What has changed as the job was read, as after an edit of its files; not written yet.
         self.unwritten = self.enlist(*files.tasks.values())
 
@@ -133,7 +135,7 @@ class ActiveJob:
             return [task]
         if task.retry_at is not None:
             # Not longer than it was to wait in the first place, if the clock was set back since.
-            wait_s = max(0.0, min(_seconds(task.retry_at) - time.time(), task.wait_s()))
+            wait_s = max(0.0, min(moment(task.retry_at).timestamp() - time.time(), task.wait_s()))
             heapq.heappush(self.later, (time.monotonic() + wait_s, task.id))
         else:
             self.ready.push(task)
@@ -359,7 +361,3 @@ def _became(task: Task) -> str:
     if task.status is TaskStatus.SKIPPED:
         return "was skipped" + (f" as {task.cause} failed" if task.cause else "")
     return str(task.status.value)
-
-
-def _seconds(moment: str) -> float:
-    return datetime.fromisoformat(moment.replace("Z", "+00:00")).timestamp()

@@ -29,24 +29,35 @@ import shutil
 import signal
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 import orjson
 
-from air_executor import system
-from air_executor.errors import JobChangedError, JobError, StateDirError, UnknownJobError, UntrustedJobError
-from air_executor.jobs.model import HOOKS, Job, JobState, Task, check_dependencies, check_name, new_tasks
+from air_executor import jsontext, system
+from air_executor.errors import (
+    AirExecutorError,
+    JobChangedError,
+    JobError,
+    JobExistsError,
+    StateDirError,
+    UnknownJobError,
+    UntrustedJobError,
+)
+from air_executor.jobs import inbox
+from air_executor.jobs.inbox import Ask
+from air_executor.jobs.model import HOOKS, Job, JobState, Task, TaskStatus, check_dependencies, check_name, new_tasks
 from air_executor.jobs.private import PrivateStore
+from air_executor.jobs.reading import MAX_TASKS_BYTES, parse, read
 from air_executor.ownership import check_state_dir
 from air_executor.processes import ProcessId
 from air_executor.runs.lock import KernelLock, is_held
 from air_executor.runs.record import now
 from air_executor.runs.store import replace_file
-from air_executor.safe_files import read_plain
 
 #: Values of variables: those of a job by ``None``, those of its tasks by their ids.
 Values = Mapping["str | None", Mapping[str, str]]
@@ -55,6 +66,10 @@ _NONE: Values = MappingProxyType({})
 
 #: At most this share of the time goes into writing the files of a job whole.
 _SHARE = 0.05
+
+#: A file of this name in the folder of the jobs, with a job's name after it, appears and goes: the job has changed. Of
+#: a former version it stays, without a job's name.
+ASKED = ".asked"
 
 _IGNORED = "lock\njournal.jsonl\ninbox/\nlogs/\n.*.tmp\n*.unreadable*\n"
 
@@ -70,19 +85,6 @@ def base_folder(state_dir: str | Path) -> Path:
 def is_worked_on(folder: Path) -> bool:
     """Tell whether there is a manager for the job in a folder: of all jobs, or of this one alone."""
     return is_held(folder.parent / "manager.lock") or is_held(folder / "lock")
-
-
-@dataclass(frozen=True)
-class Ask:
-    """What somebody asks of a job, as one file of its inbox."""
-
-    path: Path
-    action: str
-    """``queue``, ``cancel``, ``retry`` or ``reset``."""
-    tasks: list[Any]
-    """The tasks to queue as plain data, or the ids of those to try again."""
-    document: dict[str, Any] = field(default_factory=dict)
-    """All that is asked."""
 
 
 class JobStore:
@@ -121,7 +123,7 @@ class JobStore:
         self.private.trust(job.id)
         with contextlib.suppress(OSError):
             os.utime(self.folder(job.name) / "state.json")  # so that its manager looks at it again
-        replace_file(self.root / ".asked", b"")
+        self.tell_of(job.name)
 
     def prepare(self) -> None:
         """Make the folder.
@@ -167,18 +169,42 @@ class JobStore:
         if not is_held(self.root / "manager.lock"):
             return None
         try:
-            document = orjson.loads(read_plain(self.root / "manager.json"))
+            document = orjson.loads(read(self.root / "manager.json") or b"null")
+            if int(document["pid"]) <= 0:
+                return None
             return {"pid_started": None, **document, "pid": int(document["pid"])}
-        except (OSError, orjson.JSONDecodeError, KeyError, TypeError, ValueError):
+        except (AirExecutorError, KeyError, TypeError, ValueError, OverflowError):
             return None
 
     def names(self) -> list[str]:
-        """Return the names of all jobs, in alphabetical order."""
+        """Return the names of all jobs, in alphabetical order. What can't be looked into counts as one.
+
+        :raises StateDirError: their folder can't be read.
+        """
+        return [name for name in sorted(self.folders()) if self.has(name)]
+
+    def folders(self) -> list[str]:
+        """Return the names of all folders that may be jobs, which costs little.
+
+        :raises StateDirError: the folder of the jobs can't be read.
+        """
         try:
-            entries = sorted(os.listdir(self.root))
+            with os.scandir(self.root) as entries:
+                return [entry.name for entry in entries if not entry.name.startswith(".") and _is_folder(entry)]
         except FileNotFoundError:
             return []
-        return [name for name in entries if (self.root / name / "state.json").is_file() and not name.startswith(".")]
+        except OSError as error:
+            raise StateDirError(f"the folder of the jobs, {self.root}, cannot be read: {error.strerror}") from error
+
+    def has(self, name: str) -> bool:
+        """Tell whether there is a job of that name, readable or not."""
+        try:
+            os.stat(os.path.join(self.root, name, "state.json"))
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        except OSError:
+            return True
+        return True
 
     def folder(self, name: str) -> Path:
         """Return the folder of a job.
@@ -216,6 +242,8 @@ class JobStore:
         """
         self.prepare()
         folder = self.folder(job.name)
+        if folder.exists():
+            raise self._taken(job.name)
         files = JobFiles(self.root / f".{job.name}.{uuid.uuid4()}")
         files.job = job
         files.add(tasks, f"job {job.name}")
@@ -225,9 +253,9 @@ class JobStore:
             files.path.mkdir(mode=0o700)
             try:
                 files.write()
-                self._keep_private(job, values)
+                self.keep_private(job, values)
                 if folder.exists():
-                    raise JobError(f"there is a job {job.name} already; `air-executor reset {job.name}` begins it anew")
+                    raise self._taken(job.name)
                 files.path.rename(folder)
             except BaseException:
                 shutil.rmtree(files.path, ignore_errors=True)
@@ -237,10 +265,20 @@ class JobStore:
             raise StateDirError(f"job {job.name} cannot be written to {folder}: {error.strerror}") from error
         return self.open(job.name)
 
-    def _keep_private(self, job: Job, values: Values) -> None:
+    def keep_private(self, job: Job, values: Values) -> None:
+        """Keep values of variables that no file here may hold, and note that the job may be run.
+
+        :raises StateDirError: they can't be written.
+        """
         for task_id, given in values.items():
             self.private.keep(job, given, task_id)
         self.private.trust(job.id)
+
+    def _taken(self, name: str) -> JobExistsError:
+        return JobExistsError(
+            f"there is a job {name} already. `--replace` begins it anew with this definition, `--new-name` calls this "
+            f"one {name}-2; `air-executor reset {name}` begins it anew as it was"
+        )
 
     def ask(self, name: str, action: str, tasks: Iterable[Any] = (), **more: Any) -> Path:
         """Put a request into a job's inbox.
@@ -250,22 +288,26 @@ class JobStore:
         :raises StateDirError: it can't be written.
         """
         folder = self.folder(name)
-        if not (folder / "state.json").is_file():
+        if not self.has(name):
             raise UnknownJobError(f"there is no job {name} below {self.root}")
         JobFiles(folder).check_folders()
-        inbox = folder / "inbox"
-        path = inbox / f"{time.time_ns():020}-{uuid.uuid4()}.json"
-        try:
-            inbox.mkdir(mode=0o700, exist_ok=True)
-        except OSError as error:
-            raise StateDirError(f"cannot make {inbox}: {error.strerror}") from error
-        replace_file(path, orjson.dumps({**more, "action": action, "tasks": list(tasks)}))
+        path = inbox.put(folder / "inbox", action, tasks, more)
         self.tell_of(name)
         return path
 
-    def tell_of(self, name: str) -> None:  # noqa: ARG002
+    def tell_of(self, name: str) -> None:
         """Tell whoever watches the jobs that this one has changed: nobody watches each folder of those that ended."""
-        replace_file(self.root / ".asked", b"")
+        mark = self.root / f"{ASKED}-{name}"
+        with contextlib.suppress(OSError):  # it is seen without, if later
+            mark.touch(mode=0o600)
+            mark.unlink(missing_ok=True)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:
+        return True
 
 
 @dataclass(frozen=True)
@@ -276,7 +318,9 @@ class _Found:
     state: bytes
     tasks: list[Any]
     base: str
-    changes: list[Any]
+    changes: dict[int, dict[str, Any]]
+    """By the numbers of their lines in the journal."""
+    spoilt_lines: list[int]
 
 
 class JobFiles:
@@ -291,6 +335,8 @@ class JobFiles:
         #: The text of each task as it stands in tasks.json.
         self._texts: dict[str, bytes] = {}
         self._journal: int | None = None
+        #: Numbers of lines in the journal that can't be understood.
+        self.spoilt_lines: list[int] = []
         self._base = ""
         #: What tells the files that were read or written last from others.
         self._seen: tuple[Any, ...] = ()
@@ -329,18 +375,34 @@ class JobFiles:
         """
         found = self._find()
         name = self.path.name
-        self.job = Job.from_dict(_parse(found.state, self.path / "state.json"), name=name, where=f"{name}/state.json")
+        self.job = Job.from_dict(parse(found.state, self.path / "state.json"), name=name, where=f"{name}/state.json")
         self.tasks, self.keys, self._texts = {}, {}, {}
         self.add([self._task(each) for each in found.tasks], f"{name}/tasks.json")
         self._base, self._seen = found.base, found.signature
-        self._is_due = False
-        for entry in found.changes:
-            task = self._task(entry)
+        self._is_due = bool(found.changes)
+        self.spoilt_lines = found.spoilt_lines
+        self._take_in(found.changes)
+
+    def _take_in(self, changes: dict[int, dict[str, Any]]) -> None:
+        """Apply what the lines of the journal say.
+
+        :raises JobError: with it, dependencies are unknown or lead back.
+        """
+        is_checked = True
+        for number, entry in changes.items():
+            try:
+                task = self._task(entry)
+            except JobError:
+                self.spoilt_lines.append(number)
+                continue
+            former = self.tasks.get(task.id)
+            is_checked &= former is not None and former.dependencies == task.dependencies
             self.tasks[task.id] = task
             if task.key is not None:
                 self.keys[task.key] = task.id
             self._texts.pop(task.id, None)
-            self._is_due = True
+        if not is_checked:
+            check_dependencies((), self.tasks.values(), f"{self.path.name}/journal.jsonl")
 
     def outline(self) -> tuple[set[str], dict[str, str]]:
         """Return the ids of all tasks, and those of tasks that have a key by their keys: much sooner than all of them.
@@ -349,9 +411,10 @@ class JobFiles:
         :raises StateDirError: they can't be read.
         """
         found = self._find()
-        tasks = [each for each in (*found.tasks, *found.changes) if isinstance(each, dict)]
-        keys = {each["key"]: each["id"] for each in tasks if each.get("key") is not None and "id" in each}
-        return {each["id"] for each in tasks if "id" in each}, keys
+        tasks = [each for each in (*found.tasks, *found.changes.values()) if isinstance(each, dict)]
+        tasks = [each for each in tasks if isinstance(each.get("id"), str)]
+        keys = {each["key"]: each["id"] for each in tasks if isinstance(each.get("key"), str)}
+        return {each["id"] for each in tasks}, keys
 
     def _find(self) -> _Found:
         """Read the files as they were at one moment."""
@@ -361,13 +424,13 @@ class JobFiles:
             if state is None or tasks is None:
                 raise JobError(f"{self.path / ('tasks.json' if state else 'state.json')} is missing")
             base = _digest(tasks)
-            changes = list(self._journalled(base))
+            changes, spoilt = self._journalled(base)
             if self.signature() == signature:
                 break  # otherwise the journal may continue a tasks.json that was written meanwhile
-        document = _parse(tasks, self.path / "tasks.json")
+        document = parse(tasks, self.path / "tasks.json")
         if not isinstance(document, list):
             raise JobError(f"{self.path.name}/tasks.json must be a list of tasks")
-        return _Found(signature, state, document, base, changes)
+        return _Found(signature, state, document, base, changes, spoilt)
 
     def read_job(self) -> Job:
         """Return the job without its tasks, as ``state.json`` has it, which costs little.
@@ -378,7 +441,7 @@ class JobFiles:
         path = self.path / "state.json"
         if (data := self._read("state.json")) is None:
             raise JobError(f"{path} is missing")
-        return Job.from_dict(_parse(data, path), name=self.path.name, where=f"{self.path.name}/state.json")
+        return Job.from_dict(parse(data, path), name=self.path.name, where=f"{self.path.name}/state.json")
 
     def is_ended(self) -> bool:
         """Tell whether the job has ended, as far as ``state.json`` says, which costs little.
@@ -388,33 +451,47 @@ class JobFiles:
         path = self.path / "state.json"
         if (data := self._read("state.json")) is None:
             raise JobError(f"{path} is missing")
-        document = _parse(data, path)
+        document = parse(data, path)
         state = document.get("state") if isinstance(document, dict) else None
         return state in [each.value for each in JobState if each.is_end]
+
+    def counts(self) -> tuple[Job, Counter[str]]:
+        """Return the job, and how many of its tasks have each status: much sooner than all of each task.
+
+        :raises JobError: the files are not there, or can't be understood.
+        :raises StateDirError: they can't be read.
+        """
+        found = self._find()
+        name = self.path.name
+        job = Job.from_dict(parse(found.state, self.path / "state.json"), name=name, where=f"{name}/state.json")
+        tasks = [each for each in (*found.tasks, *found.changes.values()) if isinstance(each, dict)]
+        statuses = {str(each.get("id")): str(each.get("status", TaskStatus.PENDING.value)) for each in tasks}
+        return job, Counter(statuses.values())
 
     def _task(self, document: Any) -> Task:
         return Task.from_dict(document, job_name=self.path.name, where=f"{self.path.name}/tasks.json")
 
     def _read(self, name: str) -> bytes | None:
-        try:
-            return read_plain(self.path / name)
-        except (FileNotFoundError, NotADirectoryError):
-            return None
-        except OSError as error:
-            raise StateDirError(f"cannot read {self.path / name}: {error.strerror}") from error
+        return read(self.path / name, MAX_TASKS_BYTES)
 
-    def _journalled(self, base: str) -> Iterator[Any]:
-        lines = (self._read("journal.jsonl") or b"").split(b"\n")
+    def _journalled(self, base: str) -> tuple[dict[int, dict[str, Any]], list[int]]:
+        """Return what has changed since the ``tasks.json`` with digest ``base``, and the lines that say nothing.
+
+        Each line says all of a task, so those that follow a spoilt one hold as they are. Without the first one nobody
+        knows what they continue.
+        """
         # After the last newline there is nothing, or a line that was being written at somebody's death.
-        for number, line in enumerate(lines[:-1]):
-            try:
-                entry = orjson.loads(line)
-            except orjson.JSONDecodeError:
-                return
-            if number == 0 and entry != {"continues": base}:
-                return
-            if number:
-                yield entry
+        lines = (self._read("journal.jsonl") or b"").split(b"\n")[:-1]
+        entries: dict[int, Any] = {}
+        for number, line in enumerate(lines, 1):
+            with contextlib.suppress(ValueError):
+                entries[number] = jsontext.loads(line, is_kept=True)
+            if number == 1 and entries.get(1) != {"continues": base}:
+                head = entries.get(1)
+                is_of_another = isinstance(head, dict) and head.keys() == {"continues"}
+                return {}, [] if is_of_another else [1]
+        changes = {number: each for number, each in entries.items() if number > 1 and isinstance(each, dict)}
+        return changes, [number for number in range(2, len(lines) + 1) if number not in changes]
 
     def signature(self) -> tuple[Any, ...]:
         """Return what tells the files as they are now from others."""
@@ -431,15 +508,53 @@ class JobFiles:
         """Tell whether somebody else has changed the files, or removed them."""
         return self.signature() != self._seen
 
-    def set_aside(self) -> Path:
-        """Rename a ``tasks.json`` that can't be understood, for whoever made it, and return its new name."""
-        aside = self.path / f"tasks.json.unreadable-{now().replace(':', '')}"
+    def set_aside(self) -> list[Path]:
+        """Keep what somebody has put in the place of these files, for whoever made it; they may be written then.
+
+        :return: where it is. The files stay meanwhile: without them there would be no job.
+        """
+        kept = []
+        former = self._seen or (None, None)
+        for name, before, found in zip(("state.json", "tasks.json"), former, self.signature(), strict=True):
+            aside = self.path / f"{name}.unreadable-{now().replace(':', '')}"
+            if found in (before, None):
+                continue
+            with contextlib.suppress(OSError):
+                if (self.path / name).is_dir():
+                    os.replace(self.path / name, aside)
+                else:
+                    os.link(self.path / name, aside, follow_symlinks=False)
+                kept.append(aside)
         self._seen = ()
-        with contextlib.suppress(OSError):
-            os.replace(self.path / "tasks.json", aside)
+        return kept
+
+    def mend_journal(self) -> Path | None:
+        """Write the files whole, if lines of the journal can't be understood, and return where the journal is then.
+
+        :raises AirExecutorError: as :meth:`write`.
+        """
+        if not self.spoilt_lines:
+            return None
+        self.write()
+        self.spoilt_lines = []
+        aside = self.path / f"journal.jsonl.unreadable-{now().replace(':', '')}"
+        try:
+            os.replace(self.path / "journal.jsonl", aside)
+        except OSError as error:
+            raise StateDirError(f"cannot rename {self.path / 'journal.jsonl'}: {error.strerror}") from error
         return aside
 
     # Changing
+
+    def note_failure(self, reason: str) -> None:
+        """Note in ``state.json`` that nobody works on the job, and why; all else stays as it is.
+
+        :raises AirExecutorError: it can't be read or written.
+        """
+        document = parse(self._read("state.json") or b"{}", self.path / "state.json")
+        document = document if isinstance(document, dict) else {}
+        document |= {"state": JobState.FAILED.value, "error": reason, "updated_at": now()}
+        replace_file(self.path / "state.json", jsontext.dumps(document, option=orjson.OPT_INDENT_2))
 
     def add(self, tasks: Iterable[Task], where: str) -> list[Task]:
         """Add tasks, all or none; return those that are new: of a key that is there already, there is a task.
@@ -459,7 +574,7 @@ class JobFiles:
 
         :raises StateDirError: they can't be written; nothing of them is.
         """
-        data = b"".join(orjson.dumps(task.to_dict()) + b"\n" for task in tasks)
+        data = b"".join(jsontext.dumps(task.to_dict()) + b"\n" for task in tasks)
         for task in tasks:
             self.forget_text(task)
         try:
@@ -508,7 +623,7 @@ class JobFiles:
             raise JobChangedError(f"somebody has changed the files in {self.path}")
         for task in self.tasks.values():
             if task.id not in self._texts:
-                text = orjson.dumps(task.to_dict(), option=orjson.OPT_INDENT_2)
+                text = jsontext.dumps(task.to_dict(), option=orjson.OPT_INDENT_2)
                 self._texts[task.id] = text.replace(b"\n", b"\n  ")
         tasks = b",\n  ".join(self._texts[task_id] for task_id in self.tasks)
         data = b"[\n  " + tasks + b"\n]\n" if tasks else b"[]\n"
@@ -518,17 +633,20 @@ class JobFiles:
         replace_file(self.path / "tasks.json", data, is_durable=True)
         replace_file(self.path / "state.json", self.job.to_json(), is_durable=True)
         self._base, self._seen = _digest(data), self.signature()
-        self._close_journal()
+        self.abandon()
         self._is_due = False
         self._due_s = time.monotonic() + (time.monotonic() - began_s) / _SHARE
 
     def close(self) -> None:
         """Write what is behind, and let go of the files."""
-        if self._is_due:
-            self.write()
-        self._close_journal()
+        try:
+            if self._is_due:
+                self.write()
+        finally:
+            self.abandon()
 
-    def _close_journal(self) -> None:
+    def abandon(self) -> None:
+        """Let go of the files as they are. What is not written whole is in the journal."""
         if self._journal is not None:
             os.close(self._journal)
             self._journal = None
@@ -536,28 +654,11 @@ class JobFiles:
     # What others ask
 
     def asks(self) -> list[Ask]:
-        """Return what is asked of the job, in the order in which it was. What can't be understood is set aside."""
-        inbox = self.path / "inbox"
-        try:
-            names = sorted(name for name in os.listdir(inbox) if name.endswith(".json") and not name.startswith("."))
-        except OSError:
-            return []
-        asks = []
-        for name in names:
-            try:
-                document = orjson.loads(read_plain(inbox / name))
-                asks.append(Ask(inbox / name, str(document["action"]), list(document["tasks"]), document))
-            except (orjson.JSONDecodeError, KeyError, TypeError, OSError):
-                with contextlib.suppress(OSError):
-                    os.replace(inbox / name, inbox / f"{name}.unreadable")
-        return asks
+        """Return what is asked of the job, in the order in which it was.
 
-
-def _parse(data: bytes, path: Path) -> Any:
-    try:
-        return orjson.loads(data)
-    except orjson.JSONDecodeError as error:
-        raise JobError(f"{path} is not JSON: {error}") from None
+        :raises StateDirError: it can't be read now.
+        """
+        return inbox.asks(self.path / "inbox")
 
 
 def _digest(data: bytes) -> str:

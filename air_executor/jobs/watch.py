@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import struct
 import sys
 from pathlib import Path
 
@@ -14,8 +15,13 @@ _IN_MOVED_FROM = 0x40
 _IN_MOVED_TO = 0x80
 _IN_CREATE = 0x100
 _IN_DELETE = 0x200
+_IN_Q_OVERFLOW = 0x4000
+_IN_IGNORED = 0x8000
 _IN_ONLYDIR = 0x01000000
 _EVENTS = _IN_CLOSE_WRITE | _IN_MOVED_FROM | _IN_MOVED_TO | _IN_CREATE | _IN_DELETE | _IN_ONLYDIR
+
+#: How an event begins: the number of the folder, what has happened, a cookie, and how long the name is that follows.
+_EVENT = struct.Struct("iIII")
 
 
 class Watch:
@@ -27,6 +33,7 @@ class Watch:
     def __init__(self) -> None:
         self._fd: int | None = None
         self._folders: dict[Path, int] = {}
+        self._numbers: dict[int, Path] = {}
         if sys.platform == "linux":
             self._libc = ctypes.CDLL(None, use_errno=True)
             fd = self._libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -41,22 +48,44 @@ class Watch:
         if self._fd is not None:
             number = self._libc.inotify_add_watch(self._fd, os.fsencode(folder), _EVENTS)
             if number >= 0:
-                self._folders[folder] = number
+                self._folders[folder], self._numbers[number] = number, folder
 
     def remove(self, folder: Path) -> None:
         """Watch a folder no longer."""
         number = self._folders.pop(folder, None)
         if self._fd is not None and number is not None:
+            self._numbers.pop(number, None)
             self._libc.inotify_rm_watch(self._fd, number)
 
-    def drain(self) -> bool:
-        """Take in what was told, and tell whether there was anything."""
-        is_told = False
+    def drain(self) -> set[tuple[Path | None, str]]:
+        """Take in what was told: each folder, with the name in it that has changed. ``None``: some news got lost."""
+        told: set[tuple[Path | None, str]] = set()
         if self._fd is not None:
             with contextlib.suppress(BlockingIOError):
-                while os.read(self._fd, 1 << 16):
-                    is_told = True
-        return is_told
+                while data := os.read(self._fd, 1 << 16):
+                    told |= self._understand(data)
+        return told
+
+    def _understand(self, data: bytes) -> set[tuple[Path | None, str]]:
+        told: set[tuple[Path | None, str]] = set()
+        position = 0
+        while position < len(data):
+            number, mask, _, length = _EVENT.unpack_from(data, position)
+            begin = position + _EVENT.size
+            position = begin + length
+            name = os.fsdecode(data[begin:position].rstrip(b"\0"))
+            if mask & _IN_Q_OVERFLOW:
+                told.add((None, ""))
+            elif (folder := self._numbers.get(number)) is None:
+                continue
+            elif mask & _IN_IGNORED:  # the folder is gone, and its watch with it
+                del self._numbers[number]
+                if self._folders.get(folder) == number:
+                    del self._folders[folder]
+                told.add((folder, ""))
+            else:
+                told.add((folder, name))
+        return told
 
     def close(self) -> None:
         """Watch nothing any more."""

@@ -8,8 +8,7 @@ import sys
 import threading
 from collections.abc import Callable
 
-import orjson
-
+from air_executor import jsontext
 from air_executor.config import Config
 from air_executor.errors import LimitsError
 from air_executor.launcher.address import module_command
@@ -45,7 +44,7 @@ def spawn_by_exec(store: RunStore, config: Config) -> Spawn:
     """
 
     def spawn(request: RunRequest) -> int:
-        receiver = _readable(orjson.dumps(request.to_message()))
+        receiver = _readable(jsontext.dumps(request.to_message()))
         output = store.output_file(request.id)
         try:
             return os.posix_spawn(

@@ -20,9 +20,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import orjson
-
-from air_executor import __version__
+from air_executor import __version__, jsontext
 from air_executor.errors import ProtocolError, StateDirError
 
 #: Version of this protocol. It rises when a peer that passes over what is new would do the wrong thing.
@@ -86,7 +84,7 @@ def encode(message: dict[str, Any]) -> bytes:
     :raises ProtocolError: it is not JSON, or too long.
     """
     try:
-        body = orjson.dumps(message)
+        body = jsontext.dumps(message)
     except TypeError as error:
         raise ProtocolError(f"a message is not JSON: {error}") from None
     if len(body) > MAX_MESSAGE_BYTES:
@@ -147,8 +145,8 @@ class Decoder:
             body = bytes(self._buffer[_LENGTH_BYTES:end])
             del self._buffer[:end]
             try:
-                message = orjson.loads(body)
-            except orjson.JSONDecodeError as error:
+                message = jsontext.loads(body)
+            except ValueError as error:
                 raise ProtocolError(f"a message is not JSON: {error}") from None
             if not isinstance(message, dict):
                 raise ProtocolError("a message is not a JSON object")

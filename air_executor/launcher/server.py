@@ -690,9 +690,12 @@ class Launcher:
         try:
             self._let_go()
             signal.alarm(int(_CHORE_S))  # the launcher may be gone by then
+            from air_executor.jobs.retention import prune_if_due  # here, as no runner needs it
+
             with contextlib.ExitStack() as chores:  # each of them, whatever becomes of the others
                 chores.callback(remove_dead_launchers, self._store, asking=self._address)
                 chores.callback(self._store.mark_open)
+                chores.callback(prune_if_due, self._config)
                 self._store.prune(keep_days=self._config.keep_days, keep_runs=self._config.keep_runs)
             code = 0
         except AirExecutorError as error:

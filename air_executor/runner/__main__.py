@@ -5,9 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
-import orjson
-
-from air_executor import system
+from air_executor import jsontext, system
 from air_executor.config import Config
 from air_executor.runner.main import run
 from air_executor.runs.backend import RunRequest
@@ -19,7 +17,7 @@ def main(argv: list[str]) -> int:
     os.setsid()
     system.keep_memory_private()  # before the token comes into it
     config = Config.from_json(argv[0])
-    request = RunRequest.from_message(orjson.loads(sys.stdin.buffer.read()))
+    request = RunRequest.from_message(jsontext.loads(sys.stdin.buffer.read()))
     null = os.open(os.devnull, os.O_RDONLY)
     os.dup2(null, 0)
     os.close(null)

@@ -12,6 +12,7 @@ from typing import Any
 
 import orjson
 
+from air_executor import jsontext
 from air_executor.errors import IllegalTransitionError, RecordError, RecordVersionError
 
 #: Version of the document. A reader refuses a newer one instead of guessing.
@@ -187,7 +188,7 @@ class RunRecord:
             document["limits"] = {**document["limits"], LATER: later}
         for name, value in self.unknown.items():
             document.setdefault(name, value)
-        return orjson.dumps(document, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
+        return jsontext.dumps(document, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
 
     @classmethod
     def from_json(cls, data: bytes) -> RunRecord:
@@ -196,7 +197,7 @@ class RunRecord:
         :raises RecordError: it is not one, or of a newer version.
         """
         try:
-            document = orjson.loads(data)
+            document = jsontext.loads(data)
             version = document.pop("version")
             if version != VERSION:
                 raise RecordVersionError(f"a record's version is {version}; this AirExecutor understands {VERSION}")
@@ -213,7 +214,7 @@ class RunRecord:
             return cls(state=state, identity=identity, id=run_id, unknown=unknown, **known)
         except RecordError:
             raise
-        except (orjson.JSONDecodeError, AttributeError, KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise RecordError(f"it is not a run's document: {error}") from None
 
 

@@ -8,8 +8,7 @@ import stat
 from pathlib import Path
 from typing import Any
 
-import orjson
-
+from air_executor import jsontext
 from air_executor.errors import JobError
 
 #: A result that is longer than this many bytes does not go into ``tasks.json``.
@@ -41,8 +40,8 @@ def read_result(folder: Path, *, is_json: bool) -> Any:
         raise JobError(f"its result cannot be read from {path}: {error.strerror}") from None
     if len(data) > MAX_RESULT_BYTES:
         raise JobError(f"its result has {status.st_size} bytes; write what is larger than 64 KiB to a file of its own")
-    with contextlib.suppress(orjson.JSONDecodeError):
-        return orjson.loads(data)
+    with contextlib.suppress(ValueError):
+        return jsontext.loads(data, is_kept=True)
     if is_json:
         return None  # it was torn by a power failure
     text = data.decode(errors="replace").rstrip("\n")

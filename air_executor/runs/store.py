@@ -38,7 +38,7 @@ from typing import Any
 
 import orjson
 
-from air_executor import processes, system
+from air_executor import jsontext, processes, system
 from air_executor.errors import RecordError, RecordVersionError, StateDirError
 from air_executor.processes import Process, ProcessId
 from air_executor.runs.leftovers import LeftoverNotes
@@ -699,7 +699,7 @@ def is_fresh(moment_s: float | None, limit_s: float) -> bool:
 
 def public(record: RunRecord) -> dict[str, Any]:
     """Return the record as plain data, for JSON output."""
-    document: dict[str, Any] = orjson.loads(record.to_json())
+    document: dict[str, Any] = jsontext.loads(record.to_json())
     document.update(document.get("limits", {}).pop(LATER, {}))
     if record.why is not None:
         document["reason"] = record.why

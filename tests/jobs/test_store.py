@@ -47,7 +47,7 @@ def test_a_job_without_tasks_is_one(store: JobStore) -> None:
 
 def test_a_second_job_of_a_name_is_refused_and_changes_nothing(store: JobStore, files: JobFiles) -> None:
     before = lines(files.path / "tasks.json")
-    with pytest.raises(JobError, match="there is a job job already; `air-executor reset job`"):
+    with pytest.raises(JobError, match=r"there is a job job already\. `--replace` begins it anew"):
         store.create(Job(id="2", name="job"), [])
     assert lines(files.path / "tasks.json") == before
     assert sorted(os.listdir(store.root)) == ["job"]
@@ -202,14 +202,16 @@ def test_of_tasks_that_contradict_each_other_none_is_taken(files: JobFiles) -> N
     assert files.keys == {}
 
 
-def test_what_is_asked_comes_in_its_order_and_what_can_not_be_understood_is_set_aside(
+def test_what_is_asked_comes_in_its_order_and_what_can_not_be_understood_with_its_fault(
     store: JobStore, files: JobFiles
 ) -> None:
     store.ask("job", "queue", [{"id": "d"}])
     (files.path / "inbox" / "00.json").write_text("nonsense")
     store.ask("job", "cancel")
-    assert [(ask.action, ask.tasks) for ask in files.asks()] == [("queue", [{"id": "d"}]), ("cancel", [])]
-    assert (files.path / "inbox" / "00.json.unreadable").exists()
+    asks = files.asks()
+    assert [(ask.action, ask.tasks) for ask in asks] == [("", []), ("queue", [{"id": "d"}]), ("cancel", [])]
+    assert "is not JSON" in (asks[0].fault or "")
+    assert (files.path / "inbox" / "00.json").exists()  # who only looks renames nothing
     with pytest.raises(JobError, match="there is no job nobody"):
         store.ask("nobody", "cancel")
 

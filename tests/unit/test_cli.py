@@ -458,16 +458,16 @@ def test_prune_removes_what_is_old_or_too_many_and_counts(
     month_ago = time.time() - 30 * 86400
     old = store.folder(filled[RunState.FAILED].id)
     os.utime(old, (month_ago, month_ago))
-    assert cli.json("prune") == {"removed": 1, "kept": 6}
+    assert cli.json("prune") == {"removed": 1, "kept": 6, "jobs": {"removed": 0, "kept": 0}}
     assert not old.exists()
-    assert cli.json("prune", "--keep-days", "100") == {"removed": 0, "kept": 6}
-    assert cli.run("prune", "--keep-runs", "0").stdout == "removed 3 records, kept 3\n"
+    assert cli.json("prune", "--keep-days", "100") == {"removed": 0, "kept": 6, "jobs": {"removed": 0, "kept": 0}}
+    assert cli.run("prune", "--keep-runs", "0").stdout == "removed 3 records, kept 3\nremoved 0 jobs, kept 0\n"
     assert {record.state for record in store.records()} == {RunState.QUEUED, RunState.STARTING, RunState.RUNNING}
 
 
 def test_prune_takes_its_defaults_from_the_options(cli: Cli, filled: dict[RunState, RunRecord]) -> None:
     cli.env[env_var("keep_runs")] = "0"
-    assert cli.json("prune") == {"removed": 4, "kept": 3}
+    assert cli.json("prune") == {"removed": 4, "kept": 3, "jobs": {"removed": 0, "kept": 0}}
 
 
 # doctor

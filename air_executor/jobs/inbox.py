@@ -1,0 +1,119 @@
+"""What others ask of a job: one file for each request, in its inbox. Who works on the job takes them out again."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+import uuid
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from air_executor import jsontext
+from air_executor.errors import AirExecutorError, JobError, StateDirError
+from air_executor.jobs.reading import parse, read
+from air_executor.runs.record import now
+from air_executor.runs.store import replace_file
+
+#: So many requests that were refused stay in an inbox, and so many that could not be understood.
+_KEPT = 100
+
+
+@dataclass(frozen=True)
+class Ask:
+    """What somebody asks of a job."""
+
+    path: Path
+    action: str
+    """``queue``, ``cancel``, ``retry`` or ``reset``."""
+    tasks: list[Any]
+    """The tasks to queue as plain data, or the ids of those to try again."""
+    fault: str | None = None
+    """Why it can't be understood."""
+    document: dict[str, Any] = field(default_factory=dict)
+    """All that is asked."""
+
+
+def put(folder: Path, action: str, tasks: Iterable[Any], more: Mapping[str, Any]) -> Path:
+    """Put a request into an inbox, and return its file, which goes when the request was heeded.
+
+    :param more: what else the action has to know.
+    :raises StateDirError: it can't be written.
+    """
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+    except OSError as error:
+        raise StateDirError(f"cannot make {folder}: {error.strerror}") from error
+    path = folder / f"{time.time_ns():020}-{uuid.uuid4()}.json"
+    replace_file(path, jsontext.dumps({**more, "action": action, "tasks": list(tasks)}))
+    return path
+
+
+def asks(folder: Path) -> list[Ask]:
+    """Return the requests in an inbox, in the order in which they came.
+
+    :raises StateDirError: they can't be read now.
+    """
+    try:
+        names = sorted(name for name in os.listdir(folder) if name.endswith(".json") and not name.startswith("."))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise StateDirError(f"cannot read {folder}: {error.strerror}") from error
+    return [ask for name in names if (ask := _read(folder / name)) is not None]
+
+
+def _read(path: Path) -> Ask | None:
+    """Read a request; one that can't be understood has its fault. ``None``: it is gone."""
+    who = f"the request {path.name}"
+    try:
+        if (data := read(path)) is None:
+            return None
+        document = parse(data, who)
+    except JobError as error:
+        return Ask(path, "", [], str(error))
+    if not isinstance(document, dict) or not isinstance(document.get("action"), str):
+        return Ask(path, "", [], f"{who} must be an object with an action")
+    action, tasks = document["action"], document.get("tasks", [])
+    kind, what = (dict, "tasks") if action == "queue" else (str, "ids")
+    if not isinstance(tasks, list) or not all(isinstance(each, kind) for each in tasks):
+        return Ask(path, action, [], f"{who}: tasks must be a list of {what}, not {str(tasks)[:200]}")
+    return Ask(path, action, tasks, document=document)
+
+
+def refuse(ask: Ask, reason: str) -> None:
+    """Take a request out of the inbox, and leave the reason for whoever asked. What can't be understood is kept.
+
+    :raises StateDirError: it can't be written.
+    """
+    replace_file(_refusal_of(ask.path), jsontext.dumps({"action": ask.action, "reason": reason, "at": now()}))
+    try:
+        if ask.fault is None:
+            ask.path.unlink(missing_ok=True)
+        else:
+            os.replace(ask.path, f"{ask.path}.unreadable")
+        names = sorted(os.listdir(ask.path.parent))
+    except OSError as error:
+        raise StateDirError(f"cannot take {ask.path} out of the inbox: {error.strerror}") from error
+    for suffix in (".refused", ".unreadable"):
+        for name in [each for each in names if each.endswith(suffix)][:-_KEPT]:
+            with contextlib.suppress(OSError):  # a folder of that name harms nobody
+                os.unlink(ask.path.parent / name)
+
+
+def refusal(path: Path) -> str | None:
+    """Return why the request that was at ``path`` was refused; ``None``: it was not. The reason is told once."""
+    try:
+        document = parse(read(_refusal_of(path)) or b"null", path)
+    except AirExecutorError:
+        return None
+    if not isinstance(document, dict):
+        return None
+    _refusal_of(path).unlink(missing_ok=True)
+    return str(document.get("reason"))
+
+
+def _refusal_of(path: Path) -> Path:
+    return path.with_name(f"{path.name}.refused")

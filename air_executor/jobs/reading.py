@@ -1,0 +1,68 @@
+"""Reading what people and tasks have put into the files of a job: it may be anything."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+from typing import Any
+
+from air_executor import jsontext
+from air_executor.errors import JobError, StateDirError
+
+#: Files that hold all tasks of a job are at most so long, others of a job at most so long.
+MAX_TASKS_BYTES = 1 << 30
+MAX_BYTES = 64 << 20
+
+
+def read(path: Path, max_bytes: int = MAX_BYTES) -> bytes | None:
+    """Return what is in a file; ``None`` when there is none.
+
+    :raises JobError: it is no plain file, or too long. Opening another, as a pipe, may wait for ever.
+    :raises StateDirError: it can't be read now.
+    """
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        if path.is_symlink():
+            raise JobError(f"{path} is a link, not a plain file") from None
+        raise StateDirError(f"cannot read {path}: {error.strerror}") from error
+    try:
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode):
+            raise JobError(f"{path} is not a plain file")
+        if status.st_size > max_bytes:
+            raise JobError(f"{path} is too long: {status.st_size} bytes, and {max_bytes} is the limit")
+        with open(fd, "rb", closefd=False) as file:
+            return file.read(max_bytes)
+    except OSError as error:
+        raise StateDirError(f"cannot read {path}: {error.strerror}") from error
+    finally:
+        os.close(fd)
+
+
+def parse(data: bytes, where: Path | str) -> Any:
+    """Return what JSON says.
+
+    :raises JobError: it is none; the message says ``where``.
+    """
+    try:
+        return jsontext.loads(data, is_kept=True)
+    except ValueError as error:
+        raise JobError(f"{where} is not JSON: {error}") from None
+
+
+def entries(data: bytes, where: Path | str) -> list[dict[str, Any]]:
+    """Return the objects of a file with one on each line, without what somebody was writing as it died, at its end.
+
+    :raises JobError: a line is no object with an ``id``; the message says which.
+    """
+    found = []
+    for number, line in enumerate(data.split(b"\n")[:-1], 1):
+        entry = parse(line, f"{where}, line {number},")
+        if not isinstance(entry, dict) or not isinstance(entry.get("id"), str):
+            raise JobError(f"{where}, line {number}: a task must be an object with an id")
+        found.append(entry)
+    return found

@@ -1,0 +1,187 @@
+"""Removing ended jobs: by name, or the old ones and those beyond a number.
+
+Below Airflow's state directory each run of a dag leaves its jobs, so there the launcher removes them now and then, as
+it does with the records of runs. In a folder of one's own, which may be in git, nothing goes unless somebody asks.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from air_executor import config
+from air_executor.config import Config
+from air_executor.errors import AirExecutorError, ConfigError, JobError, StateDirError, UnknownJobError, WrongStateError
+from air_executor.jobs.store import JobFiles, JobStore
+from air_executor.runs.store import Pruned
+
+#: Where nobody has asked for it, a job stays for so many seconds after its end: somebody may be about to read it.
+READ_S = 3600.0
+
+#: What is being made, or removed, and was left by a process that died: after so many seconds.
+_STALE_S = 86400.0
+_REMOVED = ".removed-"
+_BEING_MADE = re.compile(r"\..+\.[0-9a-f]{8}-[0-9a-f-]{27}")
+
+
+@dataclass(frozen=True)
+class Retention:
+    """How many ended jobs are kept, and for how many days."""
+
+    keep_days: float
+    keep_jobs: float
+
+
+def retention(options: Config, environ: Mapping[str, str] = os.environ) -> Retention | None:
+    """Return which ended jobs below ``options.state_dir`` are kept; ``None``: all.
+
+    :raises ConfigError: a variable cannot be used.
+    """
+    given: dict[str, float] = {}
+    for name in ("keep_days", "keep_jobs"):
+        variable = f"AIR_EXECUTOR_{name.upper()}"
+        if text := environ.get(variable, "").strip():
+            try:
+                given[name] = config.parse_option(name, text)
+            except ValueError as error:
+                raise ConfigError(f"{variable}={text} cannot be used: {error}") from None
+    if not given and not _is_airflows(options):
+        return None
+    # In a folder of one's own, what is not limited is unlimited.
+    defaults = vars(options) if _is_airflows(options) else {"keep_days": float("inf"), "keep_jobs": float("inf")}
+    values = {**{name: defaults[name] for name in ("keep_days", "keep_jobs")}, **given}
+    return Retention(**values)
+
+
+def _is_airflows(options: Config) -> bool:
+    if options.serves == "airflow":
+        return True
+    try:
+        airflows = config.load_plain().state_dir
+    except ConfigError:
+        return False
+    return os.path.realpath(airflows) == os.path.realpath(options.state_dir)
+
+
+def prune(store: JobStore, kept: Retention, *, least_age_s: float = 0.0) -> Pruned:
+    """Remove ended jobs that are older than ``kept`` says or too many, the oldest first.
+
+    One that has not ended, of which something is asked, or on which a manager works, stays.
+
+    :param least_age_s: what ended less than so many seconds ago stays in any case.
+    :raises StateDirError: something could not be removed; all else was.
+    """
+    troubles: list[str] = []
+    _remove_stale(store, troubles)
+    now_s = time.time()
+    jobs = sorted(_by_age(store), reverse=True)
+    removed = 0
+    for rank, (changed_s, name) in enumerate(jobs):
+        if rank < kept.keep_jobs and changed_s >= now_s - kept.keep_days * 86400:
+            continue
+        if changed_s > now_s - least_age_s:
+            continue
+        try:
+            remove(store, name)
+            removed += 1
+        except (WrongStateError, UnknownJobError):
+            continue
+        except JobError:
+            continue  # what can't be understood is for somebody to look at
+        except (AirExecutorError, OSError) as error:
+            troubles.append(str(error))
+    if troubles:
+        raise StateDirError(f"{removed} jobs were removed; {len(troubles)} could not be, as {troubles[0]}")
+    return Pruned(removed=removed, kept=len(jobs) - removed)
+
+
+def prune_if_due(options: Config) -> None:
+    """Remove the jobs that are not kept, where nobody asks for it.
+
+    :raises AirExecutorError: something could not be removed; all else was.
+    """
+    if (kept := retention(options)) is not None:
+        prune(JobStore(options.state_dir), kept, least_age_s=READ_S)
+
+
+def _by_age(store: JobStore) -> Iterator[tuple[float, str]]:
+    for name in store.folders():
+        try:
+            yield os.stat(os.path.join(store.root, name, "state.json")).st_mtime, name
+        except OSError:
+            continue
+
+
+def remove(store: JobStore, name: str, *, is_forced: bool = False) -> None:
+    """Remove a job that has ended, with its logs.
+
+    :param is_forced: also one whose files can't be understood.
+    :raises UnknownJobError: there is no such job.
+    :raises WrongStateError: it has not ended, or somebody works on it.
+    :raises JobError: its files can't be understood.
+    :raises StateDirError: it can't be removed.
+    """
+    if name not in store.folders():
+        raise UnknownJobError(f"there is no job {name} below {store.root}")
+    files = JobFiles(store.root / name)
+    lock = files.lock()
+    if not lock.acquire(timeout_s=0):
+        raise WrongStateError(f"a manager works on job {name}; `air-executor cancel {name}` ends it")
+    try:
+        try:
+            is_over = files.is_ended() and not files.asks()
+        except JobError:
+            if not is_forced:
+                raise
+            is_over = True
+        if not is_over:
+            raise WrongStateError(f"job {name} has not ended; `air-executor cancel {name}` ends it")
+        aside = store.root / f".{name[:100]}{_REMOVED}{uuid.uuid4().hex}"
+        job_id = _id(files)
+        os.rename(files.path, aside)  # at once for all who look; removing takes longer
+        if job_id is not None:
+            store.private.forget(job_id)
+        _remove_tree(aside)
+    except OSError as error:
+        raise StateDirError(f"job {name} cannot be removed: {error.strerror or error}") from error
+    finally:
+        lock.release()
+
+
+def _id(files: JobFiles) -> str | None:
+    try:
+        return files.read_job().id
+    except JobError:
+        return None
+
+
+def _remove_stale(store: JobStore, troubles: list[str]) -> None:
+    try:
+        entries = list(os.scandir(store.root))
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise StateDirError(f"the folder of the jobs, {store.root}, cannot be read: {error.strerror}") from error
+    for entry in entries:
+        is_old = _REMOVED in entry.name or bool(_BEING_MADE.fullmatch(entry.name))
+        try:
+            if entry.name.startswith(".") and is_old and entry.is_dir(follow_symlinks=False):
+                is_dead = entry.stat(follow_symlinks=False).st_mtime < time.time() - _STALE_S
+                if is_dead or _REMOVED in entry.name:
+                    _remove_tree(Path(entry.path))
+        except OSError as error:
+            troubles.append(f"{entry.path} cannot be removed: {error.strerror}")
+
+
+def _remove_tree(folder: Path) -> None:
+    try:
+        shutil.rmtree(folder)
+    except FileNotFoundError:
+        if folder.exists():  # somebody else removes it too, and is not through
+            shutil.rmtree(folder, ignore_errors=True)
