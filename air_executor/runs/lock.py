@@ -13,7 +13,7 @@ from air_executor.errors import StateDirError
 #: How often a lock that is held is tried again while waiting for it, in seconds.
 _RETRY_S = 0.02
 
-_FLAGS = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
+_FLAGS = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 
 
 class KernelLock:
@@ -123,7 +123,7 @@ os.register_at_fork(after_in_child=_leave_to_parent)
 def is_held(path: str | Path) -> bool:
     """Tell whether a process holds the lock at ``path``, without taking it from one that is about to."""
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)  # it may be a pipe
     except FileNotFoundError:
         return False
     except OSError as error:
