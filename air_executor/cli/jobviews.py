@@ -11,6 +11,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 from rich.tree import Tree
 
+from air_executor import jsontext
 from air_executor.cli.listing import Listing
 from air_executor.cli.views import duration
 from air_executor.jobs.fields import moment
@@ -118,7 +119,7 @@ def results(files: JobFiles) -> RenderableType:
     """Return what became of a job and its tasks."""
     shown = Listing("TASK", "STATUS", "TOOK", "TRIES", "RESULT", right=("TOOK", "TRIES"), wraps="RESULT")
     for task in files.tasks.values():
-        result = task.error or ("" if task.result is None else orjson.dumps(task.result).decode())
+        result = task.error or ("" if task.result is None else jsontext.dumps(task.result).decode())
         took = took_s(task)
         shown.add_row(
             task.id,

@@ -334,17 +334,18 @@ class Manager:
         elif job.files.was_changed():
             self._reload(name)
         if (job := self._jobs.get(name)) is not None:
-            job.is_missed = False
+            job.missed_s = None
             self._try(job, self._heed)
 
     def _miss(self, job: ActiveJob) -> None:
         """Find a job's files gone. ``git checkout`` makes them anew, and ``rm -r`` removes the folder last."""
-        if job.is_missed or not job.files.path.is_dir():
+        now_s = time.monotonic()
+        job.missed_s = now_s if job.missed_s is None else job.missed_s
+        if now_s - job.missed_s >= _BLOCKED_S or not job.files.path.is_dir():
             self._forget(job)
             return
-        job.is_missed = True
-        job.blocked_until_s = time.monotonic() + _BLOCKED_S
-        self._lookout.look_again(job.name, _BLOCKED_S)
+        job.blocked_until_s = job.missed_s + _BLOCKED_S
+        self._lookout.look_again(job.name, job.blocked_until_s - now_s)
 
     def _open(self, name: str) -> None:
         glance = self._lookout.glance(name)

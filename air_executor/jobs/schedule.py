@@ -70,8 +70,8 @@ class ActiveJob:
         self.places = 0
         #: Its files could not be written, or read: when it is begun anew from them, on the monotonic clock.
         self.blocked_until_s = 0.0
-        #: Its files were not there at the last look.
-        self.is_missed = False
+        #: Since when its files are not there, on the monotonic clock.
+        self.missed_s: float | None = None
         #: What has changed as the job was read, as after an edit of its files; not written yet.
         self.unwritten = self.enlist(*files.tasks.values())
 

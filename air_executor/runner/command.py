@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 
 import orjson
 
-from air_executor import system
+from air_executor import jsontext, system
 from air_executor.errors import AirExecutorError
 from air_executor.runner.active import ActiveRun, Ending, Outcome
 from air_executor.runs.backend import RunRequest
@@ -260,7 +260,7 @@ def _call_here(task: dict[str, Any], folder: Path) -> int:
         function = getattr(function, part)
     result = function(**task["arguments"])
     try:
-        data = orjson.dumps(result, option=orjson.OPT_NON_STR_KEYS)
+        data = jsontext.dumps(result, option=orjson.OPT_NON_STR_KEYS)
     except TypeError as error:
         raise TypeError(f"{task['function']} returned what is not JSON: {error}") from None
     if len(data) > MAX_RESULT_BYTES:
@@ -271,11 +271,11 @@ def _call_here(task: dict[str, Any], folder: Path) -> int:
 
 def _note(folder: Path, name: str, text: str) -> None:
     with contextlib.suppress(AirExecutorError):
-        replace_file(folder / name, orjson.dumps(text))
+        replace_file(folder / name, jsontext.dumps(text))
 
 
 def _error_of(folder: Path) -> str | None:
     try:
-        return str(orjson.loads((folder / "error.json").read_bytes()))
-    except (OSError, orjson.JSONDecodeError):
+        return str(jsontext.loads((folder / "error.json").read_bytes()))
+    except (OSError, ValueError):
         return None

@@ -29,7 +29,8 @@ def test_a_file_whose_job_has_ended_is_run_again_as_cron_does(yard: Yard) -> Non
     job = yard.store.open("nightly").job
     assert (job.generation, job.state) == (3, JobState.COMPLETED)
     log = yard.log("a", "nightly")
-    assert re.sub(r"begun \S+", "begun", log).splitlines() == [
+    said = re.sub(r"begun \S+", "begun", log).splitlines()
+    assert [line for line in said if not line.startswith("-- try")] == [
         "said",
         "-- generation 2, begun",
         "said",

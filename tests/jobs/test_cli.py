@@ -32,7 +32,7 @@ def failed(yard: Yard) -> Yard:
 def test_run_ends_with_the_result_as_its_exit_code(yard: Yard) -> None:
     (yard.folder / "good.json").write_text(json.dumps([{"id": "a", "command": "true"}]))
     assert "job good completed: 1 of 1 tasks completed" in yard.call("run", "good.json")
-    assert "there is a job good already" in yard.call("run", "good.json", code=2)
+    assert "there is a job good already" in yard.call("submit", "good.json", code=2)
     assert "job good completed" in yard.call("run", "good")
     again = json.loads(yard.call("run", "good.json", "--name", "other", "--json"))
     assert (again["name"], again["state"], again["tasks"][0]["status"]) == ("other", "completed", "completed")

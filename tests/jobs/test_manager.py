@@ -543,7 +543,7 @@ def test_a_job_whose_files_can_not_be_written_waits_until_they_can(yard: Yard) -
     obstacle = yard.store.folder("job") / "journal.jsonl"
     obstacle.mkdir()
     yard.start_manager()
-    wait_for(lambda: "has to wait" in "".join(yard.lines("manager.log")), "the complaint")
+    wait_for(lambda: "can't be worked on" in "".join(yard.lines("manager.log")), "the complaint")
     obstacle.rmdir()
     assert api.wait("job", timeout_s=120, state_dir=yard.state_dir).job.state is JobState.COMPLETED
     assert [task.tries for task in yard.tasks().values()] == [1, 1]
