@@ -6,7 +6,6 @@ from collections.abc import Iterable, Mapping
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING
 
-import orjson
 from rich.console import Group, RenderableType
 from rich.text import Text
 from rich.tree import Tree
@@ -103,7 +102,7 @@ def what(task: Task) -> str:
         return f"{task.function}({', '.join(f'{name}={value!r}' for name, value in task.arguments.items())})"[:_SHOWN]
     line = " ".join([task.command or "", *task.args])
     if task.index is not None:
-        line = line.replace("${item}", task.item if isinstance(task.item, str) else orjson.dumps(task.item).decode())
+        line = line.replace("${item}", task.item if isinstance(task.item, str) else jsontext.dumps(task.item).decode())
     return line[:_SHOWN]
 
 

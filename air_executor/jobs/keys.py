@@ -17,6 +17,7 @@ from typing import Any
 
 import orjson
 
+from air_executor import jsontext
 from air_executor.errors import JobError, StateDirError, UnknownJobError
 from air_executor.jobs.model import Job, Task, check_name
 from air_executor.jobs.store import JobStore
@@ -65,7 +66,7 @@ class Key:
 
         :raises StateDirError: it can't be written.
         """
-        data = orjson.dumps({"key": self._key, "job": job.name, "id": job.id, "definition": definition})
+        data = jsontext.dumps({"key": self._key, "job": job.name, "id": job.id, "definition": definition})
         try:
             os.ftruncate(self._fd, 0)
             if os.pwrite(self._fd, data, 0) < len(data):
@@ -149,10 +150,10 @@ def _locked(path: Path) -> int:
 def _read(fd: int, path: Path) -> dict[str, Any] | None:
     """Return what a key's file says; ``None`` for a new one, and one that can't be understood."""
     try:
-        known = orjson.loads(os.pread(fd, _MAX_BYTES, 0))
+        known = jsontext.loads(os.pread(fd, _MAX_BYTES, 0))
         check_name(known["job"])
         return {"id": known["id"], "definition": known["definition"], **known}
-    except (orjson.JSONDecodeError, JobError, KeyError, TypeError):
+    except (ValueError, JobError, KeyError, TypeError):
         return None
     except OSError as error:
         raise StateDirError(f"cannot read {path}: {error.strerror}") from error
@@ -168,10 +169,10 @@ def _job_of(store: JobStore, known: dict[str, Any]) -> Job | None:
 
 def definition_of(job: Job, tasks: Iterable[Task]) -> str:
     """Return what tells a job from one that is defined otherwise. No value of an environment goes into it."""
-    document: dict[str, Any] = orjson.loads(job.to_json())
+    document: dict[str, Any] = jsontext.loads(job.to_json())
     parts = [document, *(task.to_dict() for task in tasks)]
     plain = [{name: value for name, value in part.items() if name not in _NOT_DEFINED} for part in parts]
     names = [sorted(part.get("env") or ()) for part in parts]
     del plain[0]["id"]
-    data = orjson.dumps([plain, names], option=orjson.OPT_SORT_KEYS)
+    data = jsontext.dumps([plain, names], option=orjson.OPT_SORT_KEYS)
     return hashlib.blake2b(data, digest_size=16).hexdigest()

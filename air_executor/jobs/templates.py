@@ -11,8 +11,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-import orjson
-
+from air_executor import jsontext
 from air_executor.errors import JobError
 from air_executor.jobs.fields import NAME, REFERENCE
 
@@ -77,7 +76,7 @@ def items(task: Task, tasks: Mapping[str, Task]) -> list[Any]:
     if isinstance(found, str):
         found = _Values(task, tasks).get(re.fullmatch(REFERENCE, found)[1])  # type: ignore[index]
     if not isinstance(found, list):
-        raise JobError(f"foreach needs a list, and {task.foreach} is {orjson.dumps(found).decode()[:200]}")
+        raise JobError(f"foreach needs a list, and {task.foreach} is {jsontext.dumps(found).decode()[:200]}")
     return found
 
 
@@ -138,7 +137,7 @@ class _Values:
         return self._as_text(value, place["text"])
 
     def _as_text(self, value: Any, what: str) -> str:
-        text = value if isinstance(value, str) else orjson.dumps(value).decode()
+        text = value if isinstance(value, str) else jsontext.dumps(value).decode()
         if "\0" in text:
             raise MissingInputError(f"{what} holds a zero byte, which no command can be given")
         return text
