@@ -181,16 +181,6 @@ OPTIONS: tuple[Option, ...] = (
         _count,
     ),
     Option(
-        "keep_jobs",
-        "integer",
-        "10000",
-        "At most this many jobs are kept, those that have changed last; what has not ended stays. Jobs that ended "
-        "more than keep_days ago go too. In a folder of one's own, outside of state_dir, jobs stay unless "
-        "AIR_EXECUTOR_KEEP_DAYS or AIR_EXECUTOR_KEEP_JOBS is set.",
-        None,
-        _count,
-    ),
-    Option(
         "gpus",
         "string",
         "",
@@ -223,6 +213,16 @@ OPTIONS: tuple[Option, ...] = (
         "did.",
         "off",
         _one_of("auto", "on", "off"),
+    ),
+    Option(
+        "keep_jobs",
+        "integer",
+        "10000",
+        "At most this many jobs are kept, those that have changed last; what has not ended stays. Jobs that ended "
+        "more than keep_days ago go too. In a folder of one's own, outside of state_dir, jobs stay unless "
+        "AIR_EXECUTOR_KEEP_DAYS or AIR_EXECUTOR_KEEP_JOBS is set.",
+        None,
+        _count,
     ),
 )
 
