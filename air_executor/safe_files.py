@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 import stat
 from pathlib import Path
+from typing import BinaryIO
+
+from air_executor.errors import StateDirError
 
 
 def read_plain(path: str | Path) -> bytes:
@@ -12,10 +15,32 @@ def read_plain(path: str | Path) -> bytes:
 
     :raises OSError: it can't be read, is a link, or no plain file.
     """
+    with open_plain(path) as file:
+        return file.read()
+
+
+def open_plain(path: str | Path) -> BinaryIO:
+    """Open a file to read it.
+
+    :raises OSError: it can't be read, is a link, or no plain file.
+    """
     # A pipe without a writer would be waited for without O_NONBLOCK.
     fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    with os.fdopen(_plain(fd, path), "rb") as file:
-        return file.read()
+    return os.fdopen(_plain(fd, path), "rb")
+
+
+def open_log(path: str | Path) -> BinaryIO:
+    """Open a log to read it.
+
+    :raises FileNotFoundError: it is not there.
+    :raises StateDirError: it can't be read, is a link, or no plain file.
+    """
+    try:
+        return open_plain(path)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise StateDirError(f"cannot read {path}: {error.strerror}") from error
 
 
 def open_to_append(path: str | Path) -> int:

@@ -16,6 +16,7 @@ from air_executor.cli.tasklogs import ALL, Filter, tail_position
 from air_executor.errors import JobError
 from air_executor.jobs.model import Task, is_name
 from air_executor.jobs.store import JobFiles, JobStore
+from air_executor.safe_files import open_log
 
 #: How often a log that is followed is read again, in seconds.
 _LOOK_S = 0.2
@@ -83,7 +84,7 @@ def _pieces(path: Path, position: int, has_ended: Callable[[], bool], *, is_foll
     while True:
         is_last = not is_followed or has_ended()
         try:
-            with path.open("rb") as file:
+            with open_log(path) as file:
                 file.seek(position)
                 while data := file.read(1 << 16):
                     position += len(data)

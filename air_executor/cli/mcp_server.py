@@ -34,6 +34,7 @@ from air_executor.jobs.requests import request
 from air_executor.jobs.store import JobFiles, JobStore
 from air_executor.launcher.address import module_command
 from air_executor.runs.store import RunStore
+from air_executor.safe_files import open_log
 
 #: A wait is no longer than this, in seconds: clients give up on calls that take long.
 _MAX_WAIT_S = 300.0
@@ -210,7 +211,7 @@ class _Tools:
         found = _task(self._store.open(name), task)
         path = self._store.files(name).log_file(task)
         try:
-            with path.open("rb") as file:
+            with open_log(path) as file:
                 size = file.seek(0, os.SEEK_END)
                 begin = max(0, size - max_bytes) if offset is None else min(offset, size)
                 file.seek(begin)

@@ -36,6 +36,7 @@ from air_executor.jobs.requests import request
 from air_executor.jobs.store import JobFiles, JobStore
 from air_executor.runs.lock import is_held
 from air_executor.runs.store import RunStore
+from air_executor.safe_files import open_log
 
 #: How often something is looked at that is waited for, in seconds.
 _LOOK_S = 0.2
@@ -137,7 +138,7 @@ class _Output:
         if self._is_quiet:
             return
         try:
-            with self._path.open("rb") as file:
+            with open_log(self._path) as file:
                 file.seek(self._position)
                 while data := file.read(1 << 16):
                     self._position += len(data)
@@ -149,7 +150,7 @@ class _Output:
     def tail(self) -> str:
         """Return the last that was printed."""
         try:
-            with self._path.open("rb") as file:
+            with open_log(self._path) as file:
                 file.seek(max(0, file.seek(0, os.SEEK_END) - _OUTPUT_BYTES))
                 return file.read().decode(errors="replace")
         except FileNotFoundError:

@@ -181,6 +181,17 @@ def test_a_link_in_the_place_of_a_log_is_not_written_through(yard: Yard) -> None
     assert yard.lines("manager.log") == yard.lines("a.log") == ["mine"]
 
 
+def test_a_link_in_the_place_of_a_log_is_not_read(yard: Yard) -> None:
+    (yard.folder / "key").write_text("private key")
+    folder = check_out(yard)
+    (folder / "logs").mkdir()
+    (folder / "logs" / "a.log").symlink_to(yard.folder / "key")
+    for command in (("logs", "theirs", "a"), ("logs", "theirs", "a", "--json")):
+        said = yard.call(*command, code=2)
+        assert "a.log" in said
+        assert "private key" not in said
+
+
 def test_files_are_for_their_owner_alone_whatever_the_umask(yard: Yard) -> None:
     (yard.folder / "job.json").write_text('[{"id": "a", "command": "echo", "args": ["said"]}]')
     for command in (["init"], ["run", "job.json"], ["start", "--detach"], ["stop", "--wait"]):
