@@ -20,7 +20,8 @@ from typing import Any
 from air_executor import __version__, config, statedir
 from air_executor.cli.observe import launchers
 from air_executor.config import Config
-from air_executor.errors import AirExecutorError
+from air_executor.errors import AirExecutorError, StateDirError
+from air_executor.jobs.private import VARIABLE, PrivateStore
 from air_executor.jobs.store import JobStore, is_worked_on
 from air_executor.launcher import protocol
 from air_executor.launcher.address import Address, all_addresses, service_address
@@ -61,6 +62,9 @@ def examine() -> list[Check]:
         where = locate()
         options = config.load_plain(str(where.path))
         is_airflows = where.is_airflows or where.path == Path(config.plain_state_dir())
+    except StateDirError as error:
+        remedy = "Keep jobs in a folder of your own (`air-executor init`), or name one with --state-dir."
+        return [*checks, Check("state directory", False, str(error), remedy)]
     except AirExecutorError as error:
         remedy = "Correct the option; the scheduler does not start so."
         return [*checks, _airflow_version(is_needed=False), Check("options", False, str(error), remedy)]
@@ -76,7 +80,7 @@ def examine() -> list[Check]:
         checks += [_space(store), _records(store), _launchers(store, options if is_airflows else None)]
         checks += [_processes(store), _preload(store)]
         if (JobStore(options.state_dir).root).is_dir():
-            checks.append(_jobs(JobStore(options.state_dir)))
+            checks += [_private_folder(options.state_dir), _jobs(JobStore(options.state_dir))]
     elif is_airflows and options.launcher == "service":
         checks.append(_NO_SERVICE)
     if has_airflow and is_airflows:
@@ -144,6 +148,15 @@ def _state_dir(where: StateDir) -> Check:
     except (AirExecutorError, OSError) as error:
         return Check("state directory", False, f"{where}: {error}", remedy)
     return Check("state directory", True, f"{where}, which is made when it is needed")
+
+
+def _private_folder(state_dir: str) -> Check:
+    try:
+        private = PrivateStore(state_dir)
+        is_there = private.check()
+    except AirExecutorError as error:
+        return Check("private folder", False, str(error), f"Set {VARIABLE}, for the manager as for who submits.")
+    return Check("private folder", True, f"{private.root}{'' if is_there else ', which is made when it is needed'}")
 
 
 def _use_sockets_and_locks(path: Path) -> None:

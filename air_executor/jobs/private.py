@@ -229,6 +229,15 @@ class PrivateStore:
             raise self._unusable(error) from error
         self._check()
 
+    def check(self) -> bool:
+        """Make sure that the private folder can be used, and tell whether it is there.
+
+        :raises StateDirError: it is not this user's alone.
+        """
+        if is_there := os.path.lexists(self.root):
+            self._check()
+        return is_there
+
     def _check(self) -> None:
         try:
             status = self.root.stat()

@@ -236,3 +236,16 @@ def test_the_readme_s_blocks_run(yard: Yard, tmp_path: Path) -> None:
     run("git init -q && git add -A && git -c user.name=x -c user.email=x@x.x commit -qm jobs", project)
     said = run(f"{blocks[1]}\nair-executor run load 2>&1 || true\n", tmp_path)
     assert "trusted from now on: load" in said
+
+
+def test_doctor_looks_at_the_private_folder(yard: Yard, monkeypatch: pytest.MonkeyPatch) -> None:
+    yard.submit({"id": "a", "command": "true"})
+
+    def found() -> dict[str, Any]:
+        argv = yard.command("doctor", "--json")
+        done = subprocess.run(argv, env=yard.env, cwd=yard.folder, capture_output=True, text=True, timeout=60)
+        return next(check for check in json.loads(done.stdout) if check["name"] == "private folder")
+
+    assert (found()["ok"], found()["found"]) == (True, str(yard.folder / "private"))
+    (yard.folder / "private").chmod(0o777)
+    assert not found()["ok"]
