@@ -59,6 +59,10 @@ _ELSEWHERE = {
 }
 
 
+class NotPlainError(ValueError):
+    """A value can't be written as JSON. The message says what is in the way, as the value may be long."""
+
+
 @dataclass(frozen=True)
 class Kind:
     """What a value may be. ``check`` returns it, or raises a ``ValueError`` that says what it must be."""
@@ -143,23 +147,25 @@ def kind_name(value: Any) -> str:
 def check_plain(value: Any) -> Any:
     """Return ``value`` if it can be written as JSON, and be read again.
 
-    :raises ValueError: it can't; the message says what is in the way.
+    :raises NotPlainError: it can't; the message says what is in the way.
     """
     below = [(value, 0)]
     while below:
         each, depth = below.pop()
         if depth > _MAX_DEPTH:
-            raise ValueError(f"it must not be nested more than {_MAX_DEPTH} deep")
+            raise NotPlainError(f"it must not be nested more than {_MAX_DEPTH} deep")
         if isinstance(each, dict):
             if strange := [name for name in each if not isinstance(name, str)]:
-                raise ValueError(f"it must be JSON, whose names are text, and {strange[0]!r} is not")
+                raise NotPlainError(f"it must be JSON, whose names are text, and {strange[0]!r} is not")
             below += [(item, depth + 1) for item in each.values()]
         elif isinstance(each, (list, tuple)):
             below += [(item, depth + 1) for item in each]
         elif isinstance(each, int) and not -(1 << 63) <= each < 1 << 64:
-            raise ValueError(f"it must be JSON, whose whole numbers have up to 64 bits, and {str(each)[:40]} has more")
+            raise NotPlainError(
+                f"it must be JSON, whose whole numbers have up to 64 bits, and {str(each)[:40]} has more"
+            )
         elif not isinstance(each, (str, int, float, date, enum.Enum, uuid.UUID, type(None))):
-            raise ValueError(f"it must be JSON, and a {type(each).__name__} is in it")
+            raise NotPlainError(f"it must be JSON, and a {type(each).__name__} is in it")
     return value
 
 

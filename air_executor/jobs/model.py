@@ -14,7 +14,7 @@ import orjson
 from air_executor import jsontext
 from air_executor.errors import JobError
 from air_executor.jobs import fields as kinds
-from air_executor.jobs.fields import Kind, about, kind_name
+from air_executor.jobs.fields import Kind, NotPlainError, about, kind_name
 from air_executor.jobs.templates import references
 from air_executor.runs.record import now
 
@@ -493,7 +493,8 @@ def _read(document: Mapping[str, Any], known: Mapping[str, Kind], who: str) -> t
             elif value is not None or name == "id":
                 values[name] = kind.check(value)
         except (ValueError, TypeError) as error:
-            shown = "" if kind is None or (kind.is_secret and isinstance(value, dict)) else f", not {_shown(value)}"
+            is_told = isinstance(error, NotPlainError) or (kind is not None and kind.is_secret)
+            shown = "" if is_told else f", not {_shown(value)}"
             raise JobError(f"{who}, field {name!r}: {error}{shown}") from None
     return values, extra
 
