@@ -349,12 +349,7 @@ def plain_getter(section: str = SECTION) -> Getter:
     :param section: of the options.
     :raises ConfigError: ``airflow.cfg`` cannot be parsed; the getter, that a value can't.
     """
-    parser = configparser.ConfigParser(strict=False)
-    path = Path(_expand(os.environ.get("AIRFLOW_CONFIG") or str(airflow_home() / "airflow.cfg")))
-    try:
-        parser.read(path, encoding="utf-8")
-    except (configparser.Error, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} cannot be read: {error}") from error
+    parser = _parser()
 
     def get(name: str) -> str | None:
         text = os.environ.get(env_var(name, section))
@@ -362,10 +357,23 @@ def plain_getter(section: str = SECTION) -> Getter:
             try:
                 text = parser.get(section, name, fallback=None)
             except configparser.InterpolationError as error:
-                raise ConfigError(f"[{section}] {name} in {path} cannot be used: {error}") from None
+                raise ConfigError(f"[{section}] {name} in {_path()} cannot be used: {error}") from None
         return None if text is None else _expand(text)
 
     return get
+
+
+def _path() -> Path:
+    return Path(_expand(os.environ.get("AIRFLOW_CONFIG") or str(airflow_home() / "airflow.cfg")))
+
+
+def _parser() -> configparser.ConfigParser:
+    parser = configparser.ConfigParser(strict=False)
+    try:
+        parser.read(_path(), encoding="utf-8")
+    except (configparser.Error, UnicodeDecodeError) as error:
+        raise ConfigError(f"{_path()} cannot be read: {error}") from error
+    return parser
 
 
 def load_plain(state_dir: str | None = None) -> Config:
@@ -376,6 +384,19 @@ def load_plain(state_dir: str | None = None) -> Config:
     """
     get = plain_getter()
     return load(lambda name: state_dir if state_dir is not None and name == "state_dir" else get(name))
+
+
+def unknown_options(section: str = SECTION) -> list[str]:
+    """Return the names that are set as options, in ``airflow.cfg`` or in the environment, and are none.
+
+    :raises ConfigError: ``airflow.cfg`` cannot be parsed.
+    """
+    known = {option.name for option in OPTIONS}
+    prefix = env_var("", section)
+    names = {name.removeprefix(prefix).lower() for name in os.environ if name.startswith(prefix)}
+    parser = _parser()
+    names |= set(parser.options(section)) - set(parser.defaults()) if parser.has_section(section) else set()
+    return sorted(names - known)
 
 
 def plain_state_dir() -> str:

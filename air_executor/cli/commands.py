@@ -87,7 +87,7 @@ def _runs(args: argparse.Namespace) -> int:
     wanted = [
         record
         for record in store.records()
-        if (not args.state or record.state.value in args.state) and (not args.dag or record.identity.dag_id == args.dag)
+        if (not args.state or record.state.value in args.state) and select.is_wanted(record, args)
     ]
     wanted.sort(key=lambda record: record.queued_at or "", reverse=True)
     wanted = wanted[: args.limit] if args.limit else wanted
@@ -268,7 +268,7 @@ COMMANDS: tuple[Command, ...] = (
                     "help": "only runs in this state; may be given more than once",
                 },
             ),
-            Argument(("-d", "--dag"), {"metavar": "DAG_ID", "help": "only runs of this dag"}),
+            *select.FILTERS,
             Argument(
                 ("-n", "--limit"), {"type": count, "default": 50, "help": "at most so many, 0 for all (default 50)"}
             ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import importlib.metadata
 import importlib.util
@@ -118,11 +119,15 @@ def _entry_point() -> Check:
 
 
 def _options(options: Config) -> Check:
-    missing = [
-        name for name in options.preload if name[0] != "-" and name not in ("auto", "off") and not _is_there(name)
-    ]
     found = f"launch = {options.launch}, preload = {', '.join(options.preload) or '-'}"
-    if missing:
+    if unknown := config.unknown_options():
+        known = [option.name for option in config.OPTIONS]
+        near = [(name, *difflib.get_close_matches(name, known, 1)) for name in unknown]
+        names = ", ".join(name + "".join(f" (did you mean {each}?)" for each in like) for name, *like in near)
+        remedy = f"Correct it, or take it out of [air_executor]. Options are: {', '.join(known)}."
+        return Check("options", False, f"{found}; not an option: {names}", remedy)
+    named = [name for name in options.preload if name[0] != "-" and name not in ("auto", "off")]
+    if missing := [name for name in named if not _is_there(name)]:
         found += f"; not installed here: {', '.join(missing)}"
     return Check("options", not missing, found, "Install it, or take it out of [air_executor] preload.")
 

@@ -44,7 +44,7 @@ _EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
     ),
     "init": (("init", "make .air-executor in this folder"),),
     "run": (
-        ("run build.yaml", "run it, and end with its result as exit code"),
+        ("run build.yaml", "run it, and end with its result as exit code; Ctrl-C stops its tasks, and leaves the job"),
         ("run build", "go on with a job that is there"),
     ),
     "add": (

@@ -13,14 +13,19 @@ from air_executor.runs.store import RunStore
 #: So many of the runs that could be meant are named.
 _NAMED = 5
 
-ARGUMENTS = (
-    Argument(("-d", "--dag"), {"metavar": "DAG_ID", "help": "in place of RUN: runs of this dag"}),
-    Argument(("-t", "--task"), {"metavar": "TASK_ID", "dest": "task_id", "help": "in place of RUN: of this task"}),
-    Argument(("-r", "--run"), {"metavar": "RUN_ID", "dest": "run_id", "help": "in place of RUN: of this dag run"}),
+FILTERS = (
+    Argument(("-d", "--dag"), {"metavar": "DAG_ID", "help": "only runs of this dag"}),
+    Argument(("-t", "--task"), {"metavar": "TASK_ID", "dest": "task_id", "help": "only of this task"}),
+    Argument(("-r", "--run"), {"metavar": "RUN_ID", "dest": "run_id", "help": "only of this dag run"}),
     Argument(
-        ("-m", "--map-index"),
-        {"metavar": "N", "type": whole_number, "help": "in place of RUN: of this mapped task instance"},
+        ("-m", "--map-index"), {"metavar": "N", "type": whole_number, "help": "only of this mapped task instance"}
     ),
+)
+
+#: The same, for commands that take the id of a run.
+ARGUMENTS = tuple(
+    Argument(each.flags, {**each.options, "help": f"in place of RUN: {each.options['help'].removeprefix('only ')}"})
+    for each in FILTERS
 )
 
 
@@ -41,19 +46,23 @@ def matching(store: RunStore, args: argparse.Namespace, *, live: bool = False) -
     :param live: only those that have not ended.
     :raises AirExecutorError: there are none.
     """
-    wanted = {"dag_id": args.dag, "task_id": args.task_id, "dag_run_id": args.run_id, "map_index": args.map_index}
-    wanted = {name: value for name, value in wanted.items() if value is not None}
-    found = [
-        record
-        for record in (store.open_records() if live else store.records())
-        if all(_is(record, name, value) for name, value in wanted.items())
-    ]
+    found = [record for record in (store.open_records() if live else store.records()) if is_wanted(record, args)]
     if live:
         found = [record for record in map(store.settled, found) if not record.state.is_end]
     if not found:
-        what = ", ".join(f"{name} {value}" for name, value in wanted.items())
+        what = ", ".join(f"{name} {value}" for name, value in _wanted(args).items())
         raise AirExecutorError(f"there is no {'live ' if live else ''}run of {what} below {store.root}")
     return sorted(found, key=lambda record: record.queued_at or "", reverse=True)
+
+
+def is_wanted(record: RunRecord, args: argparse.Namespace) -> bool:
+    """Tell whether a run is one of those that a command line names by what they are of."""
+    return all(_is(record, name, value) for name, value in _wanted(args).items())
+
+
+def _wanted(args: argparse.Namespace) -> dict[str, object]:
+    wanted = {"dag_id": args.dag, "task_id": args.task_id, "dag_run_id": args.run_id, "map_index": args.map_index}
+    return {name: value for name, value in wanted.items() if value is not None}
 
 
 def _is(record: RunRecord, name: str, value: object) -> bool:

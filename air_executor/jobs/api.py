@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import time
@@ -19,10 +20,15 @@ from air_executor.jobs.model import Job, JobState, Task, TaskStatus, check_name
 from air_executor.jobs.private import without_values
 from air_executor.jobs.queue import check_size, queue_from_outside, queue_in_job
 from air_executor.jobs.schema import GIVEN
-from air_executor.jobs.store import JobStore, base_folder
+from air_executor.jobs.store import JobStore, base_folder, is_worked_on
 from air_executor.jobs.templates import result_of
 from air_executor.statedir import FOLDER as FOLDER
 from air_executor.statedir import locate
+
+log = logging.getLogger(__name__)
+
+#: A manager that is being started may take so many seconds before :func:`wait` says that there is none.
+_NO_MANAGER_S = 2.0
 
 #: How often :func:`wait` looks, in seconds.
 _LOOK_S = 0.2
@@ -208,7 +214,7 @@ def results(name: str, *, state_dir: str | Path | None = None) -> Results:
 
 
 def wait(name: str, *, timeout_s: float | None = None, state_dir: str | Path | None = None) -> Results:
-    """Wait until a job has ended.
+    """Wait until a job has ended. That nobody works on it is logged, once, as a warning.
 
     :raises JobError: there is no such job, or it has not ended within ``timeout_s`` seconds.
     """
@@ -216,6 +222,7 @@ def wait(name: str, *, timeout_s: float | None = None, state_dir: str | Path | N
     end_s = None if timeout_s is None else time.monotonic() + timeout_s
     fault: JobError | None = None
     check_s = time.monotonic() + _CHECK_S
+    warn_s = time.monotonic() + _NO_MANAGER_S
     while not _is_over(store, name):
         if time.monotonic() >= check_s:
             # Of what can't be understood, the end never comes. Twice, as its manager may put it right.
@@ -223,6 +230,9 @@ def wait(name: str, *, timeout_s: float | None = None, state_dir: str | Path | N
             if fault is not None and former is not None:
                 raise fault
             check_s = time.monotonic() + max(_CHECK_S, 20 * (time.monotonic() - began_s))
+        if time.monotonic() >= warn_s and not is_worked_on(store.folder(name)):
+            log.warning("Nobody works on job %s; begin with `air-executor start` or `air-executor run %s`", name, name)
+            warn_s = float("inf")
         if end_s is not None and time.monotonic() >= end_s:
             raise JobError(f"job {name} is {store.open(name).job.state.value} after {timeout_s:g} s")
         time.sleep(_LOOK_S)

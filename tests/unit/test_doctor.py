@@ -87,6 +87,18 @@ def test_a_module_to_import_ahead_that_is_not_there_is_named(cli: Cli) -> None:
     assert check["found"].endswith("not installed here: no_such_module.part")
 
 
+@pytest.mark.parametrize("name", ["lauch", "keep_day", "something_else"])
+def test_what_is_set_and_is_no_option_is_named(cli: Cli, name: str) -> None:
+    (Path(cli.env["AIRFLOW_HOME"]) / "airflow.cfg").write_text(f"[DEFAULT]\nx = 1\n[air_executor]\n{name} = 5\n")
+    check = found(cli, "options")
+    assert not check["ok"]
+    like = {"lauch": " (did you mean launch", "keep_day": " (did you mean keep_days", "something_else": ""}[name]
+    assert f"not an option: {name}{like}" in check["found"]
+    (Path(cli.env["AIRFLOW_HOME"]) / "airflow.cfg").write_text("[DEFAULT]\nx = 1\n[air_executor]\nkeep_days = 5\n")
+    assert found(cli, "options")["ok"]
+    assert f"not an option: {name}" in found(cli, "options", **{env_var(name): "5"})["found"]
+
+
 @pytest.fixture
 def folder_of_jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("AIRFLOW_HOME", "AIRFLOW_CONFIG", "AIR_EXECUTOR_STATE_DIR", env_var("state_dir")):
