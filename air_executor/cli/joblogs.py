@@ -21,6 +21,9 @@ from air_executor.safe_files import open_log
 #: How often a log that is followed is read again, in seconds.
 _LOOK_S = 0.2
 
+#: At most this share of the time goes into looking whether a task has ended.
+_SHARE = 0.05
+
 #: So many tasks are named to choose from.
 _NAMED = 10
 
@@ -48,7 +51,7 @@ def print_task_log(name: str, task_id: str, wanted: Filter = ALL, *, is_followed
     store = JobStore(jobs.options().state_dir)
     path = _task(store, name, task_id)[0].log_file(task_id)
     position = 0 if wanted.tail is None or wanted.pattern else tail_position(path, wanted.tail)
-    pieces = _pieces(path, position, lambda: _task(store, name, task_id)[1].status.is_end, is_followed=is_followed)
+    pieces = _pieces(path, position, _end_of(store, name, task_id), is_followed=is_followed)
     for text in pieces if wanted.pattern is None else _wanted_lines(pieces, wanted):
         sys.stdout.write(text)
         sys.stdout.flush()
@@ -62,13 +65,31 @@ def stream_task_log(name: str, task_id: str, wanted: Filter = ALL) -> int:
     """Print what a task of a job prints until it has ended, as NDJSON: an object for each line, and one for its end."""
     store = JobStore(jobs.options().state_dir)
     path = _task(store, name, task_id)[0].log_file(task_id)
-    pieces = _pieces(path, 0, lambda: _task(store, name, task_id)[1].status.is_end, is_followed=True)
+    pieces = _pieces(path, 0, _end_of(store, name, task_id), is_followed=True)
     for line in _wanted_lines(pieces, wanted):
         print_line({"job": name, "task": task_id, "line": line.removesuffix("\n")})
     task = _task(store, name, task_id)[1]
     end = {"status": task.status.value, "exit_code": task.exit_code, "error": task.error}
     print_line({"job": name, "task": task_id, **end})
     return EXIT_OK
+
+
+def _end_of(store: JobStore, name: str, task_id: str) -> Callable[[], bool]:
+    """Return a function that tells whether a task has ended, with few looks: one costs as much as the job is long."""
+    seen: tuple[object, ...] = ()
+    has_ended, due_s = False, float("-inf")
+
+    def look() -> bool:
+        nonlocal seen, has_ended, due_s
+        began_s = time.monotonic()
+        files = store.files(name)
+        now = files.signature(), files.journal_size()
+        if not has_ended and now != seen and (began_s >= due_s or files.is_ended()):
+            seen, has_ended = now, _task(store, name, task_id)[1].status.is_end
+            due_s = began_s + (time.monotonic() - began_s) / _SHARE
+        return has_ended
+
+    return look
 
 
 def _task(store: JobStore, name: str, task_id: str) -> tuple[JobFiles, Task]:

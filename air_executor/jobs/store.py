@@ -504,6 +504,13 @@ class JobFiles:
                 signature.append(None)
         return tuple(signature)
 
+    def journal_size(self) -> int:
+        """Return how long the journal is, which grows with each change; -1 if there is none."""
+        try:
+            return (self.path / "journal.jsonl").stat().st_size
+        except OSError:
+            return -1
+
     def was_changed(self) -> bool:
         """Tell whether somebody else has changed the files, or removed them."""
         return self.signature() != self._seen

@@ -8,6 +8,8 @@ import signal
 
 import pytest
 
+from air_executor.cli import joblogs
+from air_executor.jobs.store import JobStore
 from tests.jobs.conftest import Yard
 from tests.support.airflow_env import REPOSITORY
 from tests.support.waiting import wait_for
@@ -101,6 +103,25 @@ def test_the_log_of_a_job_asks_for_the_task_and_takes_the_only_one(yard: Yard) -
     assert yard.call("logs", "job", "b", "--grep", "[135]", "--tail", "2") == "3\n5\n"
     assert yard.call("logs", "job", "b", "-f", "--grep", "[135]", "--tail", "2") == "3\n5\n"
     assert "there is no run 'jo'" in yard.call("logs", "jo", code=2)
+
+
+def test_a_log_that_is_followed_costs_nothing_while_nothing_happens(
+    yard: Yard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    yard.submit({"id": "a", "command": "true"})
+    opened: list[str] = []
+    monkeypatch.setattr(JobStore, "open", lambda store, name: opened.append(name) or _open(store, name))
+    has_ended = joblogs._end_of(yard.store, "job", "a")
+    assert [has_ended() for _ in range(20)] == [False] * 20
+    assert opened == ["job"]
+    yard.finish()
+    opened.clear()
+    assert has_ended()
+    assert has_ended()
+    assert opened == ["job"]
+
+
+_open = JobStore.open
 
 
 def test_arguments_that_are_not_json_are_one_line(yard: Yard) -> None:
