@@ -141,7 +141,7 @@ def test_help_shows_commands_in_groups_with_examples_and_where_they_work(cli: Cl
         assert f"\n  {command.name} " in page
     for command in ("start", "run", "status", "logs"):
         page = cli.run(command, "--help").stdout
-        assert f"Examples:\n  air-executor {command} " in page
+        assert f"Examples:\n  air-executor {command}" in page
         assert "nearest .air-executor from this folder upwards" in page
 
 
