@@ -191,7 +191,8 @@ def _wait(args: argparse.Namespace) -> int:
     told: str | None = None
     while not files.is_ended() or files.asks():
         if time.monotonic() >= until_s:
-            raise NotEndedError(f"job {args.name} is {store.open(args.name).job.state.value} after {args.timeout:g} s")
+            state = files.read_job().state.value
+            raise NotEndedError(f"job {args.name} is {state} after {args.timeout:g} s", hint=obstacle(store, files))
         if (said := obstacle(store, files)) != told and (told := said):
             print(f"job {args.name}: {said}", file=sys.stderr)
         time.sleep(_LOOK_S)

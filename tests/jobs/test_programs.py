@@ -120,6 +120,7 @@ def test_a_job_is_waited_for(yard: Yard) -> None:
     told = json.loads(out)
     assert told["error"] == "job job is waiting after 0 s"
     assert told["retryable"] is True
+    assert "air-executor start" in told["hint"]
     assert "no manager works here" in yard.call("wait", "job", "--timeout", "0.3", code=124)
     yard.start_manager()
     waiter = subprocess.Popen(
