@@ -14,7 +14,7 @@ from typing import Any
 
 from air_executor.errors import JobError
 from air_executor.jobs import keys
-from air_executor.jobs.again import REFUSE, place
+from air_executor.jobs.again import REFUSE, definition, place
 from air_executor.jobs.fields import check_names
 from air_executor.jobs.model import Job, JobState, Task, TaskStatus, check_name
 from air_executor.jobs.private import without_values
@@ -78,8 +78,7 @@ def submit(
         own, which begin with ``x-`` or ``_``.
     :return: the job, under the name and the id that it has now.
     :raises JobExistsError: there is a job of that name, and it stays.
-    :raises JobError: something in the tasks can't be used, or what was submitted with the
-        key is something else.
+    :raises JobError: something in the tasks can't be used, or what was submitted with the key is something else.
     :raises StateDirError: it can't be written.
     """
     state_dir = Path(state_dir or find_state_dir())
@@ -88,16 +87,16 @@ def submit(
     store = JobStore(state_dir)
     if key is None:
         return place(store, job, made, values, existing)
-    if existing != REFUSE:
-        raise JobError("a key says already what becomes of a job that is there: give it without `existing`")
-    definition = keys.definition_of(job, made)
+    defined = definition(job, made)
     with keys.hold(store, key) as held:
-        known = held.find(definition)
+        known = held.find(defined)
         if known is not None:
             return known
-        held.note(job, definition)
-        store.create(job, made, values)
-    return job
+        held.note(job, defined)
+        placed = place(store, job, made, values, existing)
+        if placed.name != name or placed is not job:
+            held.note(placed, defined)
+    return placed
 
 
 def describe(

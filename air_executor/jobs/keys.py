@@ -11,25 +11,19 @@ import contextlib
 import fcntl
 import hashlib
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import orjson
-
 from air_executor import jsontext
 from air_executor.errors import JobError, StateDirError, UnknownJobError
-from air_executor.jobs.model import Job, Task, check_name
+from air_executor.jobs.model import Job, check_name
 from air_executor.jobs.store import JobStore
 
 _FOLDER = ".keys"
 
 #: A file of a key is shorter than this.
 _MAX_BYTES = 1 << 16
-
-
-#: What a job's definition does not say, or is not to say.
-_NOT_DEFINED = frozenset({"name", "job_name", "created_at", "updated_at", "env"})
 
 
 class KeyUsedError(JobError):
@@ -160,19 +154,15 @@ def _read(fd: int, path: Path) -> dict[str, Any] | None:
 
 
 def _job_of(store: JobStore, known: dict[str, Any]) -> Job | None:
-    try:
-        job = store.files(known["job"]).read_job()
-    except UnknownJobError:
-        return None  # it was never made, or is removed
-    return job if job.id == known["id"] else None
-
-
-def definition_of(job: Job, tasks: Iterable[Task]) -> str:
-    """Return what tells a job from one that is defined otherwise. No value of an environment goes into it."""
-    document: dict[str, Any] = jsontext.loads(job.to_json())
-    parts = [document, *(task.to_dict() for task in tasks)]
-    plain = [{name: value for name, value in part.items() if name not in _NOT_DEFINED} for part in parts]
-    names = [sorted(part.get("env") or ()) for part in parts]
-    del plain[0]["id"]
-    data = jsontext.dumps([plain, names], option=orjson.OPT_SORT_KEYS)
-    return hashlib.blake2b(data, digest_size=16).hexdigest()
+    """Return the job that a key's file names, if it is there."""
+    name, number = known["job"], 1
+    while True:
+        try:
+            job = store.files(name).read_job()
+        except UnknownJobError:
+            return None  # it was never made, or is removed
+        if job.id == known["id"]:
+            return job
+        # Its name was taken, and whoever made it died before its other name was noted.
+        number += 1
+        name = f"{known['job']}-{number}"

@@ -18,6 +18,7 @@ from pathlib import Path
 from air_executor import config
 from air_executor.config import Config
 from air_executor.errors import AirExecutorError, ConfigError, JobError, StateDirError, UnknownJobError, WrongStateError
+from air_executor.jobs import keys
 from air_executor.jobs.store import JobFiles, JobStore
 from air_executor.runs.store import Pruned
 
@@ -96,6 +97,10 @@ def prune(store: JobStore, kept: Retention, *, least_age_s: float = 0.0) -> Prun
             continue  # what can't be understood is for somebody to look at
         except (AirExecutorError, OSError) as error:
             troubles.append(str(error))
+    try:
+        keys.sweep(store)
+    except StateDirError as error:
+        troubles.append(str(error))
     if troubles:
         raise StateDirError(f"{removed} jobs were removed; {len(troubles)} could not be, as {troubles[0]}")
     return Pruned(removed=removed, kept=len(jobs) - removed)

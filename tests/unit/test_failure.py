@@ -98,6 +98,7 @@ def test_every_command_takes_json_and_tells_wrong_use_as_json(command: str, caps
         (["run", "nope"], 2, "nope", None),
         (["help", "nope"], 2, "nope", "air-executor help"),
         (["add", "--state-dir", "/proc/nope", "--", "true"], 2, "/proc/nope", "doctor"),
+        (["jobs", "--state-dir", "/dev/null/x"], 2, "/dev/null/x", None),
         (["nothing"], 2, "invalid choice", "--help"),
     ],
 )
