@@ -123,6 +123,21 @@ def test_what_is_kept_is_for_its_owner_alone_and_goes_with_its_job(yard: Yard) -
     assert files_with(private, SECRET) == []
 
 
+def test_what_is_kept_for_a_job_is_removed_with_it_and_replaced_with_it(
+    yard: Yard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (yard.folder / "job.json").write_text(json.dumps([sh("a")]))
+    for value in ("first", "second"):
+        monkeypatch.setenv("T", f"{SECRET}-{value}")
+        yard.call("run", "job.json", "--env-from", "T")
+    assert yard.log("a").count(f"{SAID}-SECOND") == 1
+    private = yard.store.private.root
+    assert files_with(private, f"{SECRET}-first") == []
+    yard.call("remove", "job")
+    assert files_with(private, SECRET) == []
+    assert [path for path in private.rglob("*") if path.is_file() and path.name != ".folder"] == []
+
+
 def test_values_of_a_job_whose_folder_was_removed_are_removed(yard: Yard) -> None:
     for name in ("gone", "there"):
         yard.submit(sh("a"), name=name, private_env={"T": f"{SECRET}-{name}"})

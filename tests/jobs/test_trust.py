@@ -80,6 +80,17 @@ def test_commands_refuse_a_job_that_was_not_submitted_here(yard: Yard) -> None:
     assert yard.lines("ran") == ["ran"]
 
 
+def test_a_file_is_no_reason_to_go_on_with_a_job_that_only_says_that_it_is_of_it(yard: Yard) -> None:
+    (yard.folder / "job.json").write_text('[{"id": "a", "command": "true"}]')
+    yard.call("submit", "job.json")
+    yard.store.private.forget(yard.store.open("job").job.id)  # as in another clone
+    evil = '[{"id": "a", "command": "touch", "args": ["ran"]}]'
+    (yard.store.folder("job") / "tasks.json").write_text(evil)
+    assert "air-executor trust job" in yard.call("run", "job.json", code=2)
+    yard.call("run", "job.json", "--new-name")
+    assert not (yard.folder / "ran").exists()
+
+
 def test_edits_of_a_trusted_job_are_worked_on(yard: Yard) -> None:
     yard.submit({"id": "a", "command": "true"})
     yard.finish()
@@ -165,7 +176,7 @@ def test_a_link_in_the_place_of_a_file_is_not_read(yard: Yard, name: str) -> Non
     (folder / name).rename(yard.folder / name)
     (folder / name).symlink_to(yard.folder / name)
     yard.store.private.trust(STATE["id"])
-    assert f"cannot read {folder / name}" in yard.call("job", "theirs", code=2)
+    assert f"{folder / name} is a link" in yard.call("job", "theirs", code=2)
 
 
 def test_a_link_in_the_place_of_a_log_is_not_written_through(yard: Yard) -> None:
