@@ -7,6 +7,7 @@ from collections.abc import Container, Iterable, Mapping
 from dataclasses import fields, replace
 
 from air_executor.errors import JobError
+from air_executor.jobs.again import separate_logs
 from air_executor.jobs.model import OUTSIDE, Job, JobState, Task, TaskStatus, check_dependencies
 from air_executor.jobs.store import JobFiles
 from air_executor.runs.record import now
@@ -62,7 +63,10 @@ def renew(files: JobFiles, job: Job, tasks: Iterable[Task], keep: Keep, changed:
         files.forget_text(task)
     for name in ("made_by", *_OF_JOB):
         setattr(files.job, name, getattr(job, name))
-    files.job.cancelled = False
+    files.job.cancelled, files.job.definition = False, None
+    if keep is Keep.NOTHING:
+        files.job.generation += 1
+        separate_logs(files)
     files.set_state(JobState.WAITING)
 
 

@@ -80,8 +80,11 @@ def test_a_cleared_success_does_all_again(yard: Yard, said: Any) -> None:
     instance = Instance(yard)
     instance.run(say("a"), say("b", dependencies=["a"]))
     instance.cleared()
-    instance.run(say("a"), say("b", "changed", dependencies=["a"]))
+    instance.run({**say("a"), "command": "echo a | tee -a said"}, say("b", "changed", dependencies=["a"]))
     assert said() == ["a", "b", "a", "changed"]
+    name = Owner.of(instance.context).job_name()
+    assert yard.store.open(name).job.generation == 2
+    assert yard.log("a", name).startswith("-- generation 2, begun ")
 
 
 def test_a_further_try_goes_on_where_the_job_was(yard: Yard, said: Any) -> None:
