@@ -28,6 +28,9 @@ from air_executor.safe_files import open_to_append
 #: How often a runner shows that it lives, in seconds; and when it does so first.
 _BEAT_S, _FIRST_BEAT_S = 5.0, 0.2
 
+#: With a line that begins so, a manager that begins a job anew has divided a log already; it is no longer than this.
+_DIVIDED, _LAST_BYTES = b"-- generation ", 120
+
 #: A task that has got SIGKILL and has not ended after so many seconds can't be killed.
 _GIVE_UP_S = 2.0
 
@@ -95,9 +98,12 @@ def _begin_log(log: BinaryIO, request: RunRequest) -> None:
     if size := os.fstat(log.fileno()).st_size:
         fd = os.open(request.log_file or os.devnull, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         try:
-            end = b"" if os.pread(fd, 1, size - 1) in (b"\n", b"") else b"\n"
+            last = os.pread(fd, _LAST_BYTES, max(0, size - _LAST_BYTES))
         finally:
             os.close(fd)
+        if last.removesuffix(b"\n").rpartition(b"\n")[2].startswith(_DIVIDED):
+            return
+        end = b"" if last.endswith(b"\n") else b"\n"
         line = f"-- try {request.identity.try_number or 1} begins at {now()}\n"
         os.write(log.fileno(), end + line.encode())
 

@@ -61,6 +61,15 @@ def test_a_line_divides_the_tries_of_a_task(yard: Yard) -> None:
     assert lines == ["1", "-- try 2 begins at NOW", "2", "-- try 3 begins at NOW", "3"]
 
 
+def test_one_line_divides_a_job_that_is_run_again_from_its_former_run(yard: Yard) -> None:
+    (yard.folder / "f.json").write_text(json.dumps([{"id": "a", "command": "echo", "args": ["said"]}]))
+    yard.call("run", "f.json")
+    yard.call("run", "f.json")
+    first, line, second = yard.log("a", "f").splitlines()
+    assert (first, second) == ("said", "said")
+    assert line.startswith("-- generation 2, ")
+
+
 def test_a_runner_is_called_so_in_a_bare_environment_too(yard: Yard) -> None:
     assert '"setproctitle' in (REPOSITORY / "pyproject.toml").read_text().partition("[project.optional")[0]
     yard.submit({"id": "a", "command": "sleep", "args": ["600"]})
