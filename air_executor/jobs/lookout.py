@@ -98,7 +98,7 @@ class Lookout:
     def glance(self, name: str) -> Glance:
         """Return what tells the files of a job, and its inbox, as they are now from others."""
         found: list[object] = []
-        for file in ("state.json", "tasks.json", "inbox"):
+        for file in ("state.json", "tasks.json", "journal.jsonl", "inbox"):
             try:
                 status = os.stat(os.path.join(self._store.root, name, file))
             except OSError as error:
