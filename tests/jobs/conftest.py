@@ -113,7 +113,7 @@ class Yard:
             with contextlib.suppress(ProcessLookupError):
                 manager.kill()
             manager.wait()
-        for process in self.launchers():
+        for process in [*self.launchers(), *self.orphans()]:
             with contextlib.suppress(psutil.Error):
                 children = process.children(recursive=True)
                 process.send_signal(signal.SIGTERM)
@@ -121,6 +121,10 @@ class Yard:
                     with contextlib.suppress(psutil.Error):
                         child.kill()
                 process.wait(LONG_S)
+
+    def orphans(self) -> list[psutil.Process]:
+        """The runners that live, whether their launcher does or not."""
+        return [psutil.Process(each.pid) for each in self.runs.records() if each.pid and self.runs.is_runner(each)]
 
 
 def wait_until(condition: Callable[[], Any], what: str) -> Callable[[], bool]:
