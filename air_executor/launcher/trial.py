@@ -77,7 +77,8 @@ def hold(modules: Sequence[str]) -> Findings:
         first = _in_child(lambda: _import(observer, modules))
         if first.refused is not None:
             return first
-        second = _in_child(lambda: _import(observer, first.roots, as_launcher=True, additions=first.additions))
+        with tempfile.TemporaryDirectory(prefix="air-executor-") as elsewhere:
+            second = _in_child(lambda: _import(observer, first.roots, elsewhere, additions=first.additions))
     except TimeoutError:
         return Findings(refused=f"its import ends or blocks the process: it takes more than {PATIENCE_S} s")
     finally:
@@ -124,11 +125,15 @@ def _in_child(work: Callable[[], Findings]) -> Findings:
 def _import(
     observer: Observer,
     names: Sequence[str],
+    elsewhere: str | None = None,
     *,
-    as_launcher: bool = False,
     additions: Sequence[tuple[str, str, str]] = (),
 ) -> Findings:
-    """Import modules in this process, which is thrown away, under observation."""
+    """Import modules in this process, which is thrown away, under observation.
+
+    :param elsewhere: do it as a launcher does, in this working directory.
+    """
+    as_launcher = elsewhere is not None
     stash = Stash()
     for name in names:
         if "." not in name and name not in sys.modules:
@@ -141,8 +146,8 @@ def _import(
     random.seed()
     system.renew_random_state()
     observer.prepare(_SHIFT_S if as_launcher else 0.0)
-    if as_launcher:
-        os.chdir(tempfile.mkdtemp())
+    if elsewhere is not None:
+        os.chdir(elsewhere)
         sys.meta_path.insert(0, stash)
     guard, state = ModuleGuard(), ProcessState()
     guards = [guard]

@@ -9,6 +9,7 @@ import signal
 import socket
 import sys
 import sysconfig
+import tempfile
 import uuid
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -122,6 +123,17 @@ def test_what_takes_time_and_does_no_harm_is_imported_ahead_and_remembered(store
     preloader.import_remembered()
     assert set(verdict.modules) <= set(names())
     assert preloader.has_imported
+
+
+def test_trying_a_package_leaves_no_files(
+    store: RunStore, packages: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = tmp_path / "temporary"
+    place.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(place))
+    learn(Preloader(store), store, "ahead_slow")
+    assert "ahead_slow" in names()
+    assert list(place.iterdir()) == []
 
 
 def test_what_a_launcher_has_died_of_is_not_imported_by_the_next_one(
