@@ -144,9 +144,10 @@ IN_RUN = ["queued.jsonl", "result.json"]
 @example(place="tasks.json", data=b'[{"id":"a","command":"b","status":"running","tries":0,"run_id":"x"}]', moment=0)
 @example(place="state.json", data=b'{"max_runners": 18446744073709551615}', moment=3)
 @example(place="journal.jsonl", data=b"garbage", moment=3)
-def test_any_bytes_in_any_file_at_any_moment_hurt_that_job_only(place: str, data: bytes, moment: int) -> None:
-    logging.getLogger("air_executor").setLevel(logging.CRITICAL)
-    with tempfile.TemporaryDirectory() as folder:
+def test_any_bytes_in_any_file_at_any_moment_hurt_that_job_only(
+    caplog: pytest.LogCaptureFixture, place: str, data: bytes, moment: int
+) -> None:
+    with tempfile.TemporaryDirectory() as folder, caplog.at_level(logging.CRITICAL, "air_executor"):
         here = Pretended(Path(folder))
         here.submit("bad", *TWO)
         here.submit("good", *TWO)

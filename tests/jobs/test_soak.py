@@ -64,8 +64,10 @@ def test_a_full_disk_costs_no_descriptors(pretended: Pretended, monkeypatch: pyt
     assert [pretended.state(f"job-{number}") for number in range(3)] == [JobState.COMPLETED] * 3
 
 
-def test_jobs_that_come_and_end_and_go_leave_nothing_in_the_manager(pretended: Pretended) -> None:
-    logging.getLogger("air_executor").setLevel(logging.CRITICAL)
+def test_jobs_that_come_and_end_and_go_leave_nothing_in_the_manager(
+    pretended: Pretended, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.CRITICAL, "air_executor")  # what is captured would stay in memory
     sizes: list[tuple[int, int]] = []
 
     def at(step: int) -> None:

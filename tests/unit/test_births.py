@@ -41,7 +41,7 @@ def test_a_launcher_whose_processes_die_at_birth_serves_on_without_and_says_so(
     assert "'memory'" in (bench.end_of(backend, bench.start(backend, bench.request())).reason or "")
     [trouble] = wait_for(lambda: bench.status()["troubles"], "the launcher to give up")
     assert "3 processes that were forked ahead have died at birth" in trouble
-    check = doctor._launchers(bench.store)
+    check = doctor._launchers(bench.store, None)
     assert not check.ok
     assert trouble in check.found
     assert "'memory'" in (bench.end_of(backend, bench.start(backend, bench.request())).reason or "")

@@ -133,7 +133,7 @@ def test_a_launcher_whose_successor_dies_serves_on_and_says_so(
     os.kill(first, signal.SIGUSR2)
     [trouble] = wait_for(lambda: status_at(backend._address)["troubles"], "the failure to be said")
     assert "a successor was given up (it died); the next is tried after 60 s" in trouble
-    check = doctor._launchers(bench.store)
+    check = doctor._launchers(bench.store, None)
     assert not check.ok
     assert trouble in check.found
     assert str(backend._address.log) in check.remedy

@@ -206,7 +206,7 @@ def test_what_a_launcher_of_another_protocol_would_misunderstand_waits_for_anoth
 def test_doctor_says_which_side_to_restart(store: RunStore, monkeypatch: pytest.MonkeyPatch) -> None:
     answer = {"key": "service", "pid": 1, "runners": 0, "version": "9.0", "protocol": 99}
     monkeypatch.setattr(doctor, "launchers", lambda _: [answer])
-    check = doctor._launchers(store)
+    check = doctor._launchers(store, None)
     assert not check.ok
     assert "the launcher is of AirExecutor 9.0 (protocol 99)" in check.found
     assert check.remedy.startswith("Restart the scheduler")
