@@ -29,6 +29,7 @@ def dumps(value: Any, option: int = 0) -> bytes:
     try:
         is_sorted = bool(option & orjson.OPT_SORT_KEYS)
         text = json.dumps(value, indent=indent, separators=separators, allow_nan=False, sort_keys=is_sorted)
+        _check_surrogates(value)
     except (ValueError, RecursionError) as error:
         raise TypeError(str(error)) from None
     return text.encode() + (b"\n" if option & orjson.OPT_APPEND_NEWLINE else b"")
@@ -65,11 +66,18 @@ _FLAT = 250
 def _loads_slowly(data: bytes) -> Any:
     try:
         value = json.loads(data.decode("utf-8"), parse_constant=_refuse, parse_float=_float, parse_int=_int)
-        # Other surrogates than those that stand for a byte are nobody's text.
-        json.dumps(value, ensure_ascii=False).encode("utf-8", "surrogateescape")
+        _check_surrogates(value)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
     return value
+
+
+def _check_surrogates(value: Any) -> None:
+    """Refuse other surrogates than those that stand for a byte: they are nobody's text.
+
+    :raises ValueError: there is one.
+    """
+    json.dumps(value, ensure_ascii=False).encode("utf-8", "surrogateescape")
 
 
 def _refuse(name: str) -> NoReturn:

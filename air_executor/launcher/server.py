@@ -395,7 +395,8 @@ class Launcher:
             pid = next((pid for pid, child in self._children.items() if child.run_id == run_id), None)
             dying = next((child for child in self._dying.values() if child.run_id == run_id), None)
             if dying is not None:
-                dying.client = client if kind == "follow" else dying.client
+                if kind == "follow":
+                    self._pass_on(run_id, dying, client)
                 self._tell(client, {"type": "followed", "id": run_id})
             elif pid is None:
                 self._tell(client, {"type": "unknown", "id": run_id, "asked": kind})
@@ -403,12 +404,16 @@ class Launcher:
                 # Our child, not reaped yet: nobody else can have the pid.
                 os.kill(pid, signal.SIGTERM if kind == "stop" else signal.SIGKILL)
             else:
-                if (former := self._children[pid].client) is not client:
-                    self._tell(former, {"type": "elsewhere", "id": run_id})  # if it is still there, it looks itself
-                self._children[pid].client = client
+                self._pass_on(run_id, self._children[pid], client)
                 self._tell(client, {"type": "followed", "id": run_id})
         else:
             raise ProtocolError(f"a message of type {kind!r}")
+
+    def _pass_on(self, run_id: Any, child: _Child, client: _Client) -> None:
+        """Tell ``client`` of a run's end from now on. Whoever was to hear of it looks itself, if it is there."""
+        if child.client is not client:
+            self._tell(child.client, {"type": "elsewhere", "id": run_id})
+        child.client = client
 
     def _status(self) -> dict[str, Any]:
         return {

@@ -8,6 +8,7 @@ what it has made of its modules is compared. What differs was read from somewher
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib
 import os
 import random
@@ -103,6 +104,7 @@ def _in_child(work: Callable[[], Findings]) -> Findings:
             try:
                 system.die_with_parent(parent)
                 signal.signal(signal.SIGALRM, signal.SIG_DFL)
+                gc.callbacks.clear()  # what others do with each collection is nothing of the package
                 try:
                     data = work().to_json()
                 except Exception as error:

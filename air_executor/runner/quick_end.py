@@ -2,6 +2,8 @@
 
 Airflow's task process answers SIGTERM with the operator's ``on_kill``, and then goes on with what it was doing. For an
 operator that has none, that is ten seconds of work that nobody wants, and then SIGKILL.
+
+It calls ``on_kill`` after a time-out as well, which then fails the task: that is left as it is.
 """
 
 from __future__ import annotations
@@ -15,11 +17,14 @@ from airflow.sdk.bases.operator import BaseOperator
 
 _stock_on_kill = BaseOperator.on_kill
 
+#: The name of the function in Airflow's task process that answers SIGTERM.
+_HANDLER = "_on_term"
+
 
 def on_kill(operator: BaseOperator) -> None:
     """Override this method to clean up when a task instance is killed."""
-    if has_own_on_kill(operator):
-        return  # it is called by the operator's own
+    if sys._getframe(1).f_code.co_name != _HANDLER or has_own_on_kill(operator):
+        return  # it is called after a time-out, or by the operator's own
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(Exception):  # it may be in the middle of a write
             stream.flush()

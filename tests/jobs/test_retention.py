@@ -108,7 +108,7 @@ def test_what_is_private_of_a_job_goes_with_it(store: JobStore) -> None:
     store.private.trust(job.id)
     remove(store, "job")
     assert not store.private.is_trusted(job.id)
-    assert not any("secret" in path.read_text() for path in store.private.root.rglob("*.json"))
+    assert not any(job.id in path.name for path in store.private.root.rglob("*"))
 
 
 def test_in_a_folder_of_ones_own_nothing_goes_unless_it_is_said(

@@ -111,7 +111,7 @@ def test_a_launcher_that_lets_go_ends_at_once_and_its_runs_go_on(place: Place) -
     launcher = place.launcher()
     os.kill(launcher, signal.SIGTERM)
     wait_for_death(launcher)
-    assert place.store.read(run_id).state is RunState.RUNNING
+    wait_for(lambda: place.store.read(run_id).state is RunState.RUNNING, "the run to be seen running")
     (place.folder / "enough").touch()
     assert place.end_of(run_id).state is RunState.SUCCEEDED
 

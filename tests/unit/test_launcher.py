@@ -36,6 +36,7 @@ from air_executor.runs.backend import RunRequest
 from air_executor.runs.lock import KernelLock, is_held
 from air_executor.runs.record import UNWANTED, RunRecord, RunState, queued
 from air_executor.runs.store import RunStore
+from air_executor.statedir import StateDir
 from tests.support.airflow_env import config
 from tests.support.titles import busy_children
 from tests.support.waiting import wait_for
@@ -776,7 +777,7 @@ def test_a_state_directory_where_there_are_no_sockets_is_said_to_be_the_reason(
         raise PermissionError(errno.EPERM, "Operation not permitted")  # as on vfat
 
     monkeypatch.setattr(socket.socket, "bind", bind)
-    check = doctor._state_dir(bench.options())
+    check = doctor._state_dir(StateDir(bench.store.root, "it is set"))
     assert not check.ok
     backend = bench.backend()
     request = bench.start(backend, bench.request())
@@ -785,7 +786,7 @@ def test_a_state_directory_where_there_are_no_sockets_is_said_to_be_the_reason(
         assert "no socket can be made" in said
         assert "set [air_executor] state_dir to a folder on a local disk" in said
     monkeypatch.undo()
-    assert doctor._state_dir(bench.options()).ok
+    assert doctor._state_dir(StateDir(bench.store.root, "it is set")).ok
     assert list(bench.store.root.glob(".try-*")) == []
 
 

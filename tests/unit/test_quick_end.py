@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import signal
 import sys
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 from airflow.sdk.bases.operator import BaseOperator
 from airflow.sdk.bases.sensor import BaseSensorOperator
+from airflow.sdk.execution_time import task_runner
 
 from air_executor.runner import quick_end
 
@@ -45,12 +47,25 @@ def killed(operator: Any, output: Path) -> int:
         os.dup2(os.open(output, os.O_WRONLY | os.O_CREAT, 0o600), 1)
         sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115
         print("last words")
-        signal.signal(signal.SIGTERM, lambda *_: operator.on_kill())
+
+        def _on_term(*_: Any) -> None:
+            operator.on_kill()
+
+        signal.signal(signal.SIGTERM, _on_term)
         os.kill(os.getpid(), signal.SIGTERM)
         sys.stdout.flush()
         os._exit(0)
     except BaseException:
         os._exit(99)
+
+
+def test_the_handler_has_the_name_by_which_it_is_known() -> None:
+    assert f"def {quick_end._HANDLER}(" in inspect.getsource(task_runner)
+
+
+def test_a_time_out_goes_on_to_fail_the_task(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(BaseOperator, "on_kill", quick_end.on_kill)
+    Plain(task_id="too_slow").on_kill()  # nobody has sent a signal, and this process lives
 
 
 @pytest.mark.parametrize("kind", [Plain, BaseSensorOperator])

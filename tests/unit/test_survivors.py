@@ -23,7 +23,6 @@ from air_executor.launcher.client import LocalBackend
 from air_executor.runner import command
 from air_executor.runner import main as runner
 from air_executor.runner.active import ActiveRun
-from air_executor.runner.limits import Limits
 from air_executor.runs.backend import RunRequest
 from air_executor.runs.record import RunState, queued
 from air_executor.runs.store import RunStore
@@ -219,7 +218,7 @@ def test_a_signal_that_comes_when_the_command_has_ended_does_not_change_its_end(
     def execute() -> str:
         request = order(store, folder, "true")
         record = store.read(request.id).advance(RunState.STARTING)
-        active = Unlucky(store, record, Limits(), options)
+        active = Unlucky(store, record, options)
         with active.heeding_signals():
             return command.execute(request, active, store).state.value
 
