@@ -16,6 +16,7 @@ import sys
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import orjson
@@ -1026,3 +1027,17 @@ def test_somebody_elses_socket_gets_nothing_from_a_launcher(bench: Bench) -> Non
 def test_a_launcher_without_its_arguments_ends_with_an_error() -> None:
     done = subprocess.run([sys.executable, "-m", "air_executor.launcher"], capture_output=True, timeout=60)
     assert done.returncode != 0
+
+
+def test_who_follows_a_run_that_is_just_dying_is_told_and_who_followed_it_knows() -> None:
+    told: list[tuple[Any, str]] = []
+    launcher: Any = server.Launcher.__new__(server.Launcher)
+    launcher._tell = lambda client, message: told.append((client, message["type"]))
+    former: Any = SimpleNamespace()
+    heir: Any = SimpleNamespace(orders=False, only_asks=True)
+    child = server._Child(run_id="a", workload_id="b", client=former)
+    launcher._children, launcher._dying = {}, {1: child}
+    for _ in range(2):
+        launcher._handle(heir, {"type": "follow", "id": "a"})
+    assert told == [(former, "elsewhere"), (heir, "followed"), (heir, "followed")]
+    assert child.client is heir
