@@ -26,6 +26,7 @@ from air_executor import config, jsontext
 from air_executor.cli import jobviews, trust
 from air_executor.cli.listing import say_where, show
 from air_executor.cli.table import EXIT_NO, EXIT_OK, JSON, Argument, Command, at_least_zero, count, print_json
+from air_executor.cli.working import work_until
 from air_executor.config import Config
 from air_executor.errors import AirExecutorError, JobError, ManagedError, StateDirError, WrongStateError
 from air_executor.jobs import again, api
@@ -336,14 +337,10 @@ def _run(args: argparse.Namespace) -> int:
         raise WrongStateError(f"job {name} is paused; `air-executor resume {name}` lets it go on")
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     with _Display(store, name, is_quiet=args.json) as display:
-        while not display.update():
-            manager = _manager(args, only=frozenset({name}))
-            manager.on_signal = manager.interrupt
-            try:
-                manager.serve(until=lambda manager=manager: display.update(manager.files(name)) or manager.has_let_go)  # type: ignore[misc]
-                break
-            except ManagedError:
-                time.sleep(_LOOK_S)  # it does it; should it leave the job, this one takes it
+        work_until(
+            lambda manager: display.update(None if manager is None else manager.files(name)),
+            lambda: _manager(args, only=frozenset({name})),
+        )
     return show_results(store.open(name), is_json=args.json)
 
 

@@ -26,8 +26,9 @@ from air_executor.cli.table import (
     count,
     print_json,
 )
+from air_executor.cli.working import work_until
 from air_executor.config import Config
-from air_executor.errors import AirExecutorError, JobError, ManagedError
+from air_executor.errors import AirExecutorError, JobError
 from air_executor.jobs import api
 from air_executor.jobs.manager import Manager
 from air_executor.jobs.model import JobState, Task
@@ -102,21 +103,14 @@ def _work_on(options: Config, store: JobStore, name: str, task_id: str, *, is_js
     """Have a job of one task done, by its manager or here, and pass on what it prints and how it ends."""
     output = _Output(store.files(name).log_file(task_id), is_quiet=is_json)
 
-    def is_over() -> bool:
+    def is_over(_: Manager | None) -> bool:
         output.pass_on()
         files = store.files(name)
         return files.is_ended() and not files.asks()
 
     try:
-        while not is_over():
-            manager = Manager(options, only=frozenset({name}), poll_s=_LOOK_S)
-            manager.on_signal = manager.interrupt
-            try:
-                manager.serve(until=lambda manager=manager: is_over() or manager.has_let_go)  # type: ignore[misc]
-                if manager.has_let_go:
-                    raise KeyboardInterrupt
-            except ManagedError:
-                time.sleep(_LOOK_S)  # it does it; should it leave the job, this one takes it
+        if work_until(is_over, lambda: Manager(options, only=frozenset({name}), poll_s=_LOOK_S)):
+            raise KeyboardInterrupt
     except (KeyboardInterrupt, BrokenPipeError):  # the latter: whoever reads what it prints has seen enough
         files = store.files(name)
         if not files.is_ended():
