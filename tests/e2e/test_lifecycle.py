@@ -13,6 +13,7 @@ from air_executor.runs.record import RunState
 from tests.conftest import ONE_DATABASE
 from tests.support import airflow_env
 from tests.support.airflow_env import Airflow
+from tests.support.flights import launcher, launchers
 from tests.support.titles import busy_children
 from tests.support.waiting import wait_for
 
@@ -55,8 +56,8 @@ def test_tasks_go_on_when_the_launcher_is_killed(airflow: Airflow) -> None:
     run = airflow.api.trigger("long_running", run_id="launcher-killed")
     begun = len(airflow.effects("long_running"))
     wait_for(lambda: len(airflow.effects("long_running")) > begun, "the task to begin")
-    (launcher,) = json.loads(airflow.run("air-executor", "status", "--json").stdout)["launchers"]
-    os.kill(launcher["pid"], signal.SIGKILL)
+    for process in launchers(airflow):  # a former one may still have a run
+        process.kill()
     other = airflow.api.trigger("shell", run_id="after-the-launcher")
     assert other.wait() == "success"
     (airflow.out / "release-launcher-killed").touch()
@@ -119,8 +120,7 @@ def test_a_wrong_option_stops_the_scheduler_with_its_name(
 # SQLite has one writer at a time: with so many tasks at once some wait too long for it, under any executor.
 @pytest.mark.parametrize("airflow", ["postgres"], indirect=True)
 def test_nothing_is_left_after_hundreds_of_tasks(airflow: Airflow) -> None:
-    (launcher,) = json.loads(airflow.run("air-executor", "status", "--json").stdout)["launchers"]
-    process = psutil.Process(launcher["pid"])
+    process = launcher(airflow)
     scheduler = psutil.Process(airflow.processes["scheduler"].pid)
     descriptors = process.num_fds(), scheduler.num_fds()
     run = airflow.api.trigger("hundreds")
