@@ -9,14 +9,14 @@ __version__ = "0.1.0"
 __all__ = ["AirExecutor", "__version__"]
 
 if TYPE_CHECKING:
-    from air_executor.executor import AirExecutor
+    from air_executor.airflow.executor import AirExecutor
 
 
 def __getattr__(name: str) -> Any:
     # Airflow imports `air_executor.AirExecutor`; everybody else (the command line, the launcher, the
     # standalone engine) must not pay for Airflow's imports, or need Airflow at all.
     if name == "AirExecutor":
-        from air_executor.executor import AirExecutor
+        from air_executor.airflow.executor import AirExecutor
 
         return AirExecutor
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

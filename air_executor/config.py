@@ -18,8 +18,8 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from air_executor import gpu_pool
 from air_executor.errors import ConfigError
+from air_executor.machine import gpu_pool
 
 SECTION = "air_executor"
 

@@ -34,7 +34,7 @@ from airflow.sdk import TaskGroup, get_current_context, task
 from airflow.sdk.definitions.mappedoperator import MappedOperator
 from airflow.sdk.execution_time.xcom import XCom
 
-from air_executor import compat
+from air_executor.airflow import compat
 from air_executor.errors import JobError
 
 #: XCom in which a task leaves what it has queued.

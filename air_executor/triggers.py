@@ -14,7 +14,7 @@ from air_executor.jobs.claim import ask_to_cancel
 from air_executor.jobs.owner import Owner
 from air_executor.jobs.progress import Progress
 from air_executor.jobs.store import JobStore
-from air_executor.jobs.watch import Watch
+from air_executor.machine.watch import Watch
 
 #: How often it looks though no file has changed, in seconds.
 _POLL_S = 5.0

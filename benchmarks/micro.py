@@ -29,10 +29,10 @@ from typing import Any
 
 import psutil
 
-from air_executor import system
-from air_executor.launcher import control
 from air_executor.launcher.address import all_addresses
-from air_executor.launcher.client import LocalBackend
+from air_executor.launcher.client import control
+from air_executor.launcher.client.backend import LocalBackend
+from air_executor.machine import system
 from air_executor.runs.backend import RunRequest
 from air_executor.runs.lock import KernelLock
 from air_executor.runs.record import Identity, RunState, queued
@@ -192,7 +192,7 @@ def memories(made: Bench) -> list[Measured]:
 
 def syncs(database: Database) -> list[Measured]:
     """Time ``sync()`` with some live runs, and with more and more."""
-    from air_executor.executor import AirExecutor
+    from air_executor.airflow.executor import AirExecutor
 
     executor = AirExecutor(parallelism=max(RUNS))
     executor.start()

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import psutil
 
-from air_executor import system
+from air_executor.machine import system
 from benchmarks.database import Database
 from benchmarks.measure import Memory, cpu_s, family, memory
 from benchmarks.sizes import Sizes

@@ -11,7 +11,7 @@ import pytest
 from filelock import FileLock
 from xdist.scheduler import LoadScopeScheduling
 
-from air_executor import system
+from air_executor.machine import system
 from air_executor.runs.store import RunStore
 from tests.support import airflow_env, postgres
 from tests.support.airflow_env import Airflow

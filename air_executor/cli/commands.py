@@ -20,18 +20,18 @@ from air_executor import config
 from air_executor.cli import cleaning, doctor, joblogs, jobs, jobviews, programs, schema, select, views
 from air_executor.cli.jsonout import print_line
 from air_executor.cli.listing import say_where, show
-from air_executor.cli.observe import launchers, observe_runs, waiting_for_gpus
 from air_executor.cli.table import EXIT_NO, EXIT_OK, JSON, Argument, Command, at_least_zero, count, print_json
 from air_executor.cli.tasklogs import Filter, follow, pattern, print_log, stream
 from air_executor.config import Config
 from air_executor.errors import WrongStateError
-from air_executor.launcher.client import signal_by_pid
-from air_executor.launcher.control import ask_to_stop
+from air_executor.launcher.client.backend import signal_by_pid
+from air_executor.launcher.client.control import ask_to_stop
 from air_executor.launcher.service import serve_as_service
-from air_executor.ownership import check_state_dir
+from air_executor.machine.ownership import check_state_dir
+from air_executor.observe.query import launchers, observe_runs, waiting_for_gpus
 from air_executor.runs.record import RunRecord, RunState
+from air_executor.runs.statedir import VARIABLE, locate
 from air_executor.runs.store import RunStore, public
-from air_executor.statedir import VARIABLE, locate
 
 #: How often `stop --wait` looks, in seconds.
 _LOOK_S = 0.1

@@ -18,20 +18,21 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from air_executor import __version__, config, statedir
-from air_executor.cli.observe import launchers
+from air_executor import __version__, config
 from air_executor.config import Config
 from air_executor.errors import AirExecutorError, StateDirError
 from air_executor.jobs.private import VARIABLE, PrivateStore
 from air_executor.jobs.store import JobStore, is_worked_on
 from air_executor.launcher import protocol
 from air_executor.launcher.address import Address, all_addresses, service_address
-from air_executor.launcher.preload import read_verdicts
-from air_executor.ownership import check_state_dir
-from air_executor.processes import hides_processes
+from air_executor.launcher.preload.preloader import read_verdicts
+from air_executor.machine.ownership import check_state_dir
+from air_executor.machine.processes import hides_processes
+from air_executor.observe.query import launchers
+from air_executor.runs import statedir
 from air_executor.runs.lock import KernelLock
+from air_executor.runs.statedir import StateDir, locate
 from air_executor.runs.store import RunStore
-from air_executor.statedir import StateDir, locate
 
 #: Supported versions of Airflow, from and below.
 _AIRFLOW = ((3, 1), (3, 4))
@@ -280,7 +281,7 @@ def _guarded(name: str, remedy: str) -> Callable[[Callable[[], Check]], Callable
 def _executor() -> Check:
     from airflow.configuration import conf
 
-    from air_executor.executor import AirExecutor
+    from air_executor.airflow.executor import AirExecutor
 
     value = conf.get("core", "executor")
     remedy = "Set AIRFLOW__CORE__EXECUTOR=air_executor.AirExecutor (or [core] executor in airflow.cfg)."
@@ -304,7 +305,7 @@ def _imported(path: str) -> Any:
 def _executor_names() -> list[Any]:
     from airflow.executors.executor_loader import ExecutorLoader
 
-    from air_executor import compat
+    from air_executor.airflow import compat
 
     # Teams are validated in the database, which need not be there for this; Airflow 3.1 has none.
     options = {"validate_teams": False} if compat.AIRFLOW_VERSION >= (3, 2) else {}
@@ -315,7 +316,7 @@ def _executor_names() -> list[Any]:
 def _api_server() -> Check:
     from airflow.configuration import conf
 
-    from air_executor import compat
+    from air_executor.airflow import compat
 
     url = compat.execution_api_url(compat.team_getter(conf))
     remedy = (

@@ -8,7 +8,7 @@ import textwrap
 from collections.abc import Iterator, Sequence
 
 from air_executor.cli.table import Command
-from air_executor.statedir import RULE
+from air_executor.runs.statedir import RULE
 
 DESCRIPTION = "See and control what AirExecutor runs: tasks of Airflow, and jobs without Airflow."
 

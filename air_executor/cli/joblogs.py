@@ -16,7 +16,7 @@ from air_executor.cli.tasklogs import ALL, Filter, tail_position
 from air_executor.errors import JobError
 from air_executor.jobs.model import Task, is_name
 from air_executor.jobs.store import JobFiles, JobStore
-from air_executor.safe_files import open_log
+from air_executor.machine.safe_files import open_log
 
 #: How often a log that is followed is read again, in seconds.
 _LOOK_S = 0.2

@@ -35,9 +35,9 @@ from air_executor.jobs.model import JobState, Task
 from air_executor.jobs.private import values_of
 from air_executor.jobs.requests import request
 from air_executor.jobs.store import JobFiles, JobStore
+from air_executor.machine.safe_files import open_log
 from air_executor.runs.lock import is_held
 from air_executor.runs.store import RunStore
-from air_executor.safe_files import open_log
 
 #: How often something is looked at that is waited for, in seconds.
 _LOOK_S = 0.2

@@ -13,7 +13,7 @@ from air_executor.cli.failure import envelope, report
 from air_executor.cli.jsonout import print_json as print_json
 from air_executor.cli.jsonout import print_line
 from air_executor.errors import AirExecutorError
-from air_executor.statedir import VARIABLE
+from air_executor.runs.statedir import VARIABLE
 
 #: Exit codes: it is so; it is not so, or it did not work; it was asked wrongly; it has not ended in time (as
 #: timeout(1) says it).

@@ -9,8 +9,8 @@ from rich.text import Text
 
 from air_executor.cli.doctor import Check
 from air_executor.cli.listing import Listing
-from air_executor.cli.observe import ObservedRun
-from air_executor.runner.limits import mebibytes
+from air_executor.observe.query import ObservedRun
+from air_executor.runs.limits import mebibytes
 from air_executor.runs.record import RunRecord, RunState
 from air_executor.runs.store import RunStore, public
 

@@ -22,8 +22,8 @@ from air_executor.jobs.queue import check_size, queue_from_outside, queue_in_job
 from air_executor.jobs.schema import GIVEN
 from air_executor.jobs.store import JobStore, base_folder, is_worked_on
 from air_executor.jobs.templates import result_of
-from air_executor.statedir import FOLDER as FOLDER
-from air_executor.statedir import locate
+from air_executor.runs.statedir import FOLDER as FOLDER
+from air_executor.runs.statedir import locate
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ _CHECK_S = 2.0
 
 
 def find_state_dir(start: str | Path | None = None) -> Path:
-    """Return the state directory for a working directory: see :func:`air_executor.statedir.locate`.
+    """Return the state directory for a working directory: see :func:`air_executor.runs.statedir.locate`.
 
     :param start: the working directory, unless another is given.
     :raises StateDirError: the one that was found is not this user's alone.

@@ -18,7 +18,7 @@ from datetime import date, datetime, timezone
 from typing import Any
 
 from air_executor.errors import JobError, LimitsError
-from air_executor.runner import limits
+from air_executor.runs import limits
 
 #: Names of jobs become folders, ids of tasks become files. Ids of Airflow's dag runs pass, as
 #: ``manual__2025-10-02T07:30:00+00:00``.

@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Iterable
 
 from air_executor.jobs.store import ASKED, JobStore
-from air_executor.jobs.watch import Watch
+from air_executor.machine.watch import Watch
 
 #: At least so many seconds are between two looks at the files.
 _LOOK_S = 0.05

@@ -40,8 +40,8 @@ from air_executor.jobs.private import VARIABLE as PRIVATE_DIR
 from air_executor.jobs.queue import read_queued
 from air_executor.jobs.schedule import ActiveJob, in_order
 from air_executor.jobs.store import JobFiles, JobStore, base_folder
-from air_executor.launcher.client import LocalBackend
-from air_executor.runner import limits
+from air_executor.launcher.client.backend import LocalBackend
+from air_executor.runs import limits
 from air_executor.runs import record as runs
 from air_executor.runs.backend import RunRequest
 from air_executor.runs.lock import KernelLock, is_held

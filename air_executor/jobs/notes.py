@@ -1,6 +1,6 @@
 """What a task that is deferred leaves in the executor's state directory, as long as it waits for its job.
 
-See :mod:`air_executor.deferrals`, which reads it.
+See :mod:`air_executor.airflow.deferrals`, which reads it.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import orjson
 
 from air_executor.errors import StateDirError
 from air_executor.jobs.owner import Owner
+from air_executor.machine.safe_files import read_plain
 from air_executor.runs.store import replace_file
-from air_executor.safe_files import read_plain
 
 
 @dataclass(frozen=True)

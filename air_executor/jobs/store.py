@@ -38,7 +38,7 @@ from typing import Any
 
 import orjson
 
-from air_executor import jsontext, system
+from air_executor import jsontext
 from air_executor.errors import (
     AirExecutorError,
     JobChangedError,
@@ -53,8 +53,9 @@ from air_executor.jobs.inbox import Ask
 from air_executor.jobs.model import HOOKS, Job, JobState, Task, TaskStatus, check_dependencies, check_name, new_tasks
 from air_executor.jobs.private import PrivateStore
 from air_executor.jobs.reading import MAX_TASKS_BYTES, parse, read
-from air_executor.ownership import check_state_dir
-from air_executor.processes import ProcessId
+from air_executor.machine import system
+from air_executor.machine.ownership import check_state_dir
+from air_executor.machine.processes import ProcessId
 from air_executor.runs.lock import KernelLock, is_held
 from air_executor.runs.record import now
 from air_executor.runs.store import replace_file

@@ -12,18 +12,19 @@ import socket
 import sys
 from typing import TYPE_CHECKING
 
-from air_executor import processes, system
 from air_executor.config import Config
 from air_executor.errors import StateDirError
 from air_executor.launcher import fingerprint, protocol
 from air_executor.launcher.address import Address
 from air_executor.launcher.exec import Spawn, spawn_by_exec
-from air_executor.launcher.server import Launcher
-from air_executor.launcher.succession import Succession
+from air_executor.launcher.server.launcher import Launcher
+from air_executor.launcher.server.succession import Succession
+from air_executor.machine import processes, system
+from air_executor.runner.hooks import hooks
 from air_executor.runs.store import RunStore
 
 if TYPE_CHECKING:
-    from air_executor.launcher.preload import Preloader
+    from air_executor.launcher.preload.preloader import Preloader
 
 
 def main(argv: list[str]) -> int:
@@ -71,36 +72,12 @@ def serve(
     if config.launch == "exec":
         begin(spawn_by_exec(store, config))
         return
+    from air_executor.launcher.connections import cut_all_but, open_sockets
     from air_executor.launcher.memory import freeze
 
-    if config.serves == "jobs":
-        import air_executor.runner.command  # noqa: F401
-        from air_executor.launcher.rehearsed_job import rehearse_job
-
-        rehearse_job(config)
-        system.set_title(title)
-        _note_code(address)
-        freeze()
-        system.use_huge_pages()
-        begin()
-        return
-    from air_executor import compat
-    from air_executor.launcher.connections import cut_all_but, open_sockets
-    from air_executor.launcher.preload import Preloader
-    from air_executor.launcher.rehearsal import rehearse, rehearse_runs
-    from air_executor.launcher.warmup import warm_up
-
     own = open_sockets()
-    warm_up(name for name in config.preload if name not in ("auto", "off") and not name.startswith("-"))
-    preloader = None
-    if config.learns_imports:
-        preloader = Preloader(store, [name[1:] for name in config.preload if name.startswith("-")])
-        with compat.loggers_of_tasks():
-            preloader.import_remembered()
-    rehearse()
-    if config.rehearses_runs:
-        rehearse_runs(config)
-        system.set_title(title)
+    preloader = hooks(config.serves).warm_up(config, store)
+    system.set_title(title)  # a rehearsed runner has another
     cut_all_but(own)
     _note_code(address)
     freeze()

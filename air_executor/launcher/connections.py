@@ -11,7 +11,7 @@ import socket
 import stat
 from collections.abc import Collection
 
-from air_executor import system
+from air_executor.machine import system
 
 
 def open_sockets() -> set[int]:

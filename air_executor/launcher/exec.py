@@ -12,7 +12,7 @@ from air_executor import jsontext
 from air_executor.config import Config
 from air_executor.errors import LimitsError
 from air_executor.launcher.address import module_command
-from air_executor.runner import limits
+from air_executor.runs import limits
 from air_executor.runs.backend import RunRequest
 from air_executor.runs.store import RunStore
 

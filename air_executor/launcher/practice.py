@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 
 from air_executor.errors import AirExecutorError
 from air_executor.launcher import traces
-from air_executor.processes import Leftovers
+from air_executor.machine.processes import Leftovers
 
 #: More often than about four times changes nothing that can be measured.
 TIMES = 5

@@ -11,7 +11,7 @@ from air_executor.errors import StateDirError
 from air_executor.launcher import protocol
 from air_executor.launcher.__main__ import serve
 from air_executor.launcher.address import service_address
-from air_executor.launcher.keeper import become_keeper
+from air_executor.launcher.server.keeper import become_keeper
 from air_executor.runs.store import RunStore
 
 

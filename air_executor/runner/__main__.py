@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import sys
 
-from air_executor import jsontext, system
+from air_executor import jsontext
 from air_executor.config import Config
+from air_executor.machine import system
 from air_executor.runner.main import run
 from air_executor.runs.backend import RunRequest
 from air_executor.runs.store import RunStore

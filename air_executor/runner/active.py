@@ -11,14 +11,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from air_executor import system
-from air_executor.awake import AwakeClock
 from air_executor.config import Config
 from air_executor.errors import StateDirError
-from air_executor.processes import Leftovers
+from air_executor.machine import system
+from air_executor.machine.awake import AwakeClock
+from air_executor.machine.processes import Leftovers
 from air_executor.runner import imports
-from air_executor.runner.limits import Limits, mebibytes
 from air_executor.runner.usage import Usage
+from air_executor.runs.limits import Limits, mebibytes
 from air_executor.runs.lock import renew_held
 from air_executor.runs.record import UNWANTED, RunRecord, RunState
 from air_executor.runs.store import RunStore, is_fresh

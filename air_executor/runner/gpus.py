@@ -6,7 +6,7 @@ import os
 import time
 
 from air_executor.errors import LimitsError
-from air_executor.gpu_pool import cuda_name, lock_name
+from air_executor.machine.gpu_pool import cuda_name, lock_name
 from air_executor.runs.lock import KernelLock
 from air_executor.runs.store import RunStore
 

@@ -16,14 +16,15 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from air_executor import processes, system
 from air_executor.config import Config
 from air_executor.errors import AirExecutorError, StateDirError
+from air_executor.machine import processes, system
 from air_executor.runner import gpus
-from air_executor.runner import limits as task_limits
 from air_executor.runner.active import ActiveRun, Outcome, StopRequested
-from air_executor.runner.codes import EXIT_ELSEWHERE, EXIT_RECORDED, EXIT_UNRECORDED
+from air_executor.runner.hooks import hooks, hooks_of_kind
+from air_executor.runs import limits as task_limits
 from air_executor.runs.backend import RunRequest
+from air_executor.runs.codes import EXIT_ELSEWHERE, EXIT_RECORDED, EXIT_UNRECORDED
 from air_executor.runs.lock import KernelLock
 from air_executor.runs.record import UNWANTED, RunRecord, RunState
 from air_executor.runs.store import RunStore
@@ -47,11 +48,7 @@ _WAITS_S = (0.0, 0.5, 2.0)
 def prepare(store: RunStore, config: Config, connection: socket.socket) -> None:
     """Do in a process that was forked ahead what can be done before its request comes, through ``connection``."""
     global _dismiss
-    if config.serves == "jobs":
-        return
-    from air_executor.runner import airflow
-
-    _dismiss = airflow.fork_ahead(store, config, connection)
+    _dismiss = hooks(config.serves).prepare(store, config, connection)
 
 
 #: Ends the task process that was forked ahead, unless it has a workload.
@@ -117,14 +114,7 @@ def _execute(request: RunRequest, record: RunRecord, store: RunStore, config: Co
             if active.limits.gpus:
                 leases = gpus.lease(store, config.gpus, active.limits.gpus)
                 active.note_gpus([lease.name for lease in leases])
-            if request.identity.kind == "job":
-                from air_executor.runner import command
-
-                outcome = command.execute(request, active, store)
-            else:
-                from air_executor.runner import airflow
-
-                outcome = airflow.execute(request, active)
+            outcome = hooks_of_kind(request.identity.kind).execute(request, active, store)
     except StopRequested:
         outcome = active.stopped()
     except StateDirError as error:

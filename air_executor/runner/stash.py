@@ -26,7 +26,7 @@ from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any
 
-from air_executor import system
+from air_executor.machine import system
 
 #: Variables that Airflow sets for each task, and that no package reads when it is imported.
 _OF_TASKS = ("AIRFLOW_CTX_", "_AIRFLOW_", "__AIRFLOW_", "KRB5CCNAME")

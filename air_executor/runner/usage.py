@@ -3,7 +3,7 @@
 **Memory is counted once.** The plain sum over the processes is cheap; it counts what forked processes share for each
 of them, and what they share with the launcher too, so it is never too low. As long as it is below the limit nothing
 else is asked. Above it, the kernel's exact account decides, in which every page is divided by the number of processes
-that have it (:mod:`air_executor.runner.rollup`), less the shares in the launcher's pages.
+that have it (:mod:`air_executor.machine.rollup`), less the shares in the launcher's pages.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ import resource
 import time
 from collections.abc import Sequence
 
-from air_executor.runner import family, rollup
-from air_executor.runner.family import Family, Member
-from air_executor.runner.limits import Limits
-from air_executor.runner.rollup import Rollup
+from air_executor.machine import family, rollup
+from air_executor.machine.family import Family, Member
+from air_executor.machine.rollup import Rollup
+from air_executor.runs.limits import Limits
 
 #: How often a task with a limit is measured, in seconds; more seldom when that takes long.
 _MEASURE_S = 0.2

@@ -12,7 +12,7 @@ from pathlib import Path
 import orjson
 
 from air_executor.errors import StateDirError
-from air_executor.processes import Process, ProcessId
+from air_executor.machine.processes import Process, ProcessId
 from air_executor.runs.record import Identity
 
 #: No document of this kind is longer than this many bytes.

@@ -8,8 +8,8 @@ import signal
 import time
 from dataclasses import dataclass, field
 
-from air_executor import processes, system
-from air_executor.processes import Process, ProcessId
+from air_executor.machine import processes, system
+from air_executor.machine.processes import Process, ProcessId
 
 #: The machine's processes are looked at no oftener than this, however many runs have died, in seconds.
 _TABLE_S = 0.5

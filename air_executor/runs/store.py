@@ -38,9 +38,10 @@ from typing import Any
 
 import orjson
 
-from air_executor import jsontext, processes, system
+from air_executor import jsontext
 from air_executor.errors import RecordError, RecordVersionError, StateDirError
-from air_executor.processes import Process, ProcessId
+from air_executor.machine import processes, system
+from air_executor.machine.processes import Process, ProcessId
 from air_executor.runs.leftovers import LeftoverNotes
 from air_executor.runs.lock import KernelLock, is_held
 from air_executor.runs.open import OpenRuns

@@ -16,7 +16,7 @@ import orjson
 import psutil
 import pytest
 
-from air_executor import system
+from air_executor.machine import system
 from air_executor.runs import record as runs
 from air_executor.runs.record import Identity, RunRecord, RunState
 from tests.faults.conftest import Fly

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from air_executor.launcher import control
 from air_executor.launcher.address import service_address
+from air_executor.launcher.client import control
 from air_executor.runs.record import RunState
 from tests.faults.conftest import Fly
 from tests.support import machine

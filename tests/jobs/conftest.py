@@ -18,8 +18,8 @@ from air_executor.jobs import api
 from air_executor.jobs.manager import Manager
 from air_executor.jobs.model import Task
 from air_executor.jobs.store import JobFiles, JobStore
-from air_executor.launcher import control
 from air_executor.launcher.address import all_addresses
+from air_executor.launcher.client import control
 from air_executor.runs.store import RunStore
 from tests.support.airflow_env import REPOSITORY, config
 from tests.support.waiting import wait_for

@@ -15,7 +15,7 @@ from air_executor.jobs.fields import LIMITS
 from air_executor.jobs.model import Job, Task
 from air_executor.jobs.schema import GIVEN, job_file
 from air_executor.jobs.store import JobStore
-from air_executor.runner import limits
+from air_executor.runs import limits
 from tests.jobs.conftest import Yard
 
 VALIDATOR = jsonschema.Draft202012Validator(job_file())

@@ -21,8 +21,8 @@ from typing import Any
 import psutil
 from filelock import FileLock
 
-from air_executor import system
 from air_executor.config import Config
+from air_executor.machine import system
 from air_executor.runs.record import RunRecord
 from air_executor.runs.store import RunStore
 from tests.support.api import Api

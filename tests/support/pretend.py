@@ -12,7 +12,7 @@ from air_executor.runs.store import RunStore
 
 
 class PretendedBackend:
-    """Stands in for :class:`air_executor.launcher.client.LocalBackend`."""
+    """Stands in for :class:`air_executor.launcher.client.backend.LocalBackend`."""
 
     def __init__(self, store: RunStore, config: Config) -> None:
         self.store, self.config = store, config

@@ -7,7 +7,7 @@ import os
 import uuid
 from typing import Any
 
-from air_executor import system
+from air_executor.machine import system
 from air_executor.runs.record import Identity, RunRecord, RunState, queued
 from air_executor.runs.store import RunStore
 

@@ -13,7 +13,7 @@ from typing import Any
 import orjson
 import psutil
 
-from air_executor import system
+from air_executor.machine import system
 from tests.support.waiting import wait_for
 
 

@@ -15,14 +15,15 @@ from typing import Any
 import pytest
 from airflow.jobs.scheduler_job_runner import SchedulerJobRunner
 
-from air_executor import AirExecutor, compat, reconcile
-from air_executor.awake import AwakeClock
-from air_executor.launcher.client import LocalBackend
-from air_executor.live import Run
-from air_executor.reconcile import Reconciler
+from air_executor import AirExecutor
+from air_executor.airflow import compat, reconcile
+from air_executor.airflow.live import Run
+from air_executor.airflow.patience import Patience
+from air_executor.airflow.reconcile import Reconciler
+from air_executor.launcher.client.backend import LocalBackend
+from air_executor.machine.awake import AwakeClock
 from air_executor.runner.active import ActiveRun
-from air_executor.runner.limits import Limits
-from air_executor.runner.patience import Patience
+from air_executor.runs.limits import Limits
 from air_executor.runs.record import RunState
 from air_executor.runs.store import RunStore
 from tests.support.airflow_env import config
@@ -84,8 +85,8 @@ def test_what_began_within_a_pause_has_not_waited_longer_than_it_took(clock: Tim
 
 
 def test_a_clock_that_is_looked_at_in_a_process_that_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("air_executor.awake._LONGEST_S", 0.5)
-    monkeypatch.setattr("air_executor.awake._NORMAL_S", 0.1)
+    monkeypatch.setattr("air_executor.machine.awake._LONGEST_S", 0.5)
+    monkeypatch.setattr("air_executor.machine.awake._NORMAL_S", 0.1)
 
     def watch() -> tuple[float, float]:
         awake, began_s = AwakeClock(), time.monotonic()

@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 
 from air_executor.cli import doctor
-from air_executor.launcher import births, control, log
 from air_executor.launcher.address import all_addresses
-from air_executor.launcher.births import Births
-from air_executor.launcher.log import Log
+from air_executor.launcher.client import control
+from air_executor.launcher.server import births, log
+from air_executor.launcher.server.births import Births
+from air_executor.launcher.server.log import Log
 from tests.support.waiting import wait_for
 from tests.unit.processes import result_of
 from tests.unit.test_launcher import Bench, _home, bench  # noqa: F401 (fixtures)
@@ -128,7 +129,7 @@ def test_the_last_words_of_a_task_process_that_was_forked_ahead_are_the_runs(tmp
 
     def task() -> None:
         os.dup2(os.open(launchers, os.O_RDWR | os.O_CREAT | os.O_APPEND), 2)
-        from air_executor.runner.airflow import redirect  # not here: it replaces Airflow's supervisor
+        from air_executor.airflow.tasks import redirect  # not here: it replaces Airflow's supervisor
 
         former = os.fstat(2)
         kept, reading = os.dup(2), os.open(launchers, os.O_RDONLY)

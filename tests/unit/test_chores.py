@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 
 from air_executor.errors import StateDirError
-from air_executor.launcher import protocol, server
+from air_executor.launcher import protocol
 from air_executor.launcher.address import Address
-from air_executor.launcher.server import Launcher
+from air_executor.launcher.server import launcher as server
+from air_executor.launcher.server.launcher import Launcher
 from air_executor.runs.record import RunState
 from air_executor.runs.store import RunStore
 from tests.support.airflow_env import config

@@ -22,7 +22,7 @@ import pytest
 from air_executor import __version__
 from air_executor.cli import doctor
 from air_executor.config import env_var
-from air_executor.launcher.client import LocalBackend
+from air_executor.launcher.client.backend import LocalBackend
 from air_executor.runs.backend import RunRequest
 from air_executor.runs.lock import KernelLock
 from air_executor.runs.record import RunRecord, RunState, queued

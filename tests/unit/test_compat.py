@@ -17,9 +17,9 @@ from airflow.jobs import scheduler_job_runner
 from airflow.sdk.execution_time import comms, task_runner
 from airflow.sdk.execution_time import supervisor as stock
 
-from air_executor import AirExecutor, compat
+from air_executor import AirExecutor
+from air_executor.airflow import compat, warmup
 from air_executor.errors import ProtocolError
-from air_executor.launcher import warmup
 from tests.unit.processes import result_of
 
 pytestmark = pytest.mark.core

@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 from airflow.configuration import AirflowConfigParser
 
-from air_executor import config, gpu_pool
+from air_executor import config
 from air_executor.config import OPTIONS, Config, airflow_home, env_var, load, plain_getter
 from air_executor.errors import ConfigError
+from air_executor.machine import gpu_pool
 from tests.support import airflow_env
 
 

@@ -9,8 +9,8 @@ from typing import Any
 import orjson
 import pytest
 
-from air_executor import deferrals
-from air_executor.deferrals import Deferrals
+from air_executor.airflow import deferrals
+from air_executor.airflow.deferrals import Deferrals
 from air_executor.jobs import api
 from air_executor.jobs.notes import folder_of, remove_note, write_note
 from air_executor.jobs.owner import Owner

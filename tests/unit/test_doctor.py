@@ -47,7 +47,7 @@ def test_an_executor_that_is_not_ours_or_is_misspelt_is_not_ok(cli: Cli, value: 
     "value",
     [
         "air_executor.AirExecutor",
-        "air_executor.executor.AirExecutor",
+        "air_executor.airflow.executor.AirExecutor",
         "LocalExecutor,air:air_executor.AirExecutor",
         "air_executor.AirExecutor,LocalExecutor",
     ],

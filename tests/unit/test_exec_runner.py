@@ -9,7 +9,7 @@ from typing import Any
 import orjson
 import pytest
 
-from air_executor import system
+from air_executor.machine import system
 from air_executor.runner import __main__ as entry
 from air_executor.runs.backend import RunRequest
 from air_executor.runs.store import RunStore

@@ -21,12 +21,13 @@ import psutil
 import pytest
 from airflow.utils.state import TaskInstanceState
 
-from air_executor import AirExecutor, compat
+from air_executor import AirExecutor
+from air_executor.airflow import compat
+from air_executor.airflow.executor import _PLENTY_PER_CPU
+from air_executor.airflow.live import Run
+from air_executor.airflow.reconcile import Outcome, Reconciler
 from air_executor.errors import ConfigError
-from air_executor.executor import _PLENTY_PER_CPU
-from air_executor.launcher.client import LocalBackend
-from air_executor.live import Run
-from air_executor.reconcile import Outcome, Reconciler
+from air_executor.launcher.client.backend import LocalBackend
 from air_executor.runs import record as runs
 from air_executor.runs.record import UNWANTED, RunState
 from tests.support.waiting import wait_for
@@ -51,7 +52,7 @@ def executor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, silent_server: str
     # There is no scheduler that would queue these tasks in a database.
     monkeypatch.setattr(Reconciler, "is_due", lambda _: False)
     monkeypatch.setattr(Reconciler, "name_runs", lambda *_: None)
-    monkeypatch.setattr("air_executor.executor.fail_jobs_of_dead_executors", lambda *_: None)
+    monkeypatch.setattr("air_executor.airflow.executor.fail_jobs_of_dead_executors", lambda *_: None)
     executor = AirExecutor(parallelism=4)
     with family():
         executor.start()
@@ -135,7 +136,7 @@ def test_what_does_not_heed_a_stop_is_killed_though_the_database_never_answers(
     runner = psutil.Process(executor._store.read(record.id).pid)
     runner.suspend()
     # No pass over the database ever comes to its end here.
-    monkeypatch.setattr("air_executor.executor._STUBBORN_S", 0.2)
+    monkeypatch.setattr("air_executor.airflow.executor._STUBBORN_S", 0.2)
     monkeypatch.setattr(executor, "_options", dataclasses.replace(executor._options, stop_grace_seconds=0.1))
     executor.revoke_task(ti=instance(workload))
     wait_until(executor, lambda: executor._store.read(record.id).state is RunState.KILLED, "its end")

@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
-from air_executor.launcher import control
 from air_executor.launcher.address import all_addresses
-from air_executor.launcher.client import LocalBackend
-from air_executor.launcher.farewell import is_main_of_container
+from air_executor.launcher.client import control
+from air_executor.launcher.client.backend import LocalBackend
+from air_executor.launcher.server.farewell import is_main_of_container
 from air_executor.runs.backend import RunRequest
 from air_executor.runs.record import RunRecord, RunState, queued
 from air_executor.runs.store import RunStore
@@ -128,7 +128,7 @@ def test_whoever_asks_twice_waits_for_nothing(place: Place) -> None:
     wait_for(place.backend.ended, "the end")
 
 
-ASK = f"{sys.executable} -c 'from air_executor.launcher import farewell as f; print(f.is_main_of_container())'"
+ASK = f"{sys.executable} -c 'from air_executor.launcher.server import farewell as f; print(f.is_main_of_container())'"
 
 
 @needs_root

@@ -18,9 +18,9 @@ pytestmark = pytest.mark.core
 #: Forks, for each fault, a process that reads a dag file as Airflow does it for a task, and has the fault.
 PROCESSES = """
 import json, os, resource
-from air_executor import system
-from air_executor.launcher import rehearsal
-from air_executor.runner import supervision
+from air_executor.machine import system
+from air_executor.airflow import rehearsal
+from air_executor.airflow import supervision
 from tests.support import deaths
 
 resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -66,6 +66,6 @@ def test_a_process_that_has_read_a_dag_file_dies_of_a_fault_and_shows_where(
 
 def test_a_handler_that_anything_else_sets_is_set() -> None:
     """Airflow's alone is left out: what tasks do is theirs."""
-    code = "import signal; from air_executor.runner import supervision; signal.signal(signal.SIGSEGV, signal.SIG_IGN);"
+    code = "import signal; from air_executor.airflow import supervision; signal.signal(signal.SIGSEGV, signal.SIG_IGN);"
     code += "assert signal.getsignal(signal.SIGSEGV) is signal.SIG_IGN"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=300)

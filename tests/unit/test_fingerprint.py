@@ -17,8 +17,9 @@ import psutil
 import pytest
 
 from air_executor.config import Config
-from air_executor.launcher import control, fingerprint
+from air_executor.launcher import fingerprint
 from air_executor.launcher.address import address, all_addresses
+from air_executor.launcher.client import control
 from air_executor.runs.record import RunState
 from air_executor.runs.store import RunStore
 from tests.support.airflow_env import config

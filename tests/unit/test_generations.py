@@ -14,9 +14,11 @@ import psutil
 import pytest
 
 from air_executor.cli import doctor
-from air_executor.launcher import control, protocol, succession
+from air_executor.launcher import protocol
 from air_executor.launcher.address import Address, all_addresses, service_address
-from air_executor.launcher.succession import Succession
+from air_executor.launcher.client import control
+from air_executor.launcher.server import succession
+from air_executor.launcher.server.succession import Succession
 from air_executor.runs.backend import RunRequest
 from air_executor.runs.record import RunState
 from tests.support.airflow_env import config

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from air_executor.errors import LimitsError
-from air_executor.gpu_pool import devices, lock_name, pool
+from air_executor.machine.gpu_pool import devices, lock_name, pool
 from air_executor.runner.gpus import lease
 from air_executor.runs.lock import KernelLock, is_held
 from air_executor.runs.store import RunStore

@@ -17,13 +17,13 @@ from airflow.utils.state import TaskInstanceState
 from sqlalchemy.exc import OperationalError
 
 from air_executor import AirExecutor
+from air_executor.airflow.reconcile import Outcome, Unwanted
+from air_executor.airflow.told import Telling
 from air_executor.errors import IllegalTransitionError, RecordError, StateDirError
 from air_executor.guard import Guard
-from air_executor.reconcile import Outcome, Unwanted
 from air_executor.runs.lock import KernelLock
 from air_executor.runs.record import RunRecord, RunState
 from air_executor.runs.store import RunStore
-from air_executor.told import Telling
 from tests.support.airflow_env import config
 from tests.unit.documents import kept
 from tests.unit.test_compat import task_workload

@@ -18,9 +18,11 @@ from typing import Any
 import psutil
 import pytest
 
-from air_executor.launcher import client, control, link, protocol
+from air_executor.launcher import protocol
 from air_executor.launcher.address import service_address
-from air_executor.launcher.client import LocalBackend
+from air_executor.launcher.client import backend as client
+from air_executor.launcher.client import control, link
+from air_executor.launcher.client.backend import LocalBackend
 from air_executor.runs.record import RunState
 from air_executor.runs.store import RunStore
 from tests.support.airflow_env import config
@@ -98,7 +100,9 @@ def test_a_launcher_gets_its_time_to_answer_after_a_pause_of_the_whole_machine(
     stranger.greet()
     wait_for(lambda: backend.ended() or stranger.heard(), "the order")
     slept_s = 0.0
-    monkeypatch.setattr("air_executor.awake.time", SimpleNamespace(monotonic=lambda: time.monotonic() + slept_s))
+    monkeypatch.setattr(
+        "air_executor.machine.awake.time", SimpleNamespace(monotonic=lambda: time.monotonic() + slept_s)
+    )
     for _ in range(3):
         slept_s += 3600.0
         backend.ended()

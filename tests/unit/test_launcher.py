@@ -26,18 +26,20 @@ import pytest
 from air_executor.cli import doctor
 from air_executor.config import Config
 from air_executor.errors import AirExecutorError, StateDirError
-from air_executor.launcher import control, protocol, server
+from air_executor.launcher import protocol
 from air_executor.launcher.address import Address, all_addresses
-from air_executor.launcher.client import LocalBackend
-from air_executor.launcher.server import Launcher
-from air_executor.runner import limits
+from air_executor.launcher.client import control
+from air_executor.launcher.client.backend import LocalBackend
+from air_executor.launcher.server import launcher as server
+from air_executor.launcher.server.launcher import Launcher
 from air_executor.runner import main as runner
-from air_executor.runner.codes import EXIT_ELSEWHERE, EXIT_RECORDED
+from air_executor.runs import limits
 from air_executor.runs.backend import RunRequest
+from air_executor.runs.codes import EXIT_ELSEWHERE, EXIT_RECORDED
 from air_executor.runs.lock import KernelLock, is_held
 from air_executor.runs.record import UNWANTED, RunRecord, RunState, queued
+from air_executor.runs.statedir import StateDir
 from air_executor.runs.store import RunStore
-from air_executor.statedir import StateDir
 from tests.support.airflow_env import config
 from tests.support.titles import busy_children
 from tests.support.waiting import wait_for
@@ -640,8 +642,8 @@ def test_a_run_that_cannot_be_looked_at_hurts_no_other_and_is_lost_in_the_end(
         return read(run_id)
 
     monkeypatch.setattr(bench.store, "read", read_most)
-    monkeypatch.setattr("air_executor.launcher.client._LOOK_S", 0.0)
-    monkeypatch.setattr("air_executor.launcher.client._OBSCURE_S", 0.0)
+    monkeypatch.setattr("air_executor.launcher.client.backend._LOOK_S", 0.0)
+    monkeypatch.setattr("air_executor.launcher.client.backend._OBSCURE_S", 0.0)
     heir.follow(bad)
     heir.follow(good)
     assert wait_for(heir.ended, "the other's end") == [good]

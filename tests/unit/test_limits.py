@@ -12,8 +12,8 @@ import psutil
 import pytest
 
 from air_executor.errors import LimitsError
-from air_executor.runner import limits
-from air_executor.runner.limits import Limits, as_json, mebibytes, parse, public
+from air_executor.runs import limits
+from air_executor.runs.limits import Limits, as_json, mebibytes, parse, public
 from tests.unit.processes import result_of
 
 KEYS = ("memory", "cpu_time", "cpus", "nice", "timeout", "gpus", "environment")

@@ -10,8 +10,8 @@ from collections.abc import Callable
 
 import pytest
 
-from air_executor.cli.observe import observe_runs
 from air_executor.errors import StateDirError
+from air_executor.observe.query import observe_runs
 from air_executor.runs.record import RunRecord, RunState
 from air_executor.runs.store import RunStore
 from tests.unit.documents import kept, record

@@ -12,7 +12,8 @@ import pytest
 import sqlalchemy
 from sqlalchemy.orm import Session
 
-from air_executor import AirExecutor, compat, reconcile
+from air_executor import AirExecutor
+from air_executor.airflow import compat, reconcile
 from air_executor.runs.record import RunRecord, RunState, queued
 from tests.unit.documents import identity
 

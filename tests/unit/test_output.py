@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from airflow.sdk.execution_time import supervisor as stock
 
-from air_executor.runner import output, supervision
+from air_executor.airflow import output, supervision
 from tests.unit.processes import result_of
 
 MAX = output.MAX_LINE_BYTES

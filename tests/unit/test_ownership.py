@@ -14,7 +14,7 @@ from air_executor.errors import StateDirError
 from air_executor.jobs import api
 from air_executor.jobs.queue import queue_in_job
 from air_executor.jobs.store import JobStore
-from air_executor.ownership import check_state_dir
+from air_executor.machine.ownership import check_state_dir
 from tests.support import machine
 
 TASKS = [{"id": "a", "command": "true"}]

@@ -18,10 +18,10 @@ import pytest
 from airflow.api_fastapi.common import exceptions
 from airflow.sdk.api.client import ServerResponseError
 
-from air_executor import AirExecutor, compat
-from air_executor.runner import supervision
+from air_executor import AirExecutor
+from air_executor.airflow import compat, supervision
+from air_executor.airflow.patience import Patience
 from air_executor.runner.active import ActiveRun
-from air_executor.runner.patience import Patience
 from air_executor.runs.record import RunState, queued
 from air_executor.runs.store import RunStore
 from tests.support.airflow_env import config

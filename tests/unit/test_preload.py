@@ -19,10 +19,12 @@ from typing import Any
 
 import pytest
 
-from air_executor.launcher import preload, protocol, server
+from air_executor.launcher import protocol
 from air_executor.launcher.address import Address
 from air_executor.launcher.exec import Spawn
-from air_executor.launcher.preload import Preloader, Verdict, read_verdicts
+from air_executor.launcher.preload import preloader as preload
+from air_executor.launcher.preload.preloader import Preloader, Verdict, read_verdicts
+from air_executor.launcher.server import launcher as server
 from air_executor.runner.imports import new_packaged_modules
 from air_executor.runner.stash import names, stash
 from air_executor.runs.backend import RunRequest

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from air_executor import processes, system
-from air_executor.processes import Leftovers
+from air_executor.machine import processes, system
+from air_executor.machine.processes import Leftovers
 from tests.support.machine import needs_root
 from tests.support.waiting import wait_for
 from tests.unit.processes import is_alive, reap, result_of

@@ -14,7 +14,7 @@ from airflow.sdk.bases.operator import BaseOperator
 from airflow.sdk.bases.sensor import BaseSensorOperator
 from airflow.sdk.execution_time import task_runner
 
-from air_executor.runner import quick_end
+from air_executor.airflow import quick_end
 
 
 class Plain(BaseOperator):

@@ -16,9 +16,10 @@ import sqlalchemy
 from airflow.jobs.job import Job
 from sqlalchemy.orm import Session
 
-from air_executor import AirExecutor, reconcile
-from air_executor.jobname import JobName
-from air_executor.reconcile import Reconciler, fail_jobs_of_dead_executors, own_name
+from air_executor import AirExecutor
+from air_executor.airflow import reconcile
+from air_executor.airflow.jobname import JobName
+from air_executor.airflow.reconcile import Reconciler, fail_jobs_of_dead_executors, own_name
 from air_executor.runs.lock import KernelLock
 from air_executor.runs.record import RunState
 from air_executor.runs.store import RunStore

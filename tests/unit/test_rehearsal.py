@@ -15,8 +15,7 @@ import psutil
 import pytest
 from airflow.sdk.execution_time import task_runner
 
-from air_executor import compat
-from air_executor.launcher import rehearsal
+from air_executor.airflow import compat, rehearsal
 from tests.support.airflow_env import REPOSITORY, config
 from tests.unit.processes import result_of
 
@@ -56,7 +55,7 @@ say("imported")
 REHEARSE = """
 import sys
 from pathlib import Path
-from air_executor.launcher import rehearsal, warmup
+from air_executor.airflow import rehearsal, warmup
 from tests.support.airflow_env import config
 
 warmup.warm_up([])

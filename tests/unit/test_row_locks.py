@@ -14,11 +14,11 @@ import sqlalchemy
 from airflow.models.taskinstance import TaskInstance
 from sqlalchemy.orm import Session
 
-from air_executor import reconcile
-from air_executor.reconcile import Outcome, Reconciler
+from air_executor.airflow import reconcile
+from air_executor.airflow.reconcile import Outcome, Reconciler
+from air_executor.airflow.told import Telling
 from air_executor.runs.record import RunRecord, RunState
 from air_executor.runs.store import RunStore
-from air_executor.told import Telling
 from tests.support.postgres import Postgres
 from tests.support.waiting import wait_for
 from tests.unit.documents import identity, kept

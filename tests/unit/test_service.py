@@ -12,9 +12,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from air_executor.launcher import control
 from air_executor.launcher.address import service_address
-from air_executor.launcher.client import LocalBackend
+from air_executor.launcher.client import control
+from air_executor.launcher.client.backend import LocalBackend
 from air_executor.runs.backend import RunRequest
 from air_executor.runs.record import RunState, queued
 from air_executor.runs.store import RunStore
@@ -100,7 +100,7 @@ def test_what_a_script_started_before_it_became_the_launcher_is_not_taken_for_a_
 def test_without_the_service_runs_fail_in_the_end_and_say_what_to_start(
     store: RunStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("air_executor.launcher.client._SERVICE_S", (0.0, 0.1))
+    monkeypatch.setattr("air_executor.launcher.client.backend._SERVICE_S", (0.0, 0.1))
     backend = LocalBackend(store, config(store.root, launcher="service"))
     order(backend, tmp_path / "log")
     (ended,) = wait_for(backend.ended, "the failure")

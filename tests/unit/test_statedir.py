@@ -10,7 +10,7 @@ import pytest
 from air_executor.config import env_var
 from air_executor.errors import ConfigError, StateDirError
 from air_executor.jobs import api
-from air_executor.statedir import VARIABLE, locate
+from air_executor.runs.statedir import VARIABLE, locate
 from tests.unit.conftest import Cli
 
 

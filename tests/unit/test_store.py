@@ -17,8 +17,8 @@ from typing import Any
 import orjson
 import pytest
 
-from air_executor import system
 from air_executor.errors import RecordError, RecordVersionError, StateDirError
+from air_executor.machine import system
 from air_executor.runs.record import RunRecord, RunState
 from air_executor.runs.store import MAX_FILE_BYTES, RunStore, StopRequest, public, replace_file
 from tests.support.waiting import wait_for

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from airflow.sdk.execution_time import supervisor as stock
 
-from air_executor import system
-from air_executor.runner.supervision import AirSupervisor, _PidFd
+from air_executor.airflow.supervision import AirSupervisor, _PidFd
+from air_executor.machine import system
 from tests.support.waiting import wait_for
 
 

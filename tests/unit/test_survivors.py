@@ -15,11 +15,11 @@ from typing import Any
 
 import pytest
 
-from air_executor import processes
 from air_executor.config import Config
-from air_executor.launcher import control
 from air_executor.launcher.address import all_addresses
-from air_executor.launcher.client import LocalBackend
+from air_executor.launcher.client import control
+from air_executor.launcher.client.backend import LocalBackend
+from air_executor.machine import processes
 from air_executor.runner import command
 from air_executor.runner import main as runner
 from air_executor.runner.active import ActiveRun

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from air_executor import system
+from air_executor.machine import system
 from tests.support.waiting import wait_for
 from tests.unit.processes import forked, is_alive, result_of, wait_for_death
 
@@ -78,7 +78,7 @@ def test_signalling_leaves_no_descriptor(sleeper: int) -> None:
 
 def test_the_boot_has_an_id_that_all_processes_share() -> None:
     assert system.boot_id()
-    asked = [sys.executable, "-c", "from air_executor import system; print(system.boot_id())"]
+    asked = [sys.executable, "-c", "from air_executor.machine import system; print(system.boot_id())"]
     assert subprocess.check_output(asked, text=True).strip() == system.boot_id()
 
 

@@ -20,8 +20,10 @@ SCRIPT = """
 import json, sys
 from pathlib import Path
 
-from air_executor import compat, system
-from air_executor.launcher import rehearsal, warmup
+from air_executor.airflow import compat
+
+from air_executor.machine import system
+from air_executor.airflow import rehearsal, warmup
 from tests.support.airflow_env import config
 from tests.support.process_state import Snapshot
 
@@ -49,8 +51,8 @@ MEANT = {
     r"logger airflow\.task: .*": "its handlers are for other processes; each task process takes them off",
     r".*loggerDict\..*": "the same loggers, from another side",
     r".*\._cache\.\[\d+\]: nothing -> (True|False)": "of the level, which setting one forgets",
-    r"air_executor\.(compat\._request|runner\.(supervision|main)\.).*": "our own, set anew by each runner",
-    r"air_executor\.launcher\.(memory\._filling|rehearsal\._DAG_FILE\._str).*": "the launcher's own",
+    r"air_executor\.(airflow\.(compat\._request|supervision\.)|runner\.main\.).*": "our own, set anew by each runner",
+    r"air_executor\.(launcher\.memory\._filling|airflow\.rehearsal\._DAG_FILE\._str).*": "the launcher's own",
     r"airflow\.sdk\.api\.client\.Client\.request: .*": "set anew by each runner",
     r"airflow\.dag_processing\.importers(\.base)?\.DagImporterRegistry\._instance.*": "two importers without a state",
     r"[\w.]+: nothing -> (module|type|\w*Meta) \w+": "names that a package looks up at their first use",
@@ -62,7 +64,7 @@ MEANT = {
     r"cache [\w. ]+: nothing -> \d+": "of a module that was imported",
     r"airflow\.sdk\.(dag|task)\b.*": "names that the package looks up at their first use",
     r"airflow\.sdk\.definitions\.dag\.(warnings|dag defaults).*": "the first use of @dag in a process makes it so",
-    r"cache air_executor\.(system|processes)\.(boot_id|host|pid_namespace|_has_proc): .*": "of the machine",
+    r"cache air_executor\.machine\.(system|processes)\.(boot_id|host|pid_namespace|_has_proc): .*": "of the machine",
     r"cache airflow\.sdk\.api\.client\.(Client\._get_ssl_context_cached|getuser): .*": "the runner's, not a task's",
     r"cache airflow\.utils\.net\.getfqdn: .*": "the scheduler itself keeps it as well",
     r"cache airflow\.sdk\.execution_time\.coordinator\.\w+: .*": "of the configuration",
@@ -115,7 +117,7 @@ LOG = """
 import os, signal, sys, warnings
 from pathlib import Path
 
-from air_executor.launcher import rehearsal, warmup
+from air_executor.airflow import rehearsal, warmup
 from tests.support.airflow_env import config
 
 store, file = sys.argv[1:]

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from air_executor import compat
+from air_executor.airflow import compat
 from tests.support.airflow_env import REPOSITORY, without_pytest
 
 pytestmark = pytest.mark.core
@@ -24,7 +24,7 @@ SCRIPT = """
 import contextlib, os, sys
 from pathlib import Path
 
-from air_executor.launcher import rehearsal, unheard, warmup
+from air_executor.airflow import rehearsal, unheard, warmup
 from tests.support.airflow_env import config
 from hearing import say
 

@@ -19,13 +19,12 @@ from typing import Any
 
 import pytest
 
-from air_executor import system
-from air_executor.processes import Leftovers
-from air_executor.runner import family, rollup
-from air_executor.runner.family import Family
-from air_executor.runner.limits import parse
-from air_executor.runner.rollup import Rollup, Views
+from air_executor.machine import family, rollup, system
+from air_executor.machine.family import Family
+from air_executor.machine.processes import Leftovers
+from air_executor.machine.rollup import Rollup, Views
 from air_executor.runner.usage import Usage
+from air_executor.runs.limits import parse
 from tests.support.waiting import wait_for
 from tests.unit.processes import forked, reap, result_of
 

@@ -15,9 +15,10 @@ import orjson
 import pytest
 
 from air_executor.cli import doctor
-from air_executor.launcher import control, protocol
+from air_executor.launcher import protocol
 from air_executor.launcher.address import service_address
-from air_executor.launcher.client import LocalBackend
+from air_executor.launcher.client import control
+from air_executor.launcher.client.backend import LocalBackend
 from air_executor.runs.record import RunState, queued
 from air_executor.runs.store import RunStore
 from tests.support.airflow_env import REPOSITORY, config

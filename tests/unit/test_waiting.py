@@ -12,13 +12,14 @@ import jwt
 import pytest
 from airflow.utils.state import TaskInstanceState
 
-from air_executor import AirExecutor, compat
-from air_executor.cli import observe
-from air_executor.reconcile import Outcome, Unwanted
+from air_executor import AirExecutor
+from air_executor.airflow import compat
+from air_executor.airflow.gpu_queue import GpuQueue
+from air_executor.airflow.reconcile import Outcome, Unwanted
+from air_executor.observe import query as observe
 from air_executor.runs.lock import KernelLock
 from air_executor.runs.record import RunState
 from air_executor.runs.store import RunStore
-from air_executor.waiting import GpuQueue
 from tests.unit.documents import kept
 from tests.unit.test_compat import task_workload
 from tests.unit.test_executor import executor, silent_server, wait_until  # noqa: F401

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from air_executor import config
 from air_executor.errors import StateDirError
-from air_executor.ownership import check_state_dir
+from air_executor.machine.ownership import check_state_dir
 
 #: The folder that marks where jobs belong, as ``.git`` does for a repository.
 FOLDER = ".air-executor"

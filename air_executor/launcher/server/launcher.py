@@ -16,23 +16,25 @@ import traceback
 from dataclasses import dataclass, field
 from typing import Any
 
-from air_executor import __version__, processes, system
+from air_executor import __version__
 from air_executor.config import Config
 from air_executor.errors import AirExecutorError, ProtocolError
 from air_executor.launcher import protocol
 from air_executor.launcher.address import Address
-from air_executor.launcher.births import Births
-from air_executor.launcher.control import remove_dead_launchers
+from air_executor.launcher.client.control import remove_dead_launchers
 from air_executor.launcher.exec import Spawn, environment_of, spawn_by_exec
-from air_executor.launcher.farewell import Farewell
-from air_executor.launcher.keeper import pass_on
-from air_executor.launcher.log import Log
-from air_executor.launcher.preload import Preloader
-from air_executor.launcher.strays import DeadRunner, Strays
-from air_executor.launcher.succession import Succession, let_go_of_address
-from air_executor.processes import Process
-from air_executor.runner.codes import EXIT_ELSEWHERE, EXIT_RECORDED, EXIT_RUNNER_ERROR
+from air_executor.launcher.preload.preloader import Preloader
+from air_executor.launcher.server.births import Births
+from air_executor.launcher.server.farewell import Farewell
+from air_executor.launcher.server.keeper import pass_on
+from air_executor.launcher.server.log import Log
+from air_executor.launcher.server.strays import DeadRunner, Strays
+from air_executor.launcher.server.succession import Succession, let_go_of_address
+from air_executor.machine import processes, system
+from air_executor.machine.processes import Process
+from air_executor.runner.hooks import hooks
 from air_executor.runs.backend import RunRequest
+from air_executor.runs.codes import EXIT_ELSEWHERE, EXIT_RECORDED, EXIT_RUNNER_ERROR
 from air_executor.runs.record import UNWANTED, RunState
 from air_executor.runs.store import RunStore
 from air_executor.runs.tasklog import append_to_log
@@ -695,12 +697,10 @@ class Launcher:
         try:
             self._let_go()
             signal.alarm(int(_CHORE_S))  # the launcher may be gone by then
-            from air_executor.jobs.retention import prune_if_due  # here, as no runner needs it
-
             with contextlib.ExitStack() as chores:  # each of them, whatever becomes of the others
                 chores.callback(remove_dead_launchers, self._store, asking=self._address)
                 chores.callback(self._store.mark_open)
-                chores.callback(prune_if_due, self._config)
+                chores.callback(hooks(self._config.serves).prune, self._config)
                 self._store.prune(keep_days=self._config.keep_days, keep_runs=self._config.keep_runs)
             code = 0
         except AirExecutorError as error:

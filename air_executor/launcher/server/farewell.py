@@ -9,9 +9,9 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from air_executor import system
 from air_executor.config import Config
 from air_executor.errors import AirExecutorError
+from air_executor.machine import system
 from air_executor.runs.store import RunStore
 
 #: A runner that was asked to stop gets so many seconds beyond its task's grace time to tell the end.

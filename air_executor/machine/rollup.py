@@ -1,9 +1,9 @@
 """The exact account of a process's memory: each page divided by the number of processes that have it.
 
 The kernel shows it to the process itself, to root, and to others of the same user unless the process is private
-(see :func:`air_executor.system.keep_memory_private`), as task processes and their forks are. So these open their own
-``/proc/self/smaps_rollup`` and send it to their runner: the file shows whoever opened it, for as long as that one has
-executed no other program, which would be private no more.
+(see :func:`air_executor.machine.system.keep_memory_private`), as task processes and their forks are. These open their
+own ``/proc/self/smaps_rollup`` and send it to their runner: the file shows whoever opened it, for as long as that one
+has executed no other program, which would be private no more.
 """
 
 from __future__ import annotations

@@ -287,13 +287,13 @@ def use_supervisor(cls: Any) -> None:
 
 
 def use_output_reader() -> None:
-    """Let Airflow's supervisors read what tasks print, and their log messages, by :mod:`air_executor.runner.output`.
+    """Let Airflow's supervisors read what tasks print, and their log messages, by :mod:`air_executor.airflow.output`.
 
     Where Airflow has another reader, that one stays.
     """
     from airflow.sdk.execution_time import supervisor
 
-    from air_executor.runner import output
+    from air_executor.airflow import output
 
     printed = getattr(supervisor, "forward_to_log", None)
     if printed is not None and hasattr(supervisor, "make_buffered_socket_reader"):

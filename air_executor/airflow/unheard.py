@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-from air_executor import compat
+from air_executor.airflow import compat
 
 #: Where Airflow has its metrics, from 3.2 on its core and its tasks each their own.
 _METRICS = (

@@ -29,14 +29,14 @@ from sqlalchemy import Update, select, update
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
-from air_executor.awake import AwakeClock
-from air_executor.deferrals import Deferrals
+from air_executor.airflow.deferrals import Deferrals
+from air_executor.airflow.jobname import JobName, new_name
+from air_executor.airflow.told import Telling
 from air_executor.errors import StateDirError
 from air_executor.guard import Guard
-from air_executor.jobname import JobName, new_name
+from air_executor.machine.awake import AwakeClock
 from air_executor.runs.lock import KernelLock, is_held
 from air_executor.runs.store import RunStore, is_fresh, modified_s
-from air_executor.told import Telling
 
 log = logging.getLogger(__name__)
 

@@ -28,7 +28,7 @@ from typing import Any
 
 import psutil
 
-from air_executor import system
+from air_executor.machine import system
 
 #: What a process may have open, besides plain files, and still be forked.
 _HARMLESS = ("/dev/null", "/dev/urandom", "/dev/random", "/proc/", "/sys/")

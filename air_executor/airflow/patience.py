@@ -7,8 +7,8 @@ import random
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from air_executor import compat
-from air_executor.awake import AwakeClock
+from air_executor.airflow import compat
+from air_executor.machine.awake import AwakeClock
 
 #: The first waits are about this long, in seconds; they double up to the longest. Each is random below that, so that
 #: many runners do not come back at the same moment.

@@ -28,10 +28,10 @@ from typing import Any
 import httpx
 import orjson
 
-from air_executor import compat
+from air_executor.airflow import compat, unheard
 from air_executor.config import Config
 from air_executor.errors import AirExecutorError
-from air_executor.launcher import memory, traces, unheard
+from air_executor.launcher import memory, traces
 from air_executor.launcher.practice import TIMES, attempt, everything_restored, imports_undone, noting, silence
 from air_executor.runs.backend import RunRequest
 from air_executor.runs.record import Identity, RunState, queued
@@ -183,8 +183,8 @@ class _Rehearsal:
         self._be_task(task, workload)
 
     def _be_runner(self, run_id: str, task: dict[str, Any], workload: dict[str, Any], log_file: Path) -> None:
+        from air_executor.airflow import supervision
         from air_executor.runner import main as runner
-        from air_executor.runner import supervision
 
         identity = Identity(kind="task", workload_id=task["id"], name="rehearsal")
         request = RunRequest(id=run_id, identity=identity, workload=workload, server=self._url, log_file=str(log_file))

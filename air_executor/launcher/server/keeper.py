@@ -11,8 +11,8 @@ import os
 import signal
 import sys
 
-from air_executor import processes, system
 from air_executor.launcher.address import module_command
+from air_executor.machine import processes, system
 
 _PASSED_ON = (signal.SIGTERM, signal.SIGUSR2)
 
@@ -35,7 +35,7 @@ def become_keeper() -> None:
         signal.pthread_sigmask(signal.SIG_BLOCK, _PASSED_ON)
         sys.stdout.flush()
         sys.stderr.flush()
-        command = module_command("air_executor.launcher.keeper")
+        command = module_command("air_executor.launcher.server.keeper")
         os.execv(command[0], command)
 
 

@@ -23,11 +23,11 @@ from typing import Any, NoReturn
 import orjson
 
 from air_executor.errors import AirExecutorError
-from air_executor.launcher import trial
 from air_executor.launcher.fingerprint import packages_stamp
-from air_executor.launcher.importing import ImportNote
-from air_executor.launcher.process_state import ProcessState
-from air_executor.launcher.trial import Findings
+from air_executor.launcher.preload import trial
+from air_executor.launcher.preload.importing import ImportNote
+from air_executor.launcher.preload.process_state import ProcessState
+from air_executor.launcher.preload.trial import Findings
 from air_executor.runner.stash import stash
 from air_executor.runs.store import RunStore
 

@@ -12,10 +12,10 @@ from typing import Any
 
 import psutil
 
-from air_executor import system
-from air_executor.awake import AwakeClock
 from air_executor.launcher import protocol
 from air_executor.launcher.address import Address
+from air_executor.machine import system
+from air_executor.machine.awake import AwakeClock
 
 #: A launcher that owes an answer, and has said nothing for so many seconds, is asked whether it still works.
 QUIET_S = 30.0

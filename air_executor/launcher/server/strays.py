@@ -7,8 +7,8 @@ import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
-from air_executor import processes
-from air_executor.processes import STUCK_S, Process
+from air_executor.machine import processes
+from air_executor.machine.processes import STUCK_S, Process
 
 
 @dataclass

@@ -23,10 +23,10 @@ import httpx
 import psutil
 from airflow.sdk.execution_time import supervisor as stock
 
-from air_executor import compat, processes, system
-from air_executor.runner import quick_end
+from air_executor.airflow import compat, quick_end
+from air_executor.airflow.patience import Patience
+from air_executor.machine import processes, system
 from air_executor.runner.active import ActiveRun, Ending, Outcome
-from air_executor.runner.patience import Patience
 from air_executor.runs.record import RunState
 from air_executor.runs.tasklog import last_exception
 

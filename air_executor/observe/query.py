@@ -11,8 +11,8 @@ import orjson
 import psutil
 
 from air_executor.errors import StateDirError
-from air_executor.launcher import control
 from air_executor.launcher.address import all_addresses
+from air_executor.launcher.client import control
 from air_executor.runs.lock import is_held
 from air_executor.runs.record import RunRecord
 from air_executor.runs.store import RunStore, public

@@ -16,10 +16,10 @@ from typing import Any
 
 import orjson
 
-from air_executor import compat
+from air_executor.airflow import compat
 from air_executor.errors import LimitsError, RecordError
-from air_executor.gpu_pool import lock_name
-from air_executor.runner import limits
+from air_executor.machine.gpu_pool import lock_name
+from air_executor.runs import limits
 from air_executor.runs import record as runs
 from air_executor.runs.lock import KernelLock, is_held
 from air_executor.runs.record import RunState

@@ -19,7 +19,6 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from air_executor.awake import AwakeClock
 from air_executor.config import Config
 from air_executor.errors import AirExecutorError, LauncherAwayError, ProtocolError, RecordError, RecordVersionError
 from air_executor.guard import Guard
@@ -32,8 +31,9 @@ from air_executor.launcher.address import (
     module_command,
     service_address,
 )
+from air_executor.launcher.client.link import ANSWER_S, LOOK_S, QUIET_S, Link
 from air_executor.launcher.fingerprint import changed_code, code_version, packages_stamp
-from air_executor.launcher.link import ANSWER_S, LOOK_S, QUIET_S, Link
+from air_executor.machine.awake import AwakeClock
 from air_executor.runs.backend import RunRequest
 from air_executor.runs.record import RunRecord, RunState
 from air_executor.runs.store import RunStore

@@ -22,7 +22,7 @@ from typing import Any
 
 import psutil
 
-from air_executor import system
+from air_executor.machine import system
 
 #: In the environment of everything that a task starts: the id of its run. It tells whose a process is.
 RUN_VARIABLE = "AIR_EXECUTOR_RUN"

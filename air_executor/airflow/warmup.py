@@ -11,14 +11,13 @@ import traceback
 from collections.abc import Iterable
 from typing import Any
 
-from air_executor import compat
-from air_executor.launcher import unheard
+from air_executor.airflow import compat, unheard
 from air_executor.launcher.practice import attempt
 
 #: What every task imports anyway, much of it only once it runs.
 _MODULES = (
     "air_executor.runner.main",
-    "air_executor.runner.airflow",
+    "air_executor.airflow.tasks",
     "airflow.dag_processing.bundles.local",
     "airflow.dag_processing.bundles.manager",
     "airflow.models.dagbag" if compat.AIRFLOW_VERSION < (3, 2) else "airflow.dag_processing.dagbag",

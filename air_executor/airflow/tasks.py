@@ -11,10 +11,11 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from air_executor import compat, system
+from air_executor.airflow import compat, supervision
 from air_executor.config import Config
 from air_executor.errors import AirExecutorError
-from air_executor.runner import imports, supervision
+from air_executor.machine import system
+from air_executor.runner import imports
 from air_executor.runner.active import ActiveRun, Outcome
 from air_executor.runs.backend import RunRequest
 from air_executor.runs.record import UNWANTED, RunState

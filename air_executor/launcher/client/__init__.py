@@ -1,0 +1,1 @@
+"""An executor's side of the launcher."""

@@ -1,0 +1,1 @@
+"""Importing packages ahead: what may be, and what it must not leave behind."""

@@ -1,0 +1,1 @@
+"""What an operating system offers: processes and their trees, memory, files, watching."""

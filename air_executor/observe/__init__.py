@@ -1,0 +1,1 @@
+"""What the command line, the plugin and others ask about runs."""
