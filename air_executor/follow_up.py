@@ -56,6 +56,15 @@ _queued: dict[str, list[dict[str, Any]]] = {}
 _collectors: dict[str, str] = {}
 
 
+def is_in_task() -> bool:
+    """Tell whether this process executes a task of a dag."""
+    try:
+        get_current_context()
+    except RuntimeError:
+        return False
+    return True
+
+
 def queue_in_dag(items: Iterable[Mapping[str, Any]]) -> list[str]:
     """Leave items for the next wave, in an XCom of the running task.
 

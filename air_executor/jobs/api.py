@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 import sys
@@ -160,27 +161,15 @@ def queue_tasks(
     :return: their ids; of a key that is there already, the id of the task that has it.
     :raises JobError: an id is taken, a dependency is unknown or leads back, or there is no such job.
     """
-    if job is None and "AIR_EXECUTOR_JOB" not in os.environ and _is_in_dag():
-        from air_executor.follow_up import queue_in_dag
-
-        return queue_in_dag(each.to_dict() if isinstance(each, Task) else each for each in tasks)
     documents = [each.to_dict() if isinstance(each, Task) else each for each in tasks]
     if job is None:
+        if "AIR_EXECUTOR_JOB" not in os.environ and "airflow.sdk" in sys.modules:
+            follow_up = importlib.import_module("air_executor.follow_up")  # by name: this package knows no Airflow
+            if follow_up.is_in_task():
+                ids: list[str] = follow_up.queue_in_dag(documents)
+                return ids
         return queue_in_job(documents)
     return queue_from_outside(state_dir or find_state_dir(), job, documents)
-
-
-def _is_in_dag() -> bool:
-    """Tell whether this process executes a task of Airflow."""
-    if "airflow.sdk" not in sys.modules:
-        return False
-    from airflow.sdk import get_current_context
-
-    try:
-        get_current_context()
-    except RuntimeError:
-        return False
-    return True
 
 
 @dataclass(frozen=True)
