@@ -3,20 +3,13 @@
 from __future__ import annotations
 
 import difflib
-import importlib
 import importlib.metadata
 import importlib.util
-import logging
 import os
 import shutil
 import sys
 import tempfile
-import urllib.error
-import urllib.request
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from air_executor import __version__, config
 from air_executor.config import Config
@@ -28,6 +21,7 @@ from air_executor.launcher.address import Address, all_addresses, service_addres
 from air_executor.launcher.preload.preloader import read_verdicts
 from air_executor.machine.ownership import check_state_dir
 from air_executor.machine.processes import hides_processes
+from air_executor.observe.check import Check
 from air_executor.observe.query import launchers
 from air_executor.runs import statedir
 from air_executor.runs.lock import KernelLock
@@ -39,22 +33,6 @@ _AIRFLOW = ((3, 1), (3, 4))
 
 #: Less free space than this many bytes is worth a warning.
 _LOW_SPACE_BYTES = 100 << 20
-
-_TIMEOUT_S = 5.0
-
-
-@dataclass(frozen=True)
-class Check:
-    """One thing that was looked at."""
-
-    name: str
-    ok: bool
-    found: str
-    remedy: str = ""
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return it as plain data."""
-        return asdict(self)
 
 
 def examine() -> list[Check]:
@@ -86,12 +64,9 @@ def examine() -> list[Check]:
     elif is_airflows and options.launcher == "service":
         checks.append(_NO_SERVICE)
     if has_airflow and is_airflows:
-        # Airflow's own messages would stand between the findings.
-        logging.disable(logging.CRITICAL)
-        try:
-            checks += [_executor(), _api_server()]
-        finally:
-            logging.disable(logging.NOTSET)
+        from air_executor.airflow.checks import examine as examine_airflow
+
+        checks += examine_airflow()
     return checks
 
 
@@ -262,71 +237,3 @@ def _jobs(store: JobStore) -> Check:
     if waiting:
         found += f", and {len(waiting)} wait for one: {', '.join(waiting[:3])}"
     return Check("jobs", not waiting, found, "Start one: `air-executor start --detach`.")
-
-
-def _guarded(name: str, remedy: str) -> Callable[[Callable[[], Check]], Callable[[], Check]]:
-    def decorate(check: Callable[[], Check]) -> Callable[[], Check]:
-        def run() -> Check:
-            try:
-                return check()
-            except Exception as error:
-                return Check(name, False, f"{type(error).__name__}: {error}", remedy)
-
-        return run
-
-    return decorate
-
-
-@_guarded("executor", "Airflow itself can't be configured so; see the message.")
-def _executor() -> Check:
-    from airflow.configuration import conf
-
-    from air_executor.airflow.executor import AirExecutor
-
-    value = conf.get("core", "executor")
-    remedy = "Set AIRFLOW__CORE__EXECUTOR=air_executor.AirExecutor (or [core] executor in airflow.cfg)."
-    found = f"[core] executor = {value}"
-    is_named = False
-    for name in _executor_names():
-        try:
-            executor = _imported(name.module_path)
-        except Exception as error:  # whatever is imported
-            why = f"{type(error).__name__}: {error}"
-            return Check("executor", False, f"{found}: {name.module_path} can't be imported: {why}", remedy)
-        is_named = is_named or (isinstance(executor, type) and issubclass(executor, AirExecutor))
-    return Check("executor", is_named, found, remedy)
-
-
-def _imported(path: str) -> Any:
-    module, _, name = path.rpartition(".")
-    return getattr(importlib.import_module(module), name)
-
-
-def _executor_names() -> list[Any]:
-    from airflow.executors.executor_loader import ExecutorLoader
-
-    from air_executor.airflow import compat
-
-    # Teams are validated in the database, which need not be there for this; Airflow 3.1 has none.
-    options = {"validate_teams": False} if compat.AIRFLOW_VERSION >= (3, 2) else {}
-    return list(ExecutorLoader.get_executor_names(**options))
-
-
-@_guarded("api server", "Airflow itself can't be configured so; see the message.")
-def _api_server() -> Check:
-    from airflow.configuration import conf
-
-    from air_executor.airflow import compat
-
-    url = compat.execution_api_url(compat.team_getter(conf))
-    remedy = (
-        "Tasks report to it. Start it (airflow api-server), or set [core] execution_api_server_url to where it is. "
-        f"Proxy variables set here: {', '.join(name for name in os.environ if name.lower().endswith('_proxy')) or '-'}."
-    )
-    try:
-        with urllib.request.urlopen(url.rstrip("/") + "/health", timeout=_TIMEOUT_S) as answer:
-            return Check("api server", answer.status == 200, f"{url} answers {answer.status}", remedy)
-    except urllib.error.HTTPError as error:
-        return Check("api server", False, f"{url} answers {error.code}", remedy)
-    except OSError as error:
-        return Check("api server", False, f"{url} can't be reached: {error}", remedy)
