@@ -99,7 +99,7 @@ class Bench:
         """Order a run, and return its id."""
         identity, run_id = _identity(), str(uuid.uuid4())
         request = RunRequest(id=run_id, identity=identity, workload={}, air=air, server="", log_file=None)
-        self.backend.start(request, queued(run_id, identity, limits={}, log_file=None))
+        self.backend.order(request, queued(run_id, identity, limits={}, log_file=None))
         return run_id
 
     def launch(self, count: int) -> list[str]:
@@ -107,7 +107,7 @@ class Bench:
         ids, told = [self.start({"memory": "impossible"}) for _ in range(count)], 0
         deadline = time.monotonic() + 60 + count
         while told < count:
-            told += len(self.backend.ended())
+            told += len(self.backend.take_ends())
             assert time.monotonic() < deadline, f"only {told} of {count} runs have ended"
             time.sleep(0.0005)
         return ids
@@ -167,7 +167,7 @@ def memories(made: Bench) -> list[Measured]:
         ids = [made.start({"gpus": 1}) for _ in range(RUNNERS)]
 
         def waiting() -> bool:
-            assert made.backend.ended() == []
+            assert made.backend.take_ends() == []
             return all(made.store.read(run_id).state is RunState.STARTING for run_id in ids)
 
         wait_for(waiting, f"{RUNNERS} runners to wait for the GPU", 120)

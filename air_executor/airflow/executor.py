@@ -266,7 +266,7 @@ class AirExecutor(BaseExecutor):
 
     def _take_ends(self) -> list[RunRecord]:
         with self._guard("Looking for runs that have ended"):
-            return self._backend.ended()
+            return self._backend.take_ends()
         return []
 
     def _end_run(self, record: RunRecord) -> None:
@@ -491,7 +491,7 @@ class AirExecutor(BaseExecutor):
             log_file=log_file,
         )
         record = runs.queued(run_id, identity, limits=limits.public(air), log_file=log_file)
-        self._backend.start(request, record)
+        self._backend.order(request, record)
         self._own(record, key)
         if identity.kind != "task":
             self.change_state(key, compat.states_of(identity.kind).RUNNING, remove_running=False)

@@ -233,7 +233,7 @@ class Manager:
             self._is_signalled = False
             self.on_signal()
         self._lookout.take_in()
-        for record in self._backend.ended():
+        for record in self._backend.take_ends():
             self._ended(record)
         if time.monotonic() >= self._lookout.due_s():
             self._look()
@@ -621,7 +621,7 @@ class Manager:
                 job.files.set_state(JobState.WORKING)
             job.files.commit(task)
             record = runs.queued(run_id, request.identity, limits=limits.public(request.air), log_file=request.log_file)
-            self._backend.start(request, record)
+            self._backend.order(request, record)
         except ProtocolError as error:  # too large, or nested too deeply: that it is, however often it is tried
             job.ready.pop()
             self._failed(job, task, f"it can't be handed to a runner: {error}", is_final=True)

@@ -55,7 +55,7 @@ def _known(kind: type, values: dict[str, Any]) -> dict[str, Any]:
 class RunBackend(Protocol):
     """Gives birth to runners and tells what becomes of them. No call blocks for longer than a few milliseconds."""
 
-    def start(self, request: RunRequest, record: RunRecord) -> None:
+    def order(self, request: RunRequest, record: RunRecord) -> None:
         """Order a run, whose first record is ``record``.
 
         :raises StateDirError: the run cannot be recorded, so it was not ordered.
@@ -64,23 +64,23 @@ class RunBackend(Protocol):
     def follow(self, record: RunRecord) -> None:
         """Tell of the end of a run that somebody else ordered: an executor that is gone."""
 
-    def ended(self) -> list[RunRecord]:
+    def take_ends(self) -> list[RunRecord]:
         """Return the records of the runs that have ended since the last call, each once."""
 
     def fileno(self) -> int | None:
         """Return a descriptor that becomes readable when there may be news; ``None`` when nothing tells."""
 
     def has_news(self) -> bool:
-        """Take in what there is to be read, and tell whether :meth:`ended` should be called."""
+        """Take in what there is to be read, and tell whether :meth:`take_ends` should be called."""
 
     def ends(self) -> list[str]:
-        """Take in what there is to be read, and return the ids of the runs that :meth:`ended` would tell of."""
+        """Take in what there is to be read, and return the ids of the runs that :meth:`take_ends` would tell of."""
 
     def due_in_s(self) -> float | None:
-        """Return in how many seconds :meth:`ended` should be called though nothing tells; ``None``: no need to."""
+        """Return in how many seconds :meth:`take_ends` should be called though nothing tells; ``None``: no need to."""
 
     def stop(self, run_id: str, reason: str, *, unwanted: bool = False) -> None:
-        """Ask for a run's end, which :meth:`ended` tells. The task gets time for ``on_kill``, then it is killed.
+        """Ask for a run's end, which :meth:`take_ends` tells. The task gets time for ``on_kill``, then it is killed.
 
         :param unwanted: Airflow has given the run up already; its outcome interests nobody.
         """

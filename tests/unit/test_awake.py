@@ -136,13 +136,13 @@ def test_a_pause_does_not_count_for_a_limit_of_wall_time(clock: Time, store: Run
 def test_a_run_that_was_to_be_born_in_a_pause_still_has_its_time(clock: Time, store: RunStore) -> None:
     backend, unborn = LocalBackend(store, config(store.root)), kept(store, RunState.QUEUED)
     backend.follow(unborn)
-    backend.ended()
+    backend.take_ends()
     clock.pause(3600)
-    assert backend.ended() == []
-    clock.run(20, lambda: backend.ended())
+    assert backend.take_ends() == []
+    clock.run(20, lambda: backend.take_ends())
     assert store.read(unborn.id).state is RunState.QUEUED
     ends: list[Any] = []
-    clock.run(15, lambda: ends.extend(backend.ended()))
+    clock.run(15, lambda: ends.extend(backend.take_ends()))
     assert [record.state for record in ends] == [RunState.LOST]
     backend.close()
 

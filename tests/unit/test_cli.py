@@ -417,10 +417,10 @@ def running(
         backend = LocalBackend(store, config(store.root, launch="exec", gpus=("0",), launcher_idle_seconds=600.0))
         backend.warm_up()
         request = RunRequest(id=str(uuid.uuid4()), identity=identity(), workload={}, air={"gpus": 1})
-        backend.start(request, queued(request.id, request.identity, limits={}, log_file=None))
+        backend.order(request, queued(request.id, request.identity, limits={}, log_file=None))
 
         def there() -> RunRecord | None:
-            backend.ended()
+            backend.take_ends()
             record = store.read(request.id)
             return record if record.state is RunState.STARTING else None
 
@@ -438,7 +438,7 @@ def test_stop_ends_a_run_and_waits_for_it(cli: Cli, store: RunStore, running: tu
     assert done.stdout == f"run {record.id} of some_dag.some_task: killed\n"
     end = store.read(record.id)
     assert (end.state, end.reason) == (RunState.KILLED, "stopped: I said so")
-    assert wait_for(backend.ended, "the end") == [end]
+    assert wait_for(backend.take_ends, "the end") == [end]
     assert record.pid and not is_alive(record.pid)
 
 

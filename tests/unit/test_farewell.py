@@ -45,12 +45,12 @@ class Place:
         who = identity(kind="job")
         workload = {"argv": [script], "shell": True, "cwd": str(self.folder)}
         request = RunRequest(id=str(uuid.uuid4()), identity=who, workload=workload, log_file=str(self.folder / "log"))
-        self.backend.start(request, queued(request.id, who, limits={}, log_file=request.log_file))
+        self.backend.order(request, queued(request.id, who, limits={}, log_file=request.log_file))
         return request.id
 
     def begun(self) -> str:
         run_id = self.start()
-        wait_for(lambda: self.backend.ended() or (self.folder / "began").exists(), "the task to begin")
+        wait_for(lambda: self.backend.take_ends() or (self.folder / "began").exists(), "the task to begin")
         return run_id
 
     def launcher(self) -> int:
@@ -59,7 +59,7 @@ class Place:
         return int(answer["pid"])
 
     def end_of(self, run_id: str) -> RunRecord:
-        (record,) = wait_for(self.backend.ended, "the end")
+        (record,) = wait_for(self.backend.take_ends, "the end")
         assert record.id == run_id
         return record
 
@@ -91,12 +91,12 @@ def test_a_launcher_that_drains_ends_with_its_last_run_and_leaves_new_ones_to_th
     os.kill(launcher, signal.SIGTERM)
     wait_for(lambda: not all_addresses(place.store), "the launcher to take leave")
     later = place.start("echo later > later")
-    assert place.backend.ended() == []
+    assert place.backend.take_ends() == []
     assert is_alive(launcher)
     assert not (place.folder / "later").exists()
     (place.folder / "enough").touch()
     ended = []
-    wait_for(lambda: ended.extend(place.backend.ended()) or len(ended) == 2, "both ends")
+    wait_for(lambda: ended.extend(place.backend.take_ends()) or len(ended) == 2, "both ends")
     assert {record.id: record.state for record in ended} == {
         run_id: RunState.SUCCEEDED,
         later: RunState.SUCCEEDED,
@@ -125,7 +125,7 @@ def test_whoever_asks_twice_waits_for_nothing(place: Place) -> None:
     os.kill(launcher, signal.SIGTERM)
     wait_for_death(launcher)
     (place.folder / "enough").touch()
-    wait_for(place.backend.ended, "the end")
+    wait_for(place.backend.take_ends, "the end")
 
 
 ASK = f"{sys.executable} -c 'from air_executor.launcher.server import farewell as f; print(f.is_main_of_container())'"

@@ -53,7 +53,7 @@ def test_new_orders_go_to_the_successor_and_the_former_launcher_ends_with_its_la
     address = backend._address
     first = status_at(address)["pid"]
     second = renew(address)
-    wait_for(lambda: backend.ended() or backend._former, "the executor to hear of it")
+    wait_for(lambda: backend.take_ends() or backend._former, "the executor to hear of it")
     new = running(bench, backend)
     assert psutil.Process(bench.store.read(old.id).pid or 0).ppid() == first
     assert psutil.Process(bench.store.read(new.id).pid or 0).ppid() == second
@@ -61,7 +61,7 @@ def test_new_orders_go_to_the_successor_and_the_former_launcher_ends_with_its_la
     backend.stop(old.id, "enough of the old")
     assert bench.end_of(backend, old).reason == "stopped: enough of the old"
     wait_for_death(first)
-    wait_for(lambda: backend.ended() or not backend._former, "the connection to be let go")
+    wait_for(lambda: backend.take_ends() or not backend._former, "the connection to be let go")
     assert all_addresses(bench.store) == [address]
     backend.kill(new.id)
     assert bench.end_of(backend, new).state is RunState.KILLED
@@ -77,7 +77,7 @@ def test_the_runs_of_former_launchers_are_told_and_stopped_for_who_comes_later(b
     heir = bench.backend(**WARM)
     heir.warm_up()
     heir.follow(bench.store.read(old.id))
-    wait_for(lambda: heir.ended() or not heir._alone, "a launcher to tell of the run")
+    wait_for(lambda: heir.take_ends() or not heir._alone, "a launcher to tell of the run")
     heir.stop(old.id, "inherited")
     assert bench.end_of(heir, old).reason == "stopped: inherited"
 
@@ -94,7 +94,7 @@ def test_three_generations_at_once_leave_each_other_alone(bench: Bench) -> None:
     assert bench.end_of(backend, old).state is RunState.KILLED
     wait_for_death(first)
     assert is_alive(third)
-    wait_for(lambda: backend.ended() or (backend._link and backend._link.pid == third), "the executor to hear of it")
+    wait_for(lambda: backend.take_ends() or (backend._link and backend._link.pid == third), "the executor to hear of it")
     new = running(bench, backend)
     assert psutil.Process(bench.store.read(new.id).pid or 0).ppid() == third
 
@@ -107,7 +107,7 @@ def test_an_idle_launcher_with_a_successor_ends_at_once_and_no_order_is_lost(ben
     requests = []
     while is_alive(first):
         requests.append(bench.start(backend, bench.request()))
-        ended = wait_for(backend.ended, "the run's end")
+        ended = wait_for(backend.take_ends, "the run's end")
         assert [record.id for record in ended] == [requests[-1].id]
         assert "'memory'" in (ended[0].reason or "")
     assert requests

@@ -95,7 +95,7 @@ class Backend:
         self.live: dict[str, RunRecord] = {}
         self.over: list[RunRecord] = []
 
-    def start(self, request: Any, record: RunRecord) -> None:
+    def order(self, request: Any, record: RunRecord) -> None:
         self.store.create(record)
         self.live[record.id] = record
 
@@ -108,7 +108,7 @@ class Backend:
             record = self.store.write(record.advance(RunState.FAILED, reason="as the test said"))
         self.over.append(record)
 
-    def ended(self) -> list[RunRecord]:
+    def take_ends(self) -> list[RunRecord]:
         over, self.over = self.over, []
         return over
 

@@ -87,7 +87,7 @@ def test_another_executor_whose_launcher_was_frozen_before_it_came_gets_a_new_on
     heir = bench.backend()
     request = bench.start(heir, bench.request())
     monkeypatch.setattr(link, "START_S", 60.0)
-    wait_for(lambda: heir.ended() or not is_alive(frozen), "the frozen launcher to be given up")
+    wait_for(lambda: heir.take_ends() or not is_alive(frozen), "the frozen launcher to be given up")
     bench.end_of(heir, request)
 
 
@@ -98,24 +98,24 @@ def test_a_launcher_gets_its_time_to_answer_after_a_pause_of_the_whole_machine(
     backend = LocalBackend(store, config(store.root, launcher="service"))
     run_id = order(backend, tmp_path / "log")
     stranger.greet()
-    wait_for(lambda: backend.ended() or stranger.heard(), "the order")
+    wait_for(lambda: backend.take_ends() or stranger.heard(), "the order")
     slept_s = 0.0
     monkeypatch.setattr(
         "air_executor.machine.awake.time", SimpleNamespace(monotonic=lambda: time.monotonic() + slept_s)
     )
     for _ in range(3):
         slept_s += 3600.0
-        backend.ended()
+        backend.take_ends()
     assert not caplog.records
     slept_s += 3600 * 24
     for _ in range(4):
         slept_s += 5.0
-        assert backend.ended() == []
+        assert backend.take_ends() == []
     [question] = wait_for(stranger.heard, "the question")
     assert question == {"type": "status"}
     stranger.connection.sendall(protocol.encode({"type": "status", "waiting": 1}))
     slept_s += 3600.0
-    assert backend.ended() == []
+    assert backend.take_ends() == []
     assert not caplog.records
     assert store.read(run_id).state is RunState.QUEUED
     stranger.leave()
@@ -128,11 +128,11 @@ def test_an_order_that_got_lost_in_a_launcher_that_works_is_given_again(store: R
     backend = LocalBackend(store, config(store.root, launcher="service"))
     run_id = order(backend, tmp_path / "log")
     stranger.greet()
-    [first] = wait_for(lambda: backend.ended() or stranger.heard(), "the order")
-    [question] = wait_for(lambda: backend.ended() or stranger.heard(), "the question")
+    [first] = wait_for(lambda: backend.take_ends() or stranger.heard(), "the order")
+    [question] = wait_for(lambda: backend.take_ends() or stranger.heard(), "the question")
     assert question == {"type": "status"}
     stranger.connection.sendall(protocol.encode({"type": "status", "waiting": 0}))
-    assert wait_for(lambda: backend.ended() or stranger.heard(), "the order again") == [first]
+    assert wait_for(lambda: backend.take_ends() or stranger.heard(), "the order again") == [first]
     assert first["request"]["id"] == run_id
     stranger.leave()
     backend.close()
@@ -147,15 +147,15 @@ def test_a_service_that_hangs_is_said_so_is_not_killed_and_makes_up_for_it(
         status = wait_for(lambda: control.status(service_address(store)), "the service")
         backend = LocalBackend(store, config(store.root, launcher="service"))
         backend.warm_up()
-        wait_for(lambda: backend.ended() or (backend._link and backend._link.launcher), "the launcher's hello")
+        wait_for(lambda: backend.take_ends() or (backend._link and backend._link.launcher), "the launcher's hello")
         os.kill(status["pid"], signal.SIGSTOP)
         run_id = order(backend, tmp_path / "log")
-        wait_for(lambda: backend.ended() or caplog.records, "the launcher to be said to hang")
+        wait_for(lambda: backend.take_ends() or caplog.records, "the launcher to be said to hang")
         [said] = [each.getMessage() for each in caplog.records]
         assert "hangs: it does not answer. What is ordered waits" in said
         assert is_alive(status["pid"])
         os.kill(status["pid"], signal.SIGCONT)
-        (ended,) = wait_for(backend.ended, "the end of the run")
+        (ended,) = wait_for(backend.take_ends, "the end of the run")
         assert (ended.id, ended.state) == (run_id, RunState.FAILED)
         backend.close()
         service.terminate()
@@ -208,7 +208,7 @@ def test_orders_go_as_fast_as_the_launcher_takes_them_not_only_once_a_loop(
     backend = LocalBackend(store, config(store.root, launcher="service"))
     backend.warm_up()
     stranger.greet()
-    wait_for(lambda: backend.ended() or (backend._link and backend._link.launcher), "the launcher's hello")
+    wait_for(lambda: backend.take_ends() or (backend._link and backend._link.launcher), "the launcher's hello")
     ordered = {order(backend, tmp_path / ("x" * 2000)) for _ in range(300)}
     poll = select.poll()
     poll.register(backend.fileno() or -1, select.POLLIN)

@@ -101,12 +101,12 @@ class Bench:
 
     def start(self, backend: LocalBackend, request: RunRequest) -> RunRequest:
         record = queued(request.id, request.identity, limits={}, log_file=request.log_file)
-        backend.start(request, record)
+        backend.order(request, record)
         return request
 
     def end_of(self, backend: LocalBackend, request: RunRequest) -> RunRecord:
         """Return the end that ``backend`` tells, of this run and no other."""
-        [record] = wait_for(backend.ended, f"the end of run {request.id}")
+        [record] = wait_for(backend.take_ends, f"the end of run {request.id}")
         assert record.id == request.id
         assert record.state.is_end
         assert self.store.read(record.id) == record
@@ -114,7 +114,7 @@ class Bench:
 
     def wait_for_state(self, backend: LocalBackend, request: RunRequest, state: RunState) -> RunRecord:
         def there() -> RunRecord | None:
-            assert backend.ended() == []
+            assert backend.take_ends() == []
             record = self.store.read(request.id)
             return record if record.state is state else None
 
@@ -216,7 +216,7 @@ def test_a_workload_that_cannot_be_read_ends_failed_with_the_reason_on_record_an
     assert line["event"] == record.reason
     assert line["level"] == "error"
     bench.no_run_is_left()
-    assert backend.ended() == [], "an end is told once"
+    assert backend.take_ends() == [], "an end is told once"
     written = {path.name for path in bench.store.folder(request.id).iterdir() if path.stat().st_size}
     assert written == {"state.json", "heartbeat"}
 
@@ -268,13 +268,13 @@ def test_each_of_many_runs_ends_once(bench: Bench, launch: str) -> None:
     ended: list[str] = []
 
     def all_there() -> bool:
-        ended.extend(record.id for record in backend.ended())
+        ended.extend(record.id for record in backend.take_ends())
         return len(ended) >= len(requests)
 
     wait_for(all_there, "all ends", 120)
     assert sorted(ended) == sorted(requests)
     bench.no_run_is_left()
-    assert backend.ended() == []
+    assert backend.take_ends() == []
 
 
 @LAUNCH
@@ -371,7 +371,7 @@ def test_the_end_of_a_run_whose_record_is_gone_is_still_told(bench: Bench) -> No
     bench.wait_for_state(backend, request, RunState.STARTING)
     shutil.rmtree(bench.store.folder(request.id))
     backend.stop(request.id, "no matter")
-    [record] = wait_for(backend.ended, "the end of a run without a record")
+    [record] = wait_for(backend.take_ends, "the end of a run without a record")
     assert record.id == request.id
     assert record.state.is_end
 
@@ -382,8 +382,8 @@ def test_a_request_that_is_too_long_is_refused_and_does_no_harm_afterwards(bench
     request = bench.request(workload={"long": "x" * (protocol.MAX_MESSAGE_BYTES + 1)})
     with contextlib.suppress(AirExecutorError):
         bench.start(backend, request)
-    wait_for(lambda: all(r.state.is_end for r in bench.store.records()) or backend.ended(), "no run to be queued")
-    backend.ended()
+    wait_for(lambda: all(r.state.is_end for r in bench.store.records()) or backend.take_ends(), "no run to be queued")
+    backend.take_ends()
     os.kill(bench.status()["pid"], signal.SIGKILL)
     bench.end_of(backend, bench.start(backend, bench.request()))
 
@@ -547,7 +547,7 @@ def test_a_run_outlives_its_launcher_and_its_end_is_told(bench: Bench, launch: s
     os.kill(launcher, signal.SIGKILL)
     wait_for_death(launcher)
     for _ in range(5):
-        assert backend.ended() == []
+        assert backend.take_ends() == []
     assert running.pid and is_alive(running.pid)
     backend.stop(request.id, "without a launcher")
     record = bench.end_of(backend, request)
@@ -586,15 +586,15 @@ def test_another_backend_can_follow_a_run_to_its_end(bench: Bench, launch: str) 
     request = bench.start(former, bench.waiting())
     bench.wait_for_state(former, request, RunState.STARTING)
     former.close()
-    assert former.ended() == []
+    assert former.take_ends() == []
     heir = bench.backend(launch)
     heir.warm_up()
     heir.follow(bench.store.read(request.id))
-    assert heir.ended() == []
+    assert heir.take_ends() == []
     heir.stop(request.id, "inherited")
     record = bench.end_of(heir, request)
     assert record.reason == "stopped: inherited"
-    assert heir.ended() == []
+    assert heir.take_ends() == []
 
 
 def test_a_run_that_ended_while_nobody_followed_is_told_to_who_follows(bench: Bench) -> None:
@@ -619,7 +619,7 @@ def test_a_record_that_vanishes_before_the_first_look_ends_its_run_and_nothing_e
     told: dict[str, RunRecord] = {}
 
     def are_told() -> bool:
-        told.update({record.id: record for record in heir.ended()})
+        told.update({record.id: record for record in heir.take_ends()})
         return told.keys() == {vanished.id, other.id}
 
     wait_for(are_told, "both ends")
@@ -646,11 +646,11 @@ def test_a_run_that_cannot_be_looked_at_hurts_no_other_and_is_lost_in_the_end(
     monkeypatch.setattr("air_executor.launcher.client.backend._OBSCURE_S", 0.0)
     heir.follow(bad)
     heir.follow(good)
-    assert wait_for(heir.ended, "the other's end") == [good]
+    assert wait_for(heir.take_ends, "the other's end") == [good]
     for _ in range(10):
-        assert heir.ended() == []  # it has a runner
+        assert heir.take_ends() == []  # it has a runner
     runner.release()
-    (lost,) = wait_for(heir.ended, "its end")
+    (lost,) = wait_for(heir.take_ends, "its end")
     assert (lost.id, lost.state) == (bad.id, RunState.LOST)
     assert str(error) in (lost.reason or "")
     assert len([entry for entry in caplog.records if bad.id in entry.getMessage()]) == 1
@@ -663,7 +663,7 @@ def test_an_idle_launcher_ends_and_leaves_neither_socket_nor_process(bench: Benc
     backend = bench.backend(launch, launcher_idle_seconds=0.5)
     record = bench.end_of(backend, bench.start(backend, bench.request()))
     wait_for(lambda: all_addresses(bench.store) == [], "the socket to go")
-    wait_for(lambda: backend.ended() == [] and {p.pid for p in descendants()} <= before, "the launcher to go")
+    wait_for(lambda: backend.take_ends() == [] and {p.pid for p in descendants()} <= before, "the launcher to go")
     bench.end_of(backend, bench.start(backend, bench.request()))  # a new one comes when it is wanted
     assert bench.store.read(record.id) == record
 
@@ -685,7 +685,7 @@ def test_a_launcher_that_is_told_to_end_leaves_its_runs(bench: Bench) -> None:
     os.kill(launcher, signal.SIGTERM)
     wait_for_death(launcher)
     assert all_addresses(bench.store) == []
-    assert backend.ended() == []
+    assert backend.take_ends() == []
     assert running.pid and is_alive(running.pid)
     backend.stop(request.id, "end")
     bench.end_of(backend, request)
@@ -708,7 +708,7 @@ def test_closing_hands_over_what_was_ordered(bench: Bench) -> None:
     request = bench.start(backend, bench.request())
     backend.close()
     wait_for(lambda: bench.store.read(request.id).state.is_end, "the run to come to its end")
-    assert backend.ended() == []
+    assert backend.take_ends() == []
 
 
 # A launcher that cannot be
@@ -725,7 +725,7 @@ def test_when_no_launcher_can_start_the_runs_fail_with_the_reason_and_nothing_ra
     ended: list[RunRecord] = []
 
     def all_there() -> bool:
-        ended.extend(backend.ended())
+        ended.extend(backend.take_ends())
         return len(ended) >= 3
 
     wait_for(all_there, "the runs to fail")
@@ -738,7 +738,7 @@ def test_when_no_launcher_can_start_the_runs_fail_with_the_reason_and_nothing_ra
         assert bench.store.read(record.id) == record
         assert [line["event"] for line in bench.log_of(request)] == [record.reason]
     assert b"Python" in log.read_bytes()
-    assert backend.ended() == []
+    assert backend.take_ends() == []
     monkeypatch.delenv("PYTHONHOME")
     mended = bench.backend(launch)
     bench.end_of(mended, bench.start(mended, bench.request()))
@@ -758,7 +758,7 @@ def test_a_launcher_that_is_dead_before_it_is_spoken_to_has_died(
 
     monkeypatch.setattr(protocol, "connect", connect_late)
     bench.start(backend, bench.request())
-    [record] = wait_for(backend.ended, "the run to fail")
+    [record] = wait_for(backend.take_ends, "the run to fail")
     assert "the launcher died" in (record.reason or "")
 
 
@@ -810,7 +810,7 @@ def test_a_run_that_a_runner_has_is_not_failed_because_no_launcher_can_start(
         log = bench.address().log
 
         def has_given_up() -> bool:
-            told.extend(backend.ended())
+            told.extend(backend.take_ends())
             return bool(told) or request.id not in backend._ordered
 
         told: list[RunRecord] = []
@@ -890,7 +890,7 @@ def test_an_environment_with_which_no_python_starts_fails_its_task_alone_and_is_
     air = {"environment": {name: value.format(folder=tmp_path)}}
     request = bench.request(air=air)
     record = queued(request.id, request.identity, limits=limits.public(air), log_file=request.log_file)
-    backend.start(request, record)
+    backend.order(request, record)
     end = bench.end_of(backend, request)
     assert end.state is RunState.FAILED
     assert f"the environment of its task ({name})" in (end.reason or "")
@@ -924,7 +924,7 @@ def test_a_long_request_does_not_keep_the_launcher_until_it_is_read(
     monkeypatch.setenv("GO", str(tmp_path / "go" / "now"))
     backend = bench.backend("exec")
     request = bench.start(backend, bench.request(workload={"long": "x" * 3_000_000}))
-    wait_for(lambda: not backend.ended() and bench.status()["runners"] == 1, "the launcher to answer meanwhile")
+    wait_for(lambda: not backend.take_ends() and bench.status()["runners"] == 1, "the launcher to answer meanwhile")
     (tmp_path / "go" / "now").touch()
     assert "'memory'" in (bench.end_of(backend, request).reason or "")
 
@@ -939,7 +939,7 @@ def test_a_runner_that_dies_before_it_reads_its_request_leaves_the_launcher_work
     monkeypatch.setenv("PYTHONPATH", str(site))
     backend = bench.backend("exec")
     request = bench.start(backend, bench.request(workload={"long": "x" * size}))
-    [record] = wait_for(backend.ended, "the end of the run")
+    [record] = wait_for(backend.take_ends, "the end of the run")
     assert (record.id, record.state) == (request.id, RunState.FAILED)
     assert bench.status()["runners"] == 0
 

@@ -42,17 +42,17 @@ def order(backend: LocalBackend, log_file: Path) -> str:
     who = identity()
     record = queued(os.urandom(16).hex(), who, limits={}, log_file=str(log_file))
     # Not a workload: the runner refuses it, which is an end like any other.
-    backend.start(RunRequest(id=record.id, identity=who, workload={}, log_file=str(log_file)), record)
+    backend.order(RunRequest(id=record.id, identity=who, workload={}, log_file=str(log_file)), record)
     return record.id
 
 
 def test_runs_wait_for_a_service_that_starts_late_and_a_second_one_is_refused(store: RunStore, tmp_path: Path) -> None:
     backend = LocalBackend(store, config(store.root, launcher="service"))
     run_id = order(backend, tmp_path / "log")
-    assert backend.ended() == []
+    assert backend.take_ends() == []
     assert store.read(run_id).state is RunState.QUEUED
     service = serve()
-    (ended,) = wait_for(backend.ended, "the end of the run")
+    (ended,) = wait_for(backend.take_ends, "the end of the run")
     assert ended.id == run_id
     assert ended.state is RunState.FAILED
     # Idle time over, and no client: it stays all the same.
@@ -83,11 +83,11 @@ def test_what_a_script_started_before_it_became_the_launcher_is_not_taken_for_a_
     record = queued(os.urandom(16).hex(), who, limits={}, log_file=str(tmp_path / "log"))
     task = "setsid sleep 601 & echo $! > task; sleep 602"
     workload = {"argv": [task], "shell": True, "cwd": str(tmp_path)}
-    backend.start(RunRequest(id=record.id, identity=who, workload=workload, log_file=record.log_file), record)
-    wait_for(lambda: backend.ended() or (tmp_path / "task").exists(), "the task to begin")
+    backend.order(RunRequest(id=record.id, identity=who, workload=workload, log_file=record.log_file), record)
+    wait_for(lambda: backend.take_ends() or (tmp_path / "task").exists(), "the task to begin")
     own, orphan, sidecar = (int((tmp_path / name).read_text()) for name in ("task", "orphan", "sidecar"))
     os.kill(store.read(record.id).pid or 0, signal.SIGKILL)
-    (ended,) = wait_for(backend.ended, "the end of the run")
+    (ended,) = wait_for(backend.take_ends, "the end of the run")
     assert ended.state is RunState.KILLED
     assert not is_alive(own)
     assert is_alive(sidecar)
@@ -103,6 +103,6 @@ def test_without_the_service_runs_fail_in_the_end_and_say_what_to_start(
     monkeypatch.setattr("air_executor.launcher.client.backend._SERVICE_S", (0.0, 0.1))
     backend = LocalBackend(store, config(store.root, launcher="service"))
     order(backend, tmp_path / "log")
-    (ended,) = wait_for(backend.ended, "the failure")
+    (ended,) = wait_for(backend.take_ends, "the failure")
     assert "air-executor launcher" in (ended.reason or "")
     assert "air-executor launcher" in (tmp_path / "log").read_text()

@@ -186,7 +186,7 @@ def test_a_process_in_uninterruptible_sleep_does_not_keep_an_end_from_being_told
     request = request_of(folder, script, **({"timeout": 1} if how == "timeout" else {}))
     run_id = request.id
     backend = LocalBackend(store, options)
-    backend.start(request, queued(run_id, request.identity, limits={}, log_file=request.log_file))
+    backend.order(request, queued(run_id, request.identity, limits={}, log_file=request.log_file))
     pid = int(wait_for(lambda: (folder / "pid").exists() and (folder / "pid").read_text(), "the process"))
     if how.endswith("killed"):
         wait_for(lambda: (process := processes.look(pid)) and process.state == "D", "the process to be stuck")
@@ -195,7 +195,7 @@ def test_a_process_in_uninterruptible_sleep_does_not_keep_an_end_from_being_told
             (launcher,) = [control.status(address) for address in all_addresses(store)]
             os.kill((launcher or {})["pid"], signal.SIGKILL)
         os.kill(store.read(run_id).pid or 0, signal.SIGKILL)
-    (record,) = wait_for(backend.ended, "the end")
+    (record,) = wait_for(backend.take_ends, "the end")
     assert record.state is {"left": RunState.FAILED, "all killed": RunState.LOST}.get(how, RunState.KILLED)
     assert f"process {pid} (dd) of user root is in uninterruptible sleep" in (record.reason or "")
     assert is_alive(pid)

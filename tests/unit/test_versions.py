@@ -103,7 +103,7 @@ def test_a_launcher_of_the_last_release_executes_what_this_executor_orders(
     service = run_released("-m", "air_executor.cli", "launcher")
     backend = LocalBackend(store, config(store.root, launcher="service"))
     run_id = order(backend, tmp_path / "log")
-    (ended,) = wait_for(backend.ended, "the end of the run")
+    (ended,) = wait_for(backend.take_ends, "the end of the run")
     assert (ended.id, ended.state) == (run_id, RunState.FAILED)
     assert "not a workload" in (ended.reason or "")
     status = control.status(service_address(store))
@@ -188,17 +188,17 @@ def test_what_a_launcher_of_another_protocol_would_misunderstand_waits_for_anoth
     backend = LocalBackend(store, config(store.root, launcher="service"))
     run_id = order(backend, tmp_path / "log")
     stranger.greet()
-    wait_for(lambda: backend.ended() or caplog.records, "the mismatch to be noticed")
+    wait_for(lambda: backend.take_ends() or caplog.records, "the mismatch to be noticed")
     [said] = [record.getMessage() for record in caplog.records]
     assert remedy in said
     assert stranger.heard() == []
-    assert backend.ended() == []
+    assert backend.take_ends() == []
     assert store.read(run_id).state is RunState.QUEUED
     stranger.leave()
     friend = Stranger(store, protocol=protocol.VERSION)
-    wait_for(lambda: backend.ended() or backend._link, "the other launcher to be found")
+    wait_for(lambda: backend.take_ends() or backend._link, "the other launcher to be found")
     friend.greet()
-    [message] = wait_for(lambda: backend.ended() or friend.heard(), "the order")
+    [message] = wait_for(lambda: backend.take_ends() or friend.heard(), "the order")
     assert (message["type"], message["request"]["id"]) == ("start", run_id)
     friend.leave()
     backend.close()

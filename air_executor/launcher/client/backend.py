@@ -133,8 +133,8 @@ class LocalBackend:
 
     # The interface
 
-    def start(self, request: RunRequest, record: RunRecord) -> None:
-        """See :meth:`air_executor.runs.backend.RunBackend.start`."""
+    def order(self, request: RunRequest, record: RunRecord) -> None:
+        """See :meth:`air_executor.runs.backend.RunBackend.order`."""
         protocol.encode({"type": "start", "request": request.to_message()})  # raises before anything is begun
         self._leave_outdated_launcher()
         self._store.create(record)
@@ -154,8 +154,8 @@ class LocalBackend:
         if self._link is not None and not (self._is_service and not self._link.launcher):
             self._link.follow(record.id)
 
-    def ended(self) -> list[RunRecord]:
-        """See :meth:`air_executor.runs.backend.RunBackend.ended`."""
+    def take_ends(self) -> list[RunRecord]:
+        """See :meth:`air_executor.runs.backend.RunBackend.take_ends`."""
         self._awake.look()
         if self._link is None and self._ordered:
             self._reconnect()
