@@ -19,11 +19,12 @@ import orjson
 from air_executor.airflow import compat
 from air_executor.errors import LimitsError, RecordError
 from air_executor.machine.gpu_pool import lock_name
+from air_executor.machine.safe_files import replace_file
 from air_executor.runs import limits
 from air_executor.runs import record as runs
 from air_executor.runs.lock import KernelLock, is_held
 from air_executor.runs.record import RunState
-from air_executor.runs.store import RunStore, replace_file
+from air_executor.runs.store import RunStore
 
 #: What waits is written down for others at most every so many seconds, and so many of it.
 _PUBLISH_S = 1.0

@@ -35,8 +35,9 @@ from air_executor.airflow.told import Telling
 from air_executor.errors import StateDirError
 from air_executor.guard import Guard
 from air_executor.machine.awake import AwakeClock
+from air_executor.machine.safe_files import is_fresh, modified_s
 from air_executor.runs.lock import KernelLock, is_held
-from air_executor.runs.store import RunStore, is_fresh, modified_s
+from air_executor.runs.store import RunStore
 
 log = logging.getLogger(__name__)
 

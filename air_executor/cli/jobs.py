@@ -37,11 +37,11 @@ from air_executor.jobs.private import values_of
 from air_executor.jobs.schema import GIVEN
 from air_executor.jobs.store import JobFiles, JobStore, is_worked_on
 from air_executor.launcher.address import module_command
-from air_executor.machine.safe_files import open_to_append
+from air_executor.machine.safe_files import open_to_append, replace_file
 from air_executor.runs.lock import is_held
 from air_executor.runs.record import RunRecord
 from air_executor.runs.statedir import FOLDER, locate
-from air_executor.runs.store import RunStore, replace_file
+from air_executor.runs.store import RunStore
 
 #: How often something is looked at that is followed, in seconds.
 _LOOK_S = 0.2

@@ -14,8 +14,8 @@ from typing import Any
 from air_executor import jsontext
 from air_executor.errors import AirExecutorError, JobError, StateDirError
 from air_executor.jobs.reading import parse, read
+from air_executor.machine.safe_files import replace_file
 from air_executor.runs.record import now
-from air_executor.runs.store import replace_file
 
 #: So many requests that were refused stay in an inbox, and so many that could not be understood.
 _KEPT = 100

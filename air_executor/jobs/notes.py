@@ -15,8 +15,7 @@ import orjson
 
 from air_executor.errors import StateDirError
 from air_executor.jobs.owner import Owner
-from air_executor.machine.safe_files import read_plain
-from air_executor.runs.store import replace_file
+from air_executor.machine.safe_files import read_plain, replace_file
 
 
 @dataclass(frozen=True)

@@ -30,8 +30,7 @@ from air_executor.errors import JobError, StateDirError
 from air_executor.jobs.fields import check_variables
 from air_executor.jobs.model import Job, Task
 from air_executor.machine.ownership import may_others_write, user_name
-from air_executor.machine.safe_files import read_plain
-from air_executor.runs.store import replace_file
+from air_executor.machine.safe_files import read_plain, replace_file
 
 #: The variable that names the private folder.
 VARIABLE = "AIR_EXECUTOR_PRIVATE_DIR"

@@ -56,9 +56,9 @@ from air_executor.jobs.reading import MAX_TASKS_BYTES, parse, read
 from air_executor.machine import system
 from air_executor.machine.ownership import check_state_dir
 from air_executor.machine.processes import ProcessId
+from air_executor.machine.safe_files import replace_file
 from air_executor.runs.lock import KernelLock, is_held
 from air_executor.runs.record import now
-from air_executor.runs.store import replace_file
 
 #: Values of variables: those of a job by ``None``, those of its tasks by their ids.
 Values = Mapping["str | None", Mapping[str, str]]

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from air_executor.config import Config, airflow_home, plain_getter
 from air_executor.errors import ConfigError
-from air_executor.runs.store import replace_file
+from air_executor.machine.safe_files import replace_file
 
 #: What differs from shell to shell without meaning anything to a program, or is not for runners.
 _VOLATILE = frozenset(

@@ -16,12 +16,13 @@ from air_executor.errors import StateDirError
 from air_executor.machine import system
 from air_executor.machine.awake import AwakeClock
 from air_executor.machine.processes import Leftovers
+from air_executor.machine.safe_files import is_fresh
 from air_executor.runner import imports
 from air_executor.runner.usage import Usage
 from air_executor.runs.limits import Limits, mebibytes
 from air_executor.runs.lock import renew_held
 from air_executor.runs.record import UNWANTED, RunRecord, RunState
-from air_executor.runs.store import RunStore, is_fresh
+from air_executor.runs.store import RunStore
 
 #: How often it is looked whether the files of this runner's locks are still there, in seconds.
 _RENEW_S = 4.0

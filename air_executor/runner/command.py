@@ -19,12 +19,12 @@ import orjson
 from air_executor import jsontext
 from air_executor.errors import AirExecutorError
 from air_executor.machine import system
-from air_executor.machine.safe_files import open_to_append
+from air_executor.machine.safe_files import open_to_append, replace_file
 from air_executor.runner.active import ActiveRun, Ending, Outcome
 from air_executor.runs.backend import RunRequest
 from air_executor.runs.record import UNWANTED, RunState, now
 from air_executor.runs.results import MAX_RESULT_BYTES, RETURNED, WRITTEN
-from air_executor.runs.store import RunStore, replace_file
+from air_executor.runs.store import RunStore
 
 #: How often a runner shows that it lives, in seconds; and when it does so first.
 _BEAT_S, _FIRST_BEAT_S = 5.0, 0.2

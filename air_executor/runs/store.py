@@ -42,6 +42,7 @@ from air_executor import jsontext
 from air_executor.errors import RecordError, RecordVersionError, StateDirError
 from air_executor.machine import processes, system
 from air_executor.machine.processes import Process, ProcessId
+from air_executor.machine.safe_files import CLOCK_STEP_S, is_fresh, modified_s, replace_file
 from air_executor.runs.leftovers import LeftoverNotes
 from air_executor.runs.lock import KernelLock, is_held
 from air_executor.runs.open import OpenRuns
@@ -59,9 +60,6 @@ _BEAT_S = 15.0
 
 #: Names of executors of the last release, which gives open runs no links.
 _FORMER_NAME = re.compile(r"\d+\.[0-9a-f-]{36}")
-
-#: File systems and processes may read clocks that differ by so many seconds.
-_CLOCK_STEP_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -286,7 +284,7 @@ class RunStore:
         began_s, checked_s = time.time(), self.open.checked_s()
         marked = self.open.ids()
         for changed_s, run_id in self._by_age():
-            if run_id in marked or (checked_s is not None and changed_s < checked_s - _CLOCK_STEP_S):
+            if run_id in marked or (checked_s is not None and changed_s < checked_s - CLOCK_STEP_S):
                 continue
             for record in self._readable([run_id]):
                 # The end of a job's run takes its link away, and is not noted in the record.
@@ -628,35 +626,6 @@ def _remove_tree(path: str) -> None:
         shutil.rmtree(path)
 
 
-def replace_file(path: str | Path, data: bytes, *, is_durable: bool = False) -> None:
-    """Put ``data`` in the place of a file, whole or not at all.
-
-    :param is_durable: even if the machine loses power; the disk is waited for.
-    :raises StateDirError: it can't be written.
-    """
-    folder, name = os.path.split(path)
-    # By chance, and not to be there yet: processes of several PID namespaces may share the folder.
-    temporary = os.path.join(folder, f".{name}.{os.urandom(8).hex()}.tmp")
-    try:
-        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        raise StateDirError(f"cannot write {path}: {error.strerror}") from error
-    try:
-        try:
-            view = memoryview(data)
-            while view:
-                view = view[os.write(fd, view) :]
-            if is_durable:
-                os.fsync(fd)
-        finally:
-            os.close(fd)
-        os.replace(temporary, path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
-        raise StateDirError(f"cannot write {path}: {error.strerror}") from error
-
-
 def _is_from_before_boot(record: RunRecord) -> bool:
     return record.boot_id != system.boot_id() and record.host == system.host()
 
@@ -680,22 +649,6 @@ def _is_id(name: str) -> bool:
         return check_id(name) == name
     except RecordError:
         return False
-
-
-def modified_s(path: str | Path) -> float | None:
-    """Return when a file was last changed, in seconds since the epoch; ``None`` when it can't be told."""
-    try:
-        return os.lstat(path).st_mtime
-    except OSError:
-        return None
-
-
-def is_fresh(moment_s: float | None, limit_s: float) -> bool:
-    """Tell whether ``moment_s``, in seconds since the epoch, is less than ``limit_s`` seconds ago.
-
-    A moment in the future is not fresh: the clock was set back, and what it says of the past is worth nothing.
-    """
-    return moment_s is not None and -_CLOCK_STEP_S < time.time() - moment_s < limit_s
 
 
 def public(record: RunRecord) -> dict[str, Any]:

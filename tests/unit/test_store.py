@@ -19,8 +19,9 @@ import pytest
 
 from air_executor.errors import RecordError, RecordVersionError, StateDirError
 from air_executor.machine import system
+from air_executor.machine.safe_files import replace_file
 from air_executor.runs.record import RunRecord, RunState
-from air_executor.runs.store import MAX_FILE_BYTES, RunStore, StopRequest, public, replace_file
+from air_executor.runs.store import MAX_FILE_BYTES, RunStore, StopRequest, public
 from tests.support.waiting import wait_for
 from tests.unit.documents import identity, kept, of_process, record
 from tests.unit.processes import forked, result_of

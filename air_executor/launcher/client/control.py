@@ -7,7 +7,8 @@ from typing import Any
 from air_executor.errors import AirExecutorError
 from air_executor.launcher import protocol
 from air_executor.launcher.address import Address, all_addresses
-from air_executor.runs.store import RunStore, is_fresh, modified_s
+from air_executor.machine.safe_files import is_fresh, modified_s
+from air_executor.runs.store import RunStore
 
 #: How long a launcher may take to answer, in seconds: one that starts up answers when it is warm.
 _ANSWER_S = 5.0

@@ -9,8 +9,8 @@ from pathlib import Path
 from types import TracebackType
 
 from air_executor.errors import StateDirError
+from air_executor.machine.safe_files import replace_file
 from air_executor.runs.lock import KernelLock
-from air_executor.runs.store import replace_file
 
 _PREFIX = "importing."
 
