@@ -94,7 +94,9 @@ def test_three_generations_at_once_leave_each_other_alone(bench: Bench) -> None:
     assert bench.end_of(backend, old).state is RunState.KILLED
     wait_for_death(first)
     assert is_alive(third)
-    wait_for(lambda: backend.take_ends() or (backend._link and backend._link.pid == third), "the executor to hear of it")
+    wait_for(
+        lambda: backend.take_ends() or (backend._link and backend._link.pid == third), "the executor to hear of it"
+    )
     new = running(bench, backend)
     assert psutil.Process(bench.store.read(new.id).pid or 0).ppid() == third
 
