@@ -30,8 +30,9 @@ from air_executor.launcher.service import serve_as_service
 from air_executor.machine.ownership import check_state_dir
 from air_executor.observe.query import launchers, observe_runs, waiting_for_gpus
 from air_executor.runs.record import RunRecord, RunState
+from air_executor.runs.records import public
 from air_executor.runs.statedir import VARIABLE, locate
-from air_executor.runs.store import RunStore, public
+from air_executor.runs.store import RunStore
 
 #: How often `stop --wait` looks, in seconds.
 _LOOK_S = 0.1

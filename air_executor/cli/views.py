@@ -12,7 +12,8 @@ from air_executor.observe.check import Check
 from air_executor.observe.query import ObservedRun
 from air_executor.runs.limits import mebibytes
 from air_executor.runs.record import RunRecord, RunState
-from air_executor.runs.store import RunStore, public
+from air_executor.runs.records import public
+from air_executor.runs.store import RunStore
 
 _COLOURS = {
     RunState.QUEUED: "dim",

@@ -20,7 +20,7 @@ from air_executor.config import Config
 from air_executor.errors import AirExecutorError, ConfigError, JobError, StateDirError, UnknownJobError, WrongStateError
 from air_executor.jobs import keys
 from air_executor.jobs.store import JobFiles, JobStore
-from air_executor.runs.store import Pruned
+from air_executor.runs.pruning import Pruned
 
 #: Where nobody has asked for it, a job stays for so many seconds after its end: somebody may be about to read it.
 READ_S = 3600.0

@@ -15,7 +15,8 @@ from air_executor.launcher.address import all_addresses
 from air_executor.launcher.client import control
 from air_executor.runs.lock import is_held
 from air_executor.runs.record import RunRecord
-from air_executor.runs.store import RunStore, public
+from air_executor.runs.records import public
+from air_executor.runs.store import RunStore
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from itertools import islice
 
 from air_executor.errors import StateDirError
 from air_executor.runner.stash import stash
+from air_executor.runs import imported
 from air_executor.runs.store import RunStore
 
 #: So many modules are named at most.
@@ -20,7 +21,7 @@ def note(store: RunStore, run_id: str, known: int) -> None:
     """In the task process of a run: note what it has imported, since it had ``known`` modules."""
     if names := new_packaged_modules(known):
         with contextlib.suppress(StateDirError):
-            store.write_imports(run_id, names)
+            imported.write_imports(store, run_id, names)
 
 
 def new_packaged_modules(known: int) -> list[str]:

@@ -16,6 +16,7 @@ from air_executor.launcher import protocol
 from air_executor.launcher.address import Address
 from air_executor.launcher.server import launcher as server
 from air_executor.launcher.server.launcher import Launcher
+from air_executor.runs import pruning
 from air_executor.runs.record import RunState
 from air_executor.runs.store import RunStore
 from tests.support.airflow_env import config
@@ -53,10 +54,10 @@ def rounds(launcher: Launcher) -> int:
 def test_pruning_that_fails_says_why_and_is_tried_again(
     error: Exception, store: RunStore, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    def prune(**_: Any) -> None:
+    def prune(*_: Any, **__: Any) -> None:
         raise error
 
-    monkeypatch.setattr(store, "prune", prune)
+    monkeypatch.setattr(pruning, "prune", prune)
 
     def work(launcher: Launcher) -> int:
         first = rounds(launcher)
@@ -76,13 +77,13 @@ def test_pruning_that_hangs_is_not_begun_beside_itself_and_has_an_end(
 ) -> None:
     (tmp_path / "begun").touch()
 
-    def prune(**_: Any) -> None:
+    def prune(*_: Any, **__: Any) -> None:
         with (tmp_path / "begun").open("a") as file:
             file.write(f"{os.getpid()}\n")
         while True:
             time.sleep(1)
 
-    monkeypatch.setattr(store, "prune", prune)
+    monkeypatch.setattr(pruning, "prune", prune)
 
     def begun() -> list[int]:
         return [int(pid) for pid in (tmp_path / "begun").read_text().splitlines()]
@@ -123,7 +124,7 @@ def test_what_cannot_be_removed_keeps_nothing_else(store: RunStore, monkeypatch:
 
     monkeypatch.setattr(shutil, "rmtree", remove_most)
     with pytest.raises(StateDirError, match="2 runs were removed; 3 could not be"):
-        store.prune(keep_days=0, keep_runs=0)
+        pruning.prune(store, keep_days=0, keep_runs=0)
     assert sorted(store.ids()) == sorted([stuck.id, odd.id])
 
 
@@ -131,9 +132,9 @@ def test_connection_tests_of_dead_schedulers_are_pruned(store: RunStore) -> None
     test = kept(store, RunState.SUCCEEDED, who=identity(kind="connection_test"))
     callback = kept(store, RunState.SUCCEEDED, who=identity(kind="callback"))
     live = kept(store, RunState.RUNNING, who=identity(kind="connection_test"))
-    assert store.prune(keep_days=7, keep_runs=0).removed == 0  # its executor may still want to see it
+    assert pruning.prune(store, keep_days=7, keep_runs=0).removed == 0  # its executor may still want to see it
     long_ago_s = time.time() - 3600
     for record in (test, callback, live):
         os.utime(store.folder(record.id), (long_ago_s, long_ago_s))
-    assert store.prune(keep_days=7, keep_runs=0).removed == 1
+    assert pruning.prune(store, keep_days=7, keep_runs=0).removed == 1
     assert sorted(store.ids()) == sorted([callback.id, live.id])

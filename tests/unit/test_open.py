@@ -12,6 +12,7 @@ import pytest
 
 from air_executor.errors import StateDirError
 from air_executor.observe.query import observe_runs
+from air_executor.runs.pruning import prune
 from air_executor.runs.record import RunRecord, RunState
 from air_executor.runs.store import RunStore
 from tests.unit.documents import kept, record
@@ -143,11 +144,11 @@ def test_links_of_runs_that_are_gone_are_passed_over_and_removed(
     store.mark_open()
     run_id = leave(store)
     assert ids(store.open_records()) == set()
-    store.prune(keep_days=7, keep_runs=100)
+    prune(store, keep_days=7, keep_runs=100)
     assert store.open.ids() == {run_id}  # its folder may be about to be made
     long_ago_s = time.time() - 3600
     os.utime(store.open.folder / run_id, (long_ago_s, long_ago_s), follow_symlinks=False)
-    store.prune(keep_days=7, keep_runs=100)
+    prune(store, keep_days=7, keep_runs=100)
     assert store.open.ids() == set()
 
 
@@ -155,5 +156,5 @@ def test_what_is_pruned_has_no_link(store: RunStore) -> None:
     store.mark_open()
     done = kept(store, RunState.SUCCEEDED, delivered=True)
     os.utime(store.folder(done.id), (0, 0))
-    assert store.prune(keep_days=7, keep_runs=100).removed == 1
+    assert prune(store, keep_days=7, keep_runs=100).removed == 1
     assert store.open.ids() == set()

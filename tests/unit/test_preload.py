@@ -28,6 +28,7 @@ from air_executor.launcher.server import launcher as server
 from air_executor.runner.imports import new_packaged_modules
 from air_executor.runner.stash import names, stash
 from air_executor.runs.backend import RunRequest
+from air_executor.runs.imported import write_imports, write_preload
 from air_executor.runs.store import RunStore
 from tests.support.airflow_env import config
 from tests.unit.documents import identity, record
@@ -74,7 +75,7 @@ def seen_in_a_task(store: RunStore, *names: str) -> str:
     """Return the id of a run whose task has imported ``names``."""
     run = record()
     store.create(run)
-    store.write_imports(run.id, list(names))
+    write_imports(store, run.id, list(names))
     return run.id
 
 
@@ -364,7 +365,7 @@ def test_what_is_not_of_an_installed_package_is_not_even_tried(
 def test_what_was_learned_is_not_forgotten_when_there_is_much_of_it(store: RunStore) -> None:
     reason = "x" * 300
     verdicts = [asdict(Verdict(f"package_{n}", [], 1.0, reason, "")) for n in range(4000)]
-    store.write_preload(verdicts)
+    write_preload(store, verdicts)
     known = [verdict.package for verdict in read_verdicts(store)]
     assert len(known) > 1000
     assert known[-1] == "package_3999"

@@ -20,8 +20,11 @@ import pytest
 from air_executor.errors import RecordError, RecordVersionError, StateDirError
 from air_executor.machine import system
 from air_executor.machine.safe_files import replace_file
+from air_executor.runs.files import MAX_FILE_BYTES, StopRequest
+from air_executor.runs.pruning import prune
 from air_executor.runs.record import RunRecord, RunState
-from air_executor.runs.store import MAX_FILE_BYTES, RunStore, StopRequest, public
+from air_executor.runs.records import public
+from air_executor.runs.store import RunStore
 from tests.support.waiting import wait_for
 from tests.unit.documents import identity, kept, of_process, record
 from tests.unit.processes import forked, result_of
@@ -207,7 +210,7 @@ def test_a_record_of_a_newer_version_is_left_as_it_is(store: RunStore) -> None:
     path.write_bytes(b'{"version": 2}')
     with pytest.raises(RecordVersionError, match="version is 2"):
         store.read(one.id)
-    store.prune(keep_days=0, keep_runs=0)
+    prune(store, keep_days=0, keep_runs=0)
     for state in (RunState.FAILED, RunState.LOST):
         store.write(one.advance(state))
     store.mark_reported(one.advance(RunState.FAILED))
@@ -303,7 +306,7 @@ def test_a_store_that_was_never_made_has_no_runs(tmp_path: Path) -> None:
 
 
 def test_a_store_that_was_never_made_has_nothing_to_prune(tmp_path: Path) -> None:
-    pruned = RunStore(tmp_path / "never").prune(keep_days=0, keep_runs=0)
+    pruned = prune(RunStore(tmp_path / "never"), keep_days=0, keep_runs=0)
     assert (pruned.removed, pruned.kept) == (0, 0)
 
 
@@ -411,7 +414,7 @@ def test_a_run_leaves_nothing_in_the_interpreters_table_of_strings(
     lock.release()
     ended = store.settle(store.write(store.read(one.id).advance(RunState.STARTING)))
     assert store.mark_reported(ended).state is RunState.LOST
-    assert store.prune(keep_days=0, keep_runs=0).removed == 1
+    assert prune(store, keep_days=0, keep_runs=0).removed == 1
     assert interned == []
 
 
@@ -573,7 +576,7 @@ def test_runs_that_are_too_old_go_with_all_their_files(store: RunStore) -> None:
     young = aged(store, 6, delivered=True)
     (store.folder(old) / "output.log").write_text("x")
     os.utime(store.folder(old), (1, 1))
-    pruned = store.prune(keep_days=7, keep_runs=100)
+    pruned = prune(store, keep_days=7, keep_runs=100)
     assert (pruned.removed, pruned.kept) == (1, 1)
     assert os.listdir(store.runs) == [young]
 
@@ -584,7 +587,7 @@ def test_of_the_ended_and_told_ones_the_newest_are_kept(
     store: RunStore, state: RunState, told: dict[str, object]
 ) -> None:
     ids = [aged(store, days, state, **told) for days in (5, 1, 4, 2, 3)]
-    pruned = store.prune(keep_days=7, keep_runs=2)
+    pruned = prune(store, keep_days=7, keep_runs=2)
     assert (pruned.removed, pruned.kept) == (3, 2)
     assert set(store.ids()) == {ids[1], ids[3]}
 
@@ -593,14 +596,14 @@ def test_nothing_at_all_is_kept_when_told_so(store: RunStore) -> None:
     for days in (0, 1):
         aged(store, days, delivered=True)
     # What has ended a moment ago may still have to be seen by its executor.
-    pruned = store.prune(keep_days=7, keep_runs=0)
+    pruned = prune(store, keep_days=7, keep_runs=0)
     assert (pruned.removed, pruned.kept) == (1, 1)
 
 
 @pytest.mark.parametrize("state", LIVE)
 def test_a_live_run_stays_however_old(store: RunStore, state: RunState) -> None:
     one = aged(store, 1000, state)
-    pruned = store.prune(keep_days=0, keep_runs=0)
+    pruned = prune(store, keep_days=0, keep_runs=0)
     assert (pruned.removed, pruned.kept) == (0, 1)
     assert store.ids() == [one]
 
@@ -608,10 +611,10 @@ def test_a_live_run_stays_however_old(store: RunStore, state: RunState) -> None:
 @pytest.mark.parametrize("state", ENDS)
 def test_a_run_whose_end_was_not_told_stays_however_old(store: RunStore, state: RunState) -> None:
     one = aged(store, 1000, state)
-    store.prune(keep_days=0, keep_runs=0)
+    prune(store, keep_days=0, keep_runs=0)
     assert store.ids() == [one]
     store.mark_reported(store.read(one))
-    store.prune(keep_days=0, keep_runs=0)
+    prune(store, keep_days=0, keep_runs=0)
     assert store.ids() == []
 
 
@@ -619,13 +622,13 @@ def test_a_run_whose_end_was_not_told_stays_however_old(store: RunStore, state: 
 def test_a_run_of_a_job_may_go_once_its_job_has_its_end(store: RunStore, state: RunState) -> None:
     one = aged(store, 1000, state, who=identity(kind="job"))
     written = (store.folder(one) / "state.json").stat()
-    store.prune(keep_days=0, keep_runs=0)
+    prune(store, keep_days=0, keep_runs=0)
     assert store.ids() == [one]
     store.mark_reported(store.read(one))
     assert (store.folder(one) / "state.json").stat() == written  # the job's files say it; the record is left alone
     store.mark_open()
     assert store.open.ids() == set()
-    store.prune(keep_days=0, keep_runs=0)
+    prune(store, keep_days=0, keep_runs=0)
     assert store.ids() == []
 
 
@@ -636,7 +639,7 @@ def test_the_age_of_what_cannot_be_understood_decides(store: RunStore) -> None:
         with pytest.raises(RecordError):
             store.read(one)
     os.utime(store.folder(old), (1, 1))
-    store.prune(keep_days=7, keep_runs=100)
+    prune(store, keep_days=7, keep_runs=100)
     assert store.ids() == [young]
 
 
@@ -646,7 +649,7 @@ def test_a_link_among_the_runs_is_not_followed_by_pruning(store: RunStore, tmp_p
     (elsewhere / "precious").write_text("x")
     os.utime(elsewhere, (1, 1))
     (store.runs / str(uuid.uuid4())).symlink_to(elsewhere)
-    store.prune(keep_days=0, keep_runs=0)
+    prune(store, keep_days=0, keep_runs=0)
     assert (elsewhere / "precious").read_text() == "x"
 
 
@@ -662,7 +665,7 @@ def test_lock_files_of_the_dead_go_and_those_of_the_living_stay(store: RunStore)
         pass  # killed: its file stays behind
     assert os.listdir(store.locks) == [free]
     with forked(lambda: hold(held)):
-        store.prune(keep_days=7, keep_runs=100)
+        prune(store, keep_days=7, keep_runs=100)
         assert os.listdir(store.locks) == [held]
         assert store.has_runner(record(who=identity(workload_id=held)))
 
@@ -671,5 +674,5 @@ def test_a_socket_of_a_launcher_is_left_by_pruning(store: RunStore, monkeypatch:
     monkeypatch.chdir(store.launchers)
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind("key.sock")
-        store.prune(keep_days=0, keep_runs=0)
+        prune(store, keep_days=0, keep_runs=0)
     assert os.listdir(store.launchers) == ["key.sock"]

@@ -24,6 +24,7 @@ from air_executor.runner import command
 from air_executor.runner import main as runner
 from air_executor.runner.active import ActiveRun
 from air_executor.runs.backend import RunRequest
+from air_executor.runs.pruning import prune
 from air_executor.runs.record import RunState, queued
 from air_executor.runs.store import RunStore
 from tests.support.airflow_env import config
@@ -162,9 +163,9 @@ def test_other_work_does_not_wait(folder: Path, options: Config) -> None:
         for other in ({"job_name": "another"}, {"task_id": "another"}, {"map_index": 1}):
             who = identity(**{"kind": "job", "job_name": "job", "task_id": "task", **other})
             assert store.leftovers.living(who) == []
-        store.prune(keep_days=1, keep_runs=1)
+        prune(store, keep_days=1, keep_runs=1)
         assert len(list((store.root / "leftovers").iterdir())) == 1
-    store.prune(keep_days=1, keep_runs=1)
+    prune(store, keep_days=1, keep_runs=1)
     assert list((store.root / "leftovers").iterdir()) == []
 
 

@@ -9,7 +9,8 @@ import orjson
 import pytest
 
 from air_executor.runs.record import RunState
-from air_executor.runs.store import RunStore, public
+from air_executor.runs.records import public
+from air_executor.runs.store import RunStore
 from air_executor.runs.tasklog import last_exception
 from tests.unit.conftest import Cli
 from tests.unit.documents import kept

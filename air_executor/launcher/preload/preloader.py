@@ -29,6 +29,7 @@ from air_executor.launcher.preload.importing import ImportNote
 from air_executor.launcher.preload.process_state import ProcessState
 from air_executor.launcher.preload.trial import Findings
 from air_executor.runner.stash import stash
+from air_executor.runs import imported
 from air_executor.runs.store import RunStore
 
 #: A package is tried when so many tasks have imported it.
@@ -146,7 +147,7 @@ class Preloader:
 
     def take_note(self, run_id: str) -> None:
         """Take in what the task of a run that has ended has imported."""
-        names = [name for name in self._store.imports(run_id) if _NAME.fullmatch(name)]
+        names = [name for name in imported.read_imports(self._store, run_id) if _NAME.fullmatch(name)]
         groups: dict[str, list[str]] = {}
         for name in names:
             if not _is_there(name) and not self._is_excluded(name):
@@ -212,7 +213,7 @@ class Preloader:
 
     def _remember(self) -> None:
         try:
-            self._store.write_preload([asdict(each) for each in self._verdicts.values()])
+            imported.write_preload(self._store, [asdict(each) for each in self._verdicts.values()])
         except AirExecutorError as error:
             print(f"preload: not remembered: {error}", flush=True)
 
@@ -224,7 +225,7 @@ def read_verdicts(store: RunStore) -> list[Verdict]:
     """Return what launchers have learned about packages."""
     verdicts = []
     known = {each.name for each in fields(Verdict)}
-    for document in store.preload():
+    for document in imported.read_preload(store):
         with contextlib.suppress(TypeError):
             verdict = Verdict(**{name: value for name, value in document.items() if name in known})
             if _makes_sense(verdict):

@@ -33,6 +33,7 @@ from air_executor.launcher.server.succession import Succession, let_go_of_addres
 from air_executor.machine import processes, system
 from air_executor.machine.processes import Process
 from air_executor.runner.hooks import hooks
+from air_executor.runs import pruning
 from air_executor.runs.backend import RunRequest
 from air_executor.runs.codes import EXIT_ELSEWHERE, EXIT_RECORDED, EXIT_RUNNER_ERROR
 from air_executor.runs.record import UNWANTED, RunState
@@ -701,7 +702,7 @@ class Launcher:
                 chores.callback(remove_dead_launchers, self._store, asking=self._address)
                 chores.callback(self._store.mark_open)
                 chores.callback(hooks(self._config.serves).prune, self._config)
-                self._store.prune(keep_days=self._config.keep_days, keep_runs=self._config.keep_runs)
+                pruning.prune(self._store, keep_days=self._config.keep_days, keep_runs=self._config.keep_runs)
             code = 0
         except AirExecutorError as error:
             print(f"pruning failed: {error}", flush=True)
