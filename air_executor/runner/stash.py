@@ -1,11 +1,10 @@
-"""What a launcher has imported ahead, kept out of sight until a task imports it.
+"""What a launcher has imported ahead, hidden until a task imports it.
 
-A module that is imported ahead is not in ``sys.modules``: a task that does not import it has none of it. When a task
-does, it gets the module as it is, together with what that has imported, provided that an import would do the same now
-as it has done then. Otherwise it is imported in the ordinary way.
+A module that is imported ahead is not in ``sys.modules``, so a task that does not import it sees nothing of it. A task
+that does import it gets the module, with all that it has imported, if an import would still do the same. Otherwise
+Python imports it in the ordinary way.
 
-Modules lie in layers: what one import adds to those that were there. A layer needs the layers that its import has
-asked for.
+Modules lie in layers. A layer is what one import has added, and it needs the layers that this import has used.
 """
 
 from __future__ import annotations
@@ -14,7 +13,6 @@ import contextlib
 import importlib
 import importlib.machinery
 import logging
-import mmap
 import os
 import sys
 import types
@@ -23,13 +21,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.abc import Loader
 from importlib.machinery import ModuleSpec
-from pathlib import Path
 from typing import Any
 
 from air_executor.machine import system
-
-#: Variables that Airflow sets for each task, and that no package reads when it is imported.
-_OF_TASKS = ("AIRFLOW_CTX_", "_AIRFLOW_", "__AIRFLOW_", "KRB5CCNAME")
+from air_executor.runner import effects
 
 
 @dataclass
@@ -51,15 +46,15 @@ class Layer:
     finders: list[Any]
     """Finders of modules that it has put behind the others."""
     files: dict[str, object]
-    """Files outside of what is installed that were read or looked for, with what tells when they change."""
+    """Files outside of packages that were read or looked for, each with its stamp, see :func:`effects.stamp`."""
     added: dict[str, str]
     """Environment variables that it has added."""
     additions: list[tuple[str, str, str, Any]]
     """What it has added to dictionaries of other modules, as (module, attribute, key, value)."""
     libraries: list[str]
-    """Files of shared libraries that it has loaded. They read the environment unseen."""
+    """Files of shared libraries that it has loaded. What they read of the environment can't be recorded."""
     is_lasting: bool
-    """It can't be imported twice in a process, so a task gets it as it is in any case."""
+    """It can't be imported twice in a process, so a task always gets this one."""
     tops: frozenset[str]
 
 
@@ -74,7 +69,7 @@ class Stash:
         self._environment: dict[str, str] = {}
         self._pid = 0
         self.is_blocked = False
-        """Whether nothing is given out."""
+        """Whether tasks get nothing from here."""
 
     def __contains__(self, name: str) -> bool:
         return name in self._owner
@@ -87,38 +82,39 @@ class Stash:
     def load(
         self, root: str, *, is_lasting: bool = False, files: Iterable[str] = (), additions: Iterable[Sequence[str]] = ()
     ) -> None:
-        """Import the module ``root``, and put away what came with it.
+        """Import the module ``root``, and hide what was imported with it.
 
         :param is_lasting: it can't be imported twice in a process.
-        :param files: what it reads outside of what is installed.
+        :param files: files outside of packages that it reads.
         :param additions: keys that it may add to dictionaries of other modules, as (module, attribute, key).
-        :raises Exception: whatever its import raises; nothing is kept then, as far as Python can undo an import.
+        :raises Exception: whatever its import raises. Nothing is kept then, as far as an import can be undone.
         """
         if root in self._owner or root in sys.modules:
             return
         if self not in sys.meta_path:
             sys.meta_path.insert(0, self)
-        modules, filters, loggers = set(sys.modules), list(warnings.filters), set(_loggers())
-        libraries, finders, stamps = _libraries(), list(sys.meta_path), {path: _stamp(path) for path in files}
-        self._pid, self._path, self._environment = os.getpid(), list(sys.path), _environment()
+        modules, filters, loggers = set(sys.modules), list(warnings.filters), set(effects.loggers())
+        libraries, finders = effects.libraries(), list(sys.meta_path)
+        stamps = {path: effects.stamp(path) for path in files}
+        self._pid, self._path, self._environment = os.getpid(), list(sys.path), effects.environment()
         self._active = []
-        absent = [each for each in additions if each[2] not in _dictionary(*each[:2])]
-        environment, added = dict(os.environ), _Filters(filters)
+        absent = [each for each in additions if each[2] not in effects.dictionary(*each[:2])]
+        environment, added = dict(os.environ), effects.FilterChanges(filters)
         try:
-            with _Reads() as reads, self._forks_heard_if_active(root):
+            with effects.VariableReads() as reads, self._forks_heard_if_active(root):
                 importlib.import_module(root)
             needs, filters_added = list(self._active), added.by_others([self._layers[n].filters for n in self._active])
-            new_loggers = [each for name, each in _loggers().items() if name not in loggers]
+            new_loggers = [each for name, each in effects.loggers().items() if name not in loggers]
             new_finders = [each for each in sys.meta_path if each not in finders]
         finally:
             new, attributes = self._put_away(modules)
             warnings.filters[:] = filters  # type: ignore[index]
-            _filters_have_changed()
+            effects.filters_have_changed()
             sys.meta_path[:] = finders
             taken = [
                 (module, attribute, key, value)
                 for module, attribute, key in absent
-                if (value := _dictionary(module, attribute).pop(key, None)) is not None
+                if (value := effects.dictionary(module, attribute).pop(key, None)) is not None
             ]
             variables = {name: value for name, value in os.environ.items() if name not in environment}
             for name in variables:
@@ -136,7 +132,7 @@ class Stash:
             files=stamps,
             additions=[each for each in taken if not any(each in self._layers[n].additions for n in needs)],
             added={n: v for n, v in variables.items() if not any(n in self._layers[each].added for each in needs)},
-            libraries=[path for path in _libraries() if path not in libraries],
+            libraries=[path for path in effects.libraries() if path not in libraries],
             is_lasting=is_lasting,
             tops=frozenset(name.partition(".")[0] for name in new),
         )
@@ -144,7 +140,7 @@ class Stash:
         self._owner.update(dict.fromkeys(new, layer))
 
     def drop(self, roots: Iterable[str]) -> None:
-        """Keep what importing ``roots`` has added, and what needs it, from all tasks."""
+        """Forget what importing ``roots`` has added, and the layers that need it."""
         roots = set(roots)
         for root, layer in list(self._layers.items()):
             if roots & {root, *layer.needs}:
@@ -154,7 +150,7 @@ class Stash:
 
     @contextlib.contextmanager
     def _forks_heard_if_active(self, root: str) -> Iterator[None]:
-        """Let what modules want to be done at forks be done in processes only that have imported them."""
+        """Run the fork hooks that modules register only in processes that have imported them."""
         real = os.register_at_fork
 
         def register(**hooks: Callable[[], object]) -> None:
@@ -170,14 +166,14 @@ class Stash:
             os.register_at_fork = real
 
     def _put_away(self, known: set[str]) -> tuple[dict[str, types.ModuleType], list[tuple[str, str, types.ModuleType]]]:
-        """Take all modules but the ``known`` ones away, and return those that are in no layer yet.
+        """Remove all modules but the ``known`` ones, and return those that are in no layer yet.
 
-        The second is where they were attributes of packages of others, as (package, attribute, module).
+        The second value says of which other packages they were attributes, as (package, attribute, module).
         """
         new, attributes = {}, []
         for name in [name for name in sys.modules if name not in known]:
             if "." not in name and getattr(sys.modules[name], "__spec__", None) is None:
-                continue  # modules without a file, as Cython's, belong to nobody: they stay
+                continue  # modules without a spec, as Cython's, belong to no import: they stay
             module = sys.modules.pop(name)
             if name not in self._owner:
                 new[name] = module
@@ -198,7 +194,7 @@ class Stash:
     # In a task
 
     def find_spec(self, name: str, *_: object) -> ModuleSpec | None:
-        """Offer a module that was put away, to who imports it."""
+        """Offer a hidden module to code that imports it."""
         layer = self._owner.get(name)
         if layer is None or self.is_blocked or not _is_import() or not self._fits(layer):
             return None
@@ -208,31 +204,31 @@ class Stash:
         return spec
 
     def _fits(self, layer: Layer) -> bool:
-        """Tell whether importing it now would do what it did."""
+        """Tell whether importing it now would do the same as it did."""
         if os.getpid() == self._pid:
             return True
         if self._shadow(layer):
             return False
         if layer.is_lasting:
             return True
-        now = _environment()
+        now = effects.environment()
         for name in (name for root in self._active for name in self._layers[root].added):
             now.pop(name, None)
-        changed = _changed(self._environment, now)
+        changed = effects.changed(self._environment, now)
         needed = [self._layers[root] for root in layer.needs if root not in self._active]
         return all(self._does_fit(each, changed) for each in (*needed, layer) if not each.is_lasting)
 
     def _does_fit(self, layer: Layer, changed: list[str]) -> bool:
         return (
             not any(variable in layer.variables for variable in changed)
-            and all(_stamp(path) == stamp for path, stamp in layer.files.items())
+            and all(effects.stamp(path) == stamp for path, stamp in layer.files.items())
             and all(sys.modules.get(name, module) is module for name, module in layer.modules.items())
-            and not (changed and _mentioned(changed, layer.libraries))
+            and not (changed and effects.mentioned(changed, layer.libraries))
             and not self._shadow(layer)
         )
 
     def _shadow(self, layer: Layer) -> str | None:
-        """Say where in ``sys.path`` there is now more of what is called like this layer's packages."""
+        """Return where ``sys.path`` now has another package with a name of this layer, as text; ``None``: nowhere."""
         if sys.path == self._path:
             return None
         there = iter(sys.path)
@@ -268,12 +264,12 @@ class Stash:
                 setattr(holder, attribute, module)
         os.environ.update(layer.added)
         for module_name, attribute, key, value in layer.additions:
-            _dictionary(module_name, attribute).setdefault(key, value)
+            effects.dictionary(module_name, attribute).setdefault(key, value)
         front, back = layer.filters
         if front or back:
             filters = [each for each in warnings.filters if each not in front]
             warnings.filters[:] = [*front, *filters, *(each for each in back if each not in filters)]  # type: ignore[index]
-            _filters_have_changed()
+            effects.filters_have_changed()
         sys.meta_path += [each for each in layer.finders if each not in sys.meta_path]
         for logger in layer.loggers:
             logger.disabled = False  # one that is made only now would not be, whatever was configured before
@@ -282,7 +278,7 @@ class Stash:
 
 
 class _Loader(Loader):
-    """Loads a module that was put away."""
+    """Loads a hidden module."""
 
     def __init__(self, stash: Stash, layer: Layer, spec: ModuleSpec | None) -> None:
         self._stash = stash
@@ -297,105 +293,8 @@ class _Loader(Loader):
         module.__spec__ = self._spec
 
 
-def _loggers() -> dict[str, logging.Logger]:
-    known = logging.root.manager.loggerDict
-    return {name: each for name, each in list(known.items()) if isinstance(each, logging.Logger)}
-
-
-class _Filters:
-    def __init__(self, before: list[Any]) -> None:
-        self._before = before
-
-    def by_others(self, known: list[tuple[list[Any], list[Any]]]) -> tuple[list[Any], list[Any]]:
-        """Return which filters were put before and behind the former ones, but by others than ``known``."""
-        taken = [each for front, back in known for each in (*front, *back)]
-        now = [each for each in warnings.filters if each not in taken]
-        kept = [each for each in self._before if each in now]
-        if not kept:
-            return now, []
-        first = now.index(kept[0])
-        while now[first : first + len(kept)] != kept and len(kept) > 1:
-            kept = kept[1:]  # what was put in front again
-            first = now.index(kept[0])
-        return now[:first], now[first + len(kept) :]
-
-
-class _Reads:
-    """Notes which variables of the environment are read."""
-
-    def __init__(self) -> None:
-        self.names: set[str] = set()
-
-    def __enter__(self) -> _Reads:
-        names, kind = self.names, type(os.environ)
-
-        class Noting(kind):  # type: ignore[misc,valid-type]
-            def __getitem__(self, key: Any) -> Any:
-                names.add(os.fsdecode(key))
-                return super().__getitem__(key)
-
-        self._kind = kind
-        os.environ.__class__ = Noting
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        os.environ.__class__ = self._kind
-
-
-def _stamp(path: str) -> object:
-    try:
-        found = os.stat(path)
-    except OSError as error:
-        return error.errno
-    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_mode
-
-
-def _dictionary(module: str, attribute: str) -> dict[str, Any]:
-    found = getattr(sys.modules.get(module), attribute, None)
-    return found if isinstance(found, dict) else {}
-
-
-def _environment() -> dict[str, str]:
-    return {name: value for name, value in os.environ.items() if not name.startswith(_OF_TASKS)}
-
-
-def _changed(before: dict[str, str], now: dict[str, str]) -> list[str]:
-    return [] if before == now else [name for name in {**before, **now} if before.get(name) != now.get(name)]
-
-
-def _mentioned(variables: Iterable[str], libraries: Iterable[str]) -> str | None:
-    """Return which of ``variables`` one of the libraries knows by name."""
-    names = [name for name in variables if len(name) > 1]
-    for path in libraries:
-        try:
-            with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-                for name in names:
-                    if content.find(b"\0" + os.fsencode(name) + b"\0") >= 0:
-                        return name
-        except (OSError, ValueError):
-            return names[0] if names else None  # it is gone, and can't be asked
-    return None
-
-
-def _libraries() -> dict[str, None]:
-    """Return the shared libraries that this process has loaded."""
-    try:
-        lines = Path("/proc/self/maps").read_text().splitlines()
-    except OSError:
-        return {}
-    paths = (line.split(maxsplit=5)[-1] for line in lines if line.endswith(".so") or ".so." in line)
-    return dict.fromkeys(path for path in paths if path.startswith("/"))
-
-
-def _filters_have_changed() -> None:
-    for name in ("_filters_mutated", "_filters_mutated_lock_held"):
-        if (tell := getattr(warnings, name, None)) is not None:
-            tell()
-            return
-
-
 def _is_import() -> bool:
-    """Tell whether a module is imported, and not only looked for or loaded again."""
+    """Tell whether the caller imports a module, and does not only look for it or reload it."""
     frame: types.FrameType | None = sys._getframe(2)
     while frame is not None and frame.f_code.co_name == "_find_spec":
         frame = frame.f_back
