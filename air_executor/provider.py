@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import groupby
 from typing import Any
 
 from air_executor import __version__, config
@@ -18,7 +19,7 @@ def get_provider_info() -> dict[str, Any]:
         "cli": ["air_executor.provider.get_cli_commands"],
         "config": {
             config.SECTION: {
-                "description": "Options of AirExecutor.",
+                "description": _described(),
                 "options": {
                     option.name: {
                         "description": option.description,
@@ -32,6 +33,12 @@ def get_provider_info() -> dict[str, Any]:
             }
         },
     }
+
+
+def _described() -> str:
+    groups = groupby(config.OPTIONS, key=lambda option: option.group)
+    named = (f"{group.value}: {', '.join(option.name for option in options)}." for group, options in groups)
+    return f"Options of AirExecutor. {' '.join(named)}"
 
 
 def get_cli_commands() -> list[Any]:

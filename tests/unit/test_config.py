@@ -7,13 +7,15 @@ import dataclasses
 import json
 import os
 import sys
+from itertools import groupby
 from pathlib import Path
 
 import pytest
 from airflow.configuration import AirflowConfigParser
 
 from air_executor import config
-from air_executor.config import OPTIONS, Config, airflow_home, env_var, load, plain_getter
+from air_executor.config import OPTIONS, Config, Group, airflow_home, env_var, load, plain_getter
+from air_executor.config.example import example
 from air_executor.errors import ConfigError
 from air_executor.machine import gpu_pool
 from tests.support import airflow_env
@@ -52,13 +54,31 @@ def test_every_option_has_a_default_that_can_be_used(home: Path) -> None:
 
 
 def test_every_option_is_a_value_of_the_configuration_and_is_described() -> None:
-    assert [*(option.name for option in OPTIONS), "serves"] == list(Config.__dataclass_fields__)
+    assert {*(option.name for option in OPTIONS), "serves"} == set(Config.__dataclass_fields__)
+    assert len(OPTIONS) == len({option.name for option in OPTIONS})
     for option in OPTIONS:
         assert option.description.endswith(".")
         assert option.type in ("string", "integer", "float")
         option.parse(option.default)
         if option.example:
             option.parse(option.example)
+
+
+def test_the_options_of_a_group_stand_side_by_side() -> None:
+    assert [group for group, _ in groupby(OPTIONS, key=lambda option: option.group)] == list(Group)
+
+
+def test_what_is_kept_and_what_a_scheduler_does_at_its_end_asks_for_no_other_launcher() -> None:
+    others = {option.name for option in OPTIONS if not option.for_launcher}
+    assert others == {"on_shutdown", "keep_days", "keep_runs", "keep_jobs"}
+
+
+def test_the_example_file_is_what_the_table_says_and_sets_every_option_to_its_default(tmp_path: Path) -> None:
+    path = Path(__file__).parents[2] / "airflow.cfg.example"
+    assert path.read_text() == example(), "write it anew: python -m air_executor.config.example > airflow.cfg.example"
+    parser = configparser.ConfigParser()
+    parser.read(path)
+    assert dict(parser["air_executor"]) == {option.name: option.default for option in OPTIONS}
 
 
 BAD = [
