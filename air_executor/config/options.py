@@ -112,8 +112,8 @@ OPTIONS: tuple[Option, ...] = (
         "string",
         "detach",
         "What happens to running tasks when the scheduler is stopped. ``detach``: they keep running, and the next "
-        "scheduler takes them over. ``drain``: the scheduler waits for them. ``kill``: they are stopped, with time "
-        "for ``on_kill``, and fail.",
+        "scheduler takes them over. ``drain``: the scheduler waits for them. ``kill``: they are stopped, with time for "
+        "``on_kill``, and fail.",
         None,
         _one_of("detach", "drain", "kill"),
         Group.EXECUTOR,
@@ -147,11 +147,12 @@ OPTIONS: tuple[Option, ...] = (
         "auto",
         "Modules that the launcher imports once, so that tasks need not. ``auto`` learns from tasks: it imports those "
         "of installed packages that tasks import, that take time, and that a fork does not harm; ``air-executor "
-        "doctor`` lists which, and why not the others. ``off`` imports nothing ahead. You can also name modules, separated by "
-        "commas: those are imported without a trial. A minus before a name leaves the module to the tasks, for example "
-        "because they set variables that it reads at import. Name installed packages, never modules of the DAG folder: "
-        "those would go stale. Unless the list has ``off`` or ``-rehearsal``, the launcher also rehearses a few runs "
-        "before it serves: it starts half a second later, and tasks take a fifth less CPU and a quarter less memory.",
+        "doctor`` lists which, and why not the others. ``off`` imports nothing ahead. You can also name modules, "
+        "separated by commas: those are imported without a trial. A minus before a name leaves the module to the "
+        "tasks, for example because they set variables that it reads at import. Name installed packages, never modules "
+        "of the DAG folder: those would go stale. Unless the list has ``off`` or ``-rehearsal``, the launcher also "
+        "rehearses a few runs before it serves: it starts half a second later, and tasks take a fifth less CPU and a "
+        "quarter less memory.",
         "auto,sqlalchemy,-torch",
         _modules,
         Group.LAUNCHER,
@@ -203,9 +204,9 @@ OPTIONS: tuple[Option, ...] = (
         "auto",
         "Whether a runner may sign itself a new token, for its own task instance only, when its token has expired "
         "while the API server was away, or the clock was set back. If it may not, its task fails. It needs the key "
-        "with which Airflow signs. ``auto``: on where the executor starts the launcher, as runners have the scheduler's "
-        "configuration there anyway; off where the launcher is a service. Airflow's audit log names each run that "
-        "did it.",
+        "with which Airflow signs. ``auto``: on where the executor starts the launcher, as runners have the "
+        "scheduler's configuration there anyway; off where the launcher is a service. Airflow's audit log names each "
+        "run that did it.",
         "off",
         _one_of("auto", "on", "off"),
         Group.RUNNER,
