@@ -1,11 +1,11 @@
-"""The commands that remove what has ended: records of runs, and jobs."""
+"""The commands that remove ended runs and ended jobs."""
 
 from __future__ import annotations
 
 import argparse
 from dataclasses import replace
 
-from air_executor.cli import jobs
+from air_executor.cli import where
 from air_executor.cli.table import EXIT_OK, JSON, Argument, Command, at_least_zero, count, print_json
 from air_executor.errors import AirExecutorError, WrongStateError
 from air_executor.jobs import retention
@@ -15,7 +15,7 @@ from air_executor.runs.store import RunStore
 
 
 def _prune(args: argparse.Namespace) -> int:
-    options = jobs.options()
+    options = where.options()
     store = RunStore(options.state_dir)
     store.refuse_strangers()
     kept = retention.retention(options) or retention.Retention(options.keep_days, options.keep_jobs)
@@ -35,7 +35,7 @@ def _prune(args: argparse.Namespace) -> int:
 
 
 def _remove(args: argparse.Namespace) -> int:
-    options = jobs.options()
+    options = where.options()
     RunStore(options.state_dir).refuse_strangers()
     store = JobStore(options.state_dir)
     removed: list[str] = []

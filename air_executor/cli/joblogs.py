@@ -1,4 +1,4 @@
-"""Printing the logs of jobs' tasks: what their commands have printed, as it is."""
+"""Printing the logs of jobs' tasks, unchanged."""
 
 from __future__ import annotations
 
@@ -9,9 +9,8 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from air_executor.cli import jobs
+from air_executor.cli import where
 from air_executor.cli.jsonout import print_line
-from air_executor.cli.table import EXIT_OK
 from air_executor.cli.tasklogs import ALL, Filter, tail_position
 from air_executor.errors import JobError
 from air_executor.jobs.model import Task, is_name
@@ -36,7 +35,7 @@ def only_task(name: str) -> str | None:
 
     :raises JobError: it has several; the message names them.
     """
-    store = JobStore(jobs.options().state_dir)
+    store = where.job_store()
     if not is_name(name) or not (store.folder(name) / "state.json").is_file():
         return None
     tasks = list(store.open(name).tasks)
@@ -46,9 +45,9 @@ def only_task(name: str) -> str | None:
     raise JobError(f"{name} is a job: name one of its tasks, as in `air-executor logs {name} TASK`: {named or 'none'}")
 
 
-def print_task_log(name: str, task_id: str, wanted: Filter = ALL, *, is_followed: bool = False) -> int:
+def print_task_log(name: str, task_id: str, wanted: Filter = ALL, *, is_followed: bool = False) -> None:
     """Print what a task of a job has printed, and what it prints until it has ended."""
-    store = JobStore(jobs.options().state_dir)
+    store = where.job_store()
     path = _task(store, name, task_id)[0].log_file(task_id)
     position = 0 if wanted.tail is None or wanted.pattern else tail_position(path, wanted.tail)
     pieces = _pieces(path, position, _end_of(store, name, task_id), is_followed=is_followed)
@@ -58,12 +57,11 @@ def print_task_log(name: str, task_id: str, wanted: Filter = ALL, *, is_followed
     task = _task(store, name, task_id)[1]
     if task.error:
         print(f"-- task {task.id} {task.status.value}: {task.error}")
-    return EXIT_OK
 
 
-def stream_task_log(name: str, task_id: str, wanted: Filter = ALL) -> int:
+def stream_task_log(name: str, task_id: str, wanted: Filter = ALL) -> None:
     """Print what a task of a job prints until it has ended, as NDJSON: an object for each line, and one for its end."""
-    store = JobStore(jobs.options().state_dir)
+    store = where.job_store()
     path = _task(store, name, task_id)[0].log_file(task_id)
     pieces = _pieces(path, 0, _end_of(store, name, task_id), is_followed=True)
     for line in _wanted_lines(pieces, wanted):
@@ -71,7 +69,6 @@ def stream_task_log(name: str, task_id: str, wanted: Filter = ALL) -> int:
     task = _task(store, name, task_id)[1]
     end = {"status": task.status.value, "exit_code": task.exit_code, "error": task.error}
     print_line({"job": name, "task": task_id, **end})
-    return EXIT_OK
 
 
 def _end_of(store: JobStore, name: str, task_id: str) -> Callable[[], bool]:

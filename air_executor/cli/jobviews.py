@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from datetime import datetime, timezone
-from typing import TYPE_CHECKING
 
 from rich.console import Group, RenderableType
 from rich.text import Text
@@ -16,10 +15,8 @@ from air_executor.cli.views import duration
 from air_executor.jobs.fields import moment
 from air_executor.jobs.model import JobState, Task, TaskStatus
 from air_executor.jobs.store import JobFiles
+from air_executor.observe.jobs import Summary
 from air_executor.runs.record import RunRecord
-
-if TYPE_CHECKING:
-    from air_executor.cli.jobs import Summary
 
 _COLOURS: dict[str, str] = {
     "waiting": "dim",

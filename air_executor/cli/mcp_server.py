@@ -23,9 +23,7 @@ from pydantic import Field
 
 from air_executor import __version__, config
 from air_executor.cli.failure import envelope
-from air_executor.cli.jobs import summaries, summary
 from air_executor.cli.jsonout import printable
-from air_executor.cli.programs import obstacle
 from air_executor.errors import AirExecutorError, JobError, WrongStateError
 from air_executor.jobs import api
 from air_executor.jobs.model import Task
@@ -33,6 +31,7 @@ from air_executor.jobs.requests import request
 from air_executor.jobs.store import JobFiles, JobStore
 from air_executor.launcher.address import module_command
 from air_executor.machine.safe_files import open_log
+from air_executor.observe.jobs import obstacle, summaries, summary
 from air_executor.observe.query import observe_runs
 from air_executor.runs.store import RunStore
 

@@ -15,8 +15,7 @@ from air_executor.cli.jsonout import print_line
 from air_executor.errors import AirExecutorError
 from air_executor.runs.statedir import VARIABLE
 
-#: Exit codes: it is so; it is not so, or it did not work; it was asked wrongly; it has not ended in time (as
-#: timeout(1) says it).
+#: Exit codes: success; failure, or "no" as an answer; wrong use; not ended in time, as of timeout(1).
 EXIT_OK, EXIT_NO, EXIT_USAGE, EXIT_TIMEOUT = 0, 1, 2, 124
 
 
@@ -41,13 +40,13 @@ class Command:
 def call(command: Command) -> Callable[[argparse.Namespace], None]:
     """Return a function that runs ``command`` and leaves with its exit code.
 
-    Errors become one line; with ``--json`` one object on stdout, those that nobody has expected too.
+    Errors become one line; with ``--json`` one object on stdout, unexpected ones too.
     """
 
     def run(args: argparse.Namespace) -> None:
         args.command = command.name  # Airflow's command line has its own place for it
         if (named := getattr(args, "state_dir", None)) is not None:
-            # In the environment, so that it holds for all that this command calls and starts.
+            # In the environment, so that the processes started by this command have it too.
             os.environ[VARIABLE] = os.path.abspath(os.path.expanduser(named))
         try:
             code = command.run(args)
@@ -64,6 +63,11 @@ def call(command: Command) -> Callable[[argparse.Namespace], None]:
             sys.exit(code)
 
     return run
+
+
+def command_after(args: argparse.Namespace) -> list[str]:
+    """Return the command line that stands behind ``--``, or at the end of a command's own arguments."""
+    return list(args.argv[1:] if args.argv[:1] == ["--"] else args.argv)
 
 
 def at_least_zero(text: str) -> float:

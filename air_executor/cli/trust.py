@@ -3,25 +3,18 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 
+from air_executor.cli import where
 from air_executor.cli.listing import Listing, show
-from air_executor.cli.table import EXIT_NO, EXIT_OK, print_json
+from air_executor.cli.table import EXIT_NO, EXIT_OK, JSON, Argument, Command, print_json
 from air_executor.errors import AirExecutorError, JobError
 from air_executor.jobs.model import Job
 from air_executor.jobs.store import JobStore
 
 
-def hint(store: JobStore, job: Job) -> str | None:
-    """Return what to do about a job that is left alone as it is not trusted; ``None`` for all others."""
-    if job.state.is_end or store.root.lstat().st_uid != os.geteuid() or store.private.is_trusted(job.id):
-        return None
-    return f"not submitted here, so it is not run; if you trust it: `air-executor trust {job.name}`"
-
-
 def warn(store: JobStore) -> None:
-    """Say which jobs are left alone by the manager that is about to begin."""
+    """Print which jobs the manager that is about to begin will leave alone."""
     names = [job.name for job in _untrusted(store) if not job.state.is_end]
     if names:
         more = f" and {len(names) - 5} more" if len(names) > 5 else ""
@@ -31,8 +24,8 @@ def warn(store: JobStore) -> None:
         )
 
 
-def trust(store: JobStore, args: argparse.Namespace) -> int:
-    """Trust jobs by name, or all; without either list those that are not trusted."""
+def _trust(args: argparse.Namespace) -> int:
+    store = where.job_store()
     if args.all and args.names:
         raise JobError("name the jobs to trust, or give --all: choose one")
     if not (args.all or args.names):
@@ -75,3 +68,17 @@ def _untrusted(store: JobStore) -> list[Job]:
         if not store.private.is_trusted(job.id):
             found.append(job)
     return found
+
+
+COMMANDS: tuple[Command, ...] = (
+    Command(
+        "trust",
+        "let jobs run that were not submitted here, but came with a repository; without NAME, list them",
+        _trust,
+        (
+            Argument(("names",), {"nargs": "*", "metavar": "NAME", "help": "name of a job"}),
+            Argument(("--all",), {"action": "store_true", "help": "all that are here now"}),
+            JSON,
+        ),
+    ),
+)

@@ -1,4 +1,4 @@
-"""What runs now, seen from outside: the records, the locks and the processes."""
+"""Which runs are live, and which launchers: from records, locks, processes and the launchers' own answers."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from datetime import datetime, timezone
 from typing import Any
 
 import orjson
-import psutil
 
 from air_executor.errors import StateDirError
 from air_executor.launcher.address import all_addresses
 from air_executor.launcher.client import control
+from air_executor.observe import usage
 from air_executor.runs.lock import is_held
 from air_executor.runs.record import RunRecord
 from air_executor.runs.records import public
@@ -30,8 +30,8 @@ class ObservedRun:
 
     def to_dict(self) -> dict[str, Any]:
         """Return it as plain data."""
-        usage = {"age_s": self.age_s, "memory_bytes": self.memory_bytes, "cpu_time_s": self.cpu_time_s}
-        return {**public(self.record), "usage": usage}
+        used = {"age_s": self.age_s, "memory_bytes": self.memory_bytes, "cpu_time_s": self.cpu_time_s}
+        return {**public(self.record), "usage": used}
 
 
 def launchers(store: RunStore) -> list[dict[str, Any]]:
@@ -60,30 +60,5 @@ def observe_runs(store: RunStore) -> list[ObservedRun]:
 def _observe(store: RunStore, record: RunRecord) -> ObservedRun:
     began = record.starting_at or record.queued_at
     age = datetime.now(tz=timezone.utc) - datetime.fromisoformat(began) if began else None
-    memory, cpu = _usage(record.pid) if record.pid and store.is_runner(record) else (None, None)
+    memory, cpu = usage.of_family(record.pid) if record.pid and store.is_runner(record) else (None, None)
     return ObservedRun(record, round(age.total_seconds(), 1) if age else 0.0, memory, cpu)
-
-
-def _usage(pid: int) -> tuple[int | None, float | None]:
-    """Return the memory (its share of shared pages included) and the CPU time of a runner and all below it."""
-    memory, cpu = 0, 0.0
-    try:
-        runner = psutil.Process(pid)
-        family = [runner, *runner.children(recursive=True)]
-    except psutil.Error:
-        return None, None
-    for process in family:
-        try:
-            memory += _share_bytes(process)
-            times = process.cpu_times()
-            cpu += times.user + times.system
-        except psutil.Error:
-            continue
-    return memory, round(cpu, 2)
-
-
-def _share_bytes(process: psutil.Process) -> int:
-    try:
-        return int(process.memory_full_info().pss)
-    except (psutil.AccessDenied, AttributeError):
-        return int(process.memory_info().rss)

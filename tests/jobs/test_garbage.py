@@ -15,7 +15,6 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from air_executor import jsontext
-from air_executor.cli.jobs import summaries
 from air_executor.config import Config
 from air_executor.errors import AirExecutorError, JobError
 from air_executor.jobs import api, inbox, lookout
@@ -25,6 +24,7 @@ from air_executor.jobs.manager import Manager
 from air_executor.jobs.model import Job, JobState, Task, TaskStatus
 from air_executor.jobs.queue import MAX_TASK_BYTES, queue_in_job
 from air_executor.jobs.store import JobStore
+from air_executor.observe.jobs import summaries
 from air_executor.runs.store import RunStore
 from tests.support.airflow_env import config
 from tests.support.pretend import PretendedBackend

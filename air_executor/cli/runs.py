@@ -1,0 +1,210 @@
+"""The commands that show and stop runs, and the one that shows all that is live."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import signal
+import sys
+import time
+from typing import Any
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.text import Text
+
+from air_executor.cli import jobviews, manager, select, views, where
+from air_executor.cli.jsonout import print_line
+from air_executor.cli.listing import say_where, show
+from air_executor.cli.table import EXIT_NO, EXIT_OK, JSON, Argument, Command, at_least_zero, count, print_json
+from air_executor.errors import WrongStateError
+from air_executor.launcher.client.backend import signal_by_pid
+from air_executor.launcher.client.control import ask_to_stop
+from air_executor.observe.jobs import summaries
+from air_executor.observe.query import launchers, observe_runs, waiting_for_gpus
+from air_executor.runs.record import RunRecord, RunState
+from air_executor.runs.records import public
+from air_executor.runs.statedir import locate
+from air_executor.runs.store import RunStore
+
+#: How often `stop --wait` looks, in seconds.
+_LOOK_S = 0.1
+
+
+def _status(args: argparse.Namespace) -> int:
+    store = where.run_store()
+    if args.json:
+        while args.watch:
+            print_line(_plain_status(store))
+            time.sleep(args.interval)
+        print_json(_plain_status(store))
+        return EXIT_OK
+    line = f"state directory {locate()}"
+    if not args.watch:
+        say_where(line)
+        show(_shown_status(store))
+        return EXIT_OK
+    console = Console()
+    with Live(console=console, auto_refresh=False, screen=console.is_terminal) as live:
+        while True:
+            live.update(Group(Text(line, style="dim"), _shown_status(store)), refresh=True)
+            time.sleep(args.interval)
+
+
+def _plain_status(store: RunStore) -> dict[str, Any]:
+    return {
+        "launchers": launchers(store),
+        "runs": [run.to_dict() for run in observe_runs(store)],
+        "waiting": waiting_for_gpus(store),
+        "jobs": [dataclasses.asdict(job) for job in summaries(store.root, ended=False)],
+    }
+
+
+def _shown_status(store: RunStore) -> Group:
+    jobs = summaries(store.root, ended=False)
+    parts = [views.status(launchers(store), observe_runs(store), waiting_for_gpus(store))]
+    return Group(*parts, *([jobviews.jobs(jobs)] if jobs else []))
+
+
+def _runs(args: argparse.Namespace) -> int:
+    store = where.run_store()
+    wanted = [
+        record
+        for record in store.records()
+        if (not args.state or record.state.value in args.state) and select.is_wanted(record, args)
+    ]
+    wanted.sort(key=lambda record: record.queued_at or "", reverse=True)
+    wanted = wanted[: args.limit] if args.limit else wanted
+    if args.json:
+        print_json([public(record) for record in wanted])
+    else:
+        say_where(f"state directory {locate()}")
+        show(views.runs(wanted))
+    return EXIT_OK
+
+
+def _show(args: argparse.Namespace) -> int:
+    store = where.run_store()
+    record = store.settled(select.one(store, args))
+    if args.json:
+        print_json(public(record))
+    else:
+        show(views.run(store, record))
+    return EXIT_OK
+
+
+# Stopping
+
+
+def _stop(args: argparse.Namespace) -> int:
+    if not select.names_runs(args) and args.run is None:
+        if not args.json:
+            print("without a run this ends the manager of the jobs, as `air-executor shutdown` does", file=sys.stderr)
+        return manager.shutdown(args)
+    store = where.run_store()
+    store.refuse_strangers()
+    if args.run is not None:
+        return _show_stopped(store, [_stop_run(store, store.settled(store.find(args.run)), args)], args)
+    stopped, errors = [], []
+    for record in select.matching(store, args, live=True):
+        try:
+            stopped.append(_stop_run(store, record, args))
+        except WrongStateError as error:
+            errors.append(str(error))
+    code = _show_stopped(store, stopped, args) if stopped else EXIT_NO
+    if errors:
+        raise WrongStateError("; ".join(errors))
+    return code
+
+
+def _stop_run(store: RunStore, record: RunRecord, args: argparse.Namespace) -> RunRecord:
+    """Have a run stopped.
+
+    :raises WrongStateError: it has ended, or nobody can reach it.
+    """
+    if record.state.is_end:
+        raise WrongStateError(f"run {record.id} has ended already: {record.state.value}")
+    store.request_stop(record.id, args.reason)
+    if not ask_to_stop(store, record.id) and not signal_by_pid(store, record.id, signal.SIGTERM):
+        raise WrongStateError(
+            f"run {record.id} is {record.state.value} on {record.host or 'an unknown host'}, and neither its launcher "
+            "nor its process can be reached from here"
+        )
+    return record
+
+
+def _show_stopped(store: RunStore, stopped: list[RunRecord], args: argparse.Namespace) -> int:
+    if args.wait:
+        stopped = [_wait_for_end(store, record) for record in stopped]
+    if args.json:
+        plain = [public(record) for record in stopped]
+        print_json(plain[0] if args.run is not None else plain)
+        return EXIT_OK
+    for record in stopped:
+        print(f"run {record.id} of {record.label}: {record.state.value if args.wait else 'is being stopped'}")
+    return EXIT_OK
+
+
+def _wait_for_end(store: RunStore, record: RunRecord) -> RunRecord:
+    while not record.state.is_end:
+        time.sleep(_LOOK_S)
+        record = store.settled(store.read(record.id))
+    return record
+
+
+_RUN = Argument(("run",), {"nargs": "?", "metavar": "RUN", "help": "id of the run, or the beginning of it"})
+
+COMMANDS: tuple[Command, ...] = (
+    Command(
+        "status",
+        "show the launchers and what runs now",
+        _status,
+        (
+            Argument(
+                ("-w", "--watch"),
+                {
+                    "action": "store_true",
+                    "help": "stay and keep the display up to date; with --json: NDJSON, a line at each look",
+                },
+            ),
+            Argument(
+                ("--interval",),
+                {"type": at_least_zero, "default": 1.0, "help": "seconds between two looks of --watch (default 1)"},
+            ),
+            JSON,
+        ),
+    ),
+    Command(
+        "runs",
+        "list runs, the newest first",
+        _runs,
+        (
+            Argument(
+                ("-s", "--state"),
+                {
+                    "action": "append",
+                    "choices": [state.value for state in RunState],
+                    "help": "only runs in this state; may be given more than once",
+                },
+            ),
+            *select.FILTERS,
+            Argument(
+                ("-n", "--limit"), {"type": count, "default": 50, "help": "at most so many, 0 for all (default 50)"}
+            ),
+            JSON,
+        ),
+    ),
+    Command("show", "show everything about one run", _show, (_RUN, *select.ARGUMENTS, JSON)),
+    Command(
+        "stop",
+        "stop a run, or all that are named: a task gets time for on_kill, then it is killed",
+        _stop,
+        (
+            _RUN,
+            *select.ARGUMENTS,
+            Argument(("--reason",), {"default": "stopped from the command line", "help": "noted in the record"}),
+            manager.WAIT,
+            JSON,
+        ),
+    ),
+)

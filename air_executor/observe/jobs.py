@@ -1,0 +1,124 @@
+"""How jobs stand, seen from outside: from their files and locks. Nothing here writes."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+from air_executor import jsontext
+from air_executor.errors import AirExecutorError
+from air_executor.jobs.model import Job, JobState, TaskStatus
+from air_executor.jobs.store import JobFiles, JobStore, is_worked_on
+from air_executor.runs.record import RunRecord
+from air_executor.runs.store import RunStore
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A job in one line."""
+
+    name: str
+    state: JobState
+    tasks: int
+    completed: int
+    failed: int
+    running: int
+    updated_at: str
+    error: str | None
+    skipped: int = 0
+    cancelled: int = 0
+    paused: bool = False
+    trusted: bool = True
+    """Whether it may be run: it was submitted here, or a user trusts it. True of every job that has ended."""
+    has_manager: bool | None = None
+    """Whether a manager works on it; ``None`` when it has ended."""
+
+
+def summaries(state_dir: str | Path, *, ended: bool = True) -> list[Summary]:
+    """Return the jobs below a state directory, by name. One that can't be read is ``failed``, with the error.
+
+    :param ended: include the jobs that have ended.
+    """
+    store = JobStore(state_dir, is_looking=True)
+    found = []
+    for name in store.names():
+        try:
+            files = store.files(name)
+            if not files.is_ended():
+                found.append(_live_summary(store, store.open(name)))
+            elif ended:  # there may be many: only their tasks' statuses are read
+                found.append(_summary(*files.counts()))
+        except AirExecutorError as error:
+            found.append(Summary(jsontext.shown(name), JobState.FAILED, 0, 0, 0, 0, "", str(error)))
+    return found
+
+
+def summary(files: JobFiles) -> Summary:
+    """Return one job that was read."""
+    found = _summary(files.job, Counter(task.status.value for task in files.tasks.values()))
+    return found if found.state.is_end else dataclasses.replace(found, has_manager=is_worked_on(files.path))
+
+
+def _live_summary(store: JobStore, files: JobFiles) -> Summary:
+    why = untrusted(store, files.job)
+    return summary(files) if why is None else dataclasses.replace(summary(files), trusted=False, error=why)
+
+
+def _summary(job: Job, counts: Counter[str]) -> Summary:
+    return Summary(
+        job.name,
+        job.state,
+        sum(counts.values()),
+        counts[TaskStatus.COMPLETED.value],
+        counts[TaskStatus.FAILED.value],
+        counts[TaskStatus.RUNNING.value],
+        job.updated_at,
+        job.error,
+        counts[TaskStatus.SKIPPED.value],
+        counts[TaskStatus.CANCELLED.value],
+        job.paused and not job.state.is_end,
+    )
+
+
+def untrusted(store: JobStore, job: Job) -> str | None:
+    """Return what to do about a job that is not run because nobody trusts it; ``None`` for all others.
+
+    Nobody is asked about a job that has ended, nor when somebody else's jobs are looked at.
+    """
+    if job.state.is_end or store.root.lstat().st_uid != os.geteuid() or store.private.is_trusted(job.id):
+        return None
+    return f"not submitted here, so it is not run; if you trust it: `air-executor trust {job.name}`"
+
+
+def obstacle(store: JobStore, files: JobFiles) -> str | None:
+    """Return why a job that has not ended makes no progress, and what to do about it; ``None`` if nothing is wrong."""
+    job = files.read_job()
+    if why := untrusted(store, job):
+        return why
+    if job.paused:
+        return f"it is paused; `air-executor resume {job.name}` lets it go on"
+    if not is_worked_on(files.path):
+        return "no manager works here; begin with `air-executor start`"
+    return None
+
+
+def leftover_runs(files: JobFiles) -> dict[str, RunRecord | None] | None:
+    """Return the runs of tasks that are ``running`` as the files of a job say which has no manager, by task.
+
+    Such a run may have ended since; a task without a record has ``None``. Nothing at all, ``None``, is returned when
+    the files are up to date: a manager works on the job, or it has ended.
+    """
+    if files.job.state.is_end or is_worked_on(files.path):
+        return None
+    runs = RunStore(files.path.parent.parent)
+    found: dict[str, RunRecord | None] = {}
+    for task in files.tasks.values():
+        if task.status is TaskStatus.RUNNING:
+            found[task.id] = None
+            with contextlib.suppress(AirExecutorError):
+                found[task.id] = runs.settled(runs.read(task.run_id or ""))
+    return found
