@@ -1,7 +1,7 @@
-"""What the fields of jobs and tasks may hold: how a value is checked, and how JSON Schema says so.
+"""The kinds of fields of jobs and tasks: how a value is checked, and how JSON Schema describes it.
 
-The fields themselves stand in :mod:`air_executor.jobs.model`, each with its kind and a description
-(:func:`about`). Checks, files and the schema all follow from there.
+The fields themselves are those of :mod:`air_executor.jobs.model`, each with its kind and a description
+(:func:`about`). The checks, the files and the schema all follow from these.
 """
 
 from __future__ import annotations
@@ -18,22 +18,17 @@ from datetime import date, datetime, timezone
 from typing import Any
 
 from air_executor.errors import JobError, LimitsError
+from air_executor.jobs.names import NAME
+from air_executor.jobs.placeholders import REFERENCE
 from air_executor.runs import limits
 
-#: Names of jobs become folders, ids of tasks become files. Ids of Airflow's dag runs pass, as
-#: ``manual__2025-10-02T07:30:00+00:00``.
-NAME = r"[A-Za-z0-9_][A-Za-z0-9_.:+@=-]{0,199}"
-
-#: The result of a task, as the whole of a text.
-REFERENCE = rf"\$\{{tasks\.({NAME})\.result\}}"
-
-#: What is nested deeper could be read, and not be written.
+#: JSON that is nested deeper could be read, but not written.
 _MAX_DEPTH = 100
 
-#: Fields that begin so are whoever wrote them's.
+#: Fields of the user's own begin with one of these.
 OWN = ("x-", "_")
 
-#: What other engines call our fields.
+#: What other engines call these fields, for hints.
 _ELSEWHERE = {
     "after": "dependencies",
     "cmd": "command",
@@ -60,23 +55,23 @@ _ELSEWHERE = {
 
 
 class NotPlainError(ValueError):
-    """A value can't be written as JSON. The message says what is in the way, as the value may be long."""
+    """A value can't be written as JSON. The message names the offending part, as the whole may be long."""
 
 
 @dataclass(frozen=True)
 class Kind:
-    """What a value may be. ``check`` returns it, or raises a ``ValueError`` that says what it must be."""
+    """A kind of value. ``check`` returns the value, or raises a ``ValueError`` that says what it must be."""
 
     check: Callable[[Any], Any]
     schema: Mapping[str, Any]
     is_secret: bool = False
-    """Messages must not show the value."""
+    """No message may show the value."""
 
 
 def about(kind: Kind, description: str, *, is_own: bool = False) -> dict[str, Any]:
     """Return the metadata of a dataclass's field.
 
-    :param is_own: AirExecutor writes it; people need not.
+    :param is_own: AirExecutor writes the field; users need not.
     """
     return {"kind": kind, "description": " ".join(description.split()), "is_own": is_own}
 
@@ -87,7 +82,11 @@ def kinds(model: Any) -> dict[str, Kind]:
 
 
 def schema(model: Any, *, required: Iterable[str] = (), without_own: bool = False) -> dict[str, Any]:
-    """Return the JSON Schema of a dataclass's fields. What is not required may be ``null``: as if it were not there."""
+    """Return the JSON Schema of a dataclass's fields. A field that is not required may be ``null``, like a missing one.
+
+    :param required: names of fields that must be there.
+    :param without_own: leave out the fields that AirExecutor writes.
+    """
     properties = {}
     for item in dataclasses.fields(model):
         if "kind" not in item.metadata or (without_own and item.metadata["is_own"]):
@@ -102,7 +101,7 @@ def schema(model: Any, *, required: Iterable[str] = (), without_own: bool = Fals
     return {
         "type": "object",
         "properties": properties,
-        "patternProperties": {"^(x-|_)": {"description": "Fields of your own; they stay."}},
+        "patternProperties": {"^(x-|_)": {"description": "Fields of your own. They are kept."}},
         "additionalProperties": False,
         "required": list(required),
     }
@@ -119,7 +118,9 @@ def _or_null(what: dict[str, Any]) -> dict[str, Any]:
 def check_names(document: Mapping[Any, Any], known: Iterable[str], who: str) -> None:
     """Check that a document has no misspelt fields.
 
-    :raises JobError: it has one that is not known, and not somebody's own; the message has the nearest name.
+    :param known: the names of all fields.
+    :param who: names the document, for the message.
+    :raises JobError: a field is unknown, and not one of the user's own; the message suggests the nearest name.
     """
     known = list(known)
     for name in document:
@@ -140,14 +141,14 @@ def _near(name: str, known: list[str]) -> str | None:
 
 
 def kind_name(value: Any) -> str:
-    """Return what a value of JSON is, for messages."""
+    """Return the kind of a JSON value, for messages."""
     return {dict: "an object", list: "a list", str: "text", bool: "true or false"}.get(type(value), repr(value)[:80])
 
 
 def check_plain(value: Any) -> Any:
-    """Return ``value`` if it can be written as JSON, and be read again.
+    """Return ``value`` if it can be written as JSON and read again.
 
-    :raises NotPlainError: it can't; the message says what is in the way.
+    :raises NotPlainError: it can't; the message names the offending part.
     """
     below = [(value, 0)]
     while below:
@@ -191,9 +192,9 @@ def _texts(value: Any) -> list[str]:
 
 
 def check_variables(value: Any) -> dict[str, str]:
-    """Return ``value`` if it can be variables of a process.
+    """Return ``value`` if it maps names of environment variables to text.
 
-    :raises ValueError: it can't.
+    :raises ValueError: it does not.
     """
     if not isinstance(value, dict) or not all(isinstance(text, str) for text in value.values()):
         raise ValueError("it must be an object of text to text")
@@ -257,15 +258,15 @@ def _exit_codes(value: Any) -> list[int]:
 
 
 def moment(text: str) -> datetime:
-    """Return a moment of a job's files; where nothing is said of the time zone, it is UTC.
+    """Read a moment from a job's files. Without a time zone it is UTC.
 
-    :raises ValueError: it is none, or one that no clock shows.
+    :raises ValueError: it is not a moment, or not between 1970 and 9998.
     """
     # Python 3.10 reads neither a "Z" nor a "z".
     read = datetime.fromisoformat(re.sub(r"[Zz]$", "+00:00", text))
     read = read if read.tzinfo else read.replace(tzinfo=timezone.utc)
     if not 1970 <= read.year < 9999:
-        raise ValueError(f"{text} is no moment of a clock")
+        raise ValueError(f"{text} is not between the years 1970 and 9998")
     return read
 
 
@@ -273,13 +274,13 @@ def _moment(value: Any) -> str:
     try:
         moment(_text(value))
     except ValueError:
-        raise ValueError("it must be a moment, as 2026-01-31T12:00:00+00:00") from None
+        raise ValueError("it must be a moment such as 2026-01-31T12:00:00+00:00") from None
     return str(value)
 
 
 def _items(value: Any) -> Any:
     if not isinstance(value, list) and not (isinstance(value, str) and re.fullmatch(REFERENCE, value)):
-        raise ValueError("it must be a list, or the result of a task as ${tasks.ID.result}")
+        raise ValueError("it must be a list, or the result of a task: ${tasks.ID.result}")
     return check_plain(value)
 
 
@@ -287,7 +288,7 @@ def _hook(value: Any) -> Any:
     if isinstance(value, dict):
         return check_plain(value)
     if not isinstance(value, str) or not value.strip() or "\0" in value:
-        raise ValueError("it must be a command line, or an object as of a task")
+        raise ValueError("it must be a command line, or an object with the fields of a task")
     return value
 
 
@@ -319,7 +320,7 @@ _NO_ZERO_BYTE = r"^[^\u0000]*$"
 
 TEXT = Kind(_text, {"type": "string", "pattern": _NO_ZERO_BYTE})
 SOME_TEXT = Kind(_some_text, {"type": "string", "minLength": 1, "pattern": _NO_ZERO_BYTE})
-#: Longer messages than :data:`TEXT` would give come from ``model.check_name``.
+#: Checked as text only: :func:`air_executor.jobs.names.check_name` follows, with a better message.
 ID = Kind(_text, {"type": "string", "pattern": f"^{NAME}$"})
 TEXTS = Kind(_texts, {"type": "array", "items": TEXT.schema})
 VARIABLES = Kind(
@@ -336,9 +337,13 @@ LIMITS = Kind(
         "properties": {
             "memory": {"description": "bytes, or text such as 512MiB or 2GB", "type": ["integer", "string"]},
             "cpu_time": {"description": "seconds", "type": "number", "exclusiveMinimum": 0},
-            "cpus": {"description": "on how many CPUs it may run", "type": "integer", "minimum": 1},
+            "cpus": {"description": "number of CPUs that it may use", "type": "integer", "minimum": 1},
             "nice": {"description": "priority of its processes", "type": "integer", "minimum": -20, "maximum": 19},
-            "gpus": {"description": "GPUs for it alone", "type": "integer", "minimum": 1},
+            "gpus": {
+                "description": "number of GPUs, which no other task gets meanwhile",
+                "type": "integer",
+                "minimum": 1,
+            },
         },
         "additionalProperties": False,
     },

@@ -177,7 +177,7 @@ def test_a_hook_may_use_results_and_its_id_may_be_taken(yard: Yard) -> None:
         ({"comand": "x"}, "field 'on_failure', task 'on_failure': there is no field 'comand'; did you mean 'command'"),
         ({"command": "x", "dependencies": ["a"]}, "field 'on_failure': it runs alone when the job has ended"),
         ("echo ${tasks.nobody.result}", "depends on 'nobody', which is not a task of the job"),
-        ("", "field 'on_failure': it must be a command line, or an object as of a task"),
+        ("", "field 'on_failure': it must be a command line, or an object with the fields of a task"),
     ],
 )
 def test_a_hook_that_can_not_be_used_is_refused_at_submit(yard: Yard, hook: Any, says: str) -> None:
