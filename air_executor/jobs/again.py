@@ -1,4 +1,4 @@
-"""Submitting a job of a name that is taken: running the same file again, or a corrected one."""
+"""Submitting a job under a name that is taken: the same definition again, or another one."""
 
 from __future__ import annotations
 
@@ -7,33 +7,43 @@ import hashlib
 import itertools
 import os
 from collections.abc import Iterable
-from pathlib import Path
 
 import orjson
 
 from air_executor import config, jsontext
-from air_executor.errors import JobError, JobExistsError, StateDirError
+from air_executor.errors import JobError, JobExistsError
+from air_executor.jobs.logs import names_in, separate_logs
 from air_executor.jobs.model import Job, JobState, Task
 from air_executor.jobs.store import JobFiles, JobStore, Values
-from air_executor.runs.record import now
 
-#: What may be done when there is a job of that name: nothing; begin one that has ended anew, and let one that has not
-#: go on, if its definition is the same; cancel it and begin it anew; call the new one otherwise.
+#: What to do if there is a job of that name. Refuse: raise an error. Resume: start an ended job again, and let one that
+#: works go on if its definition is the same. Replace: cancel it, and start it again. New name: name the new one NAME-2.
 REFUSE, RESUME, REPLACE, NEW_NAME = EXISTING = ("refuse", "resume", "replace", "new_name")
 
-#: So long nobody else may work on a job that has ended, in seconds.
+#: How long to wait for the lock of a job that has ended, in seconds.
 _LOCK_S = 10.0
 
-#: What of a job is no part of its definition.
-_LIFE = {"id", "name", "state", "created_at", "updated_at", "error", "cancelled", "paused", "generation", "definition"}
+#: Fields of a job that do not belong to its definition.
+_NOT_DEFINED = {
+    "id",
+    "name",
+    "state",
+    "created_at",
+    "updated_at",
+    "error",
+    "cancelled",
+    "paused",
+    "generation",
+    "definition",
+}
 
 
 def place(store: JobStore, job: Job, tasks: Iterable[Task], values: Values, existing: str) -> Job:
-    """Write a new job, or the next generation of one that is there.
+    """Write a new job, or the next generation of an existing one.
 
-    :param values: of variables that no file of the job may hold, as :meth:`JobStore.create` takes them.
+    :param values: the values of private variables, as :meth:`JobStore.create` takes them.
     :param existing: one of :data:`EXISTING`.
-    :return: the job as it is there; it may be another than ``job`` if it goes on.
+    :return: the job that is there now: ``job``, or the existing one if that goes on.
     :raises JobExistsError: there is a job of that name, and it stays.
     :raises JobError: something in the tasks can't be used.
     :raises StateDirError: it can't be written.
@@ -56,8 +66,8 @@ def place(store: JobStore, job: Job, tasks: Iterable[Task], values: Values, exis
 
 
 def definition(job: Job, tasks: Iterable[Task]) -> str:
-    """Return what tells the definition of a job, as it was submitted, from others."""
-    head = {name: value for name, value in orjson.loads(job.to_json()).items() if name not in _LIFE}
+    """Return a digest of what was submitted: the job and its tasks without what is noted about them later."""
+    head = {name: value for name, value in orjson.loads(job.to_json()).items() if name not in _NOT_DEFINED}
     bodies = [{**task.to_dict(), "job_name": "", "created_at": None} for task in tasks]
     document = jsontext.dumps([head, bodies], option=orjson.OPT_SORT_KEYS)
     return hashlib.blake2b(document, digest_size=16).hexdigest()
@@ -69,7 +79,7 @@ def _next_generation(store: JobStore, job: Job, tasks: list[Task], values: Value
     if not _has_ended(files, existing):
         former = store.open(name).job if existing == RESUME else None
         if former is not None and former.definition == job.definition:
-            store.check_trust(former)  # what it says of its definition may be a lie
+            store.check_trust(former)  # a repository may claim any definition
             for task_id, given in values.items():
                 store.private.keep(former, given, task_id)
             return former
@@ -79,7 +89,8 @@ def _next_generation(store: JobStore, job: Job, tasks: list[Task], values: Value
                 f"it and begins anew with this one, `--new-name` leaves it and calls this one {name}-2; "
                 f"`air-executor run {name}` goes on with it as it is"
             )
-        from air_executor.jobs.requests import request  # not for who only submits
+        # Here, as a task that only queues others need not import the manager.
+        from air_executor.jobs.requests import request
 
         request(config.load_plain(str(store.root.parent)), name, "cancel")
     lock = files.lock()
@@ -95,7 +106,7 @@ def _next_generation(store: JobStore, job: Job, tasks: list[Task], values: Value
             store.private.forget(former_id)
     finally:
         lock.release(keep_file=True)
-    store.tell_of(name)
+    store.announce(name)
     return job
 
 
@@ -107,7 +118,7 @@ def _former_id(files: JobFiles) -> str | None:
 
 
 def _has_ended(files: JobFiles, existing: str) -> bool:
-    """Tell whether nobody works on a job, and nothing is asked of it. What can't be understood may be replaced."""
+    """Tell whether a job has ended and has no requests. A job that can't be understood may be replaced."""
     try:
         return files.is_ended() and not files.asks()
     except JobError:
@@ -119,36 +130,14 @@ def _has_ended(files: JobFiles, existing: str) -> bool:
 def _write(files: JobFiles, job: Job, tasks: list[Task]) -> None:
     try:
         job.generation = files.counts()[0].generation + 1
-    except JobError:  # of what can't be understood nobody knows how often it was begun
+    except JobError:  # its generation is unknown
         job.generation = 2
     new = JobFiles(files.path)
     new.job, job.state = job, JobState.WAITING
     new.add(tasks, f"job {job.name}")
-    # What was asked of the former generation is none of the new one's business.
-    for name in _names(files.path / "inbox"):
+    # Requests to the former generation do not concern the new one.
+    for name in names_in(files.path / "inbox"):
         with contextlib.suppress(OSError):
             os.unlink(files.path / "inbox" / name)
     separate_logs(new)
-    new.write()  # state.json last: until then the former one has ended
-
-
-def _names(folder: Path) -> list[str]:
-    try:
-        return os.listdir(folder)
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-    except OSError as error:
-        raise StateDirError(f"cannot read {folder}: {error.strerror}") from error
-
-
-def separate_logs(files: JobFiles) -> None:
-    """Begin the next generation's part of each log with a line of its own. What cannot be written stays as it is."""
-    line = f"-- generation {files.job.generation}, begun {now()}\n".encode()
-    for name in _names(files.logs):
-        path = files.logs / name
-        with contextlib.suppress(OSError):
-            fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-            try:
-                os.write(fd, line)
-            finally:
-                os.close(fd)
+    new.write()  # state.json last: until then the former generation counts, which has ended

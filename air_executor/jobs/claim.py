@@ -129,7 +129,7 @@ class Claim:
             renew(files, self._job, self._tasks, keep, changed)
         finally:
             lock.release(keep_file=True)
-        self._store.tell_of(self.name)
+        self._store.announce(self.name)
         return self._is_now(self._owner)
 
     def _keep(self, files: JobFiles, former: Owner | None, *, is_over: bool) -> Keep | None:

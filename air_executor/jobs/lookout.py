@@ -12,7 +12,7 @@ import time
 from collections import deque
 from collections.abc import Iterable
 
-from air_executor.jobs.store import ASKED, JobStore
+from air_executor.jobs.store import CHANGED, JobStore
 from air_executor.machine.watch import Watch
 
 #: At least so many seconds are between two looks at the files.
@@ -115,8 +115,8 @@ class Lookout:
                 self._is_all_told = True
             elif folder == root:
                 # Of a former version, without a job's name.
-                self._is_all_told |= name in (ASKED, "")
-                self._tell(name.removeprefix(f"{ASKED}-"))
+                self._is_all_told |= name in (CHANGED, "")
+                self._tell(name.removeprefix(f"{CHANGED}-"))
             else:
                 self._tell((folder.parent if folder.name == "inbox" and folder.parent != root else folder).name)
 

@@ -31,8 +31,8 @@ from air_executor.errors import (
     UntrustedJobError,
 )
 from air_executor.jobs import inbox, templates
-from air_executor.jobs.again import separate_logs
 from air_executor.jobs.inbox import Ask
+from air_executor.jobs.logs import separate_logs
 from air_executor.jobs.lookout import Lookout
 from air_executor.jobs.model import OUTSIDE, JobState, Task, TaskStatus
 from air_executor.jobs.owner import is_of

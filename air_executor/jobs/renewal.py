@@ -7,7 +7,7 @@ from collections.abc import Container, Iterable, Mapping
 from dataclasses import fields, replace
 
 from air_executor.errors import JobError
-from air_executor.jobs.again import separate_logs
+from air_executor.jobs.logs import separate_logs
 from air_executor.jobs.model import OUTSIDE, Job, JobState, Task, TaskStatus, check_dependencies
 from air_executor.jobs.store import JobFiles
 from air_executor.runs.record import now

@@ -160,7 +160,7 @@ def test_any_bytes_in_any_file_at_any_moment_hurt_that_job_only(
                 path = here.store.root / "bad" / place
                 path.parent.mkdir(exist_ok=True)
                 path.write_bytes(data)
-                here.store.tell_of("bad")
+                here.store.announce("bad")
             if step == 14:
                 here.backend.release()
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from air_executor.errors import StateDirError
-from air_executor.jobs import store as store_module
+from air_executor.jobs import files as files_module
 from air_executor.jobs.manager import Manager
 from air_executor.jobs.model import Job, JobState
 from air_executor.jobs.retention import Retention, prune
@@ -53,7 +53,7 @@ def test_a_full_disk_costs_no_descriptors(pretended: Pretended, monkeypatch: pyt
             is_full = True
             pretended.backend.release()
             pretended.held = set()
-            monkeypatch.setattr(store_module, "replace_file", fail)
+            monkeypatch.setattr(files_module, "replace_file", fail)
         if 30 <= step < 130:
             counts.append(descriptors())
         if step == 130:
