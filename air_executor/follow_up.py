@@ -34,7 +34,7 @@ from airflow.sdk import TaskGroup, get_current_context, task
 from airflow.sdk.definitions.mappedoperator import MappedOperator
 from airflow.sdk.execution_time.xcom import XCom
 
-from air_executor.airflow import compat
+from air_executor.airflow.compat import dags
 from air_executor.errors import JobError
 
 #: XCom in which a task leaves what it has queued.
@@ -268,7 +268,7 @@ def _nothing_left(left: list[dict[str, Any]] | None, waves: int, collectors: lis
 def _rest(left: list[dict[str, Any]] | None, group_id: str, collectors: list[str]) -> dict[str, Any]:
     """Return the configuration of the run that goes on with what is left."""
     if not (left := left or _not_collected(collectors)):
-        raise compat.skip("nothing is left")
+        raise dags.skip("nothing is left")
     print(f"{_described(left)} left for another run")
     given = dict(get_current_context()["dag_run"].conf or {})
     return {**given, CONTINUED: {group_id: left}}

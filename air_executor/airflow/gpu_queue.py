@@ -16,7 +16,7 @@ from typing import Any
 
 import orjson
 
-from air_executor.airflow import compat
+from air_executor.airflow.compat import workloads
 from air_executor.errors import LimitsError, RecordError
 from air_executor.machine.gpu_pool import lock_name
 from air_executor.machine.safe_files import replace_file
@@ -89,7 +89,7 @@ class GpuQueue:
 
         One that asks for what can't be had does not wait: its runner refuses it, and says why.
         """
-        air = compat.executor_config(workload).get("air")
+        air = workloads.executor_config(workload).get("air")
         if not isinstance(air, dict) or not air.get("gpus"):
             return False
         try:
@@ -98,8 +98,8 @@ class GpuQueue:
             return False
         if not 0 < count <= len(self._pool):
             return False
-        identity = compat.identity_of(workload, team=None)
-        rank = -compat.priority_of(workload), next(self._numbers)
+        identity = workloads.identity_of(workload, team=None)
+        rank = -workloads.priority_of(workload), next(self._numbers)
         name = f"{identity.dag_id}.{identity.task_id}" if identity.dag_id else identity.name
         self._waiting[key] = _Waiting(rank, key, workload, count, identity.workload_id, name, runs.now())
         self._is_published = False

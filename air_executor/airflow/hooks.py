@@ -18,13 +18,14 @@ from air_executor.runs.store import RunStore
 
 def warm_up(config: Config, store: RunStore) -> Preloader | None:
     """See :meth:`air_executor.runner.hooks.Hooks.warm_up`."""
-    from air_executor.airflow import compat, rehearsal, warmup
+    from air_executor.airflow import rehearsal, warmup
+    from air_executor.airflow.compat import logs
 
     warmup.warm_up(name for name in config.preload if name not in ("auto", "off") and not name.startswith("-"))
     preloader = None
     if config.learns_imports:
         preloader = Preloader(store, [name[1:] for name in config.preload if name.startswith("-")])
-        with compat.loggers_of_tasks():
+        with logs.loggers_of_tasks():
             preloader.import_remembered()
     rehearsal.rehearse()
     if config.rehearses_runs:

@@ -7,7 +7,7 @@ import random
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from air_executor.airflow import compat
+from air_executor.airflow.compat import api, options
 from air_executor.machine.awake import AwakeClock
 
 #: The first waits are about this long, in seconds; they double up to the longest. Each is random below that, so that
@@ -41,7 +41,7 @@ class Patience:
 
     def install(self) -> None:
         """Let all requests of this process to the API server be made with this patience."""
-        compat.use_retries(self._try_again, self._give_up, self._sleep, self._wait_s)
+        api.use_retries(self._try_again, self._give_up, self._sleep, self._wait_s)
 
     @contextlib.contextmanager
     def only_once(self) -> Iterator[None]:
@@ -53,9 +53,9 @@ class Patience:
             self._single = False
 
     def _try_again(self, client: Any, error: BaseException) -> bool:
-        if compat.is_refused_token(error) and self._renew_token(client):
+        if api.is_refused_token(error) and self._renew_token(client):
             return True
-        return not self._single and compat.is_passing(error)
+        return not self._single and api.is_passing(error)
 
     def _give_up(self, client: Any, error: BaseException, since_s: float) -> bool:
         if self._awake.since_s(since_s) >= self.limit_s:
@@ -64,9 +64,9 @@ class Patience:
             self._since_s, self._refusals = since_s, 0  # another request
         # A server that is well but answers one request with an error, again and again, will go on so. Errors from a
         # time when it was not well do not count.
-        is_refusal = compat.is_internal_error(error) and compat.is_well(client, error)
+        is_refusal = api.is_internal_error(error) and api.is_well(client, error)
         self._refusals = self._refusals + 1 if is_refusal else 0
-        return self._refusals >= compat.stock_attempts()
+        return self._refusals >= options.stock_attempts()
 
     def _wait_s(self, attempt: int, since_s: float) -> float:
         longest_s = min(_LONGEST_S, _SHORTEST_S * 2.0 ** min(attempt - 1, 16))

@@ -28,7 +28,8 @@ from typing import Any
 import httpx
 import orjson
 
-from air_executor.airflow import compat, unheard
+from air_executor.airflow import unheard
+from air_executor.airflow.compat import AIRFLOW_VERSION, options, places, rehearsing
 from air_executor.config import Config
 from air_executor.errors import AirExecutorError
 from air_executor.launcher import memory, traces
@@ -60,7 +61,7 @@ _CONTEXT: dict[str, Any] = {
         "state": "running",
         "conf": {},
         "consumed_asset_events": [],
-        **({"partition_key": None} if compat.AIRFLOW_VERSION >= (3, 2) else {}),
+        **({"partition_key": None} if AIRFLOW_VERSION >= (3, 2) else {}),
     },
     "task_reschedule_count": 0,
     "max_tries": 0,
@@ -83,7 +84,7 @@ def rehearse_runs(config: Config) -> None:
     """
 
     def runs() -> None:
-        if sys.platform == "linux" and compat.forbids_rehearsals() is None:
+        if sys.platform == "linux" and options.impersonation() is None:
             _Rehearsal(config).play()
 
     attempt(runs, complaint=_COMPLAINT)
@@ -106,10 +107,9 @@ def _requests() -> None:
 
 
 def _parsing() -> None:
-    name = "airflow.models.dagbag" if compat.AIRFLOW_VERSION < (3, 2) else "airflow.dag_processing.dagbag"
     for _ in range(TIMES):
         with imports_undone():
-            bag = importlib.import_module(name).BundleDagBag(
+            bag = importlib.import_module(places.DAG_BAG).BundleDagBag(
                 dag_folder=str(_DAG_FILE), bundle_path=_DAG_FILE.parent, safe_mode=False, load_op_links=False
             )
         if bag.import_errors:
@@ -147,7 +147,7 @@ class _Rehearsal:
             stack.enter_context(everything_restored())
             stack.enter_context(silence(self._folder / "said"))
             os.environ["NO_PROXY"] = "*"
-            stack.enter_context(compat.rehearsing(_DAG_FILE.parent))
+            stack.enter_context(rehearsing.rehearsing(_DAG_FILE.parent))
             stack.enter_context(unheard.telemetry())
             server = stack.enter_context(socketserver.TCPServer(("127.0.0.1", 0), _ExecutionApi))
             self._url = f"http://127.0.0.1:{server.server_address[1]}/execution/"
@@ -210,12 +210,12 @@ class _Rehearsal:
         """Execute the task in this process. All answers of its supervisor are there before it asks."""
         ours, theirs = socket.socketpair()
         with ours:
-            ours.sendall(compat.answers_to_task({**workload, "ti": task}, _CONTEXT))
+            ours.sendall(rehearsing.answers_to_task({**workload, "ti": task}, _CONTEXT))
             nothing = os.open(os.devnull, os.O_RDONLY)
             with theirs:
                 os.dup2(theirs.fileno(), 0)
             try:
-                contextvars.copy_context().run(compat.be_task)
+                contextvars.copy_context().run(rehearsing.be_task)
             finally:
                 os.dup2(nothing, 0)
                 os.close(nothing)

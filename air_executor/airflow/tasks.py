@@ -11,7 +11,8 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from air_executor.airflow import compat, supervision
+from air_executor.airflow import supervision
+from air_executor.airflow.compat import api, execution, logs, workloads
 from air_executor.config import Config
 from air_executor.errors import AirExecutorError
 from air_executor.machine import system
@@ -32,7 +33,7 @@ def fork_ahead(store: RunStore, config: Config, connection: socket.socket) -> Ca
         signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM, signal.SIGINT))
         connection.close()
         system.set_title("air-executor spare task")
-        compat.forget_secrets()
+        logs.forget_secrets()
         system.renew_random_state()
 
     def note(run_id: str, known: int) -> None:
@@ -68,13 +69,13 @@ def redirect(former: os.stat_result, path: str) -> None:
 
 def execute(request: RunRequest, active: ActiveRun) -> Outcome:
     """Execute the workload of ``request`` and return what became of it."""
-    workload = compat.parse_workload(request.identity.kind, request.workload)
+    workload = workloads.parse_workload(request.identity.kind, request.workload)
     supervision.begin(active)
     if request.identity.kind == "task":
         return _execute_task(workload, request, active)
     active.started()
     try:
-        compat.run_other(workload, request.server)
+        execution.run_other(workload, request.server)
     except Exception as error:
         # Callbacks: Airflow's supervisor of them raises when the callback failed.
         return Outcome(state=RunState.FAILED, reason=f"{type(error).__name__}: {error}")
@@ -84,9 +85,9 @@ def execute(request: RunRequest, active: ActiveRun) -> Outcome:
 
 def _execute_task(workload: Any, request: RunRequest, active: ActiveRun) -> Outcome:
     try:
-        exit_code = compat.run_task(workload, request.server)
+        exit_code = execution.run_task(workload, request.server)
     except Exception as error:
-        refusal = compat.refusal(error)
+        refusal = api.refusal(error)
         if refusal is not None:
             reason = f"Airflow does not want this run any more: {refusal}"
             return Outcome(state=RunState.FAILED, outcome=UNWANTED, reason=reason)
@@ -94,7 +95,7 @@ def _execute_task(workload: Any, request: RunRequest, active: ActiveRun) -> Outc
             return active.outcome
         if active.ending is not None:
             return active.stopped()
-        if not compat.is_passing(error):
+        if not api.is_passing(error):
             raise
         raise AirExecutorError(
             f"the API server could not be told of the start within {active.patience_s:g} s "

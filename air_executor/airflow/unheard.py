@@ -13,14 +13,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-from air_executor.airflow import compat
-
-#: Where Airflow has its metrics, from 3.2 on its core and its tasks each their own.
-_METRICS = (
-    ("airflow.stats",)
-    if compat.AIRFLOW_VERSION < (3, 2)
-    else ("airflow._shared.observability.metrics.stats", "airflow.sdk._shared.observability.metrics.stats")
-)
+from air_executor.airflow.compat import places
 
 _NOTHING = object()
 
@@ -58,7 +51,7 @@ def replaced(owner: Any, **values: Any) -> Iterator[None]:
 def metrics() -> Iterator[None]:
     """Let nothing be counted, and no client for it be made: some of Airflow's modules measure their own import."""
     with contextlib.ExitStack() as stack:
-        for name in _METRICS:
+        for name in places.METRICS:
             module = importlib.import_module(name)
             nothing = vars(module)["NoStatsLogger"]
             if hasattr(module, "_get_backend"):  # from Airflow 3.3 on

@@ -11,7 +11,8 @@ import traceback
 from collections.abc import Iterable
 from typing import Any
 
-from air_executor.airflow import compat, unheard
+from air_executor.airflow import unheard
+from air_executor.airflow.compat import logs, places
 from air_executor.launcher.practice import attempt
 
 #: What every task imports anyway, much of it only once it runs.
@@ -20,7 +21,7 @@ _MODULES = (
     "air_executor.airflow.tasks",
     "airflow.dag_processing.bundles.local",
     "airflow.dag_processing.bundles.manager",
-    "airflow.models.dagbag" if compat.AIRFLOW_VERSION < (3, 2) else "airflow.dag_processing.dagbag",
+    places.DAG_BAG,
     "airflow.providers.standard.decorators.bash",
     "airflow.providers.standard.decorators.python",
     "airflow.providers.standard.operators.bash",
@@ -51,15 +52,15 @@ def warm_up(modules: Iterable[str]) -> None:
 
     What this Airflow does not have, or what fails, is left to the tasks.
     """
-    attempt(compat.keep_loggers_unbound)
+    attempt(logs.keep_loggers_unbound)
     with unheard.metrics():
         for name in _MODULES:
             try:
                 importlib.import_module(name)
             except ImportError as error:
                 print(f"not preloaded: {name}: {error}", flush=True)
-    attempt(share_type_adapters, compat.share_log_setup, _leave_database)
-    with compat.loggers_of_tasks():
+    attempt(share_type_adapters, logs.share_log_setup, _leave_database)
+    with logs.loggers_of_tasks():
         for name in modules:
             try:
                 importlib.import_module(name)

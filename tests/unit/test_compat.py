@@ -153,7 +153,7 @@ def test_every_method_that_an_executor_must_have_is_there() -> None:
 
 
 def test_states_of_every_kind_are_known() -> None:
-    for kind in compat._CLASSES:
+    for kind in compat.workloads.CLASSES:
         states = compat.states_of(kind)
         assert {states.RUNNING, states.SUCCESS, states.FAILED}
 

@@ -19,8 +19,9 @@ from airflow.api_fastapi.common import exceptions
 from airflow.sdk.api.client import ServerResponseError
 
 from air_executor import AirExecutor
-from air_executor.airflow import compat, supervision
+from air_executor.airflow.compat import api, options, tokens
 from air_executor.airflow.patience import Patience
+from air_executor.airflow.supervision import current
 from air_executor.runner.active import ActiveRun
 from air_executor.runs.record import RunState, queued
 from air_executor.runs.store import RunStore
@@ -59,9 +60,9 @@ def test_patience_ends_at_its_limit(patience: Patience) -> None:
 
 def test_only_errors_of_a_server_that_is_well_count(patience: Patience, monkeypatch: pytest.MonkeyPatch) -> None:
     well = True
-    monkeypatch.setattr(compat, "is_internal_error", lambda error: True)
-    monkeypatch.setattr(compat, "is_well", lambda client, error: well)
-    most, began_s, error = compat.stock_attempts(), time.monotonic(), OSError("500")
+    monkeypatch.setattr(api, "is_internal_error", lambda error: True)
+    monkeypatch.setattr(api, "is_well", lambda client, error: well)
+    most, began_s, error = options.stock_attempts(), time.monotonic(), OSError("500")
     assert most > 1
     assert not any(patience._give_up(None, error, began_s) for _ in range(most - 1))
     well = False
@@ -84,12 +85,12 @@ def refusal(status: int, detail: dict[str, Any]) -> ServerResponseError:
 def test_a_request_that_collides_with_its_former_attempt_is_made_again_a_few_times(
     patience: Patience, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(compat, "is_well", lambda client, error: True)
+    monkeypatch.setattr(api, "is_well", lambda client, error: True)
     collision = refusal(409, {"reason": "Unique constraint violation", "statement": "hidden"})
     assert patience._try_again(None, collision)
     began_s = time.monotonic()
-    given_up = [patience._give_up(None, collision, began_s) for _ in range(compat.stock_attempts())]
-    assert given_up == [False] * (compat.stock_attempts() - 1) + [True]
+    given_up = [patience._give_up(None, collision, began_s) for _ in range(options.stock_attempts())]
+    assert given_up == [False] * (options.stock_attempts() - 1) + [True]
     assert not patience._try_again(None, refusal(409, {"reason": "invalid_state", "previous_state": "success"}))
 
 
@@ -116,9 +117,9 @@ def test_a_token_that_is_not_valid_now_is_replaced_by_one_that_is(
     now_s = time.time()
     old = client(sub="an-id", iat=now_s + issued_s, exp=now_s + expires_s)
     before = old.auth
-    assert compat.replace_bad_token(old) is is_replaced
+    assert tokens.replace_bad_token(old) is is_replaced
     assert (old.auth is not before) is is_replaced
-    claims = compat._claims(old)
+    claims = tokens.claims_of(old)
     assert claims["sub"] == "an-id"
     assert (claims["iat"] <= time.time() + 1 < claims["exp"]) is (is_replaced or issued_s == -100)
 
@@ -136,14 +137,14 @@ def test_a_runner_signs_a_token_only_where_it_may_and_its_record_says_so(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, store: RunStore, option: str, launcher: str, is_allowed: bool
 ) -> None:
     monkeypatch.setenv("AIRFLOW__API_AUTH__JWT_SECRET", "x" * 64)
-    options = config(tmp_path, renew_tokens=option, launcher=launcher)
+    chosen = config(tmp_path, renew_tokens=option, launcher=launcher)
     record = queued(str(uuid.uuid4()), identity(), limits={}, log_file=None)
     store.create(record)
-    run = ActiveRun(store, record.advance(RunState.STARTING), options)
-    monkeypatch.setattr(supervision, "active", run)
+    run = ActiveRun(store, record.advance(RunState.STARTING), chosen)
+    monkeypatch.setattr(current, "run", run)
     refused, old = refusal(403, {"reason": "invalid_token"}), client(sub="an-id", iat=0, exp=1)
     before = old.auth
-    patience = Patience(100.0, time.sleep, renew_token=supervision._renew_token)
+    patience = Patience(100.0, time.sleep, renew_token=current.renew_token)
     assert patience._try_again(old, refused) is is_allowed
     assert (old.auth is not before) is is_allowed
     run.beat()
@@ -165,4 +166,4 @@ def test_airflows_audit_log_tells_of_a_token_that_a_runner_has_signed() -> None:
 
 
 def test_a_token_without_a_subject_cannot_be_replaced() -> None:
-    assert not compat.replace_bad_token(client(iat=0, exp=1))
+    assert not tokens.replace_bad_token(client(iat=0, exp=1))

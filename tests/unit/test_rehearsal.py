@@ -15,7 +15,8 @@ import psutil
 import pytest
 from airflow.sdk.execution_time import task_runner
 
-from air_executor.airflow import compat, rehearsal
+from air_executor.airflow import rehearsal
+from air_executor.airflow.compat import options
 from tests.support.airflow_env import REPOSITORY, config
 from tests.unit.processes import result_of
 
@@ -147,7 +148,7 @@ def test_a_rehearsal_that_fails_says_why(
 def test_nothing_is_rehearsed_where_tasks_are_another_users(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AIRFLOW__CORE__DEFAULT_IMPERSONATION", "nobody")
     monkeypatch.setattr(rehearsal._Rehearsal, "play", lambda _: pytest.fail("it was played"))
-    assert compat.forbids_rehearsals() is not None
+    assert options.impersonation() is not None
     rehearsal.rehearse_runs(config(tmp_path / "state"))
 
 

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 from airflow.sdk.execution_time import supervisor as stock
 
-from air_executor.airflow.supervision import AirSupervisor, _PidFd
+from air_executor.airflow.supervision import AirSupervisor
+from air_executor.airflow.supervision.pidfd import PidFd
 from air_executor.machine import system
 from tests.support.waiting import wait_for
 
@@ -27,7 +28,7 @@ def test_a_task_that_ends_while_its_request_is_handled_is_noticed_once(monkeypat
     assert child.stdin is not None
     fd = system.open_pidfd(child.pid)
     assert fd is not None
-    pidfd = _PidFd(fd)
+    pidfd = PidFd(fd)
     requests, task = socket.socketpair()
     rounds = []
 

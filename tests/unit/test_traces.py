@@ -20,7 +20,7 @@ SCRIPT = """
 import json, sys
 from pathlib import Path
 
-from air_executor.airflow import compat
+from air_executor.airflow.compat import logs
 
 from air_executor.machine import system
 from air_executor.airflow import rehearsal, warmup
@@ -29,7 +29,7 @@ from tests.support.process_state import Snapshot
 
 store, what = sys.argv[1:]
 system.set_title("test")
-compat.keep_loggers_unbound()
+logs.keep_loggers_unbound()
 if what == "warm-up":
     before = Snapshot(modules=False)
     warmup.warm_up([])
@@ -51,7 +51,8 @@ MEANT = {
     r"logger airflow\.task: .*": "its handlers are for other processes; each task process takes them off",
     r".*loggerDict\..*": "the same loggers, from another side",
     r".*\._cache\.\[\d+\]: nothing -> (True|False)": "of the level, which setting one forgets",
-    r"air_executor\.(airflow\.(compat\._request|supervision\.)|runner\.main\.).*": "our own, set anew by each runner",
+    r"air_executor\.airflow\.(compat\.api\._request|supervision\.).*": "our own, set anew by each runner",
+    r"air_executor\.runner\.main\..*": "our own, set anew by each runner",
     r"air_executor\.(launcher\.memory\._filling|airflow\.rehearsal\._DAG_FILE\._str).*": "the launcher's own",
     r"airflow\.sdk\.api\.client\.Client\.request: .*": "set anew by each runner",
     r"airflow\.dag_processing\.importers(\.base)?\.DagImporterRegistry\._instance.*": "two importers without a state",

@@ -1,0 +1,56 @@
+"""What is replaced in the scheduler's process: how its loop sleeps, and how it finds tasks without heartbeats.
+
+Both are looked up in ``sys.modules``: a process that is no scheduler stays as it is.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+_MODULE = "airflow.jobs.scheduler_job_runner"
+
+
+class _Clock:
+    """The module ``time`` with another ``sleep``."""
+
+    def __init__(self, sleep: Callable[[float], None]) -> None:
+        self.sleep = sleep
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(time, name)
+
+
+def use_idle_wait(wait: Callable[[float], None]) -> None:
+    """Let the scheduler of this process, if it has one, call ``wait`` where it would sleep for lack of work.
+
+    The scheduler's loop offers no way to end that sleep early. It is the only ``time.sleep`` in its module.
+
+    :param wait: takes the seconds that the scheduler would sleep.
+    """
+    module = sys.modules.get(_MODULE)
+    if module is not None:
+        module.time = _Clock(wait)  # type: ignore[attr-defined]
+
+
+def use_vouching(vouch: Callable[[Callable[[], list[Any]]], list[Any]]) -> None:
+    """Let the scheduler of this process, if it has one, ask ``vouch`` before it fails tasks for lack of heartbeats.
+
+    After a pause of the machine it looks for such tasks before anybody could write a heartbeat, and asks no executor.
+
+    :param vouch: takes the function that looks them up, and returns the task instances that are to fail.
+    """
+    module = sys.modules.get(_MODULE)
+    if module is None:
+        return
+    runner: Any = module.SchedulerJobRunner
+    find = runner._find_task_instances_without_heartbeats
+    find = getattr(find, "stock", find)
+
+    def find_what_nobody_vouches_for(self: Any, *, session: Any) -> list[Any]:
+        return vouch(lambda: list(find(self, session=session)))
+
+    find_what_nobody_vouches_for.stock = find  # type: ignore[attr-defined]
+    runner._find_task_instances_without_heartbeats = find_what_nobody_vouches_for
