@@ -24,6 +24,9 @@ _MAX_VIEWS = 256
 
 _FILE_BYTES = 1 << 14
 
+#: Not on macOS, where no process sends its file, as there is none.
+_CLOEXEC = getattr(socket, "MSG_CMSG_CLOEXEC", 0)
+
 
 @dataclass(frozen=True)
 class Rollup:
@@ -136,7 +139,7 @@ class Views:
 
 def _receive(sock: socket.socket) -> tuple[bytes, list[int]]:
     fds = array.array("i")
-    data, ancillary, _flags, _address = sock.recvmsg(1, socket.CMSG_SPACE(4 * fds.itemsize), socket.MSG_CMSG_CLOEXEC)
+    data, ancillary, _flags, _address = sock.recvmsg(1, socket.CMSG_SPACE(4 * fds.itemsize), _CLOEXEC)
     for level, kind, content in ancillary:
         if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
             fds.frombytes(content[: len(content) - len(content) % fds.itemsize])

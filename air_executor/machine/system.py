@@ -16,6 +16,7 @@ import resource
 import signal
 import socket
 import struct
+import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -48,7 +49,16 @@ def boot_id() -> str:
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
-        return f"booted-{int(psutil.boot_time())}"
+        return _boot_session() or f"booted-{int(psutil.boot_time())}"
+
+
+def _boot_session() -> str | None:
+    # macOS has an id as well. The time of the boot, which is all that is left, moves whenever the clock is set.
+    try:
+        command = ["/usr/sbin/sysctl", "-n", "kern.bootsessionuuid"]
+        return subprocess.check_output(command, stderr=subprocess.DEVNULL, text=True).strip() or None
+    except (OSError, subprocess.CalledProcessError):
+        return None
 
 
 @functools.cache
@@ -209,8 +219,20 @@ def adopt_orphans() -> None:
         libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
+def has_ended(child: int) -> bool:
+    """Tell whether a child of this process has ended, and leave it to be reaped."""
+    if hasattr(os, "waitid"):
+        return os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+    return bool(psutil.Process(child).status() == psutil.STATUS_ZOMBIE)  # macOS before Python 3.13
+
+
 def reap_orphans(task: int) -> None:
-    """Take descendants that came to this process and have ended off the process table; not its child ``task``."""
+    """Take descendants that came to this process and have ended off the process table; not its child ``task``.
+
+    Where no orphan can come, see :func:`adopt_orphans`, there is none to be reaped.
+    """
+    if not hasattr(os, "waitid"):
+        return
     with contextlib.suppress(ChildProcessError):
         while (ended := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)) is not None:
             if ended.si_pid == task:

@@ -29,7 +29,7 @@ class TaskAhead:
 
     def is_alive(self) -> bool:
         """Return whether the process has not ended."""
-        return os.waitid(os.P_PID, self.supervisor.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
+        return not system.has_ended(self.supervisor.pid)
 
     def end(self) -> None:
         """End the process, and close what leads to it."""
