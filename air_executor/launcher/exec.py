@@ -8,49 +8,32 @@ import sys
 import threading
 from collections.abc import Callable
 
-from air_executor import jsontext
 from air_executor.config import Config
-from air_executor.errors import LimitsError
 from air_executor.launcher.address import module_command
-from air_executor.runs import limits
-from air_executor.runs.backend import RunRequest
+from air_executor.launcher.order import Order
 from air_executor.runs.store import RunStore
 
-#: Turns a request into a runner process and returns its pid.
-Spawn = Callable[[RunRequest], int]
+#: Turns an order into a runner process and returns its pid.
+Spawn = Callable[[Order], int]
 
 #: The environment that this process was born with, whatever has been imported since.
 BIRTH_ENVIRONMENT = dict(os.environb)
 
 
-def environment_of(request: RunRequest) -> dict[bytes, bytes]:
-    """Return the variables that a task sets for itself. Python and libc read some of them when a process begins.
-
-    Those of a job's command are set when it is executed. Those that can't be used are refused by the runner.
-    """
-    if request.identity.kind == "job" or not isinstance(request.air, dict) or not request.air.get("environment"):
-        return {}
-    try:
-        variables = limits.parse(request.air).environment
-    except LimitsError:
-        return {}
-    return {name.encode(errors="replace"): value.encode(errors="replace") for name, value in variables.items()}
-
-
 def spawn_by_exec(store: RunStore, config: Config) -> Spawn:
-    """Return a function that starts ``python -m air_executor.runner`` for a request.
+    """Return a function that starts ``python -m air_executor.runner`` for an order.
 
     The request holds a token, so it goes through memory that has no name, not the command line.
     """
 
-    def spawn(request: RunRequest) -> int:
-        receiver = _readable(jsontext.dumps(request.to_message()))
-        output = store.output_file(request.id)
+    def spawn(order: Order) -> int:
+        output = store.output_file(order.id)
+        receiver = _readable(order.request_json())
         try:
             return os.posix_spawn(
                 sys.executable,
                 [*module_command("air_executor.runner"), config.to_json()],
-                {**BIRTH_ENVIRONMENT, **environment_of(request)},
+                {**BIRTH_ENVIRONMENT, **order.environment},
                 file_actions=[
                     (os.POSIX_SPAWN_DUP2, receiver, 0),
                     (os.POSIX_SPAWN_OPEN, 1, output, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o600),
@@ -65,7 +48,7 @@ def spawn_by_exec(store: RunStore, config: Config) -> Spawn:
 
 
 def _readable(data: bytes) -> int:
-    """Return a descriptor from which another process reads ``data``, however much; nobody waits until it does."""
+    """Return a descriptor from which another process can read ``data``, of any length. Does not wait for it."""
     if hasattr(os, "memfd_create"):
         fd = os.memfd_create("request")
         with open(fd, "wb", closefd=False) as file:

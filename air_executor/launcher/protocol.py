@@ -1,12 +1,24 @@
-"""What an executor and a launcher say to each other: JSON documents, each with its length before it.
+"""What an executor and a launcher say to each other: JSON documents, each after its length in four bytes.
 
-From the executor: ``start`` (with a run request), ``follow``, ``stop`` and ``kill`` (with a run's id), ``status``.
-From the launcher: ``hello`` once, ``started`` and ``refused``, ``followed``, ``exited``, ``elsewhere`` (another runner
-executes this run, or another executor follows it), ``unknown`` (a ``follow``, ``stop`` or ``kill`` for a run that is
-not its child), ``status``, and ``superseded`` (another launcher takes new orders at this address).
+From the executor:
 
-``hello`` and ``status`` tell the launcher's version of this protocol, and the oldest that it understands. Fields and
-messages from a launcher that the executor does not know are passed over.
+- ``start`` with a run's ``request``: start a runner for it. The launcher forwards the bytes as they came.
+- ``follow``, ``stop`` and ``kill`` with a run's ``id``: tell me of its end; stop it; kill it.
+- ``status``: tell me about yourself.
+
+From the launcher:
+
+- ``hello``, once, and ``status``: what the launcher says of itself, with the version of the protocol that it speaks
+  (``protocol``) and the oldest that it understands (``understands``).
+- ``started`` with the runner's ``pid``, or ``refused`` with the ``reason``: the answer to ``start``.
+- ``followed``, or ``unknown`` with what was ``asked``: whether the run is a child of this launcher.
+- ``exited`` with the runner's ``exit_code``, and as ``record`` the run's document, as the runner or the launcher has
+  written it to ``state.json``. Without ``record``, as from former launchers, the executor reads the file.
+- ``elsewhere``: another runner executes this run, or another executor follows it now.
+- ``superseded``: another launcher takes new orders at this address.
+
+Either side passes over fields that it does not know, and the executor also messages. The launcher drops who sends a
+message of a type that it does not know.
 """
 
 from __future__ import annotations
@@ -26,7 +38,7 @@ from air_executor.errors import ProtocolError, StateDirError
 #: Version of this protocol. It rises when a peer that passes over what is new would do the wrong thing.
 VERSION = 2
 
-#: The oldest version that this code understands: 1 is that of launchers that tell none.
+#: The oldest version that this code understands. Launchers that name no version speak 1.
 OLDEST = 1
 
 #: The fields of a run request in version 1, whose launchers refuse requests with others; and those of its identity.
@@ -39,22 +51,22 @@ _IDENTITY_1 = frozenset(
 #: A message is at most this many bytes long. Workloads are a few thousand.
 MAX_MESSAGE_BYTES = 8 << 20
 
-#: So many connections wait for a launcher that does not get to them; others are not taken.
+#: At most this many connections wait for a busy launcher; more are refused.
 BACKLOG = 64
 
-#: What file systems without sockets say.
+#: Errors of file systems that have no sockets.
 _NO_SOCKETS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL, errno.ENXIO)
 
 _LENGTH_BYTES = 4
 
-#: A launcher whose queue of connections stays full for so many seconds does not work any more.
+#: A connection waits at most this long for a place in the launcher's queue, in seconds.
 _CONNECT_S = 1.0
 
 
 def listen(path: Path) -> socket.socket:
     """Return a socket that listens at ``path``, for this user alone.
 
-    :raises OSError: nobody can listen there.
+    :raises OSError: the socket cannot be made there.
     :raises StateDirError: the path is too long, or the file system has no sockets.
     """
     path.unlink(missing_ok=True)
@@ -89,11 +101,16 @@ def encode(message: dict[str, Any]) -> bytes:
         raise ProtocolError(f"a message is not JSON: {error}") from None
     if len(body) > MAX_MESSAGE_BYTES:
         raise ProtocolError(f"a message of {len(body)} bytes is longer than {MAX_MESSAGE_BYTES}")
+    return framed(body)
+
+
+def framed(body: bytes) -> bytes:
+    """Return an encoded message as it goes over the socket: after its length."""
     return len(body).to_bytes(_LENGTH_BYTES, "big") + body
 
 
 def objection(launcher: Mapping[str, Any]) -> str | None:
-    """Return why an executor of this version gives no orders to ``launcher``, and what to restart; ``None``: it does.
+    """Return why an executor of this version gives no orders to ``launcher``, and what to restart; ``None``: it can.
 
     :param launcher: what it says of itself.
     """
@@ -134,6 +151,13 @@ class Decoder:
 
         :raises ProtocolError: the peer does not speak this protocol; nothing more can be read from it.
         """
+        return map(parse, self.bodies(data))
+
+    def bodies(self, data: bytes) -> Iterator[bytes]:
+        """Take in ``data`` and yield each message that it completes, as it came, without its length.
+
+        :raises ProtocolError: the peer does not speak this protocol; nothing more can be read from it.
+        """
         self._buffer += data
         while len(self._buffer) >= _LENGTH_BYTES:
             length = int.from_bytes(self._buffer[:_LENGTH_BYTES], "big")
@@ -144,17 +168,25 @@ class Decoder:
                 return
             body = bytes(self._buffer[_LENGTH_BYTES:end])
             del self._buffer[:end]
-            try:
-                message = jsontext.loads(body)
-            except ValueError as error:
-                raise ProtocolError(f"a message is not JSON: {error}") from None
-            if not isinstance(message, dict):
-                raise ProtocolError("a message is not a JSON object")
-            yield message
+            yield body
+
+
+def parse(body: bytes) -> dict[str, Any]:
+    """Return the message that ``body`` holds.
+
+    :raises ProtocolError: it is not a JSON object.
+    """
+    try:
+        message = jsontext.loads(body)
+    except ValueError as error:
+        raise ProtocolError(f"a message is not JSON: {error}") from None
+    if not isinstance(message, dict):
+        raise ProtocolError("a message is not a JSON object")
+    return message
 
 
 def receive(connection: socket.socket) -> dict[str, Any] | None:
-    """Wait for one message and return it; ``None`` when the peer goes without having sent it.
+    """Wait for one message and return it; ``None`` when the peer closes the connection without having sent one.
 
     :raises ProtocolError: the peer does not speak this protocol.
     """
@@ -171,7 +203,7 @@ def reachable(path: Path) -> Iterator[str]:
 
     On Linux a longer path is reached through a descriptor of its folder.
 
-    :raises StateDirError: it is too long, and there is no way round.
+    :raises StateDirError: it is too long for this system.
     """
     if len(os.fsencode(path)) < 104:  # the least of the platforms' limits, macOS's
         yield str(path)
@@ -192,11 +224,11 @@ def connect(path: Path) -> socket.socket:
     """Return a connection to the launcher that listens at ``path``.
 
     :raises OSError: nobody listens there.
-    :raises TimeoutError: somebody does, but takes no connections.
+    :raises TimeoutError: somebody listens, but accepts no connections.
     """
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        # Linux waits for a place in a full queue so long, if the socket may block; otherwise not at all.
+        # Linux waits this long for a place in a full queue if the socket may block, and otherwise not at all.
         seconds, fraction = divmod(_CONNECT_S, 1)
         until = struct.pack("ll", int(seconds), int(fraction * 1e6))
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, until)

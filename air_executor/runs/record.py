@@ -178,7 +178,11 @@ class RunRecord:
         return dataclasses.replace(self, state=state, **{**changes, _MOMENT[state]: now()})
 
     def to_json(self) -> bytes:
-        """Return the document: readable, always in the same order, without what is not set."""
+        """Return the document as text: readable, always in the same order, without what is not set."""
+        return jsontext.dumps(self.to_document(), option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
+
+    def to_document(self) -> dict[str, Any]:
+        """Return the document as plain data."""
         document: dict[str, Any] = {"version": VERSION, "id": self.id, "state": self.state.value}
         document["identity"] = {**_filled(vars(self.identity)), **self.unknown.get("identity", {})}
         for name, value in _filled(vars(self)).items():
@@ -188,16 +192,29 @@ class RunRecord:
             document["limits"] = {**document["limits"], LATER: later}
         for name, value in self.unknown.items():
             document.setdefault(name, value)
-        return jsontext.dumps(document, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
+        return document
 
     @classmethod
     def from_json(cls, data: bytes) -> RunRecord:
-        """Read a document back. Fields that this version does not know are kept in :attr:`unknown`.
+        """Read a document back from its text. See :meth:`from_document`.
 
         :raises RecordError: it is not one, or of a newer version.
         """
         try:
             document = jsontext.loads(data)
+        except ValueError as error:
+            raise RecordError(f"it is not a run's document: {error}") from None
+        return cls.from_document(document)
+
+    @classmethod
+    def from_document(cls, document: Any) -> RunRecord:
+        """Read a document back from plain data, which is used up.
+
+        Fields that this version does not know are kept in :attr:`unknown`.
+
+        :raises RecordError: it is not one, or of a newer version.
+        """
+        try:
             version = document.pop("version")
             if version != VERSION:
                 raise RecordVersionError(f"a record's version is {version}; this AirExecutor understands {VERSION}")

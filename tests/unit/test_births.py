@@ -11,8 +11,8 @@ import pytest
 from air_executor.cli import doctor
 from air_executor.launcher.address import all_addresses
 from air_executor.launcher.client import control
-from air_executor.launcher.server import births, log
-from air_executor.launcher.server.births import Births
+from air_executor.launcher.server import backoff, log
+from air_executor.launcher.server.backoff import Backoff
 from air_executor.launcher.server.log import Log
 from tests.support.waiting import wait_for
 from tests.unit.processes import result_of
@@ -60,8 +60,8 @@ def test_births_wait_longer_after_each_death_and_are_given_up_after_three_in_a_r
         def monotonic() -> float:
             return now_s
 
-    monkeypatch.setattr(births, "time", Clock)
-    some = Births()
+    monkeypatch.setattr(backoff, "time", Clock)
+    some = Backoff()
     waits = []
     for _ in range(4):
         some.failed()
@@ -73,9 +73,9 @@ def test_births_wait_longer_after_each_death_and_are_given_up_after_three_in_a_r
     for _ in range(3):
         some.failed()
         now_s = some.due_s
-    assert some.are_given_up
+    assert some.has_given_up
     some.succeeded()
-    assert not some.are_given_up
+    assert not some.has_given_up
     assert some.trouble() is None
 
 

@@ -12,10 +12,12 @@ from typing import Any
 import pytest
 
 from air_executor.errors import StateDirError
-from air_executor.launcher import protocol
 from air_executor.launcher.address import Address
-from air_executor.launcher.server import launcher as server
-from air_executor.launcher.server.launcher import Launcher
+from air_executor.launcher.server import janitor
+from air_executor.launcher.server.chores import Chores
+from air_executor.launcher.server.janitor import Janitor
+from air_executor.launcher.server.reaper import Reaper
+from air_executor.launcher.server.strays import Strays
 from air_executor.runs import pruning
 from air_executor.runs.record import RunState
 from air_executor.runs.store import RunStore
@@ -25,29 +27,38 @@ from tests.unit.documents import identity, kept
 from tests.unit.processes import is_alive, result_of
 
 
-def with_launcher(store: RunStore, work: Callable[[Launcher], Any]) -> Any:
-    """Return what ``work`` returns, in a process whose only children are the launcher's."""
+class Cleaner:
+    """A launcher's janitor, its chores, and who reaps them."""
 
-    def in_child() -> Any:
+    def __init__(self, store: RunStore) -> None:
         address = Address("by-hand", store.launchers)
-        with protocol.listen(address.socket) as listener:
-            return work(Launcher(store, config(store.root, keep_runs=0), address, listener))
+        self.chores = Chores(lambda: None)
+        self._janitor = Janitor(store, config(store.root, keep_runs=0), address, self.chores)
+        self._reaper = Reaper(
+            store, Strays(), [self.chores], tell=lambda client, message: None, ended=lambda run_id: None
+        )
 
-    return result_of(in_child)
+    def round(self) -> set[int]:
+        """Do a round of chores, and return the processes that prune."""
+        self._reaper.reap()
+        self.chores.end_overdue()
+        self._janitor.work()
+        return self.chores.pids
+
+    def is_idle(self) -> bool:
+        """Reap what has ended, and tell whether nobody prunes."""
+        self._reaper.reap()
+        return not self.chores.pids
+
+
+def with_cleaner(store: RunStore, work: Callable[[Cleaner], Any]) -> Any:
+    """Return what ``work`` returns, in a process whose only children are those that prune."""
+    return result_of(lambda: work(Cleaner(store)))
 
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server, "_PRUNE_S", 0.0)
-    monkeypatch.setattr(Launcher, "_let_go", lambda _: None)
-
-
-def rounds(launcher: Launcher) -> int:
-    """Do a round of the launcher's chores, and return the process that prunes."""
-    launcher._reap()
-    launcher._end_overdue_chores()
-    launcher._prune_now_and_then()
-    return launcher._pruner
+    monkeypatch.setattr(janitor, "PRUNE_S", 0.0)
 
 
 @pytest.mark.parametrize("error", [StateDirError("no access"), ValueError("odd"), RecursionError("deep")])
@@ -59,13 +70,12 @@ def test_pruning_that_fails_says_why_and_is_tried_again(
 
     monkeypatch.setattr(pruning, "prune", prune)
 
-    def work(launcher: Launcher) -> int:
-        first = rounds(launcher)
-        second = wait_for(lambda: (pid := rounds(launcher)) != first and pid, "the next try")
-        wait_for(lambda: launcher._reap() or not launcher._pruner, "its end")
-        return second
+    def work(cleaner: Cleaner) -> None:
+        first = cleaner.round()
+        wait_for(lambda: (pids := cleaner.round()) != first and pids, "the next try")
+        wait_for(cleaner.is_idle, "its end")
 
-    with_launcher(store, work)
+    with_cleaner(store, work)
     said = capfd.readouterr()
     assert "pruning failed" in said.out
     assert str(error) in said.out + said.err
@@ -88,17 +98,17 @@ def test_pruning_that_hangs_is_not_begun_beside_itself_and_has_an_end(
     def begun() -> list[int]:
         return [int(pid) for pid in (tmp_path / "begun").read_text().splitlines()]
 
-    def work(launcher: Launcher) -> list[Any]:
-        first = rounds(launcher)
+    def work(cleaner: Cleaner) -> list[Any]:
+        [first] = cleaner.round()
         wait_for(begun, "it to begin")
-        beside = {rounds(launcher) for _ in range(10)}
-        launcher._chores[first] = time.monotonic()  # its time is over
-        second = wait_for(lambda: (pid := rounds(launcher)) != first and pid, "the next one")
+        is_alone = all(cleaner.round() == {first} for _ in range(10))
+        cleaner.chores._until_s[first] = time.monotonic()  # its time is over
+        [second] = wait_for(lambda: (pids := cleaner.round()) != {first} and pids, "the next one")
         wait_for(lambda: len(begun()) == 2, "the next one to begin")
         os.kill(second, 9)
-        return [first, beside == {first}, begun() == [first, second]]
+        return [first, is_alone, begun() == [first, second]]
 
-    first, alone, one_by_one = with_launcher(store, work)
+    first, alone, one_by_one = with_cleaner(store, work)
     assert alone and one_by_one
     assert not is_alive(first)
     assert f"process {first} has taken more than" in capfd.readouterr().out

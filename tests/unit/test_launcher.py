@@ -7,7 +7,6 @@ import contextlib
 import dataclasses
 import errno
 import os
-import selectors
 import shutil
 import signal
 import socket
@@ -30,8 +29,10 @@ from air_executor.launcher import protocol
 from air_executor.launcher.address import Address, all_addresses
 from air_executor.launcher.client import control
 from air_executor.launcher.client.backend import LocalBackend
-from air_executor.launcher.server import launcher as server
-from air_executor.launcher.server.launcher import Launcher
+from air_executor.launcher.order import Order
+from air_executor.launcher.server.births import Births
+from air_executor.launcher.server.reaper import Reaper, Runner
+from air_executor.launcher.server.strays import Strays
 from air_executor.runner import main as runner
 from air_executor.runs import limits
 from air_executor.runs.backend import RunRequest
@@ -485,8 +486,8 @@ def test_who_sends_garbage_is_dropped_alone(bench: Bench, client: Callable[[], C
 # The life of a launcher
 
 
-def test_backends_with_the_same_options_share_a_launcher_and_others_do_not(bench: Bench) -> None:
-    one, same, other = bench.backend(), bench.backend(), bench.backend(keep_runs=5)
+def test_backends_share_a_launcher_unless_options_differ_that_matter_to_its_runs(bench: Bench) -> None:
+    one, same, other = bench.backend(), bench.backend(keep_runs=5), bench.backend(stop_grace_seconds=5.0)
     for backend in (one, same):
         bench.end_of(backend, bench.start(backend, bench.request()))
     assert len(all_addresses(bench.store)) == 1
@@ -951,37 +952,38 @@ def test_a_long_request_reaches_its_runner_whole(bench: Bench) -> None:
 
 
 def test_requests_wait_in_their_order_while_no_process_can_be_born_and_are_refused_in_the_end(bench: Bench) -> None:
-    room, born = 1, []
+    room, said = 1, []
+    born: list[str] = []
 
-    def spawn(request: RunRequest) -> int:
+    def spawn(order: Order) -> int:
         nonlocal room
         if not room:
             raise BlockingIOError(errno.EAGAIN, "no process to be had")
         room -= 1
-        born.append(request.id)
-        return -len(born)  # nobody waits for these
+        return len(born) + 1
 
-    address = Address("by-hand", bench.store.launchers)
-    ours, theirs = socket.socketpair()
-    with ours, theirs, protocol.listen(address.socket) as listener:
-        launcher = Launcher(bench.store, bench.options(), address, listener, spawn)
-        client = server._Client(theirs)
-        launcher._clients.append(client)
-        launcher._selector.register(theirs, selectors.EVENT_READ)
-        requests = [bench.request() for _ in range(4)]
-        for request in requests:
-            launcher._start(client, request.to_message())
-        assert born == [requests[0].id]
-        assert not launcher._is_useless()
-        room = 2
-        launcher._start_waiting()
-        assert born == [request.id for request in requests[:3]]
-        launcher._waiting[0].until_s = 0.0
-        launcher._start_waiting()
-        *started, refused = protocol.Decoder().feed(ours.recv(1 << 16))
-        assert [message["type"] for message in started] == ["started"] * 3
-        assert (refused["type"], refused["id"]) == ("refused", requests[3].id)
-        assert "no process to be had" in refused["reason"]
+    client: Any = SimpleNamespace()
+    births = Births(
+        spawn,
+        tell=lambda _, message: said.append((message["type"], message["id"], message.get("reason", ""))),
+        born=lambda pid, order, _: born.append(order.id),
+        may_start=lambda: True,
+    )
+    requests = [bench.request() for _ in range(4)]
+    for request in requests:
+        message = {"type": "start", "request": request.to_message()}
+        births.order(client, message, orjson.dumps(message))
+    assert born == [requests[0].id]
+    room = 2
+    births.start_waiting()
+    assert born == [request.id for request in requests[:3]]
+    births.waiting[0].until_s = 0.0
+    births.start_waiting()
+    assert not births.waiting
+    *started, (kind, run_id, reason) = said
+    assert started == [("started", request.id, "") for request in requests[:3]]
+    assert (kind, run_id) == ("refused", requests[3].id)
+    assert "no process to be had" in reason
 
 
 def open_files(pid: int) -> set[str]:
@@ -1031,15 +1033,21 @@ def test_a_launcher_without_its_arguments_ends_with_an_error() -> None:
     assert done.returncode != 0
 
 
-def test_who_follows_a_run_that_is_just_dying_is_told_and_who_followed_it_knows() -> None:
+def test_who_follows_a_run_that_is_just_dying_is_told_and_who_followed_it_knows(store: RunStore) -> None:
     told: list[tuple[Any, str]] = []
-    launcher: Any = server.Launcher.__new__(server.Launcher)
-    launcher._tell = lambda client, message: told.append((client, message["type"]))
     former: Any = SimpleNamespace()
-    heir: Any = SimpleNamespace(orders=False, only_asks=True)
-    child = server._Child(run_id="a", workload_id="b", client=former)
-    launcher._children, launcher._dying = {}, {1: child}
+    heir: Any = SimpleNamespace()
+    reaper = Reaper(
+        store,
+        Strays(),
+        [],
+        tell=lambda client, message: told.append((client, message["type"])),
+        ended=lambda run_id: None,
+    )
+    runner = Runner(run_id="a", workload_id="b", client=former)
+    reaper._dying[1] = runner
     for _ in range(2):
-        launcher._handle(heir, {"type": "follow", "id": "a"})
-    assert told == [(former, "elsewhere"), (heir, "followed"), (heir, "followed")]
-    assert child.client is heir
+        reaper.follow(heir, "a")
+    reaper.end(heir, "a", "stop")
+    assert told == [(former, "elsewhere"), (heir, "followed"), (heir, "followed"), (heir, "followed")]
+    assert runner.client is heir

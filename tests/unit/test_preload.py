@@ -19,12 +19,12 @@ from typing import Any
 
 import pytest
 
-from air_executor.launcher import protocol
-from air_executor.launcher.address import Address
 from air_executor.launcher.exec import Spawn
+from air_executor.launcher.order import Order
 from air_executor.launcher.preload import preloader as preload
 from air_executor.launcher.preload.preloader import Preloader, Verdict, read_verdicts
-from air_executor.launcher.server import launcher as server
+from air_executor.launcher.server import spares
+from air_executor.launcher.server.spares import Spares
 from air_executor.runner.imports import new_packaged_modules
 from air_executor.runner.stash import names, stash
 from air_executor.runs.backend import RunRequest
@@ -392,30 +392,26 @@ def test_a_task_with_variables_of_its_own_finds_nothing_imported_ahead(
     pids = itertools.count(1)
 
     def spawn_by_exec(*_: Any) -> Spawn:
-        def spawn(request: RunRequest) -> int:
-            executed.append(request.id)
+        def spawn(order: Order) -> int:
+            executed.append(order.id)
             return next(pids)
 
         return spawn
 
-    monkeypatch.setattr(server, "spawn_by_exec", spawn_by_exec)
+    monkeypatch.setattr(spares, "spawn_by_exec", spawn_by_exec)
     spare = SimpleNamespace(become_runner=lambda _: next(pids))
-    monkeypatch.setattr(server.Launcher, "_fork_ahead", lambda *_, **__: spare)
-    preloader = Preloader(store)
-    address = Address("by-hand", store.launchers)
-    with protocol.listen(address.socket) as listener:
-        launcher = server.Launcher(store, config(store.root), address, listener, preloader=preloader)
-        for has_imported, air, is_executed in [
-            (False, {"environment": {"A": "b"}}, True),
-            (True, {"environment": {"A=": "can't be used"}}, False),
-            (True, {"memory": "1GiB"}, False),
-            (True, None, False),
-            (True, {"environment": {"A": "b"}}, True),
-        ]:
-            preloader.has_imported = has_imported
-            request = RunRequest(id=str(uuid.uuid4()), identity=identity(), workload={}, air=air)
-            launcher._fork(request)
-            assert (request.id in executed) is is_executed
+    monkeypatch.setattr(Spares, "_fork", lambda *_, **__: spare)
+    waiting = Spares(store, config(store.root), lambda: None)
+    for limits, is_executed in [
+        ({"environment": {"A": "b"}}, True),
+        ({"environment": {"A=": "can't be used"}}, False),
+        ({"memory": "1GiB"}, False),
+        (None, False),
+    ]:
+        request = RunRequest(id=str(uuid.uuid4()), identity=identity(), workload={}, air=limits)
+        message = {"type": "start", "request": request.to_message()}
+        waiting.spawn(Order.from_message(message, b""))
+        assert (request.id in executed) is is_executed
 
 
 def test_a_verdict_without_a_reason_is_not_cheap() -> None:

@@ -1,4 +1,4 @@
-"""A launcher that is asked to end: what becomes of the runs that it has."""
+"""What becomes of a launcher's runs when the launcher is asked to end."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from air_executor.errors import AirExecutorError
 from air_executor.machine import system
 from air_executor.runs.store import RunStore
 
-#: A runner that was asked to stop gets so many seconds beyond its task's grace time to tell the end.
+#: A runner that was asked to stop is killed this many seconds after its task's grace time.
 _TELL_S = 15.0
 
 #: The PID namespace of the machine itself, see ``PROC_PID_INIT_INO`` in the kernel.
@@ -48,26 +48,37 @@ class Farewell:
         if self.policy == "auto":
             self.policy = "stop" if is_main_of_container() else "detach"
         self._requests = 0
+        self._has_begun = False
         self._kill_s: float | None = None
 
     def ask(self, *_: object) -> None:
-        """Ask for the end. May be a signal's handler."""
+        """Take a request to end. Safe in a signal's handler."""
         self._requests += 1
 
     @property
     def is_near(self) -> bool:
-        """Whether somebody has asked for the end."""
+        """Whether the launcher was asked to end."""
         return self._requests > 0
 
     @property
     def is_immediate(self) -> bool:
-        """Whether the end waits for no run."""
+        """Whether the launcher ends without waiting for its runs: a second request, or the policy says so."""
         return self._requests > 1 or (self.is_near and self.policy == "detach")
 
-    def stop(self, runs: Mapping[int, str]) -> None:
-        """Stop runs, if that is wanted, and kill those that do not end in time.
+    def begin(self) -> bool:
+        """Say in the launcher's log that it ends.
 
-        :param runs: the ids of the runs by the pids of their runners, which are this process's children, not reaped.
+        :return: whether this was the first call.
+        """
+        is_first, self._has_begun = not self._has_begun, True
+        if is_first:
+            print(f"asked to end; with on_launcher_stop = {self.policy}", flush=True)
+        return is_first
+
+    def stop(self, runs: Mapping[int, str]) -> None:
+        """Stop runs, if the policy is to stop them, and kill those that do not end in time.
+
+        :param runs: the runs' ids by the process ids of their runners: children of this process that are not reaped.
         """
         if self.policy != "stop":
             return

@@ -1,7 +1,7 @@
 """The main process of a launcher service whose launcher has a successor: it lives as long as there is a launcher.
 
-A service manager knows its service by the process that it has started. That was the first launcher; when its successor
-serves, and its last run has ended, it becomes this, with the same process id and a tenth of the memory.
+A service manager knows its service by the process that it has started: the first launcher. When that has a successor,
+and its last run has ended, it executes this module. The process id stays; a tenth of the memory remains.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def pass_on(signum: int) -> None:
 
 
 def become_keeper() -> None:
-    """Execute this module in place of this process, if it has launchers for children. Their signals wait meanwhile."""
+    """Execute this module in place of this process, if it has launchers for children. Signals wait meanwhile."""
     if launchers():
         signal.pthread_sigmask(signal.SIG_BLOCK, _PASSED_ON)
         sys.stdout.flush()
@@ -40,7 +40,7 @@ def become_keeper() -> None:
 
 
 def main() -> int:
-    """Wait for the last launcher, and pass signals on to those that there are."""
+    """Wait until the last launcher has ended; pass signals on to the launchers. Return the exit code."""
     asked = False
 
     def on_signal(signum: int, _: object) -> None:

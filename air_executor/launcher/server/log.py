@@ -1,4 +1,4 @@
-"""What a launcher prints: its length has an end."""
+"""The launcher's log, kept short."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ import stat
 import time
 from pathlib import Path
 
-#: A log that is longer than this many bytes is cut, to its last part of this many.
+#: A log of more than this many bytes is cut to its last part, of this many.
 MAX_BYTES, _KEPT_BYTES = 1 << 20, 1 << 18
 
-#: How often its length is looked at, in seconds.
+#: How often the length is checked, in seconds.
 _LOOK_S = 1.0
 
 
 class Log:
-    """The file to which this process, and those that it forks, print."""
+    """The file to which this process and its forks print."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._looked_s = 0.0
 
     def cut(self) -> None:
-        """Cut the log to its last part, if it is too long. Where the output is not that file, nothing is done."""
+        """Cut the log to its last part if it is too long. An output that is another file is left as it is."""
         if time.monotonic() - self._looked_s < _LOOK_S:
             return
         self._looked_s = time.monotonic()
@@ -36,7 +36,7 @@ class Log:
                     return
                 file.seek(-_KEPT_BYTES, os.SEEK_END)
                 kept = file.read(_KEPT_BYTES).partition(b"\n")[2]
-                # In place: all who print to it do so at its end, wherever that is.
+                # In place: other processes have the file open, and append to it.
                 os.ftruncate(file.fileno(), 0)
             os.write(1, b"(what was here before was removed: the log had become too long)\n" + kept)
 

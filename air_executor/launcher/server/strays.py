@@ -1,4 +1,4 @@
-"""What runners that died leave behind: processes that come to the launcher, whose children they never were."""
+"""What dead runners leave behind: processes that the launcher adopts as orphans, and kills."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from air_executor.machine.processes import STUCK_S, Process
 
 @dataclass
 class DeadRunner:
-    """A runner that died: its run has ended when nothing of it is left."""
+    """A runner that died. Its run ends when nothing of it is left."""
 
     run_id: str
     workload_id: str
@@ -24,18 +24,18 @@ class DeadRunner:
 
 
 class Strays:
-    """Kills what dead runners leave, as it comes, and tells when nothing of a run is left. Waits for nothing.
+    """Kills what dead runners leave, and tells when nothing of a run is left. It never waits.
 
-    The launcher adopts orphans. So a child that it did not make belongs to a runner that died; and while there is such
-    a child, others may follow from below it.
+    The launcher adopts orphans. So a child that it did not make comes from a runner that died; and when such a child
+    dies, the launcher adopts the children of that one.
     """
 
     def __init__(self, *, has_others: bool = False) -> None:
         """:param has_others: this process has children from before it was the launcher."""
         self._dead: list[DeadRunner] = []
-        #: Children that are left alone: those that are to outlive their task, and those that can't be killed.
+        #: Children that may outlive their task, and those that can't be killed.
         self._left_alone: set[int] = set()
-        #: The first process of a container gets all its orphans, also those of people who look into it.
+        #: The first process of a container adopts all its orphans, also those of a shell that somebody opens there.
         self._has_others = has_others or os.getpid() == 1
         self._is_due = False
 
@@ -45,21 +45,21 @@ class Strays:
         return self._is_due or bool(self._dead)
 
     def expect(self, dead: DeadRunner | None = None) -> None:
-        """Take note that there may be strays, those of ``dead`` or of whatever else has died."""
+        """Take note that there may be strays: of ``dead``, or of any other process that has died."""
         self._is_due = True
         if dead is not None:
             self._dead.append(dead)
 
     def reaped(self, pid: int) -> None:
-        """Take note that a child that was not the launcher's has ended: what was below it comes now."""
+        """Take note that a stray has ended: the launcher adopts its children now."""
         self._left_alone.discard(pid)
         processes.reaped(pid)
         self._is_due = True
 
     def end(self, own: Collection[int]) -> None:
-        """Kill what there is, and tell the ends of the runs of which nothing is left.
+        """Kill the strays that there are, and tell the ends of the runs of which nothing is left.
 
-        :param own: the children that are the launcher's.
+        :param own: the launcher's own children, which are no strays.
         """
         self._is_due = False
         left = self._kill(own)
@@ -72,12 +72,12 @@ class Strays:
             dead.tell([process for process in of_it if not process.is_dead])
 
     def _kill(self, own: Collection[int]) -> list[tuple[Process, DeadRunner | None]]:
-        """Kill strays; return those that are still there, each with the runner that left it, where that is known."""
+        """Kill strays. Return those that are still there, each with the runner that left it, if that is known."""
         left = []
         for pid in processes.children():
             if pid in own or pid in self._left_alone:
                 continue
-            if processes.is_launcher(pid):  # a later one, whose parent, the one between, has ended
+            if processes.is_launcher(pid):  # a successor's successor, adopted when the successor ended
                 self._left_alone.add(pid)
                 continue
             process = processes.look(pid) or Process(pid, "hidden", "?", os.getpid(), 0, 0, None)

@@ -1,8 +1,8 @@
-"""Generations: a launcher that serves prepares nothing. A successor does, and takes the address over when it is ready.
+"""Generations: a launcher that serves prepares nothing. Its successor does, and takes over when it is ready.
 
-What is new to be imported, rehearsed and laid out in memory takes seconds, and may hang. So a fresh process does that
-beside the launcher that serves, with the same listening socket. If it fails, that one goes on; otherwise that one takes
-no new orders, and ends with its last run.
+To import, rehearse and lay out in memory what is new takes seconds, and may hang. So a fresh process does it beside the
+launcher that serves, and inherits its listening socket. When the successor is ready, the former launcher takes no new
+orders, and ends with its last run. When the successor fails, the former launcher serves on.
 """
 
 from __future__ import annotations
@@ -20,21 +20,22 @@ from air_executor.config import Config
 from air_executor.launcher.address import Address, module_command
 from air_executor.launcher.exec import BIRTH_ENVIRONMENT
 
-#: What is wished for again and again within so many seconds gives one successor.
+#: Wishes within this many seconds give one successor.
 _SETTLE_S = 5.0
 
-#: A launcher that is a successor itself has one so many seconds after it has begun, at the earliest.
+#: A launcher that is a successor itself starts the next one this many seconds after it began, at the earliest.
 _GAP_S = 60.0
 
-#: A successor that is not ready after so many seconds is given up.
+#: A successor that is not ready after this many seconds is killed.
 _READY_S = 120.0
 
-#: After one that failed, the next is tried so many seconds later; after each further one twice as long, up to the most.
+#: After a failure, the next successor is tried this many seconds later; after each further one twice as long, up to
+#: the most.
 _AGAIN_S, _AGAIN_MOST_S = 60.0, 3600.0
 
 
 class Succession:
-    """The successor of a launcher: when there is to be one, and what becomes of it."""
+    """The successor of a launcher: when it is started, and what becomes of it."""
 
     def __init__(self, address: Address, config: Config, *, is_successor: bool = False) -> None:
         self._address = address
@@ -52,7 +53,7 @@ class Succession:
         """The successor serves."""
 
     def wish(self, *, now: bool = False) -> None:
-        """Have a successor soon, as there is something new for it to prepare."""
+        """Ask for a successor: there is something new for it to prepare."""
         now_s = time.monotonic()
         self._due_s = now_s if now else max(now_s + _SETTLE_S, self._earliest_s)
 
@@ -62,20 +63,20 @@ class Succession:
         return self._ready is not None
 
     def due_in_s(self) -> float | None:
-        """Return in how many seconds :meth:`look` wants to be called; ``None``: no need to."""
+        """Return in how many seconds :meth:`look` has something to do; ``None``: nothing is due."""
         moment_s = self._until_s if self.is_under_way else self._due_s
         return None if moment_s is None or self.is_over else max(0.0, moment_s - time.monotonic())
 
     def look(self, listener: socket.socket, watch: Callable[[socket.socket], None]) -> None:
-        """Start the successor when it is time for it, and give it up when it takes too long.
+        """Start the successor when it is due, and kill it when it takes too long.
 
-        :param watch: has :meth:`hear` called when there is something to read.
+        :param watch: takes the successor's socket; :meth:`hear` is to be called when that is readable.
         """
         now_s = time.monotonic()
         if self.is_under_way:
             if now_s >= self._until_s and self.pid:
                 self._failed = f"it was not ready after {_READY_S:g} s"
-                os.kill(self.pid, signal.SIGKILL)  # its end is heard of
+                os.kill(self.pid, signal.SIGKILL)  # the socket then tells its end
                 self._until_s = now_s + _READY_S
         elif self._due_s is not None and now_s >= self._due_s and not self.is_over:
             self._due_s = None
@@ -129,13 +130,18 @@ class Succession:
         self._due_s = time.monotonic() + self._again_s
         self._again_s = min(2 * self._again_s, _AGAIN_MOST_S)
 
+    @property
+    def pids(self) -> set[int]:
+        """The successor's process, if there is one that is not reaped."""
+        return {self.pid} if self.pid else set()
+
     def reaped(self, pid: int) -> None:
         """Take note that a child has ended."""
         if pid == self.pid:
             self.pid = 0
 
     def status(self) -> dict[str, Any]:
-        """Return what the launcher's status says of it."""
+        """Return what the launcher's status says of its successor."""
         if self.is_over:
             return {"superseded": True}
         return {"successor": self.pid} if self.is_under_way else {}
@@ -146,5 +152,5 @@ class Succession:
 
 
 def let_go_of_address(address: Address) -> Address:
-    """Return where a launcher listens whose address its successor has: for who follows the runs that it still has."""
+    """Return where a launcher listens after its successor has taken ``address``: for who follows its last runs."""
     return Address(f"{address.key}-{os.getpid()}", address.folder)

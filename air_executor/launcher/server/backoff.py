@@ -1,0 +1,43 @@
+"""When to fork the next process ahead: later and later, if they die before they are of any use."""
+
+from __future__ import annotations
+
+import time
+
+#: After this many deaths within this many seconds, the launcher gives up for a while.
+_DEATHS, _WITHIN_S = 3, 10.0
+
+#: For how long it gives up, in seconds.
+_GIVEN_UP_S = 300.0
+
+
+class Backoff:
+    """Counts the deaths of processes that were forked ahead."""
+
+    def __init__(self) -> None:
+        self._deaths_s: list[float] = []
+        self._in_a_row = 0
+        self.has_given_up = False
+        """Runners are forked when their orders come, and prepare nothing."""
+        self.due_s = 0.0
+        """When the next process may be forked ahead, on the monotonic clock."""
+
+    def failed(self) -> None:
+        """Take note that a process has died before its order came."""
+        now_s = time.monotonic()
+        self._in_a_row += 1
+        self._deaths_s = [*(each for each in self._deaths_s if now_s - each < _WITHIN_S), now_s]
+        self.due_s = now_s + min(2.0 ** (self._in_a_row - 1), _GIVEN_UP_S)
+        if len(self._deaths_s) >= _DEATHS or self.has_given_up:
+            self.has_given_up, self.due_s = True, now_s + _GIVEN_UP_S
+            print(self.trouble(), flush=True)
+
+    def succeeded(self) -> None:
+        """Take note that a process has become a runner."""
+        self._deaths_s, self._in_a_row, self.has_given_up = [], 0, False
+
+    def trouble(self) -> str | None:
+        """Return what went wrong, for a person."""
+        if not self.has_given_up:
+            return None
+        return f"{self._in_a_row} processes that were forked ahead have died at birth: tasks start without, if later"

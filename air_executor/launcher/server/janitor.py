@@ -1,0 +1,54 @@
+"""Keeping the state directory small: what is old is pruned now and then, in a process of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+
+from air_executor.config import Config
+from air_executor.launcher.address import Address
+from air_executor.launcher.client.control import remove_dead_launchers
+from air_executor.launcher.server.chores import Chores
+from air_executor.launcher.server.log import Log
+from air_executor.runner.hooks import hooks
+from air_executor.runs import pruning
+from air_executor.runs.store import RunStore
+
+#: How often records are pruned, in seconds.
+PRUNE_S = 300.0
+
+
+class Janitor:
+    """Prunes records and what else is old, and cuts the launcher's log."""
+
+    def __init__(self, store: RunStore, config: Config, address: Address, chores: Chores) -> None:
+        """Begin; the first pruning is due at once.
+
+        :param address: of this launcher, whose files stay.
+        """
+        self._store = store
+        self._config = config
+        self._address = address
+        self._chores = chores
+        self._log = Log(address.log)
+        self._due_s = 0.0
+        self._pruner = 0
+
+    def work(self, *, prunes: bool = True) -> None:
+        """Do what is due.
+
+        :param prunes: whether this launcher is the one that prunes: its successor does, once there is one.
+        """
+        self._log.cut()
+        now_s = time.monotonic()
+        if prunes and now_s >= self._due_s and self._pruner not in self._chores.pids:
+            self._due_s = now_s + PRUNE_S
+            with contextlib.suppress(OSError):  # no room for another process: the next time will do
+                self._pruner = self._chores.begin("pruning", self._prune)
+
+    def _prune(self) -> None:
+        with contextlib.ExitStack() as each:  # whatever becomes of the others
+            each.callback(remove_dead_launchers, self._store, asking=self._address)
+            each.callback(self._store.mark_open)
+            each.callback(hooks(self._config.serves).prune, self._config)
+            pruning.prune(self._store, keep_days=self._config.keep_days, keep_runs=self._config.keep_runs)
