@@ -17,7 +17,7 @@ import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from air_executor.config import Config, airflow_home, plain_getter
+from air_executor.config import OPTIONS, Config, airflow_home, plain_getter
 from air_executor.errors import ConfigError
 from air_executor.machine.safe_files import replace_file
 
@@ -47,7 +47,7 @@ def of_process(config: Config, environ: Mapping[bytes, bytes]) -> list[bytes]:
     :param environ: the environment that they would get.
     """
     parts = [
-        *(sys.executable, sys.prefix, sys.version, config.to_json(), code_version(), packages_stamp()),
+        *(sys.executable, sys.prefix, sys.version, _options(config), code_version(), packages_stamp()),
         *interpreter_flags(),
         *(f"{name} {resource.getrlimit(getattr(resource, name))}" for name in dir(resource) if "RLIMIT_" in name),
         *(f"umask {umask():o}", _working_directory(), *_namespaces(), *_scheduling()),
@@ -55,6 +55,12 @@ def of_process(config: Config, environ: Mapping[bytes, bytes]) -> list[bytes]:
     ]
     kept = sorted(name + b"=" + value for name, value in environ.items() if name not in _VOLATILE)
     return [*map(os.fsencode, parts), *_inherited(), *kept]
+
+
+def _options(config: Config) -> str:
+    """Return the options that a launcher or its runners use. What they keep, executors tell them: ``protocol.keep``."""
+    others = {option.name for option in OPTIONS if not option.for_launcher}
+    return repr(sorted((name, value) for name, value in vars(config).items() if name not in others))
 
 
 def interpreter_flags() -> list[str]:

@@ -4,6 +4,7 @@ From the executor:
 
 - ``start`` with a run's ``request``: start a runner for it. The launcher forwards the bytes as they came.
 - ``follow``, ``stop`` and ``kill`` with a run's ``id``: tell me of its end; stop it; kill it.
+- ``keep`` with ``keep_days``, ``keep_runs`` and ``keep_jobs``: prune by these options from now on. From version 3 on.
 - ``status``: tell me about yourself.
 
 From the launcher:
@@ -33,10 +34,12 @@ from pathlib import Path
 from typing import Any
 
 from air_executor import __version__, jsontext
+from air_executor.config import Config
 from air_executor.errors import ProtocolError, StateDirError
 
-#: Version of this protocol. It rises when a peer that passes over what is new would do the wrong thing.
-VERSION = 2
+#: Version of this protocol. It rises when a former peer would do the wrong thing with what is new. 2: requests may have
+#: fields that the launcher does not know. 3: the message ``keep``.
+VERSION = 3
 
 #: The oldest version that this code understands. Launchers that name no version speak 1.
 OLDEST = 1
@@ -47,6 +50,10 @@ _IDENTITY_1 = frozenset(
     {"kind", "workload_id", "name", "dag_id", "task_id", "dag_run_id", "map_index", "try_number", "team", "queue"}
     | {"job_name"}
 )
+
+#: The options by which a launcher prunes, and the first version in which an executor sends them. A launcher that was
+#: started with others need not be replaced for them.
+RETENTION, _KEEP_VERSION = ("keep_days", "keep_runs", "keep_jobs"), 3
 
 #: A message is at most this many bytes long. Workloads are a few thousand.
 MAX_MESSAGE_BYTES = 8 << 20
@@ -138,6 +145,13 @@ def start_message(request: dict[str, Any], launcher: Mapping[str, Any]) -> dict[
         identity = request["identity"]
         request["identity"] = {name: value for name, value in identity.items() if name in _IDENTITY_1}
     return {"type": "start", "request": request}
+
+
+def keep_message(config: Config, launcher: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return the message about the options of pruning; ``None`` for a launcher that would not understand it."""
+    if _number(launcher, "protocol", 1) < _KEEP_VERSION:
+        return None
+    return {"type": "keep", **{name: getattr(config, name) for name in RETENTION}}
 
 
 class Decoder:

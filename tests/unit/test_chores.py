@@ -33,7 +33,7 @@ class Cleaner:
     def __init__(self, store: RunStore) -> None:
         address = Address("by-hand", store.launchers)
         self.chores = Chores(lambda: None)
-        self._janitor = Janitor(store, config(store.root, keep_runs=0), address, self.chores)
+        self.janitor = Janitor(store, config(store.root, keep_runs=0), address, self.chores)
         self._reaper = Reaper(
             store, Strays(), [self.chores], tell=lambda client, message: None, ended=lambda run_id: None
         )
@@ -42,7 +42,7 @@ class Cleaner:
         """Do a round of chores, and return the processes that prune."""
         self._reaper.reap()
         self.chores.end_overdue()
-        self._janitor.work()
+        self.janitor.work()
         return self.chores.pids
 
     def is_idle(self) -> bool:
@@ -112,6 +112,29 @@ def test_pruning_that_hangs_is_not_begun_beside_itself_and_has_an_end(
     assert alone and one_by_one
     assert not is_alive(first)
     assert f"process {first} has taken more than" in capfd.readouterr().out
+
+
+def test_a_launcher_prunes_by_what_the_latest_executor_says_and_passes_over_what_makes_no_sense(
+    store: RunStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def prune(*_: Any, keep_days: float, keep_runs: int) -> None:
+        (tmp_path / "part").write_text(f"{keep_days} {keep_runs}")
+        (tmp_path / "part").rename(tmp_path / "kept")
+
+    monkeypatch.setattr(pruning, "prune", prune)
+
+    def work(cleaner: Cleaner) -> list[str]:
+        found = []
+        for options in ({}, {"keep_runs": 5}, {"keep_days": 0.5, "keep_runs": "all", "more": 1}, {"keep_days": None}):
+            (tmp_path / "kept").unlink(missing_ok=True)
+            cleaner.janitor.keep(options)
+            cleaner.round()
+            wait_for((tmp_path / "kept").exists, "the pruning")
+            found.append((tmp_path / "kept").read_text())
+            wait_for(cleaner.is_idle, "its end")
+        return found
+
+    assert with_cleaner(store, work) == ["7.0 0", "7.0 5", "0.5 5", "0.5 5"]
 
 
 def test_what_cannot_be_removed_keeps_nothing_else(store: RunStore, monkeypatch: pytest.MonkeyPatch) -> None:

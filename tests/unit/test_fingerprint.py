@@ -61,6 +61,34 @@ def test_what_works_inside_of_a_run_has_a_launcher_that_no_other_run_uses(
     assert len(keys) == 2
 
 
+#: Another value for each option that a launcher or its runners use.
+OTHERS: dict[str, Any] = {
+    "state_dir": "/elsewhere",
+    "launch": "fork",
+    "launcher": "service",
+    "api_patience_seconds": 1.5,
+    "preload": ("json",),
+    "launcher_idle_seconds": 1.5,
+    "stop_grace_seconds": 1.5,
+    "gpus": ("7",),
+    "on_launcher_stop": "drain",
+    "renew_tokens": "off",
+    "serves": "jobs",
+}
+#: And for those of which a launcher is told while it serves, or that an executor alone uses.
+TOLD: dict[str, Any] = {"on_shutdown": "kill", "keep_days": 1.5, "keep_runs": 3, "keep_jobs": 3}
+
+
+def test_an_executor_gets_another_launcher_for_options_that_matter_to_it_and_for_no_others(store: RunStore) -> None:
+    options = config(store.root, launch="exec")
+    assert {*OTHERS, *TOLD} == set(vars(options)), "say of a new option whether it takes another launcher"
+    own = address(store, options).key
+    for name, value in OTHERS.items():
+        assert address(store, dataclasses.replace(options, **{name: value})).key != own, name
+    for name, value in TOLD.items():
+        assert address(store, dataclasses.replace(options, **{name: value})).key == own, name
+
+
 def _set_umask(folder: Path) -> None:
     os.umask(0o027)
 

@@ -402,6 +402,9 @@ BAD_REQUESTS: list[Any] = [
     {"id": str(uuid.UUID(int=1)), "identity": {"kind": "task", "workload_id": "../x", "name": "x"}, "workload": {}},
     {"id": "../x", "identity": {"kind": "task", "workload_id": str(uuid.UUID(int=1)), "name": "x"}, "workload": {}},
     {"id": str(uuid.UUID(int=1)), "identity": {"kind": "task"}, "workload": {}},
+    {"id": str(uuid.UUID(int=1)), "identity": {"kind": "task", "workload_id": str(uuid.UUID(int=1))}, "workload": {}},
+    {"id": str(uuid.UUID(int=1)), "identity": {"kind": "task", "workload_id": str(uuid.UUID(int=1)), "name": "x"}},
+    "id identity workload kind workload_id name",
     {"id": str(uuid.UUID(int=1)), "identity": None, "workload": {}},
     {"id": {"a": []}, "identity": {}},
 ]
@@ -417,7 +420,9 @@ def test_bad_requests_are_refused_one_by_one_and_the_launcher_goes_on(
     launcher = one.next("hello")["pid"]
     for request in BAD_REQUESTS:
         one.send({"type": "start", "request": request})
-        assert "not a run request" in one.next("refused")["reason"]
+        answer = one.next("refused")
+        assert "not a run request" in answer["reason"]
+        assert answer["id"] == (request.get("id") if isinstance(request, dict) else None)
     bench.end_of(backend, bench.start(backend, bench.request()))
     assert bench.status()["pid"] == launcher
     assert [path.name for path in bench.store.runs.iterdir()] == [record.id for record in bench.store.records()]
@@ -447,6 +452,39 @@ def test_a_run_that_the_launcher_does_not_have_is_said_so(
     one = client()
     one.send({"type": kind, "id": run_id})
     assert one.next("unknown")["id"] == run_id
+
+
+@LAUNCH
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGKILL], ids=["by its runner", "by its launcher"])
+def test_who_hears_of_an_end_gets_the_record_as_it_was_written(
+    bench: Bench, launch: str, signum: int, client: Callable[[], Client]
+) -> None:
+    backend = bench.backend(launch, serves="jobs")
+    backend.warm_up()
+    one = client()
+    request = bench.waiting()
+    bench.store.create(queued(request.id, request.identity, limits={}, log_file=request.log_file))
+    one.send({"type": "start", "request": request.to_message()})
+    running = bench.wait_for_state(backend, request, RunState.STARTING)
+    os.kill(running.pid or 0, signum)
+    message = one.next("exited")
+    record = bench.store.read(request.id)
+    assert record.state is RunState.KILLED
+    assert RunRecord.from_document(message["record"]) == record
+
+
+def test_an_end_is_told_without_a_record_when_none_can_be_written(bench: Bench, client: Callable[[], Client]) -> None:
+    bench.backend().warm_up()
+    one = client()
+    request = bench.waiting()
+    bench.store.create(queued(request.id, request.identity, limits={}, log_file=request.log_file))
+    one.send({"type": "start", "request": request.to_message()})
+    pid = one.next("started")["pid"]
+    shutil.rmtree(bench.store.folder(request.id))
+    os.kill(pid, signal.SIGKILL)
+    message = one.next("exited")
+    assert (message["id"], message["exit_code"]) == (request.id, -signal.SIGKILL)
+    assert "record" not in message
 
 
 GARBAGE = [

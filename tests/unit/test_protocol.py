@@ -83,6 +83,14 @@ def test_what_cannot_be_json_is_refused_before_it_is_sent(value: object) -> None
         encode({"value": value})
 
 
+def test_a_body_is_what_came_without_its_length() -> None:
+    bodies = [b'{ "spaced" :1}', b"not JSON", b""]
+    decoder = Decoder()
+    assert list(decoder.bodies(b"".join(map(framed, bodies)))) == bodies
+    assert protocol.parse(bodies[0]) == {"spaced": 1}
+    assert protocol.framed(bodies[1]) == framed(bodies[1])
+
+
 def folder_of_length(tmp_path: Path, length: int) -> Path:
     """Return a folder in which a socket ``s`` has a path of ``length`` bytes."""
     folder = tmp_path

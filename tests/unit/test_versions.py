@@ -16,7 +16,7 @@ import pytest
 
 from air_executor.cli import doctor
 from air_executor.launcher import protocol
-from air_executor.launcher.address import service_address
+from air_executor.launcher.address import Address, address, service_address
 from air_executor.launcher.client import control
 from air_executor.launcher.client.backend import LocalBackend
 from air_executor.runs.record import RunState, queued
@@ -146,10 +146,10 @@ def test_each_reads_the_records_of_the_other(
 
 
 class Stranger:
-    """A launcher service of another version, as far as it is needed to be one."""
+    """A launcher of another version, as far as it is needed to be one: the service, if no address is given."""
 
-    def __init__(self, store: RunStore, **hello: Any) -> None:
-        self._listener = protocol.listen(service_address(store).socket)
+    def __init__(self, store: RunStore, address: Address | None = None, **hello: Any) -> None:
+        self._listener = protocol.listen((address or service_address(store)).socket)
         self._hello = {"type": "hello", "pid": os.getpid(), "runners": 0, "clients": 1, **hello}
         self.decoder = protocol.Decoder()
 
@@ -217,6 +217,28 @@ def test_a_newer_launcher_that_understands_this_executor_gets_orders() -> None:
     newer = {"protocol": protocol.VERSION + 5, "understands": protocol.VERSION, "more": [1]}
     assert protocol.objection(newer) is None
     assert protocol.objection({}) is None, "the last release tells no number"
+
+
+@pytest.mark.parametrize(
+    ("hello", "expected"),
+    [
+        ({"protocol": protocol.VERSION}, [{"type": "keep", "keep_days": 2.0, "keep_runs": 5, "keep_jobs": 6}]),
+        ({"protocol": 2}, []),
+        ({}, []),
+    ],
+)
+def test_who_starts_with_other_options_of_pruning_says_so_to_a_launcher_that_understands_it(
+    store: RunStore, hello: dict[str, Any], expected: list[dict[str, Any]]
+) -> None:
+    options = config(store.root, keep_days=2.0, keep_runs=5, keep_jobs=6)
+    launcher = Stranger(store, address=address(store, options), **hello)
+    backend = LocalBackend(store, options)
+    backend.warm_up()
+    launcher.greet()
+    wait_for(lambda: backend.take_ends() or (backend._link and backend._link.launcher), "the greeting to be read")
+    assert launcher.heard() == expected
+    backend.close()
+    launcher.leave()
 
 
 def test_a_request_with_fields_that_are_not_known_here_is_taken(store: RunStore, tmp_path: Path) -> None:

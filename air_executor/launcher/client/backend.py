@@ -528,6 +528,8 @@ class LocalBackend:
         if isinstance(pid := launcher.get("pid"), int) and not self._is_service:
             link.note_process(pid)
         link.objection = protocol.objection(launcher)
+        if (keep := protocol.keep_message(self._config, launcher)) and not link.address.is_service:
+            link.send(keep)  # a service has options of its own
         if link.objection:
             log.error("Orders wait: %s", link.objection)
         elif link is self._link:

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
 
 from air_executor.config import Config
+from air_executor.launcher import protocol
 from air_executor.launcher.address import Address
 from air_executor.launcher.client.control import remove_dead_launchers
 from air_executor.launcher.server.chores import Chores
@@ -33,6 +37,14 @@ class Janitor:
         self._log = Log(address.log)
         self._due_s = 0.0
         self._pruner = 0
+
+    def keep(self, options: Mapping[str, Any]) -> None:
+        """Prune by other options from now on: those of an executor that has started after the launcher.
+
+        :param options: see :data:`protocol.RETENTION`. What is missing, or not a number, stays as it is.
+        """
+        given: dict[str, Any] = {name: options[name] for name in protocol.RETENTION if name in options}
+        self._config = replace(self._config, **{name: n for name, n in given.items() if type(n) in (int, float)})
 
     def work(self, *, prunes: bool = True) -> None:
         """Do what is due.

@@ -223,6 +223,8 @@ class Launcher:
             self._reaper.follow(client, run_id)
         elif kind in ("stop", "kill"):
             self._reaper.end(client, run_id, kind)
+        elif kind == "keep":
+            self._janitor.keep(message)
         else:
             raise ProtocolError(f"a message of type {kind!r}")
 
