@@ -23,9 +23,10 @@ from typing import Any
 
 import orjson
 
+from air_executor.launcher.preload.module_guard import ModuleGuard
 from air_executor.launcher.preload.module_state import NUMPY_GENERATOR, contents
 from air_executor.launcher.preload.observed import Observer, stray_module, stray_package
-from air_executor.launcher.preload.process_state import ModuleGuard, ProcessState, thread_objection
+from air_executor.launcher.preload.process_state import ProcessState, thread_objection
 from air_executor.machine import system
 from air_executor.machine.processes import Leftovers
 from air_executor.runner.stash import Stash
