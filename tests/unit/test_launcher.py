@@ -525,7 +525,7 @@ def test_who_sends_garbage_is_dropped_alone(bench: Bench, client: Callable[[], C
 
 
 def test_backends_share_a_launcher_unless_options_differ_that_matter_to_its_runs(bench: Bench) -> None:
-    one, same, other = bench.backend(), bench.backend(keep_runs=5), bench.backend(stop_grace_seconds=5.0)
+    one, same, other = bench.backend(), bench.backend(keep_runs=5), bench.backend(stop_grace_seconds=3.0)
     for backend in (one, same):
         bench.end_of(backend, bench.start(backend, bench.request()))
     assert len(all_addresses(bench.store)) == 1
