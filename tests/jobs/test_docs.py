@@ -1,4 +1,4 @@
-"""The jobs in docs/jobs.md are taken, and end as it says there."""
+"""The jobs in docs/reference/jobs.md are taken, and end as it says there."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from air_executor.jobs.model import Job, Task
 from tests.jobs.conftest import Yard
 from tests.support.airflow_env import REPOSITORY
 
-PAGE = (REPOSITORY / "docs" / "jobs.md").read_text()
+PAGE = (REPOSITORY / "docs" / "reference" / "jobs.md").read_text()
 JOBS = re.findall(r"```yaml\n# (\S+)\.yaml(.*)\n([^`]*)```", PAGE)
 
 

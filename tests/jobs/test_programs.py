@@ -375,8 +375,8 @@ def test_help_shows_how_a_command_is_used(yard: Yard) -> None:
     assert told["hint"].endswith("`air-executor help agents`")
 
 
-def test_what_the_readme_shows_to_programs_works(yard: Yard) -> None:
-    text = (REPOSITORY / "README.md").read_text().partition("### For scripts, programs and AI agents")[2]
+def test_what_the_guide_shows_to_programs_works(yard: Yard) -> None:
+    text = (REPOSITORY / "docs" / "guides" / "agents.md").read_text()
     block = re.search(r"```bash\n(.*?)```", text, re.DOTALL)
     assert block is not None
     program = yard.folder / "bin" / "air-executor"

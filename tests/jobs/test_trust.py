@@ -228,8 +228,8 @@ def test_a_private_folder_that_can_not_be_used_says_what_to_set(yard: Yard, monk
         yard.submit({"id": "a", "command": "true"})
 
 
-def test_the_readme_s_blocks_run(yard: Yard, tmp_path: Path) -> None:
-    text = (REPOSITORY / "README.md").read_text().partition("### Secrets, and jobs of others")[2].partition("\n## ")[0]
+def test_the_guide_s_blocks_about_secrets_and_trust_run(yard: Yard, tmp_path: Path) -> None:
+    text = (REPOSITORY / "docs" / "guides" / "jobs.md").read_text().partition("## Secrets, and jobs of others")[2]
     blocks = re.findall(r"```bash\n(.*?)```", text, re.DOTALL)
     project = tmp_path / "project"
     project.mkdir()

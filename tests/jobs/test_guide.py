@@ -1,4 +1,4 @@
-"""The README's Python sample runs as it stands, and shows what it says."""
+"""The Python sample of the guide to jobs runs as it stands, and shows what it says."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_waiting_without_a_manager_says_so_once(
 
 
 def test_the_sample_that_waits_for_a_job_shows_its_results(yard: Yard) -> None:
-    text = (REPOSITORY / "README.md").read_text()
+    text = (REPOSITORY / "docs" / "guides" / "jobs.md").read_text()
     [sample] = re.findall(r"```python\n(from air_executor\.jobs import submit, wait\n.*?)```", text, re.DOTALL)
     yard.start_manager()
     done = subprocess.run(
