@@ -15,11 +15,13 @@ from airflow.executors.base_executor import BaseExecutor
 from airflow.executors.local_executor import LocalExecutor
 from airflow.jobs import scheduler_job_runner
 from airflow.sdk.execution_time import comms, task_runner
-from airflow.sdk.execution_time import supervisor as stock
 
 from air_executor import AirExecutor
 from air_executor.airflow import compat, warmup
 from air_executor.errors import ProtocolError
+from tests.support.airflow_env import REPOSITORY
+from tests.unit.airflow_internals import INTERNALS, SOURCES, Internal, every, matters
+from tests.unit.airflow_names import PROMISED, UsedNames, is_public
 from tests.unit.processes import result_of
 
 pytestmark = pytest.mark.core
@@ -77,64 +79,75 @@ def test_identities_are_written_without_the_token() -> None:
     assert "secret" not in repr(identity)
 
 
-def test_the_supervisor_has_the_methods_that_are_overridden() -> None:
-    assert parameters(stock.WatchedSubprocess._service_subprocess) == [
-        "self",
-        "max_wait_time",
-        "raise_on_timeout",
-        "expect_signal",
-    ]
-    assert {"signal_to_send", "escalation_delay", "force"} <= set(parameters(stock.WatchedSubprocess.kill))
-    for name in ("_register_pipe_readers", "_on_child_started", "_monitor_subprocess", "_send_heartbeat_if_needed"):
-        assert callable(getattr(stock.ActivitySubprocess, name)), name
-    assert isinstance(stock.ActivitySubprocess.final_state, property)
-    fields = {field.name for field in stock.ActivitySubprocess.__attrs_attrs__}
-    assert {"_exit_code", "_terminal_state", "_last_heartbeat_attempt", "_open_sockets", "selector"} <= fields
-    assert stock.MIN_HEARTBEAT_INTERVAL > 0
-    assert stock.SERVER_TERMINATED
+@pytest.mark.parametrize("internal", every(), ids=lambda each: each.path)
+def test_what_is_used_of_airflow_is_there_and_as_it_was(internal: Internal) -> None:
+    assert internal.value is not None or internal.name.startswith("_")
+    if internal.takes is not None:
+        wanted = internal.takes.split()
+        assert [name for name in parameters(internal.function) if name in wanted] == sorted_like(internal, wanted)
+    if internal.says is not None:
+        assert internal.says in inspect.getsource(internal.value)
 
 
-def test_a_task_process_that_was_forked_ahead_can_be_given_its_workload() -> None:
-    # Airflow's own class, also where ours has taken its place.
-    activity = next(cls for cls in stock.ActivitySubprocess.__mro__ if cls.__module__ == stock.__name__)
-    assert {"what", "client", "logger"} <= set(parameters(activity.start))
-    fields = {field.name for field in activity.__attrs_attrs__}
-    assert {"id", "client", "process_log", "start_time", "subprocess_logs_to_stdout"} <= fields
+def sorted_like(internal: Internal, wanted: list[str]) -> list[str]:
+    """Names of parameters that a call gives by their names may be in any order."""
+    kinds = inspect.signature(internal.function).parameters
+    by_name = [name for name in kinds if name in wanted and kinds[name].kind is inspect.Parameter.KEYWORD_ONLY]
+    return [name for name in wanted if name not in by_name] + by_name
 
 
-def test_a_task_process_sets_its_logs_up_through_the_function_that_is_replaced() -> None:
-    assert parameters(stock._configure_logs_over_json_channel) == ["log_fd"]
-    assert "_configure_logs_over_json_channel(log_fd)" in inspect.getsource(stock._fork_main)
-    from airflow.sdk.log import load_remote_log_handler
-
-    assert parameters(load_remote_log_handler) == []
-
-
-def test_airflow_notes_when_a_task_has_ended_and_for_how_long_its_process_may_live_on() -> None:
-    import attrs
-    from airflow.sdk.execution_time import supervisor as stock
-
-    assert attrs.fields_dict(stock.ActivitySubprocess)["_task_end_time_monotonic"].default is None
-    source = inspect.getsource(stock.ActivitySubprocess._handle_process_overtime_if_needed)
-    assert "(time.monotonic() - self._task_end_time_monotonic) > TASK_OVERTIME_THRESHOLD" in source
+@pytest.mark.parametrize("internal", [each for each in every() if matters(each)], ids=lambda each: each.path)
+def test_what_is_used_of_airflow_does_what_it_did(internal: Internal) -> None:
+    known = SOURCES[internal.path].split()[{(3, 1): 0, (3, 2): 1, (3, 3): 2}[compat.AIRFLOW_VERSION]]
+    assert internal.digest() == known, (
+        f"Airflow has changed {internal.path}. Check what replaces, overrides or calls it, and then put "
+        f"{internal.digest()} into SOURCES of tests/unit/airflow_internals.py."
+    )
 
 
-def test_airflow_looks_its_supervisor_up_by_name() -> None:
-    if compat.AIRFLOW_VERSION >= (3, 3):
-        from airflow.sdk.execution_time import coordinator
+def test_every_internal_that_is_used_is_in_the_table() -> None:
+    source = UsedNames()
+    listed = {each.name for internals in INTERNALS.values() for each in internals}
+    listed |= set(re.findall(r"\w+", " ".join(each.says or "" for all in INTERNALS.values() for each in all)))
+    assert source.foreign_names() - listed == set()
+    modules = {each.path.partition(":")[0] for internals in INTERNALS.values() for each in internals}
+    assert {name for name in source.modules if not is_public(name)} - modules == set()
 
-        source = inspect.getsource(coordinator._PythonCoordinator.execute_task)
-        assert "from airflow.sdk.execution_time.supervisor import ActivitySubprocess" in source
-    else:
-        assert "ActivitySubprocess.start(" in inspect.getsource(stock.supervise)
+
+@pytest.mark.parametrize(
+    ("code", "name"),
+    [
+        ("supervisor._something(1)", "_something"),
+        ("getattr(supervisor, '_something', None)", "_something"),
+        (
+            "class A(stock.ActivitySubprocess):\n    def _handle_request(self):\n        super()._handle_request()",
+            "_handle_request",
+        ),
+        ("task_runner.something = 1", "something"),
+        ("replaced(module, something=None)", "something"),
+    ],
+)
+def test_a_use_of_an_internal_is_found(code: str, name: str, tmp_path: Path) -> None:
+    (tmp_path / "x.py").write_text(code)
+    assert UsedNames([tmp_path / "x.py"]).foreign_names() == {name}
 
 
-def test_supervising_takes_the_arguments_that_are_given() -> None:
-    supervise = getattr(stock, "supervise_task", None) or stock.supervise
-    given = {"ti", "dag_rel_path", "bundle_info", "token", "server", "log_path"}
-    if compat.AIRFLOW_VERSION >= (3, 2):
-        given.add("sentry_integration")
-    assert given <= set(parameters(supervise))
+@pytest.mark.parametrize("code", ["from airflow.models.dag import DAG", "import_module('airflow.models.dag')"])
+def test_a_use_of_a_module_that_is_not_public_is_found(code: str, tmp_path: Path) -> None:
+    (tmp_path / "x.py").write_text(code)
+    assert [name for name in UsedNames([tmp_path / "x.py"]).modules if not is_public(name)] == ["airflow.models.dag"]
+
+
+def test_every_internal_in_the_table_is_used() -> None:
+    source = UsedNames()
+    texts = source.text + PROMISED
+    unused = {each.path for internals in INTERNALS.values() for each in internals if each.name not in texts}
+    assert unused == set()
+
+
+def test_every_internal_is_explained() -> None:
+    headings = re.findall(r"^## (.*)$", (REPOSITORY / "docs" / "wishes.md").read_text(), re.MULTILINE)
+    assert headings == list(INTERNALS)
 
 
 def test_the_executor_promises_what_local_executor_promises() -> None:
