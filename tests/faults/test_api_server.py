@@ -17,9 +17,14 @@ pytestmark = pytest.mark.faults
 
 #: Each of these is how long a fault lasts, in seconds.
 SHORT_S = 4.0
-BLACK_HOLE_S = 8.0
-ERRORS_S = 20.0
+BLACK_HOLE_S = 6.0
+ERRORS_S = 6.0
 FLAP_S = 2.0
+
+
+@pytest.fixture(scope="module")
+def options() -> dict[str, str]:
+    return away.IMPATIENT_AIRFLOW
 
 
 def test_a_task_that_finds_no_server_at_its_start_begins_when_it_is_back(env: Airflow, proxy: Proxy) -> None:

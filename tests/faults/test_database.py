@@ -22,9 +22,9 @@ from tests.support.waiting import wait_for
 pytestmark = pytest.mark.faults
 
 #: Each of these is how long a fault lasts, in seconds.
-REFUSED_S = 60.0
-SILENT_S = 20.0
-FULL_S = 15.0
+REFUSED_S = 10.0
+SILENT_S = 10.0
+FULL_S = 10.0
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ def env(
     env = airflow_env.make(
         tmp_path_factory.mktemp("database-away") / "home",
         shared_dir,
-        {"AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": url},
+        {"AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": url, **away.IMPATIENT_AIRFLOW},
     )
     try:
         env.run("airflow", "db", "migrate")

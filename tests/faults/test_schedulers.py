@@ -21,8 +21,8 @@ from tests.support.waiting import wait_for
 pytestmark = pytest.mark.faults
 
 
-#: For how long a scheduler is frozen, in seconds.
-FROZEN_S = 60.0
+#: A scheduler that was not heard of for so long is taken for dead, in seconds; and for how long one is frozen.
+HEALTHY_S, FROZEN_S = 2, 5.0
 
 ON_SHUTDOWN = "AIRFLOW__AIR_EXECUTOR__ON_SHUTDOWN"
 
@@ -81,14 +81,15 @@ def test_what_was_queued_when_the_scheduler_was_killed_runs_once(airflow: Airflo
 
 
 def test_a_scheduler_that_was_frozen_makes_up_for_it(airflow: Airflow, fly: Fly) -> None:
-    flight = fly("scheduler-frozen").begun()
-    with frozen(psutil.Process(airflow.processes["scheduler"].pid)):
-        os.kill(flight.record(0).pid or 0, signal.SIGKILL)
-        flight.release(1)
-        time.sleep(FROZEN_S)
-    flight.wait_for("begin 0 2", "end 1 1")
-    flight.release()
-    assert flight.run.wait() == "success"
+    with scheduler_with(airflow, {"AIRFLOW__SCHEDULER__SCHEDULER_HEALTH_CHECK_THRESHOLD": str(HEALTHY_S)}):
+        flight = fly("scheduler-frozen").begun()
+        with frozen(psutil.Process(airflow.processes["scheduler"].pid)):
+            os.kill(flight.record(0).pid or 0, signal.SIGKILL)
+            flight.release(1)
+            time.sleep(FROZEN_S)
+        flight.wait_for("begin 0 2", "end 1 1")
+        flight.release()
+        assert flight.run.wait() == "success"
     once = [f"{word} {index} 1" for index in (1, 2, 3, 4) for word in ("begin", "end")]
     assert sorted(flight.effects) == sorted(["begin 0 1", "begin 0 2", "end 0 2", *once])
 

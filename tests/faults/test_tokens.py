@@ -21,16 +21,17 @@ from tests.support.waiting import wait_for
 pytestmark = pytest.mark.faults
 
 #: How long a token is good, in seconds.
-TOKEN_S = 30
+TOKEN_S = 10
 
 #: How long the tasks run, in seconds: until their first token has long expired.
-LONGER_S = 45.0
+LONGER_S = 13.0
 
 
 @pytest.fixture(scope="module")
 def options() -> dict[str, str]:
     return {
         "AIRFLOW__EXECUTION_API__JWT_EXPIRATION_TIME": str(TOKEN_S),
+        "AIRFLOW__API_AUTH__JWT_LEEWAY": "1",
         "AIRFLOW_CONN_BANK": "postgres://user:planted-in-a-connection@localhost/bank",
         "AIR_TEST_SECRET": "planted-in-the-environment",
     }

@@ -11,6 +11,7 @@ import psutil
 import pytest
 
 from air_executor.jobs.model import JobState, TaskStatus
+from air_executor.runs.record import RunState
 from tests.jobs.conftest import Yard
 from tests.support.waiting import wait_for
 
@@ -36,7 +37,7 @@ def work(line, generation):
     if not os.path.exists("enough"):
         more = {"line": line, "generation": generation + 1}
         queue_tasks([{"id": f"{line}.{generation + 1}", "function": "work:work", "arguments": more}])
-    note("ended", me)
+    note("ended", me + " " + os.environ["AIR_EXECUTOR_RUN"])
     return generation
 """
 
@@ -96,11 +97,17 @@ def test_nothing_is_lost_or_repeated_whatever_is_killed(yard: Yard, seed: int) -
     for line in range(lines):
         chain = [task.id for task in files.tasks.values() if task.id.startswith(f"{line}.")]
         assert chain == [f"{line}.{generation}" for generation in range(len(chain))]
-    began, ended = Counter(yard.lines("began")), Counter(yard.lines("ended"))
+    began, ended = Counter(yard.lines("began")), [line.split() for line in yard.lines("ended")]
+    runs = list(yard.runs.records())
     for task in files.tasks.values():
         assert task.result == int(task.id.partition(".")[2])
         # It began anew as often as its runner died under it, and never after it had ended well.
-        assert 1 <= ended[task.id] <= began[task.id] <= 1 + task.interruptions
+        assert began[task.id] <= 1 + task.interruptions
+        well = [run.id for run in runs if run.identity.task_id == task.id and run.state is RunState.SUCCEEDED]
+        assert well == [task.run_id]
+        ends = [run_id for task_id, run_id in ended if task_id == task.id]
+        assert len(ends) == len(set(ends)) <= began[task.id]
+        assert ends[-1:] == well
 
 
 def test_items_and_hooks_run_once_however_often_the_manager_is_killed(yard: Yard) -> None:

@@ -15,6 +15,12 @@ from tests.support.titles import is_spare
 from tests.support.titles import title as title_of
 from tests.support.waiting import wait_for
 
+#: With these, Airflow alone would give up after three seconds without an answer; so a fault need not last longer.
+IMPATIENT_AIRFLOW = {
+    "AIRFLOW__WORKERS__EXECUTION_API_RETRIES": "3",
+    "AIRFLOW__WORKERS__EXECUTION_API_RETRY_WAIT_MAX": "1",
+}
+
 
 @dataclass(frozen=True)
 class Work:

@@ -92,8 +92,8 @@ def test_queued_tasks_become_runs_up_to_the_parallelism(executor: AirExecutor) -
     assert executor.slots_available == 4 - 4 - 2
     # The heaviest came first.
     started = {record.identity.task_id for record in records(executor)}
-    if executor.order_queued_tasks_by_priority()[0][1].ti.task_id == "t1":
-        assert started == {"t5", "t4", "t3", "t2"}
+    assert started == {"t5", "t4", "t3", "t2"}
+    assert [workload.ti.task_id for _, workload in executor.order_queued_tasks_by_priority()] == ["t1", "t0"]
     assert all(executor.has_task(instance(workload)) for workload in workloads)
 
 
@@ -210,12 +210,17 @@ def test_a_resumed_task_waits_for_its_former_runner(executor: AirExecutor) -> No
     assert two.starting_at >= one.ended_at
 
 
-def test_the_debug_dump_names_runs(executor: AirExecutor, caplog: pytest.LogCaptureFixture) -> None:
-    queue(executor)
+def test_the_debug_dump_names_runs(executor: AirExecutor, monkeypatch: pytest.MonkeyPatch) -> None:
+    workload = queue(executor)
     executor.heartbeat()
-    executor.debug_dump()
     (record,) = records(executor)
-    assert record.id in executor._runs
+    said: list[str] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(AirExecutor, "log", SimpleNamespace(info=lambda text, *args: said.append(text % args)))
+        executor.debug_dump()
+    assert f"air_executor.state_dir {executor._store.root}" in said
+    assert f"air_executor.runs (1)\n\t{record.id} {workload.ti.key}" in said
+    assert "air_executor.waiting_for_gpus (0)" in said
 
 
 def test_an_option_that_cannot_be_used_stops_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
