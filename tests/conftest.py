@@ -37,6 +37,13 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeSch
     return ByEnvironment(config, log)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        is_same = any(item.get_closest_marker(name) for name in ("any_python", "faults"))
+        if item.path.parent.name in ("unit", "jobs") and not is_same:
+            item.add_marker("every_python")
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("faults by chance")
     group.addoption("--faults-seed", type=int, help="run faults by chance, from this seed; 0 draws one")

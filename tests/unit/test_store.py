@@ -415,7 +415,8 @@ def test_a_run_leaves_nothing_in_the_interpreters_table_of_strings(
     ended = store.settle(store.write(store.read(one.id).advance(RunState.STARTING)))
     assert store.mark_reported(ended).state is RunState.LOST
     assert prune(store, keep_days=0, keep_runs=0).removed == 1
-    assert interned == []
+    # Parts of paths that are always the same are in it once; Python 3.13 puts them there late.
+    assert set(interned) <= set((store.root / "leftovers").parts)
 
 
 def test_a_run_that_cannot_be_looked_at_counts_as_there(store: RunStore) -> None:
