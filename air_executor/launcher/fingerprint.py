@@ -7,7 +7,6 @@ that new tasks find what they would find as its children.
 from __future__ import annotations
 
 import contextlib
-import importlib.metadata
 import os
 import resource
 import subprocess
@@ -146,6 +145,8 @@ def _settings() -> Iterator[str]:
 
 def code_version() -> str:
     """Return what tells one version of AirExecutor and Airflow from another."""
+    import importlib.metadata  # here: no fork of a launcher needs what it imports
+
     versions = []
     for name in ("air-executor", "apache-airflow-core", "apache-airflow-task-sdk"):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):

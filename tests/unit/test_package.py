@@ -13,7 +13,7 @@ import jsonschema
 import pytest
 
 import air_executor
-from air_executor import config, provider
+from air_executor import config, jobs, provider
 
 LIGHT = [
     "air_executor",
@@ -34,6 +34,23 @@ def test_a_module_that_must_be_light_imports_no_airflow(module: str) -> None:
         "print([name for name in sys.modules if name.split('.')[0] in ('airflow', 'sqlalchemy', 'pydantic')])"
     )
     assert subprocess.check_output([sys.executable, "-c", code], text=True, timeout=120) == "[]\n"
+
+
+#: What no fork of a launcher of jobs has a use for; each module costs every run memory, and time at its end.
+NOT_FOR_FORKS = "air_executor.jobs.api air_executor.launcher.preload argparse decimal dotenv email filelock rich yaml"
+
+
+def test_a_launcher_of_jobs_imports_nothing_that_its_runners_have_no_use_for() -> None:
+    code = (
+        "import sys, air_executor.launcher.__main__, air_executor.jobs.hooks, air_executor.jobs.rehearsal\n"
+        f"print([name for name in {NOT_FOR_FORKS.split()} if name in sys.modules])"
+    )
+    assert subprocess.check_output([sys.executable, "-c", code], text=True, timeout=120) == "[]\n"
+
+
+@pytest.mark.parametrize("name", sorted(jobs.__all__))
+def test_what_jobs_promises_is_there(name: str) -> None:
+    assert getattr(jobs, name).__module__.startswith("air_executor.jobs.")
 
 
 def test_what_is_not_in_the_package_is_an_attribute_error() -> None:

@@ -14,7 +14,7 @@ import selectors
 import signal
 import socket
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from air_executor import __version__
 from air_executor.config import Config
@@ -23,7 +23,6 @@ from air_executor.launcher import protocol
 from air_executor.launcher.address import Address
 from air_executor.launcher.exec import Spawn
 from air_executor.launcher.order import Order
-from air_executor.launcher.preload.preloader import Preloader
 from air_executor.launcher.server.births import TRY_S, Births
 from air_executor.launcher.server.chores import Chores
 from air_executor.launcher.server.clients import Client, Clients
@@ -39,6 +38,9 @@ from air_executor.launcher.server.trials import Trials
 from air_executor.launcher.server.wakeups import Wakeups
 from air_executor.machine import processes, system
 from air_executor.runs.store import RunStore
+
+if TYPE_CHECKING:
+    from air_executor.launcher.preload.preloader import Preloader  # not for launchers that import nothing ahead
 
 #: Without a client and without a runner, the launcher stays this many seconds for a scheduler that restarts.
 _ABANDONED_S = 10.0

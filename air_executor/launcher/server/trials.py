@@ -6,9 +6,12 @@ import os
 import selectors
 import socket
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-from air_executor.launcher.preload.preloader import Preloader
 from air_executor.launcher.server.chores import Chores
+
+if TYPE_CHECKING:
+    from air_executor.launcher.preload.preloader import Preloader  # not for launchers that import nothing ahead
 
 #: An answer has at most this many bytes.
 _ANSWER_BYTES = 1 << 16
