@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import sysconfig
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -334,4 +335,7 @@ def test_a_launcher_of_nobody_is_removed_with_all_its_files(bench: Bench) -> Non
         return all_addresses(bench.store) == []
 
     wait_for(is_removed, "its last child to end, and its files to be removed")
+    assert list(bench.store.launchers.iterdir()) == [address.lock]  # whoever wants one now may wait for it
+    os.utime(address.lock, (time.time() - 2 * 86400,) * 2)
+    control.remove_dead_launchers(bench.store)
     assert list(bench.store.launchers.iterdir()) == []

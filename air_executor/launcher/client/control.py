@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from air_executor.errors import AirExecutorError
@@ -46,15 +47,22 @@ def remove_dead_launchers(store: RunStore, asking: Address | None = None) -> Non
     from filelock import FileLock, Timeout  # not for all: see Launcher._retire
 
     for address in {Address(path.stem, store.launchers) for path in store.launchers.iterdir()}:
-        if address == asking or not (address.socket.exists() or _is_old(address)):
+        has_socket = address.socket.exists()
+        if address == asking or not (has_socket or _is_old(address)):
             continue
         try:
             with FileLock(address.lock, timeout=0, mode=0o600):
                 try:
                     protocol.connect(address.socket).close()
                 except (ConnectionRefusedError, FileNotFoundError):
-                    for path in (address.socket, address.code, address.log, address.lock):
+                    for path in (address.socket, address.code, address.log):
                         path.unlink(missing_ok=True)
+                    # A lock file that goes while somebody is about to lock it, as a launcher is wanted in place of the
+                    # dead one, lets two hold the lock. So it stays for as long as a log does.
+                    if has_socket:
+                        os.utime(address.lock)
+                    else:
+                        address.lock.unlink(missing_ok=True)
         except (Timeout, OSError):
             continue  # somebody is busy with it
 
