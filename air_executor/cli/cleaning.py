@@ -8,7 +8,7 @@ from dataclasses import replace
 from air_executor.cli import where
 from air_executor.cli.table import EXIT_OK, JSON, Argument, Command, at_least_zero, count, print_json
 from air_executor.errors import AirExecutorError, WrongStateError
-from air_executor.jobs import retention
+from air_executor.jobs import orphans, retention
 from air_executor.jobs.store import JobStore
 from air_executor.runs import pruning
 from air_executor.runs.store import RunStore
@@ -24,6 +24,7 @@ def _prune(args: argparse.Namespace) -> int:
     if args.keep_jobs is not None:
         kept = replace(kept, keep_jobs=args.keep_jobs)
     keep_runs = options.keep_runs if args.keep_runs is None else args.keep_runs
+    orphans.release(JobStore(options.state_dir), store)
     runs = pruning.prune(store, keep_days=options.keep_days, keep_runs=keep_runs)
     ended = retention.prune(JobStore(options.state_dir), kept)
     if args.json:

@@ -18,9 +18,10 @@ from pathlib import Path
 from air_executor import config
 from air_executor.config import Config
 from air_executor.errors import AirExecutorError, ConfigError, JobError, StateDirError, UnknownJobError, WrongStateError
-from air_executor.jobs import keys
+from air_executor.jobs import keys, orphans
 from air_executor.jobs.store import JobFiles, JobStore
 from air_executor.runs.pruning import Pruned
+from air_executor.runs.store import RunStore
 
 #: Where nobody has asked for it, a job stays for so many seconds after its end: somebody may be about to read it.
 READ_S = 3600.0
@@ -107,10 +108,11 @@ def prune(store: JobStore, kept: Retention, *, least_age_s: float = 0.0) -> Prun
 
 
 def prune_if_due(options: Config) -> None:
-    """Remove the jobs that are not kept, where nobody asks for it.
+    """Remove the jobs that are not kept, where nobody asks for it, and let go of runs that no job waits for.
 
     :raises AirExecutorError: something could not be removed; all else was.
     """
+    orphans.release(JobStore(options.state_dir), RunStore(options.state_dir))
     if (kept := retention(options)) is not None:
         prune(JobStore(options.state_dir), kept, least_age_s=READ_S)
 

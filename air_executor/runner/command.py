@@ -45,6 +45,10 @@ _DEFAULT = (signal.SIGTERM, signal.SIGINT, signal.SIGPIPE, signal.SIGXFSZ)
 _RAISED = 1
 
 
+class _FolderError(OSError):
+    """The working directory of a task can't be used. The command may have the same path, so its path can't tell."""
+
+
 def execute(request: RunRequest, active: ActiveRun, store: RunStore) -> Outcome:
     """Execute the task that ``request`` describes, and return what became of it.
 
@@ -117,7 +121,10 @@ def _command(task: dict[str, Any], log: BinaryIO) -> int:
     :raises OSError: it can't be started.
     """
     argv = ["/bin/sh", "-c", *task["argv"]] if task["shell"] else task["argv"]
-    os.chdir(task["cwd"])
+    try:
+        os.chdir(task["cwd"])
+    except OSError as error:
+        raise _FolderError(error.errno, error.strerror) from error
     return os.posix_spawnp(
         argv[0],
         argv,
@@ -145,12 +152,14 @@ def _begin(runner: int, log: BinaryIO) -> None:
 
 def _not_begun(task: dict[str, Any], error: OSError, log: BinaryIO) -> Outcome:
     """Return the outcome of a command that could not be begun; it is the task's failure, as in a shell."""
-    if error.filename == task["cwd"]:
+    if isinstance(error, _FolderError):
         reason = f"its working directory {task['cwd']} cannot be used: {error.strerror}"
+    elif "function" in task:
+        reason = f"no process for it can be made: {error.strerror}"
     else:
         reason = f"the command {task['argv'][0]!r} cannot be executed: {error.strerror}"
     log.write(f"air-executor: {reason}\n".encode())
-    code = _NOT_FOUND if isinstance(error, FileNotFoundError) else _NOT_EXECUTABLE
+    code = _NOT_FOUND if error.errno == errno.ENOENT else _NOT_EXECUTABLE
     return Outcome(state=RunState.FAILED, outcome="failed", exit_code=code, reason=reason)
 
 
@@ -234,7 +243,7 @@ def _outcome(status: int | None, active: ActiveRun, error: str | None) -> Outcom
 def _call(task: dict[str, Any], log: BinaryIO, folder: Path, active: ActiveRun) -> int:
     """Call a function in a fork of this process, and return its pid."""
     if not Path(task["cwd"]).is_dir():
-        raise FileNotFoundError(2, "No such directory", task["cwd"])
+        raise _FolderError(errno.ENOENT, "No such directory")
     runner = os.getpid()
     pid = os.fork()
     if pid:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import time
+import uuid
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,10 +16,15 @@ from air_executor.errors import ConfigError, StateDirError, UnknownJobError, Wro
 from air_executor.jobs.model import Job, JobState, Task, TaskStatus
 from air_executor.jobs.retention import READ_S, Retention, prune, prune_if_due, remove, retention
 from air_executor.jobs.store import JobStore
+from air_executor.machine import system
+from air_executor.runs import pruning
+from air_executor.runs.record import Identity, RunState
+from air_executor.runs.store import RunStore
 from tests.jobs.conftest import Yard
 from tests.jobs.test_manager import sh
 from tests.support.airflow_env import config
 from tests.support.waiting import wait_for
+from tests.unit.documents import record
 
 DAY_S = 86400.0
 
@@ -145,6 +152,50 @@ def test_the_launcher_removes_old_jobs_while_a_manager_works(yard: Yard, monkeyp
     # The manager has noticed, and takes jobs of these names.
     yard.submit(sh("a", "true"), name="old-1")
     wait_for(lambda: yard.store.open("old-1").job.state.is_end, "the job to end")
+
+
+def run_of(store: JobStore, job: str, state: RunState, reads_s: float = 3600.0, **more: Any) -> str:
+    """Record a run of a job's task, whose manager is gone and whose end nobody has reported."""
+    runs = RunStore(store.root.parent)
+    runs.prepare()
+    who = Identity(kind="job", workload_id=str(uuid.uuid4()), name=f"{job}/a", job_name=job, task_id="a")
+    made = record(state, who=who, **more)
+    runs.create(made)
+    moment_s = time.time() - reads_s
+    os.utime(runs.folder(made.id), (moment_s, moment_s))
+    return made.id
+
+
+def test_runs_that_no_job_waits_for_are_pruned(store: JobStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AIR_EXECUTOR_STATE_DIR", str(store.root.parent))
+    runs = RunStore(store.root.parent)
+    runs.prepare()
+    runs.mark_open()
+    dead = {"pid": 2**22 + 1, "boot_id": "a former boot", "host": system.host()}
+    nobodys = [run_of(store, "gone", state) for state in (RunState.SUCCEEDED, RunState.QUEUED)]
+    nobodys += [run_of(store, "gone", RunState.RUNNING, **dead)]
+    # The job was reset, checked out or ended since the run began.
+    ended(store, "ended")
+    ended(store, "other", state=JobState.WAITING)
+    nobodys += [run_of(store, name, RunState.KILLED) for name in ("ended", "other")]
+    # The next manager of this job wants to know what became of the task.
+    ended(store, "waits", state=JobState.WAITING)
+    awaited = run_of(store, "waits", RunState.SUCCEEDED)
+    files = store.open("waits")
+    files.tasks["a"].status, files.tasks["a"].run_id = TaskStatus.RUNNING, awaited
+    files.forget_text(files.tasks["a"])
+    files.write()
+    (store.folder("spoilt")).mkdir()
+    (store.folder("spoilt") / "state.json").write_text("{")
+    unknown = run_of(store, "spoilt", RunState.SUCCEEDED)
+    assert pruning.prune(runs, keep_days=0, keep_runs=0).removed == 0
+    prune_if_due(config(store.root.parent))
+    assert set(runs.open.ids()) == {awaited, unknown}
+    for run_id in nobodys:
+        moment_s = time.time() - 3600  # those that were settled now are read by nobody either
+        os.utime(runs.folder(run_id), (moment_s, moment_s))
+    assert pruning.prune(runs, keep_days=0, keep_runs=0).removed == len(nobodys)
+    assert set(runs.ids()) == {awaited, unknown}
 
 
 def test_jobs_are_removed_by_name_and_pruned_on_the_command_line(yard: Yard) -> None:
