@@ -262,7 +262,8 @@ def moment(text: str) -> datetime:
 
     :raises ValueError: it is not a moment, or not between 1970 and 9998.
     """
-    # Python 3.10 reads neither a "Z" nor a "z".
+    # Python 3.10 reads neither a "Z" nor a "z", and fractions of 3 or 6 digits only; others write up to 9.
+    text = re.sub(r"(?<=:\d\d)\.(\d+)", lambda found: f".{found[1][:6]:0<6}", text)
     read = datetime.fromisoformat(re.sub(r"[Zz]$", "+00:00", text))
     read = read if read.tzinfo else read.replace(tzinfo=timezone.utc)
     if not 1970 <= read.year < 9999:
