@@ -18,16 +18,21 @@ from typing import Annotated, Any, TypeVar
 import anyio
 import orjson
 from mcp.server.mcpserver import MCPServer
+from mcp.server.mcpserver.tools.base import Tool
+from mcp.server.mcpserver.utilities.func_metadata import ArgModelBase
 from mcp_types import CallToolResult, TextContent, ToolAnnotations
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from air_executor import __version__, config
+from air_executor.cli import where
 from air_executor.cli.failure import envelope
 from air_executor.cli.jsonout import printable
 from air_executor.errors import AirExecutorError, JobError, WrongStateError
 from air_executor.jobs import api
+from air_executor.jobs.fields import check_names
 from air_executor.jobs.model import Task
 from air_executor.jobs.requests import request
+from air_executor.jobs.schema import GIVEN, job_file
 from air_executor.jobs.store import JobFiles, JobStore
 from air_executor.launcher.address import module_command
 from air_executor.machine.safe_files import open_log
@@ -65,6 +70,8 @@ without a manager: `start_manager` starts one in the background, if `status` sho
 """
 _READING = "This server is read-only: it was started without --write.\n"
 
+_KEY = "Submit once: with the same key again, this returns the job that is there"
+
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 _Name = Annotated[str, Field(description="The job's name")]
@@ -73,8 +80,8 @@ _Tasks = Annotated[
     list[dict[str, Any]],
     Field(
         min_length=1,
-        description="Each an object with: id, command and args (or a command line as command, with shell: true), "
-        "dependencies (ids), retries, timeout (seconds), env, cwd, key, and more",
+        description="Each an object with the fields of submit's tasks: id, command and args (or a command line as "
+        "command, with shell: true), dependencies (ids), retries, timeout (seconds), env, cwd, key, and more",
     ),
 ]
 
@@ -86,17 +93,17 @@ def serve(*, may_write: bool) -> None:
 
 def build(*, may_write: bool) -> MCPServer[Any]:
     """Return the server for the state directory of the present working directory."""
+    tools = _Tools(where.options())
     server: MCPServer[Any] = MCPServer(
         "air-executor",
         version=__version__,
         instructions=_INSTRUCTIONS + (_WRITING if may_write else _READING),
         log_level="WARNING",
+        tools=[_submit_tool(tools)] if may_write else [],
     )
-    tools = _Tools(config.load_plain(str(api.find_state_dir())))
     for reading in (tools.status, tools.wait, tools.logs, tools.results):
         server.add_tool(reading, annotations=ToolAnnotations(read_only_hint=True, open_world_hint=False))
     for writing, is_destructive, is_idempotent in (
-        (tools.submit, False, False),
         (tools.queue, False, False),
         (tools.cancel, True, True),
         (tools.pause, False, True),
@@ -105,11 +112,43 @@ def build(*, may_write: bool) -> MCPServer[Any]:
         (tools.start_manager, False, True),
     ):
         if may_write:
-            annotations = ToolAnnotations(
-                read_only_hint=False, destructive_hint=is_destructive, idempotent_hint=is_idempotent
-            )
-            server.add_tool(writing, annotations=annotations)
+            server.add_tool(writing, annotations=_changes(is_destructive=is_destructive, is_idempotent=is_idempotent))
     return server
+
+
+def _changes(*, is_destructive: bool, is_idempotent: bool) -> ToolAnnotations:
+    return ToolAnnotations(read_only_hint=False, destructive_hint=is_destructive, idempotent_hint=is_idempotent)
+
+
+class _JobArguments(ArgModelBase):
+    """The arguments of ``submit`` as they were given: the engine checks them, as it does a job's file."""
+
+    model_config = ConfigDict(extra="allow")
+
+    def model_dump_one_level(self) -> dict[str, Any]:
+        return {"document": dict(self.model_extra or {})}
+
+
+def _submit_tool(tools: _Tools) -> Tool:
+    """Return the tool ``submit``, whose arguments are the fields of a job's file."""
+    tool = Tool.from_function(tools.submit, annotations=_changes(is_destructive=False, is_idempotent=False))
+    metadata = tool.fn_metadata.model_copy(update={"arg_model": _JobArguments})
+    return tool.model_copy(update={"parameters": submit_schema(), "fn_metadata": metadata})
+
+
+def submit_schema() -> dict[str, Any]:
+    """Return the JSON Schema of the arguments of ``submit``: that of job files, with a key, for what people give."""
+    definitions = job_file()["$defs"]
+    task, job = definitions["task"], definitions["job"]
+    given = {name: what for name, what in task["properties"].items() if not what.get("readOnly")}
+    properties = {**job["properties"], "key": {"type": ["string", "null"], "description": _KEY}}
+    properties["tasks"] = {**properties["tasks"], "minItems": 1}
+    return {
+        **job,
+        "properties": properties,
+        "required": ["name", "tasks"],
+        "$defs": {"task": {**task, "properties": given}, "hook": definitions["hook"]},
+    }
 
 
 def _told(tool: _F) -> _F:
@@ -239,20 +278,14 @@ class _Tools:
     # Writing
 
     @_told
-    def submit(
-        self,
-        name: _Name,
-        tasks: _Tasks,
-        max_runners: Annotated[int, Field(ge=1, description="So many of its tasks may run at a time")] = 1,
-        key: Annotated[
-            str | None, Field(description="Of all that is submitted with the same key, there is one job")
-        ] = None,
-        folder: Annotated[str | None, Field(description="The tasks' working directory")] = None,
-    ) -> dict[str, Any]:
+    def submit(self, document: dict[str, Any]) -> dict[str, Any]:
         """Make a job, which the manager works on. Give a key whenever the call may be repeated."""
-        job = api.submit(
-            name, tasks, max_runners=max_runners, key=key, folder=folder, state_dir=self._options.state_dir
-        )
+        check_names(document, [*GIVEN, "tasks", "key"], "submit")
+        given = {name: value for name, value in document.items() if value is not None}
+        name, tasks = given.pop("name", None), given.pop("tasks", None)
+        if not isinstance(tasks, list) or not tasks:
+            raise JobError("submit needs 'tasks', a list with at least one task")
+        job = api.submit(name, tasks, **given, state_dir=self._options.state_dir)
         has_manager = self._store.manager() is not None
         return {"name": job.name, "state": job.state.value, "has_manager": has_manager}
 

@@ -12,7 +12,7 @@ from typing import Any
 from air_executor.cli.failure import envelope, report
 from air_executor.cli.jsonout import print_json as print_json
 from air_executor.cli.jsonout import print_line
-from air_executor.errors import AirExecutorError
+from air_executor.errors import AirExecutorError, StateDirError
 from air_executor.runs.statedir import VARIABLE
 
 #: Exit codes: success; failure, or "no" as an answer; wrong use; not ended in time, as of timeout(1).
@@ -55,14 +55,31 @@ def call(command: Command) -> Callable[[argparse.Namespace], None]:
         except BrokenPipeError:
             code = EXIT_OK  # the reader, such as `head`, has seen enough
             sys.stderr.close()
+        except OSError as error:
+            if error.filename is None:
+                _print_unexpected(error, args)
+                raise
+            # A path that can't be used is no defect of ours, and needs no traceback.
+            code = report(_unusable(error), is_json=getattr(args, "json", False))
         except Exception as error:
-            if getattr(args, "json", False):
-                print_line(envelope(error))
+            _print_unexpected(error, args)
             raise
         if code:
             sys.exit(code)
 
     return run
+
+
+def _print_unexpected(error: Exception, args: argparse.Namespace) -> None:
+    if getattr(args, "json", False):
+        print_line(envelope(error))
+
+
+def _unusable(error: OSError) -> AirExecutorError:
+    path = os.fsdecode(error.filename) if isinstance(error.filename, bytes) else error.filename
+    unusable = StateDirError(f"{path} cannot be used: {error.strerror or error}")
+    unusable.__cause__ = error  # says whether to try again
+    return unusable
 
 
 def command_after(args: argparse.Namespace) -> list[str]:

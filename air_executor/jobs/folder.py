@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import stat
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from air_executor.errors import JobError
 from air_executor.jobs import inbox, snapshot
 from air_executor.jobs.inbox import Ask
 from air_executor.jobs.model import Job, JobState, TaskStatus, check_name
-from air_executor.jobs.reading import MAX_TASKS_BYTES, parse, read
+from air_executor.jobs.reading import MAX_TASKS_BYTES, parse, read, status
 from air_executor.jobs.snapshot import Signature
 from air_executor.runs.lock import KernelLock
 
@@ -43,9 +44,10 @@ class JobFolder:
         """Check that no folder of the job is a link. A repository may hold links that lead elsewhere.
 
         :raises JobError: one is.
+        :raises StateDirError: one can't be looked at.
         """
         for folder in (self.path, self.logs, self.path / "inbox"):
-            if folder.is_symlink():
+            if (found := status(folder)) is not None and stat.S_ISLNK(found.st_mode):
                 raise JobError(f"{folder} is a link, which is not followed: put a folder in its place")
 
     def asks(self) -> list[Ask]:

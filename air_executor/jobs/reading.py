@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from pathlib import Path
@@ -26,7 +27,7 @@ def read(path: Path, max_bytes: int = MAX_BYTES) -> bytes | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
-        if path.is_symlink():
+        if error.errno == errno.ELOOP:
             raise JobError(f"{path} is a link, not a plain file") from None
         raise StateDirError(f"cannot read {path}: {error.strerror}") from error
     try:
@@ -41,6 +42,19 @@ def read(path: Path, max_bytes: int = MAX_BYTES) -> bytes | None:
         raise StateDirError(f"cannot read {path}: {error.strerror}") from error
     finally:
         os.close(fd)
+
+
+def status(path: Path) -> os.stat_result | None:
+    """Return what ``lstat`` says of a path; ``None`` when nothing is there.
+
+    :raises StateDirError: it can't be looked at, as a folder above it is closed.
+    """
+    try:
+        return os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise StateDirError(f"cannot look at {path}: {error.strerror}") from error
 
 
 def parse(data: bytes, where: Path | str) -> Any:

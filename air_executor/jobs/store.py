@@ -23,6 +23,7 @@ import functools
 import os
 import shutil
 import signal
+import stat
 import uuid
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -42,7 +43,7 @@ from air_executor.jobs import inbox
 from air_executor.jobs.files import JobFiles
 from air_executor.jobs.model import HOOKS, Job, Task, check_dependencies, check_name
 from air_executor.jobs.private import PrivateStore
-from air_executor.jobs.reading import read
+from air_executor.jobs.reading import read, status
 from air_executor.machine import system
 from air_executor.machine.ownership import check_state_dir
 from air_executor.machine.processes import ProcessId
@@ -205,9 +206,10 @@ class JobStore:
 
         :raises UnknownJobError: there is no such job.
         :raises JobError: a folder of it is a link.
+        :raises StateDirError: it can't be looked at.
         """
         files = JobFiles(self.folder(name))
-        if not files.path.is_dir():
+        if (found := status(files.path)) is None or stat.S_ISREG(found.st_mode):
             raise UnknownJobError(f"there is no job {name} below {self.root}")
         files.check_folders()
         return files
@@ -231,7 +233,7 @@ class JobStore:
         """
         self.prepare()
         folder = self.folder(job.name)
-        if folder.exists():
+        if status(folder) is not None:
             raise self._taken(job.name)
         files = JobFiles(self.root / f".{job.name}.{uuid.uuid4()}")
         files.job = job
@@ -243,7 +245,7 @@ class JobStore:
             try:
                 files.write()
                 self.keep_private(job, values)
-                if folder.exists():
+                if status(folder) is not None:
                     raise self._taken(job.name)
                 files.path.rename(folder)
             except BaseException:

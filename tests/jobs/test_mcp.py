@@ -9,10 +9,12 @@ import sys
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+import jsonschema
 import pytest
 from mcp import Client, StdioServerParameters
 from mcp_types import TextContent
 
+from air_executor.jobs.schema import GIVEN
 from tests.jobs.conftest import LONG_S, Yard
 from tests.support.waiting import wait_for
 
@@ -111,6 +113,44 @@ def test_an_agent_has_a_job_done(yard: Yard) -> None:
         talk(yard, "--write")(conversation)
     finally:
         yard.call("stop", "--wait")
+
+
+def test_submit_takes_all_fields_of_a_jobs_file_and_says_so_in_the_same_schema(yard: Yard) -> None:
+    fields: dict[str, Any] = {
+        "max_runners": 3,
+        "folder": str(yard.folder),
+        "env": {"A": "1"},
+        "env_from": ["HOME"],
+        "env_file": ".env",
+        "on_success": "echo good",
+        "on_failure": {"command": "echo", "args": ["bad"]},
+        "paused": True,
+        "priority": 7,
+    }
+    task = {"id": "a", "command": "exit 3", "shell": True, "retries": 2, "retry_on": [3], "limits": {"memory": "1GiB"}}
+    job = {"name": "all", **fields, "tasks": [task, {"id": "b", "command": "true", "when": "failed"}]}
+    job["tasks"][1]["dependencies"] = ["a"]
+
+    async def conversation(agent: Agent) -> None:
+        [submit] = [tool for tool in (await agent.client.list_tools()).tools if tool.name == "submit"]
+        schema = submit.input_schema
+        assert {*GIVEN, "tasks", "key"} == schema["properties"].keys()
+        assert {*fields, "name"} == set(GIVEN), "all fields are tried"
+        jsonschema.validate(job, schema)
+        for wrong in ({"max_runers": 2}, {"max_runners": 0}, {"tasks": []}, {"tasks": [{**task, "retires": 3}]}):
+            with pytest.raises(jsonschema.ValidationError):
+                jsonschema.validate({**job, **wrong}, schema)
+            assert (await agent.client.call_tool("submit", {**job, **wrong})).is_error
+        assert "did you mean 'max_runners'?" in await agent.refused("submit", **job, max_runers=2)
+        for other in ("state_dir", "existing", "private_env"):
+            assert f"no field '{other}'" in await agent.refused("submit", **job, **{other: "x"})
+        assert (await agent.call("submit", **job))["state"] == "waiting"
+
+    talk(yard, "--write")(conversation)
+    files = yard.store.open("all")
+    assert {name: getattr(files.job, name) for name in fields} == {**fields, "folder": files.job.folder}
+    assert (files.tasks["a"].retry_on, files.tasks["a"].limits) == ([3], {"memory": "1GiB"})
+    assert files.tasks["b"].when.value == "failed"
 
 
 def test_an_agent_pauses_resumes_and_cancels_a_job(yard: Yard) -> None:
