@@ -198,7 +198,7 @@ class PrivateStore:
         if self._is_known:
             return
         self._is_known = True
-        if self._trusted.is_dir():
+        if self._is_folder(self._trusted):
             return
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
             here = _identity(self._state_dir)
@@ -218,7 +218,7 @@ class PrivateStore:
     def _make(self, folder: Path) -> None:
         """Make a folder with those above it, for this user alone."""
         missing = []
-        while not folder.is_dir():
+        while not self._is_folder(folder):
             missing.append(folder)
             folder = folder.parent
         try:
@@ -249,6 +249,12 @@ class PrivateStore:
             )
         if stat.S_IMODE(status.st_mode) & 0o077:
             self.root.chmod(0o700)
+
+    def _is_folder(self, path: Path) -> bool:
+        try:
+            return path.is_dir()
+        except OSError as error:
+            raise self._unusable(error) from error
 
     def _unusable(self, error: OSError) -> StateDirError:
         return StateDirError(

@@ -12,6 +12,7 @@ import json
 import os
 import signal
 import sys
+import sysconfig
 import tempfile
 import traceback
 from typing import Any
@@ -22,6 +23,7 @@ from air_executor.cli.main import main
 
 del yaml, email
 importlib.metadata.version("air-executor")
+sysconfig.get_config_vars()
 
 NOBODY = 65534
 
