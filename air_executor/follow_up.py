@@ -1,4 +1,4 @@
-"""Work that a dag finds while it runs: what tasks queue becomes mapped task instances, wave after wave.
+"""Work that a dag finds while it runs: tasks queue items, which become mapped task instances, wave after wave.
 
 ::
 
@@ -13,13 +13,12 @@
 
     report(follow_up(discover(), fetch, waves=5))
 
-``queue_tasks`` leaves what it is given in an XCom of the task that calls it. Airflow clears those when it tries a task
-again, and does not go on from a task that has failed; so a try that failed has queued nothing. Between two waves stands
-a small task that collects what the one has queued, over which the next is mapped. No executor is needed for it but one
-that Airflow has.
+``queue_tasks`` stores its items in an XCom of the task that calls it. Airflow clears XComs when it tries a task again,
+and runs nothing after a task that has failed; so a try that failed has queued nothing. Between two waves, a small task
+collects what the first one has queued, and the second one is mapped over that. It works with every executor.
 
-Airflow clears XComs as well when a task comes back after a reschedule, in the same try. So what is queued is noted with
-the collecting task, too, from where it is taken back then.
+Airflow also clears XComs when a task returns after a reschedule, in the same try. So items are stored with the
+collecting task, too, and restored from there.
 """
 
 from __future__ import annotations
@@ -37,27 +36,27 @@ from airflow.sdk.execution_time.xcom import XCom
 from air_executor.airflow.compat import dags
 from air_executor.errors import JobError
 
-#: XCom in which a task leaves what it has queued.
+#: XCom in which a task stores what it has queued.
 QUEUED = "air_executor_queued"
 
-#: XCom in which a collecting task leaves what is more than Airflow maps a task over: it is for the next wave.
+#: XCom in which a collecting task stores, for the next wave, what is more than Airflow maps a task over.
 LEFT = "air_executor_left"
 
-#: Where the configuration of a dag run that continues another one has what that has left, by the ids of its groups.
+#: Key in the ``conf`` of a dag run that continues another one: the items that this one has left, by group id.
 CONTINUED = "air_executor_follow_up"
 
-#: So many items are named when some are left.
+#: How many items an error names when some are left.
 _NAMED = 5
 
-#: What the running task has queued so far, by its try.
+#: What the running task has queued so far, by try.
 _queued: dict[str, list[dict[str, Any]]] = {}
 
-#: The task that collects it, by the same.
+#: The id of the task that collects it, by try.
 _collectors: dict[str, str] = {}
 
 
 def is_in_task() -> bool:
-    """Tell whether this process executes a task of a dag."""
+    """Return whether this process executes a task of a dag."""
     try:
         get_current_context()
     except RuntimeError:
@@ -66,10 +65,10 @@ def is_in_task() -> bool:
 
 
 def queue_in_dag(items: Iterable[Mapping[str, Any]]) -> list[str]:
-    """Leave items for the next wave, in an XCom of the running task.
+    """Store items for the next wave, in an XCom of the running task.
 
-    :param items: keyword arguments of the task that follows, each for one instance of it.
-    :return: the places of the items among all that the task has queued.
+    :param items: the keyword arguments of the task that follows, one mapping for each of its instances.
+    :return: the indexes of the items among all that the task has queued.
     :raises TypeError: an item is no mapping of names.
     """
     new = []
@@ -80,7 +79,7 @@ def queue_in_dag(items: Iterable[Mapping[str, Any]]) -> list[str]:
     instance = get_current_context()["ti"]
     this = _try(instance)
     if this not in _queued:
-        # After a deferral another process goes on. What the former has queued is where it was.
+        # After a deferral, another process continues. What the first one has queued is still there.
         before = instance.xcom_pull(task_ids=instance.task_id, key=QUEUED, map_indexes=instance.map_index)
         _queued[this] = list(before or [])
     queued = _queued[this]
@@ -98,17 +97,17 @@ def queue_in_dag(items: Iterable[Mapping[str, Any]]) -> list[str]:
 
 
 def _try(instance: Any) -> str:
-    # Airflow's id of a task instance is another one for each try.
+    # Airflow gives a task instance another id for each try.
     return f"{instance.id}/{instance.try_number}"
 
 
 def _note_of(instance: Any) -> str:
-    """Return the key of the XCom of the collecting task that has what a task instance has queued."""
+    """Return the key of the collecting task's XCom for what a task instance has queued."""
     return f"{QUEUED}.{instance.task_id}.{instance.map_index}"
 
 
 def _note_collector(operator: Any, collector_id: str) -> None:
-    """Let a task know which one collects what it queues, and begin with what its try had queued before."""
+    """Have a task restore, when it starts, what its try has queued before, and know which task collects it."""
 
     def begin(context: Any) -> None:
         instance = context["ti"]
@@ -143,14 +142,14 @@ def follow_up(
 ) -> Any:
     """Map ``then`` over what ``first`` queues, and over what its own instances queue, up to ``waves`` times.
 
-    :param first: what a task returned that calls ``queue_tasks``; it may be mapped.
-    :param then: a function with ``@task``. What was queued are its keyword arguments. It may queue more.
-    :param waves: how often it may be mapped. Waves with nothing to do are skipped. What is more than Airflow maps a
-        task over (``[core] max_map_length``, 1024 unless set) waits for the next wave. When something is still queued
-        after the last one, or too much before it, the run fails and says what.
-    :param group_id: id of the task group that this makes; made of the name of ``then`` unless given.
-    :param continue_in_new_run: begin another run of the dag with what is left, in place of failing. In it ``first``
-        does not run, but what comes after it does.
+    :param first: what calling a task returned that calls ``queue_tasks``; it may be mapped.
+    :param then: a function with ``@task``. It gets an item as its keyword arguments, and may queue more.
+    :param waves: how often it may be mapped. Waves without items are skipped. What exceeds the number that Airflow maps
+        a task over (``[core] max_map_length``, 1024 unless set) waits for the next wave. When items are left after the
+        last wave, or more than the remaining waves can take, the run fails and names some.
+    :param group_id: the id of the task group that this makes; by default it has the name of ``then``.
+    :param continue_in_new_run: do not fail then, but start another run of the dag with what is left. In that run,
+        ``first`` is skipped.
     :return: a list of what all instances returned, wave after wave, for tasks downstream.
     :raises ValueError: ``waves`` is not at least 1.
     """
@@ -184,7 +183,7 @@ def follow_up(
 
 
 def _continued(group_id: str) -> list[dict[str, Any]] | None:
-    """Return what the run that this one continues has left for a group; ``None`` when it continues none."""
+    """Return what the run that this one continues has left for a group; ``None``: it continues none."""
     run = get_current_context()["dag_run"]
     left = (run.conf or {}).get(CONTINUED, {}).get(group_id)
     return None if left is None else list(left)
@@ -198,22 +197,22 @@ def _pull(task_id: str) -> list[dict[str, Any]]:
 
 @task.short_circuit(task_id="begins", ignore_downstream_trigger_rules=False)
 def _begins(group_id: str) -> bool:
-    """Let the run begin with its first task, unless it continues another."""
+    """Skip the first task of a run that continues another."""
     return _continued(group_id) is None
 
 
 def _pull_left(task_id: str) -> list[dict[str, Any]]:
-    """Return what a collecting task has left for the wave after the next one."""
+    """Return what a collecting task has left for a later wave."""
     left = get_current_context()["ti"].xcom_pull(task_ids=task_id, key=LEFT, map_indexes=-1)
     return list(left or [])
 
 
 def _for_next_wave(items: list[dict[str, Any]], waves: int, continues: bool) -> list[dict[str, Any]]:
-    """Return what the next wave does, and leave the rest for the one that follows.
+    """Return the items of the next wave, and store the rest for the one after that.
 
-    :param waves: how many there are still.
-    :param continues: another run goes on with what these leave.
-    :raises JobError: it is more than they can do.
+    :param waves: how many are left.
+    :param continues: whether another run takes what these leave.
+    :raises JobError: there are more items than these waves can take.
     """
     limit = conf.getint("core", "max_map_length", fallback=1024)
     if not waves or len(items) <= limit:
@@ -234,19 +233,19 @@ def _for_next_wave(items: list[dict[str, Any]], waves: int, continues: bool) -> 
 
 @task(task_id="queued", trigger_rule="none_failed")
 def _queued_first(task_id: str, group_id: str, waves: int, continues: bool) -> list[dict[str, Any]]:
-    """Collect what is to be done first."""
+    """Collect the items of the first wave."""
     continued = _continued(group_id)
     return _for_next_wave(_pull(task_id) if continued is None else continued, waves, continues)
 
 
 @task(trigger_rule="none_failed_min_one_success")
 def _queued_later(task_id: str, before: str, waves: int, continues: bool) -> list[dict[str, Any]]:
-    """Collect what was left before a wave, and what that has queued."""
+    """Collect what was left before a wave, and what the wave has queued."""
     return _for_next_wave(_pull_left(before) + _pull(task_id), waves, continues)
 
 
 def _not_collected(collectors: Sequence[str]) -> list[dict[str, Any]]:
-    """Return what was left for a wave that was skipped, as all instances of the one before have skipped themselves."""
+    """Return what was left for a wave that was skipped, because all instances of the one before were skipped."""
     instance = get_current_context()["ti"]
     for one, following in itertools.pairwise(collectors):
         if (left := _pull_left(one)) and instance.xcom_pull(task_ids=following, map_indexes=-1) is None:
@@ -266,7 +265,7 @@ def _nothing_left(left: list[dict[str, Any]] | None, waves: int, collectors: lis
 
 @task(task_id="rest", trigger_rule="none_failed")
 def _rest(left: list[dict[str, Any]] | None, group_id: str, collectors: list[str]) -> dict[str, Any]:
-    """Return the configuration of the run that goes on with what is left."""
+    """Return the configuration of the run that continues with what is left."""
     if not (left := left or _not_collected(collectors)):
         raise dags.skip("nothing is left")
     print(f"{_described(left)} left for another run")

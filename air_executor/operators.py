@@ -28,13 +28,13 @@ from air_executor.triggers import AirJobTrigger
 if TYPE_CHECKING:
     from airflow.sdk.definitions.context import Context
 
-#: How often the files of a job are looked at while it is waited for, in seconds.
+#: How often to look at the files of a job while waiting for its end, in seconds.
 POLL_S = 1.0
 
-#: What a job fills in itself: results of other tasks, and items.
+#: Placeholders that the job fills in itself: results of other tasks, and items.
 _FILLED_IN = re.compile(r"\$\{(tasks\.|item\})")
 
-#: What Airflow calls in place of ``resume`` when a trigger has failed, or was not done in time.
+#: The method that Airflow names in place of ``resume`` when a trigger failed or timed out.
 _DEFERRAL_FAILED = "__fail__"
 
 
@@ -46,13 +46,13 @@ def state_dir_of(given: str | None) -> str:
 def results_of(state_dir: str | Path, name: str, owner: Owner | None = None) -> dict[str, Any]:
     """Return what the functions of a job have returned, by the ids of their tasks.
 
-    :param owner: whose the job has to be, if it has to be anybody's.
-    :raises JobError: the job has failed, and the message has the errors of its tasks; or it is another's.
+    :param owner: who must own the job; ``None``: anybody may.
+    :raises JobError: the job has failed, and the message has the errors of its tasks; or somebody else owns it.
     """
     found = api.results(name, state_dir=state_dir)
     whose = Owner.from_document(found.job.made_by)
     if owner is not None and (whose is None or whose.place != owner.place):
-        raise JobError(f"job {name} is that of {whose or 'nobody'} by now, and no longer this task's")
+        raise JobError(f"job {name} belongs to {whose or 'nobody'} now, and no longer to this task")
     if found.job.state is not JobState.COMPLETED:
         raise JobError(describe_failures(found))
     return found.values
@@ -62,27 +62,27 @@ class AirJobOperator(BaseOperator):
     """Submits a job to the standalone engine, waits for its end, and returns what its functions returned.
 
     :param tasks: as in ``tasks.json``; templated.
-    :param job_name: name of the job; templated. Unless given it is made of the dag, the task and the dag run.
-    :param max_runners: how many of its tasks may run at a time.
-    :param folder: working directory of the tasks; templated. Unless given it is that of the Airflow task.
+    :param job_name: name of the job; templated. By default it is made of the dag, the task and the dag run.
+    :param max_runners: how many of its tasks may run at once.
+    :param folder: working directory of the tasks; templated. By default it is the Airflow task's.
     :param env: variables for the job's tasks; templated. Their values, and those of ``env`` in ``tasks``, are in no
         file below the state directory.
-    :param state_dir: where jobs are kept, unless below ``[air_executor] state_dir``.
-    :param manager: ``running``: a manager works there (``air-executor start``), or the task fails and says so. ``own``:
-        this task works on the job itself.
-    :param deferrable: wait in the triggerer and hold no slot; needs a manager that is running.
+    :param state_dir: the folder that jobs are kept in, by default ``[air_executor] state_dir``.
+    :param manager: ``running``: a running manager (``air-executor start``) works on the job; without one, the task
+        fails. ``own``: this task works on the job itself.
+    :param deferrable: wait in the triggerer, without a slot; needs a running manager.
 
-    The job belongs to one dag, task, run and map index. What becomes of it when the Airflow task runs again:
+    The job belongs to one dag, task, run and map index. When the Airflow task runs again:
 
-    - A further try goes on where the job was. What has completed is not repeated; what has not is done as the dag file
-      has it now. A job that still works is waited for.
-    - A task that was cleared after a success does all of its job again.
-    - One that was cleared after a failure, or while it was running, does what has not completed, what is another task
-      now, and what depends on one that is. If the job still works, that is stopped before.
-    - With a ``job_name`` that is the same in each run, a later run does all of the job again, if the former run's has
-      ended. Otherwise, and if the job is another task's or map index's, the Airflow task fails and says whose it is.
+    - Another try continues the job. Tasks that have completed are not repeated; the others run as the dag file
+      describes them now. A job that is still at work is waited for.
+    - A task that was cleared after a success runs its whole job again.
+    - A task that was cleared after a failure, or while it was running, runs what has not completed, what the dag file
+      describes differently now, and what depends on that. A job that is still at work is stopped first.
+    - If ``job_name`` is the same in each run, a later run does the whole job again, provided that the earlier run's has
+      ended. Otherwise, and if the job is another task's or map index's, the Airflow task fails and names the owner.
 
-    With no ``tasks``, and the name of a job that no task of Airflow has made, that job is worked on and waited for.
+    Without ``tasks``, and with the name of a job that no Airflow task has made, it works on that job and waits for it.
 
     The job is cancelled when the Airflow task is killed, marked, cleared or deleted, deferred or not.
     """
@@ -130,7 +130,7 @@ class AirJobOperator(BaseOperator):
         owner = Owner.of(context)
         name = self.job_name or owner.job_name()
         for place in _with_secrets(self.tasks):
-            self.log.warning("%s holds a secret, which so stands in the job's files: give it in 'env' instead", place)
+            self.log.warning("%s holds a secret, which the job's files would show: pass it in 'env' instead", place)
         job, tasks, values = api.describe(
             name,
             [_with_private_env(task) for task in self.tasks],
@@ -141,10 +141,10 @@ class AirJobOperator(BaseOperator):
         )
         self._claim = claim = Claim(store, job, tasks, values, owner, has_own_name=not self.job_name)
         claim.take(lambda: self._work(state_dir, Progress(store, name)))
-        files = store.open(name)  # what was there already counts, too
+        files = store.open(name)  # with the tasks that were there already
         self.log.info("Job %s has %d tasks; its files are in %s", name, len(files.tasks), files.path)
         if self._is_killed:
-            self.on_kill()  # that came before there was a job
+            self.on_kill()  # it was called before there was a job
         if self.deferrable:
             timeout = self.execution_timeout if isinstance(self.execution_timeout, timedelta) else None
             owned_by = claim.owner.to_document() if claim.owner else None
@@ -156,7 +156,7 @@ class AirJobOperator(BaseOperator):
         return results_of(state_dir, name, claim.owner)
 
     def _work(self, state_dir: str, progress: Progress) -> None:
-        """Work on the job, or wait for who does, and log how far it has come, until it has ended."""
+        """Work on the job, or wait for its manager, and log its progress, until it has ended."""
 
         def is_done() -> bool:
             for line in progress.news_if_due(POLL_S):
@@ -171,15 +171,15 @@ class AirJobOperator(BaseOperator):
             try:
                 Manager(config.load_plain(state_dir), only=only, heeds_signals=False).serve(until=is_done)
             except ManagedError:
-                time.sleep(POLL_S)  # another works on it; should it leave the job, this one takes it
+                time.sleep(POLL_S)  # another manager works on it; should it die, this one takes over
 
     def resume(self, context: Context, event: dict[str, Any]) -> Any:
-        """Go on after the deferral."""
+        """Continue after the deferral."""
         owner = Owner.of(context) if event.get("owner") else None
         return results_of(event["state_dir"], event["job_name"], owner)
 
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
-        """Go on after the deferral. If that has failed, or took too long, nobody waits for the job any more."""
+        """Continue after the deferral. If it failed or timed out, cancel the job, as nobody waits for it any more."""
         mine = Owner.of(context)
         remove_note(state_dir_of(None), mine.instance)
         if next_method == _DEFERRAL_FAILED:
@@ -210,11 +210,11 @@ class AirJobOperator(BaseOperator):
 
 
 def _with_private_env(task: Task | Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return a task whose variables stand in none of the job's files: a template may have given their values."""
+    """Return a task whose variables are in none of the job's files, as their values may come from a template."""
     document = task.to_dict() if isinstance(task, Task) else task
     if not isinstance(document, Mapping) or not isinstance(env := document.get("env"), Mapping) or not env:
-        return document  # what is wrong with it is said by who reads it
-    # What stands for another task's result is filled in later, where the job's files have it anyway.
+        return document  # whoever reads it reports what is wrong
+    # The job's files have the results of other tasks anyway, so their placeholders may be there, too.
     plain = {name: value for name, value in env.items() if isinstance(value, str) and _FILLED_IN.search(value)}
     private = {name: value for name, value in env.items() if name not in plain}
     given = document.get("private_env")
@@ -222,7 +222,7 @@ def _with_private_env(task: Task | Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _with_secrets(tasks: Sequence[Any]) -> Iterator[str]:
-    """Yield which fields of tasks hold what Airflow masks in logs: the job's files have them as they are."""
+    """Yield the fields of tasks whose values Airflow masks in logs: the job's files would show them."""
     redact = getattr(airflow_log, "redact", None)  # not in each version
     for number, task in enumerate(tasks, 1):
         for name in ("command", "args", "arguments") if isinstance(task, Mapping) else ():

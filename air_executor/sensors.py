@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 
 
 class AirJobSensor(BaseSensorOperator):
-    """Waits for the end of a job, and returns what its functions returned; fails when the job fails.
+    """Waits for the end of a job and returns what its functions returned; fails if the job fails.
 
     :param job_name: the job; templated.
-    :param state_dir: where jobs are kept, unless below ``[air_executor] state_dir``.
-    :param deferrable: wait in the triggerer, and hold no slot.
+    :param state_dir: the folder that jobs are kept in, by default ``[air_executor] state_dir``.
+    :param deferrable: wait in the triggerer, without a slot.
     """
 
     template_fields: Sequence[str] = ("job_name",)
@@ -42,7 +42,7 @@ class AirJobSensor(BaseSensorOperator):
         return super().execute(context)
 
     def poke(self, context: Context) -> PokeReturnValue:  # noqa: ARG002
-        """Look whether the job has ended."""
+        """Return whether the job has ended, and if so, its results."""
         state_dir = state_dir_of(self.state_dir)
         if self._progress is None:
             self._progress = Progress(JobStore(state_dir), self.job_name)
@@ -53,5 +53,5 @@ class AirJobSensor(BaseSensorOperator):
         return PokeReturnValue(is_done=True, xcom_value=results_of(state_dir, self.job_name))
 
     def resume(self, context: Context, event: dict[str, Any]) -> Any:  # noqa: ARG002
-        """Go on after the deferral."""
+        """Continue after the deferral."""
         return results_of(event["state_dir"], event["job_name"])

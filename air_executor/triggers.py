@@ -16,21 +16,20 @@ from air_executor.jobs.progress import Progress
 from air_executor.jobs.store import JobStore
 from air_executor.machine.watch import Watch
 
-#: How often it looks though no file has changed, in seconds.
+#: How often to look even if no file has changed, in seconds.
 _POLL_S = 5.0
 
-#: So long Airflow is waited for when it is asked what has become of a task instance, in seconds.
+#: Timeout of the request for the state of a task instance, in seconds.
 _ANSWER_S = 20.0
 
 
 class AirJobTrigger(BaseTrigger):
-    """Fires when a job has ended. It watches the job's files; it holds neither a slot nor a thread.
+    """Fires when a job has ended. It watches the job's files, and needs neither a slot nor a thread.
 
     :param job_name: the job.
     :param state_dir: where jobs are kept.
-    :param owner: the task instance whose job it is, see :class:`air_executor.jobs.owner.Owner`: when that is not
-        deferred any more, and the job has not ended, the job is cancelled. ``None``: whatever becomes of who waits, the
-        job goes on.
+    :param owner: the task instance that owns the job, see :class:`air_executor.jobs.owner.Owner`. When it is not
+        deferred any more, and the job has not ended, the job is cancelled. ``None``: the job is never cancelled.
     """
 
     def __init__(self, *, job_name: str, state_dir: str, owner: dict[str, Any] | None = None) -> None:
@@ -40,17 +39,17 @@ class AirJobTrigger(BaseTrigger):
         self.owner = owner
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
-        """Return what makes this trigger again, elsewhere."""
+        """Return this trigger's class and arguments, to make it again elsewhere."""
         values: dict[str, Any] = {"job_name": self.job_name, "state_dir": self.state_dir}
         return "air_executor.triggers.AirJobTrigger", {**values, **({"owner": self.owner} if self.owner else {})}
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
-        """Wait for the end, and log how far the job has come."""
+        """Wait for the job's end, and log its progress."""
         try:
             async for event in self._wait():
                 yield event
         except asyncio.CancelledError:
-            # Airflow does this when the task instance is marked, cleared or deleted, and when the triggerer stops.
+            # Airflow cancels it when the task instance is marked, cleared or deleted, and when the triggerer stops.
             await self._cancel_if_unwanted()
             raise
 
@@ -90,13 +89,15 @@ class AirJobTrigger(BaseTrigger):
             watch.close()
 
     async def _cancel_if_unwanted(self) -> None:
-        """Cancel the job, unless its task instance still waits for it."""
+        """Cancel the job, unless its task instance is still deferred."""
         if (owner := Owner.from_document(self.owner)) is None:
             return
         try:
             state = await asyncio.wait_for(_state_of(owner), _ANSWER_S)
         except Exception as error:
-            self.log.warning("The state of %s can't be learnt; job %s goes on: %r", owner, self.job_name, error)
+            self.log.warning(
+                "The state of %s can't be looked up; job %s keeps running: %r", owner, self.job_name, error
+            )
             return
         if state == "deferred":
             return
@@ -120,7 +121,7 @@ class AirJobTrigger(BaseTrigger):
 
 async def _state_of(owner: Owner) -> str | None:
     """Return the state of a task instance; ``None`` when it has none, or is gone."""
-    # As triggers do: what asks Airflow is for threads, and has to be called in the way of asgiref.
+    # The call blocks, and Airflow requires triggers to make such calls through asgiref.
     from asgiref.sync import sync_to_async
 
     found = await sync_to_async(RuntimeTaskInstance.get_task_states)(

@@ -1,8 +1,8 @@
-"""Jobs of deferred tasks: cancelled when Airflow has given the task up, also where no trigger sees that.
+"""Jobs of deferred tasks: cancelled when the task has ended or is gone, even if no trigger notices.
 
-A trigger cancels its job when its task instance is marked, cleared or deleted. It can't while it does not run: before
-the triggerer has taken it, or while there is none. So a task that is deferred leaves a note, and the executor looks now
-and then what has become of the task instances that have one.
+A trigger cancels its job when its task instance is marked, cleared or deleted. It can't do so before the triggerer has
+taken it, or while no triggerer runs. So a task that defers leaves a note, and the executor looks up the states of the
+task instances that have one from time to time.
 """
 
 from __future__ import annotations
@@ -26,30 +26,30 @@ from air_executor.jobs.store import JobStore
 
 log = logging.getLogger(__name__)
 
-#: How often it is looked, in seconds.
+#: How often to look up task instances that are known to the database, in seconds.
 _LOOK_S = 20.0
 
-#: So many ids go into one statement: SQLite before 3.32 takes at most 999.
+#: Ids per statement. SQLite before 3.32 takes at most 999.
 _CHUNK = 900
 
 
 class Deferrals:
-    """Looks after the jobs of deferred tasks."""
+    """Cancels jobs whose deferred tasks are gone."""
 
     def __init__(self, state_dir: Path) -> None:
-        """Prepare, but look at nothing.
+        """Prepare, without looking at anything.
 
         :param state_dir: the executor's.
         """
         self._folder = folder_of(state_dir)
         self._next_s = 0.0
         self._notes: dict[str, Note] = {}
-        #: Task instances that this database has, or had: several databases may share a state directory.
+        #: Task instances that this database has or had. Other databases may share the state directory.
         self._known: set[str] = set()
         self._guard = Guard(log)
 
     def look(self) -> None:
-        """Cancel the jobs for which no task waits any more: at once those of new notes, of others if it is time.
+        """Cancel the jobs for which no task waits any more. New notes are checked at once, others every 20 s.
 
         :raises SQLAlchemyError: the database can't be reached.
         """
@@ -71,7 +71,7 @@ class Deferrals:
                     self._cancel(self._notes[instance], "was cleared or deleted")
 
     def _take_in(self) -> None:
-        """Read the notes that are new, and forget those that are gone."""
+        """Read new notes, and forget removed ones."""
         try:
             names = {name for name in os.listdir(self._folder) if name.endswith(".json") and not name.startswith(".")}
         except FileNotFoundError:
@@ -95,7 +95,7 @@ class Deferrals:
 def states_of(instances: list[str]) -> dict[str, str | None]:
     """Return the states of those task instances that the database has, by their ids.
 
-    :raises SQLAlchemyError: it can't be reached.
+    :raises SQLAlchemyError: the database can't be reached.
     """
     as_id = TaskInstance.id.type.python_type  # a UUID from Airflow 3.3 on, text before
     states: dict[str, str | None] = {}

@@ -1,7 +1,7 @@
-"""Tasks that wait for GPUs. They are ordered when there are enough, and until then hold no slot and no process.
+"""Tasks that wait for GPUs. While they wait, they hold no slot and no process.
 
 A GPU is free when nobody holds its lock and no run was ordered for it. Executors that share a state directory take
-turns: whoever has ordered runs that have not leased their GPUs yet is the only one to order more.
+turns: while one has ordered runs that have not leased their GPUs yet, no other orders any.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from air_executor.runs.lock import KernelLock, is_held
 from air_executor.runs.record import RunState
 from air_executor.runs.store import RunStore
 
-#: What waits is written down for others at most every so many seconds, and so many of it.
+#: How often, in seconds, the queue is written to a file for other processes, and how many of its entries.
 _PUBLISH_S = 1.0
 _MAX_PUBLISHED = 1000
 
@@ -34,7 +34,7 @@ _MAX_PUBLISHED = 1000
 @dataclass(frozen=True, order=True)
 class _Waiting:
     rank: tuple[int, int]
-    """Higher priorities first, then first come, first served."""
+    """Priority and arrival: higher priorities first, then first come, first served."""
     key: Any = field(compare=False)
     workload: Any = field(compare=False)
     gpus: int = field(compare=False)
@@ -53,14 +53,14 @@ class GpuQueue:
         self._pool: tuple[str, ...] = ()
         self._waiting: dict[Any, _Waiting] = {}
         self._numbers = itertools.count()
-        #: Runs that were ordered and have not leased their GPUs yet, with their numbers and task instances.
+        #: Runs that were ordered and have not leased their GPUs yet: how many GPUs, and the task instance.
         self._promised: dict[str, tuple[int, str]] = {}
         self._has_turn = False
         self._is_published = True
         self._next_publish_s = 0.0
 
     def open(self, store: RunStore, pool: tuple[str, ...], owner: str) -> None:
-        """Take workloads in from now on.
+        """Accept workloads from now on.
 
         :param pool: the GPUs that can be leased.
         :param owner: the name of the executor.
@@ -85,9 +85,9 @@ class GpuQueue:
         return [each.ti_id for each in self._waiting.values()] + [ti_id for _, ti_id in self._promised.values()]
 
     def takes(self, key: Any, workload: Any) -> bool:
-        """Take a workload in if it needs GPUs; tell whether it does.
+        """Queue a workload if it needs GPUs; return whether it does.
 
-        One that asks for what can't be had does not wait: its runner refuses it, and says why.
+        One that asks for more than there is does not wait: its runner refuses it and says why.
         """
         air = workloads.executor_config(workload).get("air")
         if not isinstance(air, dict) or not air.get("gpus"):
@@ -106,7 +106,7 @@ class GpuQueue:
         return True
 
     def drop(self, key: Any) -> bool:
-        """Forget a workload; tell whether it waited."""
+        """Remove a workload; return whether it waited."""
         dropped = self._waiting.pop(key, None) is not None
         self._is_published = self._is_published and not dropped
         return dropped
@@ -116,15 +116,15 @@ class GpuQueue:
         return next((each.key for each in self._waiting.values() if each.ti_id == ti_id), None)
 
     def promise(self, run_id: str, count: int, ti_id: str) -> None:
-        """Take note that a run was ordered that will lease so many GPUs."""
+        """Remember that a run was ordered which will lease ``count`` GPUs."""
         self._promised[run_id] = count, ti_id
 
     def ready(self, slots: int) -> list[tuple[Any, Any]]:
-        """Take those off the list whose turn it is and whose GPUs are free; return their keys and workloads.
+        """Remove those whose turn it is and whose GPUs are free; return their keys and workloads.
 
-        Nobody gets past one that needs more than is free: it would wait for ever.
+        Nothing overtakes one that needs more GPUs than are free, as it could wait for ever.
 
-        :param slots: at most so many.
+        :param slots: how many at most.
         """
         ready: list[tuple[Any, Any]] = []
         self._forget_promises()
@@ -161,19 +161,17 @@ class GpuQueue:
             self._has_turn = False
 
     def clear(self) -> None:
-        """Forget all that waits."""
+        """Remove everything."""
         self._is_published = self._is_published and not self._waiting
         self._waiting.clear()
 
     def close(self) -> None:
-        """Let go of everything. What waits stays queued for Airflow, which offers it to the next executor."""
+        """Release everything. What waits stays queued in Airflow, which offers it to the next executor."""
         self._waiting.clear()
         self._promised.clear()
         self._leave_turn()
         with contextlib.suppress(OSError):
             self._path.unlink(missing_ok=True)
-
-    # What others see of it
 
     def _publish(self) -> None:
         if self._is_published or time.monotonic() < self._next_publish_s:

@@ -1,7 +1,6 @@
-"""What a launcher and a runner need to know of Airflow's workloads: see :class:`air_executor.runner.hooks.Hooks`.
+"""The hooks of launchers and runners for Airflow's workloads: see :class:`air_executor.runner.hooks.Hooks`.
 
-Airflow is imported by these functions, not with this module: a launcher that starts each runner as a fresh Python needs
-none of it.
+The functions import Airflow, not this module: a launcher that starts each runner as a fresh Python does without.
 """
 
 from __future__ import annotations

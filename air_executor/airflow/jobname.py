@@ -1,7 +1,7 @@
-"""The names of executors, which tell of which scheduler's job each is, and in which database that is.
+"""The names of executors. Each names its scheduler's job, and when that began, which tells databases apart.
 
-Several databases may share a state directory, at the same time or, as after ``airflow db reset``, one after another.
-Their jobs have the same numbers, but never began at the same microsecond.
+Several databases may share a state directory, at the same time or one after another, as after ``airflow db reset``.
+Their jobs have the same numbers, but never began in the same microsecond.
 """
 
 from __future__ import annotations
@@ -14,16 +14,15 @@ from airflow.jobs.job import Job
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-#: An executor that works has touched its file, and its scheduler its job, at most so many seconds apart.
+#: A working executor touches its file, and its scheduler its job, at most this many seconds apart.
 _APART_S = 60.0
-
 
 _EPOCH = datetime.fromtimestamp(0, tz=timezone.utc)
 
 
 @dataclass(frozen=True)
 class JobName:
-    """Which job an executor belongs to."""
+    """The job that an executor belongs to."""
 
     id: int
     begun: str | None
@@ -38,9 +37,9 @@ class JobName:
         return cls(int(job_id), rest.partition(".")[2] or None)
 
     def is_in(self, session: Session, last_seen_s: float | None = None) -> bool:
-        """Tell whether this is a job of a database.
+        """Return whether the session's database has this job.
 
-        :param last_seen_s: when the executor last worked, in seconds since the epoch, as far as known.
+        :param last_seen_s: when the executor last worked, in seconds since the epoch, if known.
         :raises SQLAlchemyError: the database can't be reached.
         """
         job = session.execute(select(Job.start_date, Job.latest_heartbeat).where(Job.id == self.id)).one_or_none()

@@ -1,9 +1,9 @@
-"""Reading what a task prints, and its log messages, in bounded memory and in time that grows with the text only.
+"""Reading a task's output and its log messages in bounded memory and linear time.
 
-Airflow's own reader keeps everything since the last newline, and looks through all of it again with each piece that
-comes. This one hands over the same lines. Only where there is no newline it differs, and does what a terminal would: of
-a progress bar, whose states overwrite each other with carriage returns, the last one is shown, once a second; and what
-is longer than :data:`MAX_LINE_BYTES` is shown in parts.
+Airflow's own reader keeps everything since the last newline, and searches all of it again with each piece. This one
+yields the same lines, except where there is no newline. There it does what a terminal does: of a progress bar, whose
+states overwrite each other with carriage returns, it shows the last state once a second; and it splits what is longer
+than :data:`MAX_LINE_BYTES`.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from contextlib import suppress
 from socket import socket
 from typing import Any
 
-#: A longer line becomes several, so that what never ends one is bounded.
+#: A longer line is split, so that output without newlines takes bounded memory.
 MAX_LINE_BYTES = 1 << 20
 
-#: A line in which states overwrite each other is handed over as it is if it is complete within so many seconds, and not
-#: longer than so many bytes. After that, its last state is shown every so many seconds.
+#: A line whose states overwrite each other is passed on as it is if it is complete within this many seconds and not
+#: longer than this many bytes. After that, its last state is shown at this interval.
 _PROGRESS_S = 1.0
 _PROGRESS_BYTES = 1 << 16
 
-#: Lines go to a generator, as Airflow's reader has it.
+#: Takes lines through ``send``, as with Airflow's reader.
 Lines = Generator[None, "bytes | bytearray", None]
 
 
@@ -41,9 +41,9 @@ class _Text:
         """The state of this line that was shown last."""
 
     def add(self, data: bytes, is_all: bool) -> None:
-        """Take the next piece in.
+        """Add the next piece.
 
-        :param is_all: nothing more was there to be read, so it probably ends where something was printed to its end.
+        :param is_all: there was nothing more to read, so the piece probably ends where a print ended.
         """
         *complete, rest = data.split(b"\n")
         for part in complete:
@@ -62,7 +62,7 @@ class _Text:
         self._has_return = self._has_return or b"\r" in data
 
     def end(self) -> None:
-        """Hand over what there is of a line."""
+        """Pass on what there is of the line."""
         if self._is_progress:
             state = self._line[self._start_of_state() :]
             if state.strip() and state.strip() != self._shown:
@@ -97,7 +97,7 @@ class _Text:
                 self._send(state)
 
     def _cut(self) -> None:
-        """Hand over the first part of a line that is too long: no character is cut, nor spaces lost at its end."""
+        """Pass on the first part of a line that is too long: it cuts no character and loses no spaces."""
         end = MAX_LINE_BYTES
         while end > MAX_LINE_BYTES - 4 and self._line[end] & 0xC0 == 0x80:
             end -= 1
@@ -129,7 +129,7 @@ class _Messages:
 def make_reader(is_text: Callable[[Lines], bool], clock: Callable[[], float] = time.monotonic) -> Callable[..., Any]:
     """Return a function that takes the place of ``make_buffered_socket_reader`` in Airflow's supervisor.
 
-    :param is_text: tells of a generator whether it takes what was printed; otherwise it takes log messages.
+    :param is_text: returns whether a generator takes printed text; otherwise it takes log messages.
     """
 
     def make_buffered_socket_reader(

@@ -1,4 +1,4 @@
-"""How a runner waits for an API server that is away: it tries again for a long time, and its task runs meanwhile."""
+"""How a runner waits for an API server that is away: it retries for a long time, and its task runs meanwhile."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from typing import Any
 from air_executor.airflow.compat import api, options
 from air_executor.machine.awake import AwakeClock
 
-#: The first waits are about this long, in seconds; they double up to the longest. Each is random below that, so that
-#: many runners do not come back at the same moment.
+#: Longest first wait and longest wait of all, in seconds; in between it doubles. Each wait is a random part of that, so
+#: that many runners do not return at the same moment.
 _SHORTEST_S, _LONGEST_S = 1.0, 30.0
 
 
 class Patience:
-    """Decides whether a request to the API server is made again, and when.
+    """Decides whether and when a request to the API server is retried.
 
-    :param limit_s: seconds after which a server that does not answer is given up.
-    :param nap: waits for a number of seconds; may raise to end the waiting.
-    :param awake: while the machine was paused, nobody was waited for.
-    :param renew_token: gives a client another token if its own is not valid now, and tells whether it has.
+    :param limit_s: how long to retry, in seconds.
+    :param nap: waits for a number of seconds; may raise to end the retries.
+    :param awake: measures time; a pause of the machine does not count.
+    :param renew_token: gives a client a new token if its own is not valid now, and returns whether it did.
     """
 
     def __init__(
@@ -36,16 +36,16 @@ class Patience:
         self._nap = nap
         self._renew_token = renew_token
         self._single = False
-        #: When the present request was first made, and how often it has failed since the server is well.
+        #: When the current request was first made, and how often in a row a healthy server has failed at it.
         self._since_s, self._refusals = 0.0, 0
 
     def install(self) -> None:
-        """Let all requests of this process to the API server be made with this patience."""
+        """Apply these rules to all requests of this process to the API server."""
         api.use_retries(self._try_again, self._give_up, self._sleep, self._wait_s)
 
     @contextlib.contextmanager
     def only_once(self) -> Iterator[None]:
-        """Within this, a request is made once: it has time until the next occasion."""
+        """Make requests without retries: what is sent regularly needs none."""
         self._single = True
         try:
             yield
@@ -62,8 +62,8 @@ class Patience:
             return True
         if since_s != self._since_s:
             self._since_s, self._refusals = since_s, 0  # another request
-        # A server that is well but answers one request with an error, again and again, will go on so. Errors from a
-        # time when it was not well do not count.
+        # A healthy server that fails at the same request again and again will keep failing. Errors from a time when it
+        # was not healthy do not count.
         is_refusal = api.is_internal_error(error) and api.is_well(client, error)
         self._refusals = self._refusals + 1 if is_refusal else 0
         return self._refusals >= options.stock_attempts()

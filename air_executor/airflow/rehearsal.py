@@ -1,8 +1,8 @@
-"""What a launcher does for practice, so that runners and task processes find it done.
+"""A launcher's rehearsal: it does, before its first fork, what runners and task processes would do for the first time.
 
-CPython remembers where it has found attributes, and rewrites code that is called again and again for speed. What a
-process does for the first time is slow, and makes private what it remembers it in. So the launcher is a runner for a
-few runs, and a task process, before its first fork. No Airflow, and nothing that the user has installed, hears of it.
+CPython caches where it has found attributes, and specializes code that is called often. What a process does for the
+first time is slow, and makes the memory of these caches private. So the launcher is a runner for a few runs, and a task
+process. No Airflow, and nothing that the user has installed, takes part.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from air_executor.runs.backend import RunRequest
 from air_executor.runs.record import Identity, RunState, queued
 from air_executor.runs.store import RunStore
 
-#: The dag file that is read for practice, and the task that is executed.
+#: The dag file that is read, and its task that is executed.
 _DAG_FILE = Path(__file__).with_name("rehearsed_dag.py")
 _DAG_ID, _TASK_ID = "rehearsed", "second"
 
@@ -46,7 +46,7 @@ _COMPLAINT = "cannot be rehearsed"
 
 _MOMENT = "2026-01-01T00:00:00Z"
 
-#: What the execution API says when a run starts.
+#: The execution API's answer to the start of a run.
 _CONTEXT: dict[str, Any] = {
     "dag_run": {
         "dag_id": _DAG_ID,
@@ -71,16 +71,16 @@ _CONTEXT: dict[str, Any] = {
 
 
 def rehearse() -> None:
-    """Make requests and read a dag file. To be done again after an import: of many classes, it makes CPython forget."""
+    """Make requests and read a dag file. Repeat it after imports: many new classes make CPython drop its caches."""
     attempt(_forget_imports)
     with traces.erased(), unheard.telemetry():
         attempt(_requests, _parsing, complaint=_COMPLAINT)
 
 
 def rehearse_runs(config: Config) -> None:
-    """Be a runner and a task process, for a dag of no Airflow's. Before this process has a child, or a thread, only.
+    """Be a runner and a task process, for a dag that is in no database. For processes without children and threads.
 
-    Code that was used lies side by side then. Where tasks are another user's, nothing is rehearsed.
+    It also moves the code that was used next to each other. Where tasks run as another user, nothing is rehearsed.
     """
 
     def runs() -> None:
@@ -91,14 +91,14 @@ def rehearse_runs(config: Config) -> None:
 
 
 def _forget_imports() -> None:
-    """Empty the type cache: what it remembers of the imports would be replaced, piece by piece, in each task."""
+    """Empty the type cache: each task would replace the entries that imports left, one by one."""
     sys._clear_type_cache()
 
 
 def _requests() -> None:
     from airflow.sdk.api.client import Client
 
-    # The first client reads the trust store, which the process keeps, and so do its children.
+    # The first client reads the trust store, which this process and its children keep.
     transport = httpx.MockTransport(lambda _: httpx.Response(200, json={}))
     for _ in range(TIMES):
         with contextlib.closing(Client(base_url="http://rehearsal.invalid", token="", transport=transport)) as client:
@@ -117,15 +117,15 @@ def _parsing() -> None:
 
 
 class _Rehearsal:
-    """Runs of a dag that there is not, with a store and an API server of their own."""
+    """Runs of a dag that is in no database, with a store and an API server of their own."""
 
     def __init__(self, config: Config) -> None:
         self._config = config
 
     def play(self) -> None:
-        """Play all parts, first for the record of what code is used.
+        """Play a few runs; the first one finds out which code is used.
 
-        :raises AirExecutorError: a run did not succeed; with what it said.
+        :raises AirExecutorError: a run did not succeed; the message has its output.
         """
         used: dict[int, CodeType] = {}
         with self._setting():
@@ -168,7 +168,7 @@ class _Rehearsal:
             "run_id": "rehearsal",
             "map_index": 0,
             "try_number": 1,
-            "queue": f"air-executor-{run_id}",  # nobody's, so no coordinator's but Python's
+            "queue": f"air-executor-{run_id}",  # no coordinator's, so Python's
             "pool_slots": 1,
             "priority_weight": 1,
         }
@@ -207,7 +207,7 @@ class _Rehearsal:
 
     @staticmethod
     def _be_task(task: dict[str, Any], workload: dict[str, Any]) -> None:
-        """Execute the task in this process. All answers of its supervisor are there before it asks."""
+        """Execute the task in this process. All its supervisor's answers are sent before it asks."""
         ours, theirs = socket.socketpair()
         with ours:
             ours.sendall(rehearsing.answers_to_task({**workload, "ti": task}, _CONTEXT))
@@ -225,7 +225,7 @@ class _Rehearsal:
 
 
 class _ExecutionApi(BaseHTTPRequestHandler):
-    """Says yes to everything."""
+    """Accepts everything."""
 
     protocol_version = "HTTP/1.1"
     wbufsize = 1 << 16  # an answer is one packet then
@@ -242,4 +242,4 @@ class _ExecutionApi(BaseHTTPRequestHandler):
     do_GET = do_PATCH = do_POST = do_PUT = _answer  # noqa: N815 (names that the standard library looks up)
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Say nothing."""
+        """Log nothing."""

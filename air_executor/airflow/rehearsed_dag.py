@@ -1,4 +1,4 @@
-"""A dag file that a launcher reads, and whose second task it executes, for practice. No Airflow ever sees it."""
+"""The dag file of a rehearsal: a launcher reads it and executes its second task. No Airflow sees it."""
 
 from airflow.providers.standard.operators.bash import BashOperator
 from airflow.sdk import dag, task
@@ -14,7 +14,7 @@ def rehearsed() -> None:
 
     @task
     def second(number: int) -> None:
-        """Return nothing: what tasks return may go to others than the execution API."""
+        """Return nothing: an XCom backend may send what tasks return elsewhere than to the execution API."""
 
     first() >> second.expand(number=[1, 2]) >> BashOperator(task_id="third", bash_command="true")
 

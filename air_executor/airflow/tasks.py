@@ -1,4 +1,4 @@
-"""Executing Airflow's workloads in this process, through Airflow's own supervisors."""
+"""Executing Airflow's workloads in this process, by Airflow's own supervisors."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from air_executor.runs.store import RunStore
 
 
 def fork_ahead(store: RunStore, config: Config, connection: socket.socket) -> Callable[[], None]:
-    """Fork a task process ahead of its workload, which does not keep ``connection``.
+    """Fork a task process ahead of its workload. It closes its copy of ``connection``.
 
-    :return: ends it, unless it has a workload by then.
+    :return: ends the task process, unless it has got a workload.
     """
 
     def let_go() -> None:
@@ -52,11 +52,11 @@ def fork_ahead(store: RunStore, config: Config, connection: socket.socket) -> Ca
 
 
 def redirect(former: os.stat_result, path: str) -> None:
-    """Let all descriptors that write to the file ``former`` write to the file at ``path``.
+    """Redirect all descriptors that write to the file ``former`` to the file at ``path``.
 
-    Airflow keeps a copy of the standard error that a task process is born with, for its last words.
+    Airflow keeps a copy of the standard error that a task process starts with, for its last words.
 
-    :raises OSError: the file at ``path`` can't be written.
+    :raises OSError: the file at ``path`` can't be opened.
     """
     output = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     for fd in system.descriptors():
@@ -79,7 +79,7 @@ def execute(request: RunRequest, active: ActiveRun) -> Outcome:
     except Exception as error:
         # Callbacks: Airflow's supervisor of them raises when the callback failed.
         return Outcome(state=RunState.FAILED, reason=f"{type(error).__name__}: {error}")
-    # Of a callback Airflow knows only what its executor says; a connection test has told its result itself.
+    # Airflow learns a callback's result from its executor only; a connection test reports its result itself.
     return Outcome(state=RunState.SUCCEEDED, outcome="success", delivered=request.identity.kind == "connection_test")
 
 
@@ -102,7 +102,7 @@ def _execute_task(workload: Any, request: RunRequest, active: ActiveRun) -> Outc
             f"([air_executor] api_patience_seconds): {type(error).__name__}: {error}"
         ) from error
     if active.outcome is None:
-        # A coordinator with a supervisor of its own, which has told Airflow.
+        # A coordinator's own supervisor executed the task, and has reported its state.
         active.started()
         state = RunState.SUCCEEDED if exit_code == 0 else RunState.FAILED
         return Outcome(state=state, delivered=True, exit_code=exit_code)

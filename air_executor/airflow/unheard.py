@@ -1,7 +1,7 @@
-"""What hears of tasks beside the execution API, taken away for a rehearsal: metrics, traces, Sentry, remote logs.
+"""Switches off what else learns of tasks, for a rehearsal: metrics, traces, Sentry, remote logs.
 
 Each is replaced where Airflow's code looks it up, not where it sends. So the launcher makes no client, connection or
-thread for it, which its forks would share.
+thread that its forks would share.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def silent(*_: Any, **__: Any) -> None:
 
 @contextlib.contextmanager
 def telemetry() -> Iterator[None]:
-    """Let nobody hear of what tasks do in this process and in forks of it. All is as it was in the end."""
+    """Switch all of them off, in this process and its forks, and restore them at the end."""
     with contextlib.ExitStack() as stack:
         for taken_away in (metrics, _traces, _sentry, _remote_logs, _log_handlers):
             stack.enter_context(taken_away())
@@ -33,7 +33,7 @@ def telemetry() -> Iterator[None]:
 
 @contextlib.contextmanager
 def replaced(owner: Any, **values: Any) -> Iterator[None]:
-    """Give a module, class or object other attributes, and its own again in the end."""
+    """Replace attributes of a module, class or object, and restore them at the end."""
     before = {name: vars(owner).get(name, _NOTHING) for name in values}
     try:
         for name, value in values.items():
@@ -49,7 +49,7 @@ def replaced(owner: Any, **values: Any) -> Iterator[None]:
 
 @contextlib.contextmanager
 def metrics() -> Iterator[None]:
-    """Let nothing be counted, and no client for it be made: some of Airflow's modules measure their own import."""
+    """Count nothing, and make no client for it: some of Airflow's modules measure their own import."""
     with contextlib.ExitStack() as stack:
         for name in places.METRICS:
             module = importlib.import_module(name)
@@ -70,7 +70,7 @@ def _traces() -> Iterator[None]:
     trace: Any = sys.modules.get("opentelemetry.trace")
     with contextlib.ExitStack() as stack:
         for name, module in list(sys.modules.items()) if trace else ():
-            # Each module has its own, which would keep where its spans go once it has found out.
+            # Each module has its own, which would look up once where its spans go, and keep that.
             if name.startswith("airflow.") and isinstance(vars(module).get("tracer"), trace.Tracer):
                 stack.enter_context(replaced(module, tracer=trace.NoOpTracer()))
         yield
@@ -92,7 +92,7 @@ def _sentry() -> Iterator[None]:
 def _remote_logs() -> Iterator[None]:
     from airflow.sdk import log
 
-    # What it returns depends on the handler, and is kept.
+    # It caches what it returns, which depends on the handler.
     log.logging_processors.cache_clear()
     try:
         with replaced(log, load_remote_log_handler=silent):
@@ -105,7 +105,7 @@ def _remote_logs() -> Iterator[None]:
 def _log_handlers() -> Iterator[None]:
     root = logging.getLogger()
     handlers = root.handlers[:]
-    # Warnings are printed where there are none.
+    # Without handlers, warnings are printed.
     root.handlers[:] = []
     try:
         yield

@@ -1,7 +1,7 @@
 """What a launcher imports and builds before its first fork, so that no task has to.
 
-A runner and its task process share with the launcher what that has done already. What they would do first, each for
-itself, costs time; what they write to, memory as well, a page at a time.
+A runner and its task process share the launcher's memory. What each of them did for itself would take time, and memory
+for every page that it writes to.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from air_executor.airflow import unheard
 from air_executor.airflow.compat import logs, places
 from air_executor.launcher.practice import attempt
 
-#: What every task imports anyway, much of it only once it runs.
+#: What every task imports, much of it only when it runs.
 _MODULES = (
     "air_executor.runner.main",
     "air_executor.airflow.tasks",
@@ -48,9 +48,11 @@ _MODULES = (
 
 
 def warm_up(modules: Iterable[str]) -> None:
-    """Import what every task needs and ``modules``, which the user named, and prepare what tasks share.
+    """Import what every task needs, and prepare what tasks share.
 
     What this Airflow does not have, or what fails, is left to the tasks.
+
+    :param modules: further modules, which the user named.
     """
     attempt(logs.keep_loggers_unbound)
     with unheard.metrics():
@@ -70,14 +72,14 @@ def warm_up(modules: Iterable[str]) -> None:
 
 
 def share_type_adapters() -> None:
-    """Build the validators of messages once. Airflow builds the same ones anew in every task process."""
+    """Build the validators of messages once. Airflow builds them in every task process."""
     from airflow.sdk.execution_time import comms, task_runner
     from pydantic import JsonValue, TypeAdapter
 
     ready: dict[int, tuple[Any, Any]] = {}
 
     def adapter(kind: Any) -> Any:
-        # Unions can't be looked up by their value; the entry keeps the object, and so its id.
+        # Not every kind can be hashed. The entry keeps the object alive, and so its id valid.
         if id(kind) not in ready:
             ready[id(kind)] = kind, TypeAdapter(kind)
         return ready[id(kind)][1]
@@ -89,7 +91,7 @@ def share_type_adapters() -> None:
 
 
 def _leave_database() -> None:
-    """Let go of the database engines that Airflow makes on import: no task may use them, and each fork renews them."""
+    """Dispose of the engines that Airflow makes at import: no task may use them, and each fork would renew them."""
     from airflow import settings
 
     settings.dispose_orm(do_log=False)
