@@ -19,8 +19,8 @@ from air_executor.jobs.store import JobStore, is_worked_on
 from air_executor.launcher import protocol
 from air_executor.launcher.address import Address, all_addresses, service_address
 from air_executor.launcher.preload.preloader import read_verdicts
+from air_executor.machine.children import hides_processes
 from air_executor.machine.ownership import check_state_dir
-from air_executor.machine.processes import hides_processes
 from air_executor.observe.check import Check
 from air_executor.observe.query import launchers
 from air_executor.runs import statedir

@@ -1,7 +1,7 @@
 """Entry point of the launcher process: ``python -m air_executor.launcher FD KEY OPTIONS [READY]``.
 
 ``FD`` is the inherited socket that listens already, ``KEY`` names the launcher's files, ``OPTIONS`` is a
-:class:`air_executor.config.Config` as JSON. Through ``READY`` it tells the launcher that it succeeds that it is warm.
+:class:`air_executor.config.Config` as JSON. Through ``READY`` a successor tells the former launcher that it is ready.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from air_executor.launcher.address import Address
 from air_executor.launcher.exec import Spawn, spawn_by_exec
 from air_executor.launcher.server.launcher import Launcher
 from air_executor.launcher.server.succession import Succession
-from air_executor.machine import processes, system
+from air_executor.machine import children, system
 from air_executor.runner.hooks import hooks
 from air_executor.runs.store import RunStore
 
@@ -31,7 +31,7 @@ def main(argv: list[str]) -> int:
     """Be the launcher that an executor has started."""
     fd, key, options, *ready = argv
     listener = socket.socket(fileno=int(fd))
-    listener.set_inheritable(False)  # a runner that held it would make a dead launcher look alive
+    listener.set_inheritable(False)  # a runner that kept it open would make a dead launcher look alive
     config = Config.from_json(options)
     store = RunStore(config.state_dir)
     former = None
@@ -48,14 +48,14 @@ def serve(
 ) -> None:
     """Warm up, then serve.
 
-    :param former: to the launcher that serves until then.
+    :param former: a socket to the launcher that serves until this one is ready.
     """
     if former is None:
         _take(listener)
     system.prepare()
     system.outlive_full_disks()
     system.show_faults()
-    processes.leave_older_alone()
+    children.leave_older_alone()
     system.adopt_orphans()
     system.keep_memory_private()
     title = f"air-executor launcher {address.key}"
@@ -81,13 +81,13 @@ def serve(
     cut_all_but(own)
     _note_code(address)
     freeze()
-    # Before the first fork: later it would take from runners that live what they share with this process.
+    # Before the first fork: later, running runners would lose the pages that they share with this process.
     system.use_huge_pages()
     begin(preloader=preloader)
 
 
 def _take(listener: socket.socket) -> None:
-    """Be who listens: from here on it is this process that the kernel names to who connects."""
+    """Make this process the one that listens: from now on the kernel names it to those who connect."""
     listener.listen(protocol.BACKLOG)
 
 

@@ -1,8 +1,8 @@
 """Where a launcher listens, and which launcher fits an executor.
 
-A launcher keeps the code and the environment with which it was born. An executor of another version, interpreter or
-environment must not get runners from it, so each combination has a launcher of its own; one that nobody needs any
-more ends by itself.
+A launcher keeps the code and the environment that it was started with. An executor of another version, interpreter or
+environment must not get runners from it, so each combination has a launcher of its own. A launcher that nobody uses
+ends by itself.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from air_executor.config import Config
 from air_executor.launcher import fingerprint
 from air_executor.runs.store import RunStore
 
-#: Set inside the scheduler for itself. With it, a runner would look for connections in the metadata database.
+#: The scheduler sets this for itself. With it, a runner would look for connections in the metadata database.
 _SCHEDULER_ONLY = frozenset({"_AIRFLOW_PROCESS_CONTEXT"})
 
 
@@ -44,17 +44,17 @@ class Address:
 
     @property
     def lock(self) -> Path:
-        """Held while a launcher is looked for, started or ended."""
+        """Held by an executor that starts a launcher, and by a launcher that leaves its address."""
         return self.folder / f"{self.key}.lock"
 
     @property
     def code(self) -> Path:
-        """Which files it has code of."""
+        """Notes the files whose code the launcher has in memory."""
         return self.folder / f"{self.key}.code"
 
     @property
     def log(self) -> Path:
-        """What it prints."""
+        """Holds what the launcher prints."""
         return self.folder / f"{self.key}.log"
 
 

@@ -1,7 +1,7 @@
-"""No connection is shared by two tasks.
+"""Closing the connections that were opened while a launcher was prepared: no two tasks may share one.
 
-What prepares a launcher may open one and keep it: a secrets backend that Airflow makes when it reads its options, a
-client in a module. Forks would all talk through it, and read each other's answers.
+A secrets backend that Airflow makes when it reads its options, or a client in a module, may keep a connection. Forks
+would all talk through it, and read each other's answers.
 """
 
 from __future__ import annotations
@@ -15,24 +15,24 @@ from air_executor.machine import system
 
 
 def open_sockets() -> set[int]:
-    """Return the descriptors of this process that are sockets. Empty where that can't be told."""
+    """Return the descriptors of this process that are sockets; none where the system does not list descriptors."""
     found = set()
     for fd in system.descriptors():
         try:
             if stat.S_ISSOCK(os.fstat(fd).st_mode):
                 found.add(fd)
-        except OSError:  # the folder's own
+        except OSError:  # the descriptor that listed them, closed by now
             continue
     return found
 
 
 def cut_all_but(known: Collection[int]) -> int:
-    """Cut the connections of this process but the ``known`` ones.
+    """Close the connections of this process, except the ``known`` ones.
 
-    Who keeps one finds it closed by the other end, as after a network failure, and connects again, in the process that
-    needs it. The descriptor stays taken: otherwise it would soon be that of something else.
+    Their owners find them closed by the peer, as after a network failure, and connect again, each task for itself. The
+    descriptors stay in use: an owner must not write to what would get the same number next.
 
-    :return: how many were cut.
+    :return: how many were closed.
     """
     doomed = open_sockets() - set(known)
     if doomed:
@@ -41,5 +41,7 @@ def cut_all_but(known: Collection[int]) -> int:
         with gone:
             for fd in sorted(doomed):
                 os.dup2(gone.fileno(), fd, inheritable=False)
-        print(f"{len(doomed)} connection(s) that were made in preparation are cut: each task makes its own", flush=True)
+        print(
+            f"closed {len(doomed)} connection(s) that were opened in preparation: each task opens its own", flush=True
+        )
     return len(doomed)

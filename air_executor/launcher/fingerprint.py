@@ -1,7 +1,7 @@
-"""What makes launchers differ: all that a process passes on to its children, and the code that they find.
+"""What distinguishes launchers: all that a process passes on to its children, and the code that they find.
 
-A launcher keeps what it was born with. An executor that was started with anything else gets a launcher of its own, so
-that new tasks find what they would find as its children.
+A launcher keeps what it was started with. An executor that was started with anything else gets a launcher of its own,
+so that its tasks find what they would find as its children.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from air_executor.config import OPTIONS, Config, airflow_home, plain_getter
 from air_executor.errors import ConfigError
 from air_executor.machine.safe_files import replace_file
 
-#: What differs from shell to shell without meaning anything to a program, or is not for runners.
+#: Variables that differ from shell to shell without effect on programs, or that are not for runners.
 _VOLATILE = frozenset(
     os.fsencode(name)
     for name in "_ OLDPWD PWD SHLVL WINDOWID XDG_SESSION_ID INVOCATION_ID JOURNAL_STREAM SYSTEMD_EXEC_PID "
@@ -33,7 +33,7 @@ _INHERITED = (
     *(b"NoNewPrivs", b"Seccomp", b"Cpus_allowed", b"Mems_allowed"),
 )
 
-#: Files below the folder of plugins that are looked at, at most.
+#: At most this many files below the folder of plugins are looked at.
 _MAX_PLUGIN_FILES = 2000
 
 #: When this process began, about, in seconds since the epoch.
@@ -41,9 +41,9 @@ _BEGAN_S = time.time()
 
 
 def of_process(config: Config, environ: Mapping[bytes, bytes]) -> list[bytes]:
-    """Return all in which launchers that are started from this process may differ from others.
+    """Return everything in which a launcher that this process starts may differ from others.
 
-    :param environ: the environment that they would get.
+    :param environ: the launcher's environment.
     """
     parts = [
         *(sys.executable, sys.prefix, sys.version, _options(config), code_version(), packages_stamp()),
@@ -57,7 +57,7 @@ def of_process(config: Config, environ: Mapping[bytes, bytes]) -> list[bytes]:
 
 
 def _options(config: Config) -> str:
-    """Return the options that a launcher or its runners use. What they keep, executors tell them: ``protocol.keep``."""
+    """Return the options that a launcher or its runners use, but for those that an executor sends: ``keep``."""
     others = {option.name for option in OPTIONS if not option.for_launcher}
     return repr(sorted((name, value) for name, value in vars(config).items() if name not in others))
 
@@ -112,7 +112,7 @@ def _scheduling() -> Iterator[str]:
 
 
 def stamp_of(path: str | Path) -> str:
-    """Return what tells a file from what it was before, and from one that took its place; empty if there is none."""
+    """Return a text that changes when the file changes or is replaced; empty if there is no file."""
     try:
         status = os.stat(path)
     except (OSError, ValueError):
@@ -144,7 +144,7 @@ def _settings() -> Iterator[str]:
 
 
 def code_version() -> str:
-    """Return what tells one version of AirExecutor and Airflow from another."""
+    """Return a text that differs between versions of AirExecutor and of Airflow."""
     import importlib.metadata  # here: no fork of a launcher needs what it imports
 
     versions = []
@@ -157,9 +157,9 @@ def code_version() -> str:
 
 
 def packages_stamp() -> str:
-    """Return what tells one set of installed packages from another.
+    """Return a text that differs between sets of installed packages.
 
-    Installing, upgrading and removing change a package's metadata. Bytecode, which any import may write, is no change.
+    Installing, upgrading and removing change a package's metadata. Bytecode, which any import may write, is left out.
     """
     found = [sys.prefix]
     for folder in dict.fromkeys(sysconfig.get_path(name) for name in ("purelib", "platlib")):
@@ -174,7 +174,7 @@ def packages_stamp() -> str:
 
 
 def note_code(path: Path) -> None:
-    """Write down which files this process has code of, and what they are now. For launchers, once they are warm.
+    """Note the files whose code this process has in memory, with their stamps. For launchers, once they are warm.
 
     :raises StateDirError: it can't be written.
     """
@@ -191,12 +191,12 @@ def note_code(path: Path) -> None:
 
 
 def _at_birth(stamp: str) -> str:
-    # What was changed since this process began may have been imported before that: then it is another than it was.
+    # A file that has changed since this process began may have been imported before the change: take it for changed.
     return stamp if int(stamp.split()[0]) < _BEGAN_S * 1e9 else "0 0 0"
 
 
 def changed_code(path: Path) -> str | None:
-    """Return a file that was changed since a launcher has noted its code at ``path``; ``None``: none was."""
+    """Return a file that has changed since a launcher noted its code at ``path``; ``None`` if none has."""
     try:
         lines = path.read_bytes().split(b"\0")
     except OSError:

@@ -1,8 +1,8 @@
-"""How a launcher lays out its memory, so that runners and task processes make little of it private.
+"""How a launcher lays out its memory, so that runners and task processes copy little of it.
 
-A forked process shares each page of memory with the launcher until it writes to it, and CPython writes to whatever it
-looks at: objects hold the count of their references. So what tasks use should lie together, and so should what they
-make.
+A forked process shares each page of memory with the launcher until it writes to that page. CPython writes to every
+object that it reads, as each holds its reference count. So the objects that tasks use should lie side by side, and so
+should those that they make.
 """
 
 from __future__ import annotations
@@ -15,22 +15,22 @@ import tempfile
 from collections.abc import Collection, Iterator
 from types import CodeType, FunctionType
 
-#: What fills the gaps. Letting go of it would open them again.
+#: The objects that fill the gaps; kept, as deleting them would open the gaps again.
 _filling: list[object] = []
 
-#: What a ``bytes`` object takes beside its content.
+#: The size of a ``bytes`` object without its content, in bytes.
 _BYTES_HEAD = sys.getsizeof(b"")
 
 
 def freeze() -> None:
-    """Put all objects out of the garbage collector's sight, and let what forks make lie on pages of its own."""
+    """Hide all objects from the garbage collector, and have what forks make lie on pages of its own."""
     gc.collect()
     fill_gaps()
     gc.freeze()
 
 
 def fill_gaps() -> None:
-    """Use up the free blocks among those that are in use; new objects would be scattered among all that is shared."""
+    """Use up the free blocks among those in use: new objects would be scattered over the shared pages."""
     for size, number in free_blocks().items():
         if size >= _BYTES_HEAD:
             _filling.append([bytes(size - _BYTES_HEAD) for _ in range(number)])
@@ -39,7 +39,7 @@ def fill_gaps() -> None:
 
 
 def free_blocks() -> dict[int, int]:
-    """Return how many blocks of each size, in bytes, CPython's allocator has free between others."""
+    """Return the number of free blocks that CPython's allocator has between others, by their size in bytes."""
     if not hasattr(sys, "_debugmallocstats"):
         return {}
     try:
@@ -70,16 +70,16 @@ def _stderr_to(fd: int) -> Iterator[None]:
 def gather_code(used: Collection[CodeType]) -> None:
     """Give the functions with the code ``used`` copies of it that lie side by side.
 
-    Where modules were imported, the code that runs lies among that which does not, their texts and their names.
+    After an import, the code that runs lies among code that does not, and among texts and names.
     """
     # By identity: code that is equal may be that of another file.
     functions: dict[int, list[FunctionType]] = {id(code): [] for code in used}
     for each in gc.get_objects():
-        # By type(): other objects may stand for functions, and be made real by being asked.
+        # By type(): isinstance() would make lazy objects import what they stand for.
         if type(each) is FunctionType and id(each.__code__) in functions:
             functions[id(each.__code__)].append(each)
     originals = [code for code in used if functions[id(code)]]
-    # The first copies fill gaps, and stay there, as do the originals: what is let go of is a gap.
+    # The first copies fill gaps. They are kept, as are the originals: what is deleted leaves a gap.
     _filling.append([originals, [code.replace() for code in originals]])
     for code in originals:
         copy = code.replace()

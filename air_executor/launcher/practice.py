@@ -1,4 +1,4 @@
-"""Doing something for practice in a process that tasks are forked from, and putting everything back."""
+"""Practice in a process that tasks are forked from: doing something for its effects on speed, and undoing the rest."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from typing import Any, NoReturn
 
 from air_executor.errors import AirExecutorError
 from air_executor.launcher import traces
-from air_executor.machine.processes import Leftovers
+from air_executor.machine.leftovers import Leftovers
 
-#: More often than about four times changes nothing that can be measured.
+#: How often something is practised: more than about four times changes nothing that can be measured.
 TIMES = 5
 
-#: A rehearsal that takes longer than so many seconds is given up.
+#: A rehearsal that takes longer than this many seconds is given up.
 PATIENCE_S = 30
 
 
 def attempt(*steps: Callable[[], None], complaint: str = "does not work") -> None:
-    """Do each of ``steps``. Of one that fails it is said why, and the tasks do without it."""
+    """Take each step. One that fails is reported, and tasks do without it."""
     for step in steps:
         try:
             step()
@@ -35,7 +35,7 @@ def attempt(*steps: Callable[[], None], complaint: str = "does not work") -> Non
 
 @contextlib.contextmanager
 def imports_undone() -> Iterator[None]:
-    """Forget afterwards which dag file was read."""
+    """Undo the imports of dag files afterwards."""
     path, modules = list(sys.path), set(sys.modules)
     try:
         yield
@@ -48,9 +48,9 @@ def imports_undone() -> Iterator[None]:
 
 @contextlib.contextmanager
 def everything_restored() -> Iterator[None]:
-    """Undo what runners and task processes change in their process, and end what takes too long.
+    """Undo what runners and task processes change in their process, and interrupt what takes too long.
 
-    Requests to end this process wait meanwhile.
+    Signals that ask this process to end wait meanwhile.
     """
 
     def give_up(*_: object) -> NoReturn:
@@ -79,7 +79,7 @@ def everything_restored() -> Iterator[None]:
 
 @contextlib.contextmanager
 def silence(path: Path) -> Iterator[None]:
-    """Let what this process prints go to a file, which is shown when something fails."""
+    """Redirect what this process prints to a file, and print that when something fails."""
     sys.stdout.flush()
     sys.stderr.flush()
     before = os.dup(1), os.dup(2)
@@ -103,7 +103,7 @@ def silence(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def noting(used: dict[int, CodeType]) -> Iterator[None]:
-    """Note the code of all functions that are called in this thread, by its id."""
+    """Collect the code of all functions that this thread calls, by its id."""
 
     def note(frame: FrameType, event: str, _: Any) -> None:
         if event == "call":

@@ -1,4 +1,4 @@
-"""The launcher as a service of its own, started by systemd, a container or a person, not by an executor."""
+"""The launcher as a service: started by systemd, a container or a person, not by an executor."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from air_executor.runs.store import RunStore
 
 
 def serve_as_service(store: RunStore, config: Config) -> None:
-    """Be the launcher of a state directory, until SIGTERM. It does not end for lack of work.
+    """Be the launcher of a state directory until SIGTERM. It does not end when it is idle.
 
     :raises StateDirError: there is one already.
     """

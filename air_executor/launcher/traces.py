@@ -1,6 +1,7 @@
-"""No traces in a process that tasks are forked from: each task finds Python as its first user would.
+"""Undoing what reading a dag file or executing a task changes in the interpreter.
 
-What Airflow does for one task it does in a process that ends with that task, so it puts nothing back.
+Airflow does these in a process that ends with the task, so it undoes nothing. A launcher does them before it forks, and
+each task should find Python as its first user would.
 """
 
 from __future__ import annotations
@@ -16,18 +17,18 @@ _LIMITS = tuple(number for name, number in vars(resource).items() if name.starts
 
 @contextlib.contextmanager
 def erased() -> Iterator[None]:
-    """Put back what reading a dag file, or executing a task, changes in the interpreter.
+    """Restore signal handlers, limits and the memory of warnings.
 
-    Signal handlers: a dag file's time-out and its handler of SIGSEGV would outlive it, and a runner that crashes would
-    call that for ever. Warnings: what was warned of once would not be shown in the log of the task that causes it.
-    Limits: one carries the mark of a run's processes.
+    Signal handlers: those of a dag file's time-out and of SIGSEGV would stay, and a runner that crashes would call the
+    latter for ever. Warnings: those given here would not be shown again in the log of the task that causes them.
+    Limits: one of them marks the processes of a run.
     """
     limits = {each: resource.getrlimit(each) for each in _LIMITS}
     handlers = {signum: signal.getsignal(signum) for signum in signal.valid_signals()}
     once: dict[object, object] = vars(warnings)["onceregistry"]
     warned_of = dict(once)
     try:
-        # Its end also makes each module forget what it has warned of.
+        # At its end, modules also forget which warnings they have given.
         with warnings.catch_warnings():
             yield
     finally:
@@ -37,6 +38,6 @@ def erased() -> Iterator[None]:
         once.clear()
         once.update(warned_of)
         for signum, handler in handlers.items():
-            # What was not installed from Python can't be, and stays as it is.
+            # A handler that was not installed from Python can't be restored from Python.
             if handler is not None and signal.getsignal(signum) is not handler:
                 signal.signal(signum, handler)

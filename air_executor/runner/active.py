@@ -15,7 +15,7 @@ from air_executor.config import Config
 from air_executor.errors import StateDirError
 from air_executor.machine import system
 from air_executor.machine.awake import AwakeClock
-from air_executor.machine.processes import Leftovers
+from air_executor.machine.leftovers import Leftovers
 from air_executor.machine.safe_files import is_fresh
 from air_executor.runner import imports
 from air_executor.runner.usage import Usage

@@ -18,7 +18,7 @@ from typing import Any
 
 from air_executor.config import Config
 from air_executor.errors import AirExecutorError, StateDirError
-from air_executor.machine import processes, system
+from air_executor.machine import leftovers, marks, system
 from air_executor.runner import gpus
 from air_executor.runner.active import ActiveRun, Outcome, StopRequested
 from air_executor.runner.hooks import hooks, hooks_of_kind
@@ -82,12 +82,12 @@ def run(request: RunRequest, store: RunStore, config: Config) -> int:
 
 def execute(request: RunRequest, record: RunRecord, store: RunStore, config: Config) -> int:
     """Execute one run, whose lock this process holds, and return the process's exit code."""
-    processes.join(record.id)
+    marks.join(record.id)
     record = store.begin(record.advance(RunState.STARTING, **_this_process(record.identity.kind)))
     active, outcome = _execute(request, record, store, config)
     survivors = active.leftovers.survivors
     # After a success nothing follows that could not do with what was left on purpose, as through sudo.
-    note = processes.name_survivors if outcome.state is RunState.SUCCEEDED else partial(store.note_survivors, record)
+    note = leftovers.name_survivors if outcome.state is RunState.SUCCEEDED else partial(store.note_survivors, record)
     reason = "; ".join(filter(None, (outcome.reason, note(survivors)))) or None
     return _write_end(active, dataclasses.replace(outcome, reason=reason), store)
 

@@ -8,7 +8,7 @@ import signal
 import time
 from dataclasses import dataclass, field
 
-from air_executor.machine import processes, system
+from air_executor.machine import leftovers, marks, processes, system
 from air_executor.machine.processes import Process, ProcessId
 
 #: The machine's processes are looked at no oftener than this, however many runs have died, in seconds.
@@ -27,7 +27,7 @@ class DeadRun:
     @functools.cached_property
     def signs(self) -> tuple[str, ...]:
         """By which its processes are known, wherever they are."""
-        return processes.signs_of(self.id, self.workload_id)
+        return marks.signs_of(self.id, self.workload_id)
 
 
 @dataclass
@@ -45,7 +45,7 @@ class _Table:
             process = processes.look(pid)
             if process is not None and not process.is_dead:
                 table.living[pid] = process
-                if (owner := processes.whose(pid)) is not None:
+                if (owner := marks.whose(pid)) is not None:
                     table.owners[pid] = owner
         return table
 
@@ -55,14 +55,14 @@ class _Table:
         offspring: dict[int, list[int]] = {}
         for process in self.living.values():
             offspring.setdefault(process.parent, []).append(process.pid)
-        kept = {pid for pid in found if processes.is_kept(pid)}
+        kept = {pid for pid in found if marks.is_kept(pid)}
         doomed: set[int] = set()
         left = list(found - kept)
         while left:
             pid = left.pop()
             if pid not in doomed and pid not in kept and pid != os.getpid():
                 doomed.add(pid)
-                left += [child for child in offspring.get(pid, ()) if not processes.is_kept(child)]
+                left += [child for child in offspring.get(pid, ()) if not marks.is_kept(child)]
         return [self.living[pid] for pid in doomed]
 
     def _belongs(self, process: Process, run: DeadRun) -> bool:
@@ -111,7 +111,7 @@ class Undertaker:
         left = self._table.of(run)
         for process in left:
             system.signal_if(process.pid, process.id.lives, signal.SIGKILL)
-        if left and now_s - since_s < processes.STUCK_S:
+        if left and now_s - since_s < leftovers.STUCK_S:
             self._looked_s[run.id] = time.monotonic()
             return None
         del self._since_s[run.id], self._looked_s[run.id]

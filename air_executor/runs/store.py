@@ -11,7 +11,7 @@ from pathlib import Path
 import orjson
 
 from air_executor.errors import StateDirError
-from air_executor.machine import processes, system
+from air_executor.machine import leftovers, processes, system
 from air_executor.machine.processes import Process, ProcessId
 from air_executor.machine.safe_files import is_fresh
 from air_executor.runs.lock import is_held
@@ -65,7 +65,7 @@ class RunStore(RunRecords):
         if survivors:
             with contextlib.suppress(StateDirError):
                 self.leftovers.write(record.identity, survivors)
-        return processes.name_survivors(survivors)
+        return leftovers.name_survivors(survivors)
 
     # Whether a run has a runner
 

@@ -23,8 +23,8 @@ SOURCES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob(
 
 #: What is used though macOS lacks it, and why that never happens there.
 NEVER_THERE = {
-    ("machine/processes.py", "_is_child", "waitid"): "only where /proc hides processes",
-    ("machine/processes.py", "_is_child", "P_PID"): "only where /proc hides processes",
+    ("machine/children.py", "_is_child", "waitid"): "only where /proc hides processes",
+    ("machine/children.py", "_is_child", "P_PID"): "only where /proc hides processes",
     ("machine/system.py", "signal_if", "pidfd_send_signal"): "only with a pidfd",
     ("machine/processes.py", "age_s", "CLOCK_BOOTTIME"): "only of a process with a start in ticks, which /proc tells",
 }

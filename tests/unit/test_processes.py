@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from air_executor.machine import processes, system
-from air_executor.machine.processes import Leftovers
+from air_executor.machine import children, processes, system
+from air_executor.machine.leftovers import Leftovers
 from tests.support.machine import needs_root
 from tests.support.waiting import wait_for
 from tests.unit.processes import is_alive, reap, result_of
@@ -149,7 +149,7 @@ def hide_processes_as_somebody() -> None:
     os.setresgid(12345, 12345, 12345)
     os.setresuid(12345, 12345, 12345)
     system.keep_memory_private()
-    processes.hides_processes.cache_clear()
+    children.hides_processes.cache_clear()
 
 
 @needs_root
@@ -170,7 +170,7 @@ def test_children_are_killed_where_they_can_not_be_seen() -> None:
                 os._exit(0)
             os.waitpid(middle, 0)
             daemons.append(int(os.read(receiver, 20)))
-        assert processes.hides_processes()
+        assert children.hides_processes()
         seen = [pid for pid in daemons if processes.look(pid) is not None]
         left = Leftovers()
         left.end()
@@ -184,5 +184,5 @@ def test_children_are_killed_where_they_can_not_be_seen() -> None:
 def test_pids_that_began_anew_are_candidates_too(monkeypatch: pytest.MonkeyPatch) -> None:
     me = os.getpid()
     files = {"/proc/loadavg": f"0.1 0.1 0.1 1/100 {me - 3}\n", "/proc/sys/kernel/pid_max": f"{me + 5}\n"}
-    monkeypatch.setattr(processes, "_read", lambda path: files[path].encode())
-    assert list(processes._candidates()) == [*range(me + 1, me + 6), *range(2, me - 2)]
+    monkeypatch.setattr(children, "read_proc", lambda path: files[path].encode())
+    assert list(children._candidates()) == [*range(me + 1, me + 6), *range(2, me - 2)]

@@ -21,7 +21,7 @@ import pytest
 
 from air_executor.machine import family, rollup, system
 from air_executor.machine.family import Family
-from air_executor.machine.processes import Leftovers
+from air_executor.machine.leftovers import Leftovers
 from air_executor.machine.rollup import Rollup, Views
 from air_executor.runner.usage import Usage
 from air_executor.runs.limits import parse

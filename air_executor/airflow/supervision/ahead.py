@@ -13,7 +13,7 @@ from typing import Any
 from airflow.sdk.execution_time import supervisor as stock
 
 from air_executor.airflow.supervision import task
-from air_executor.machine import processes, system
+from air_executor.machine import marks, system
 
 #: Whether the fork that is being made is one ahead.
 is_forking = False
@@ -76,7 +76,7 @@ def fork_ahead(
         with open(receiver) as file:
             run_id = file.read()
         if run_id:
-            processes.join(run_id)
+            marks.join(run_id)
             begin(run_id)
             task.execute(functools.partial(note_imports, run_id))
 

@@ -1,4 +1,4 @@
-"""Which package a launcher is importing ahead, for later launchers to know on which one it died."""
+"""A note of the package that a launcher is importing, so that later launchers know on which one it died."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _LONGEST = 1000
 class ImportNote:
     """The note of one launcher, from its first import to its last. Its lock tells whether the launcher lives.
 
-    Notes that can't be written are done without: they matter only when an import goes wrong.
+    A note that can't be written is left out: it matters only when an import goes wrong.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -47,7 +47,7 @@ class ImportNote:
     def __exit__(
         self, _kind: type[BaseException] | None, _error: BaseException | None, _: TracebackType | None
     ) -> None:
-        # However it goes on, this process has outlived the imports.
+        # This process has survived the imports.
         self._note.unlink(missing_ok=True)
         self._lock.release()
 
@@ -57,7 +57,7 @@ class ImportNote:
             lock = KernelLock(path)
             with contextlib.suppress(OSError, StateDirError, UnicodeDecodeError):
                 if not lock.acquire(timeout_s=0, create=False):
-                    continue  # it lives, or has just ended well
+                    continue  # its launcher lives, or has just removed it
                 try:
                     note = path.with_suffix("")
                     fd = os.open(note, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)

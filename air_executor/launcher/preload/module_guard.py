@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
-#: Caches that imports fill, and what is looked at in other ways, by module.
+#: Attributes that are left out, by module: caches that imports fill, and what is compared in other ways.
 _CACHES = {
     "re": ("_cache", "_cache2"),
     "linecache": ("cache",),
@@ -29,16 +29,16 @@ _CACHES = {
 
 
 class ModuleGuard:
-    """What the modules that are there hold, two or three steps deep, to find what an import replaces in them."""
+    """The contents of the present modules, a few levels deep, to find what an import replaces in them."""
 
-    #: Modules, classes, instances and containers are looked into so many steps deep.
+    #: How many levels of modules, classes, instances and containers are compared.
     _DEPTH = 3
 
-    #: Larger containers are caches, and too much to look at.
+    #: Containers of more entries than this are caches, and too large to compare.
     _LARGE = 20_000
 
     def __init__(self, modules: Mapping[str, Any] | None = None) -> None:
-        """Look at modules: at all that are there, if none are given."""
+        """Look at ``modules``, or at all that are imported."""
         self._held: dict[int, tuple[str, Any, Any]] = {}
         self._modules = dict(sys.modules if modules is None else modules)
         self._passed_over = {
@@ -50,8 +50,8 @@ class ModuleGuard:
         self._passed_over.add(id(logging.root.manager.loggerDict))
         self._finders = list(sys.meta_path)
         self.additions: list[tuple[str, str, str]] = []
-        """Keys that were added to dictionaries of modules: (module, attribute, key). They can be taken away again."""
-        # Modules without a file, as Cython's, are there for all who use them.
+        """Keys that were added to dictionaries of modules: (module, attribute, key). They can be removed again."""
+        # Modules without a spec, such as Cython's, are shared by their users on purpose.
         looked_at = [
             each
             for name, each in self._modules.items()
@@ -63,11 +63,11 @@ class ModuleGuard:
 
     @property
     def known(self) -> Collection[int]:
-        """The ids of what was looked at."""
+        """The ids of the objects that were looked at."""
         return self._held.keys()
 
     def _hold(self, name: str, value: Any) -> Iterator[tuple[str, Any]]:
-        """Remember what a value holds, and return that, with names."""
+        """Remember what a value holds, and yield that, with names."""
         if id(value) in self._held or id(value) in self._passed_over:
             return
         copy = _copy(value)
@@ -80,9 +80,9 @@ class ModuleGuard:
                     yield f"{name}.{_short(key)}", each
 
     def objections(self, new: Collection[str]) -> Iterator[str]:
-        """Say what was replaced, or added to by others than the modules ``new``."""
+        """Say what was replaced, and what was added, except by the modules ``new`` to their own."""
         tops = {name.partition(".")[0] for name in new} - {name.partition(".")[0] for name in self._modules}
-        # What is put behind the others is taken away with the modules.
+        # Finders that are added behind the others are removed with the modules.
         if sys.meta_path[: len(self._finders)] != self._finders:
             yield "changes sys.meta_path"
         for name, value, before in self._held.values():
@@ -123,10 +123,10 @@ class ModuleGuard:
     ) -> Iterator[str]:
         for key, each in before.items():
             if key not in now:
-                if not _is_cache(name):  # from those, what nothing refers to any more goes at any time
+                if not _is_cache(name):  # weak caches lose entries at any time
                     yield f"takes away {name}.{_short(key)}"
             elif _is_a(now[key], types.ModuleType) and not _is_a(each, types.ModuleType):
-                continue  # what stood for a module until it was used
+                continue  # a lazy import that was resolved
             elif now[key] is not each and key != "__doc__" and not _are_alike(now[key], each):
                 yield f"replaces {name}.{_short(key)}"
         for key in now.keys() - before.keys():
@@ -152,22 +152,22 @@ class ModuleGuard:
                 yield f"adds {name}.{_short(key)}"
 
 
-#: Attributes that come into being as they are needed.
+#: Attributes that Python sets when they are needed.
 _LATE = frozenset("__warningregistry__ __annotations__ __abstractmethods__ _abc_impl __doc__".split())
 
 
 def _is_a(value: Any, kind: Any) -> bool:
-    """Tell whether ``value`` is of the type itself: what only stands for such an object is not even asked."""
+    """Tell whether ``value`` is really of this type. Unlike isinstance(), this never calls the value's own code."""
     return issubclass(type(value), kind)
 
 
 def _copy(value: Any) -> Any:
-    """Return what of a value can be replaced, as a container of its own; ``None`` for what is not looked at."""
+    """Return the parts of a value that can be replaced, in a new container; ``None`` if it is not compared."""
     kind = type(value)
     if _is_a(value, types.ModuleType):
         return dict(vars(value))
     if _is_a(value, type):
-        # The values of an enumeration are remembered as they are asked for.
+        # An enumeration fills this map as its values are looked up.
         return {name: each for name, each in vars(value).items() if name != "_value2member_map_"}
     if kind is types.FunctionType:
         return value.__code__, value.__defaults__, value.__kwdefaults__
@@ -187,7 +187,7 @@ def _copy(value: Any) -> Any:
 
 
 def _is_cache(name: str) -> bool:
-    """Tell whether a container is nobody's business but that of the installed package it belongs to."""
+    """Tell whether a container is private to an installed package."""
     top, *parts = name.split(".")
     return top not in sys.stdlib_module_names and any(part.startswith("_") for part in parts)
 
@@ -201,7 +201,7 @@ def _are_alike(one: Any, other: Any) -> bool:
 
 
 def _is_own(value: Any, new: Collection[str], tops: Collection[str]) -> bool:
-    """Tell whether something belongs to modules that are new."""
+    """Tell whether a value belongs to modules that are new."""
     if _is_a(value, str):
         return value.partition(".")[0] in tops or value in new
     if _is_a(value, (tuple, list)):

@@ -1,7 +1,7 @@
-"""What modules hold, as numbers that are the same in two processes that have imported the same things alike.
+"""The contents of modules as numbers, for comparing two processes that have imported the same modules.
 
-Both processes have to be forks of one, as the numbers are Python's hashes: strings have the same ones there, and what
-was there before the fork has the same address.
+The numbers are Python's hashes, so both processes have to be forks of one: there, equal strings have equal hashes, and
+objects from before the fork have equal addresses.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from collections.abc import Callable, Collection, Mapping
 from pathlib import PurePath
 from typing import Any
 
-#: How deep it is looked into what holds what.
+#: How many levels of containers and attributes are compared.
 _DEPTH = 12
 
-#: After so many objects, only the kinds of the others are compared.
+#: After this many objects, only the types of the others are compared.
 _OBJECTS = 2_000_000
 
-#: So many bytes of an array are compared.
+#: Arrays of more than this many bytes are compared by their type only.
 _ARRAY_BYTES = 1 << 20
 
 #: What the import system writes into modules.
@@ -37,17 +37,17 @@ _OF_IMPORTS = frozenset(
     "__warningregistry__ __dict__ __weakref__ __module__ __qualname__ __firstlineno__".split()
 )
 
-#: Their values are what they are.
+#: Types whose values are compared as they are.
 _PLAIN = (int, str, bytes, bool, type(None), type(Ellipsis), type(NotImplemented), range)
 
-#: Where NumPy keeps the generator behind its functions; it is seeded anew for each task.
+#: Where NumPy keeps the generator behind its functions. Each task gets a new seed.
 NUMPY_GENERATOR = "numpy.random.mtrand._rand"
 
 
 def contents(modules: Mapping[str, types.ModuleType], known: Collection[int]) -> dict[str, int]:
     """Return a number for each attribute of ``modules``, by its full name.
 
-    :param known: ids of objects that were there before; they are only told apart.
+    :param known: ids of objects from before the import; these are compared by identity.
     """
     walk = _Walk(known)
     found = {}
@@ -70,11 +70,11 @@ class _Walk:
     def __init__(self, known: Collection[int]) -> None:
         self._known = known
         self._numbers: dict[int, int] = {}
-        #: Keeps what was looked at, for ids to stay theirs.
+        #: Keeps objects alive, so that their ids are not reused.
         self._kept: list[object] = []
 
     def pass_over(self, *values: object) -> None:
-        """Take ``values`` for the same, whatever they hold."""
+        """Count ``values`` as equal, whatever they hold."""
         self._kept += values
         self._numbers.update({id(value): hash(type(value).__qualname__) for value in values})
 
@@ -101,7 +101,7 @@ class _Walk:
         self._numbers[id(value)] = hash(("circle", label))
         try:
             number = self._combine(label, self._inside(value), depth)
-        except Exception:  # what can't be looked into is told by its kind
+        except Exception:  # compared by its type only
             number = hash(label)
         self._numbers[id(value)] = number
         return number

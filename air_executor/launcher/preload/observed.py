@@ -1,6 +1,6 @@
-"""What an import does while it runs: what it reads from outside, what it says, what it starts.
+"""Observing an import while it runs: what it reads from outside, what it prints and logs, what it starts.
 
-Audit hooks can't be taken away, and what is replaced here is not put back: this is for processes that are thrown away.
+Audit hooks can't be removed, and nothing that is replaced here is restored: use it in processes that are thrown away.
 """
 
 from __future__ import annotations
@@ -21,29 +21,29 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
-#: What of the machine may be read: it is the same for all tasks on it.
+#: What may be read of the machine, as it is the same for all tasks there.
 _MACHINE = (
     "/dev/null /dev/urandom /dev/random /etc/localtime /etc/ld.so.cache /usr/share/zoneinfo /usr/lib /usr/lib64 /lib "
     "/lib64 /usr/local/lib /proc/cpuinfo /proc/stat /proc/sys /proc/self/maps /proc/self/status /proc/self/task "
     "/sys/devices /sys/fs/cgroup"
 ).split()
 
-#: Where systems have their certificates. Which of these places there are may be asked.
+#: Where systems keep certificates. An import may look which of these folders there are.
 _TRUST = ("/etc/ssl", "/etc/pki")
 
-#: What starts processes.
+#: Audit events: a process is started.
 _PROCESSES = frozenset(
     "subprocess.Popen os.system os.exec os.posix_spawn os.spawn os.fork os.forkpty os.startfile pty.spawn".split()
 )
 
-#: What talks to others.
+#: Audit events: something talks to other processes or machines.
 _TALK = frozenset(
     "socket.connect socket.getaddrinfo socket.gethostbyname socket.gethostbyaddr socket.getnameinfo socket.sendto "
     "socket.sendmsg urllib.Request http.client.connect ftplib.connect smtplib.connect sqlite3.connect syslog.openlog "
     "syslog.syslog os.kill os.killpg signal.pthread_kill".split()
 )
 
-#: What changes files; each names its file first.
+#: Audit events: a file is changed; the first argument is its path.
 _CHANGES = frozenset(
     "os.mkdir os.rename os.remove os.rmdir os.link os.symlink os.chmod os.chown os.truncate os.utime os.setxattr "
     "tempfile.mkstemp tempfile.mkdtemp shutil.copyfile shutil.move shutil.rmtree".split()
@@ -51,24 +51,24 @@ _CHANGES = frozenset(
 
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
-#: So many files outside of what is installed may be read.
+#: An import may read at most this many files outside of installed packages.
 _FILES = 50
 
-#: Modules that look for modules, wherever they may be.
+#: Files of modules that search for modules.
 _SEEKERS = ("<frozen importlib", "<frozen zipimport", os.sep + os.path.join("importlib", "metadata"))
 
 
 class Observer:
-    """Sees what an import does.
+    """Observes an import.
 
-    What it puts in place of functions has to be there before the processes are forked whose modules are compared.
+    Create it before the processes are forked whose modules are compared: both need the same replaced functions.
     """
 
     def __init__(self) -> None:
-        """Look at nothing yet, but prepare all."""
+        """Replace functions and install the audit hook; observe nothing yet."""
         self.objections: list[str] = []
         self.files: dict[str, None] = {}
-        """What was read of, or looked for, outside of what is installed."""
+        """Files outside of installed packages that were read or looked for. A dict for its order."""
         self.order = _Order()
         self._is_on = False
         self._folders = own_folders()
@@ -87,7 +87,7 @@ class Observer:
         sys.addaudithook(self._on_event)
 
     def prepare(self, shift_s: float) -> None:
-        """In the process that is looked at: take what it prints, and set its clock ``shift_s`` seconds ahead."""
+        """In the observed process: capture what it prints, and set its clock ``shift_s`` seconds ahead."""
         shift_clock(shift_s)
         self._said = tempfile.TemporaryFile()  # noqa: SIM115 (as long as the process)
         for fd in (1, 2):
@@ -119,7 +119,7 @@ class Observer:
         self.files[text] = None
 
     def _warning(self, message: object, category: type[Warning], *_: object) -> None:
-        if not _shift_s:  # what is said only in the future is not said today
+        if not _shift_s:  # a warning that depends on the shifted clock does not count
             self._object(f"warns: {category.__name__}: {message}")
 
     def _wrap(self, module: types.ModuleType, *names: str) -> None:
@@ -159,7 +159,7 @@ class Observer:
             return
         try:
             self._judge(event, args)
-        except Exception as error:  # whatever a hook raises would be raised in what it looks at
+        except Exception as error:  # an exception of a hook would be raised in the observed code
             self._object(f"could not be observed at {event}: {error}")
 
     def _judge(self, event: str, args: tuple[Any, ...]) -> None:
@@ -194,7 +194,7 @@ class Observer:
     def _is_allowed(self, path: Any) -> bool:
         if isinstance(path, int):
             return True
-        # Module searches ask for folders as they are; realpath would ask the file system, and this be asked in turn.
+        # Not realpath: it asks the file system, which would call this again.
         text = os.path.normpath(os.path.join(_START, _text(path)))
         return (
             text in _MACHINE
@@ -213,7 +213,7 @@ _START = os.getcwd()
 
 
 class _Order:
-    """Notes, as the first finder, what is imported, and in which order that is done."""
+    """A finder that finds nothing, and notes in which order modules are imported."""
 
     def __init__(self) -> None:
         self.is_on = False
@@ -230,7 +230,7 @@ class _Order:
             self._running.append((name, is_root))
 
     def finish(self) -> None:
-        """Take in what ends last."""
+        """Note the imports that are still open as ended."""
         self._pop_finished(all_of_them=True)
 
     def _pop_finished(self, *, all_of_them: bool = False) -> None:
@@ -245,7 +245,7 @@ class _Order:
 
 
 class _Records(logging.Handler):
-    """Objects to what is logged."""
+    """Reports what is logged."""
 
     def __init__(self, say: Callable[[str], None]) -> None:
         super().__init__()
@@ -280,7 +280,7 @@ def _standard_library() -> tuple[str, ...]:
 
 
 def stray_module(name: str) -> str | None:
-    """Return where a module comes from that is not of an installed package, nor of the standard library."""
+    """Return where a module comes from, unless from an installed package or the standard library."""
     module = sys.modules.get(name)
     spec = getattr(module, "__spec__", None)
     origin = getattr(spec, "origin", None)
@@ -295,7 +295,7 @@ def stray_module(name: str) -> str | None:
 
 
 def stray_package(name: str) -> str | None:
-    """Return where the outermost package of ``name`` is found, if that is not among the installed packages."""
+    """Return where the outermost package of ``name`` is, unless it is among the installed packages."""
     top = name.partition(".")[0]
     spec = importlib.machinery.PathFinder.find_spec(top)
     if spec is None:
@@ -309,7 +309,7 @@ def stray_package(name: str) -> str | None:
 
 
 def _is_search() -> bool:
-    """Tell whether the file system is asked by who looks for modules."""
+    """Tell whether a search for modules, and not the modules themselves, asks the file system."""
     frame: types.FrameType | None = sys._getframe(2)
     for _ in range(8):
         if frame is None:
@@ -329,12 +329,13 @@ def _text(path: Any) -> str:
         return str(path)
 
 
-#: How far this process's clock is ahead, in seconds. Not in closures: what modules keep of it has to look the same.
+#: How far this process's clock is ahead, in seconds. A global, not a closure: modules that keep the functions below
+#: have to look alike in both processes.
 _shift_s = 0.0
 
 
 def shift_clock(shift_s: float) -> None:
-    """Let this process's Python code see a clock that is ``shift_s`` seconds ahead."""
+    """Set the clock that this process's Python code sees ``shift_s`` seconds ahead."""
     global _shift_s
     _shift_s = shift_s
 
@@ -368,7 +369,7 @@ def _make_clock_shiftable() -> None:
 
 
 def _shift(kind: type, *names: str) -> None:
-    # A type of C has its methods in a dict that only the garbage collector shows.
+    # The dict with the methods of a type written in C can be reached through the garbage collector only.
     [methods] = [each for each in gc.get_referents(kind.__dict__) if type(each) is dict]
 
     def shifted(method: Any) -> Any:

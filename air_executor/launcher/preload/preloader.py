@@ -1,8 +1,9 @@
 """Which installed packages a launcher imports ahead, so that tasks find them imported: learned from the tasks.
 
-A task process notes which modules of installed packages it had to import (``runner/imports.py``). What two tasks have
-imported is tried in processes that are thrown away (``trial.py``). What no task could tell from an import of its own
-the launcher imports, and puts away for the tasks that import it (``runner/stash.py``); the rest is left to the tasks.
+A task process notes which modules of installed packages it had to import (``runner/imports.py``). A package that two
+tasks have imported is tried in processes that are thrown away (``trial.py``). If no task could tell the difference from
+an import of its own, the launcher imports it, and puts it aside for the tasks that import it (``runner/stash.py``).
+Tasks import all other packages themselves.
 
 Modules of dag folders, plugins and editable installations are never imported ahead: they change under the launcher.
 """
@@ -32,21 +33,21 @@ from air_executor.runner.stash import stash
 from air_executor.runs import imported
 from air_executor.runs.store import RunStore
 
-#: A package is tried when so many tasks have imported it.
+#: A package is tried when this many tasks have imported it.
 _SEEN = 2
 
-#: What costs less than so many seconds to import is left to the tasks.
+#: A package that takes less than this many seconds to import is left to the tasks.
 _PAYS_S = 0.002
 
 _CHEAP = "takes no time"
 
-#: Verdicts by other rules than these are not trusted. To be raised when a trial looks at more.
+#: Version of the trials' rules. Verdicts by other rules are not trusted; raise it when a trial looks at more.
 _RULES = 3
 
-#: An answer of a trial is sent in one piece, and so has at most so many bytes.
+#: A trial sends its answer in one piece of at most this many bytes.
 _ANSWER_BYTES = 16_384
 
-#: So many modules of one package are tried together.
+#: At most this many modules of one package are tried together.
 _MODULES = 500
 
 _NAME = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
@@ -54,28 +55,28 @@ _NAME = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 
 @dataclass(frozen=True)
 class Verdict:
-    """What became of a package's trial."""
+    """The result of a package's trial."""
 
     package: str
     modules: list[str]
-    """What to import, in this order, so that all is there that tasks have imported. None when it is refused."""
+    """What to import, in this order, to have all that tasks have imported. Empty when it is refused."""
     seconds: float
     refused: str | None
-    """Why it is left to the tasks; ``None`` when it is imported ahead."""
+    """Why it is left to the tasks; ``None`` when launchers import it."""
     packages: str
-    """The installed packages at that time, see :func:`packages_stamp`. With others it has to be tried again."""
+    """The packages that were installed then, see :func:`packages_stamp`. With others it is tried again."""
     lasting: list[str] = field(default_factory=list)
-    """Which of them can't be imported a second time in a process."""
+    """Which of ``modules`` can't be imported a second time in a process."""
     files: dict[str, list[str]] = field(default_factory=dict)
-    """What ``modules`` read, when they are imported, outside of what is installed."""
+    """The files outside of installed packages that each of ``modules`` reads when it is imported."""
     additions: list[tuple[str, str, str]] = field(default_factory=list)
-    """Keys that they add to dictionaries of other modules, as (module, attribute, key)."""
+    """The keys that they add to dictionaries of other modules, as (module, attribute, key)."""
     rules: int = 0
-    """What the trial looked at."""
+    """The rules of its trial, see :data:`_RULES`."""
 
     @property
     def is_cheap(self) -> bool:
-        """Whether it was left to the tasks because there is nothing to be gained."""
+        """Whether it is left to the tasks because importing it ahead would save nothing."""
         return self.refused is not None and self.refused.startswith(_CHEAP)
 
 
@@ -83,7 +84,7 @@ class Preloader:
     """Decides what a launcher imports ahead."""
 
     def __init__(self, store: RunStore, excluded: Iterable[str] = ()) -> None:
-        """Prepare for learning.
+        """Read what was learned before.
 
         :param excluded: packages and modules that are always left to the tasks.
         """
@@ -96,14 +97,14 @@ class Preloader:
             if each.packages == self._packages and each.rules == _RULES
         }
         self.has_imported = False
-        """Whether tasks find something imported that they might have imported in other circumstances."""
+        """Whether this launcher has imported packages for tasks."""
         self._seen: Counter[str] = Counter()
         self._modules: dict[str, list[str]] = {}
 
     def import_remembered(self) -> None:
-        """Import what was found worth it, as far as that is not done yet, and put it away for the tasks.
+        """Import what trials have accepted, and put it aside for the tasks.
 
-        A package on which an earlier launcher died, or hung until it was killed, is not imported again.
+        A package whose import killed or blocked an earlier launcher is not imported again.
         """
         with ImportNote(self._store.root) as note:
             for package in note.fatal:
@@ -118,7 +119,7 @@ class Preloader:
                 note.begin(verdict.package)
                 before = ProcessState(has_children=True)
                 refused = self._import(verdict)
-                # The trial has seen nothing of the kind: it depends on something.
+                # The trial has not seen this: it depends on something.
                 refused = refused or next(before.objections(verdict.modules), None)
                 if refused is not None:
                     stash.drop(verdict.modules)
@@ -146,7 +147,7 @@ class Preloader:
         return None
 
     def take_note(self, run_id: str) -> None:
-        """Take in what the task of a run that has ended has imported."""
+        """Count what the task of an ended run has imported."""
         names = [name for name in imported.read_imports(self._store, run_id) if _NAME.fullmatch(name)]
         groups: dict[str, list[str]] = {}
         for name in names:
@@ -158,7 +159,7 @@ class Preloader:
             known += [name for name in modules if name not in known][: _MODULES - len(known)]
 
     def candidate(self) -> str | None:
-        """Return a package that should be tried."""
+        """Return the next package to try; ``None`` if there is none."""
         for package, seen in self._seen.items():
             if seen >= _SEEN and package not in self._verdicts and not self._has_all_of(package):
                 return package
@@ -168,7 +169,7 @@ class Preloader:
         return all(_is_there(name) for name in self._modules.get(package, ()))
 
     def try_here(self, package: str, answer: socket.socket) -> NoReturn:
-        """Try a package in children of this process, which is thrown away, and send what was found to ``answer``."""
+        """Try a package in this process and its children, send the findings to ``answer``, and exit."""
         try:
             found = trial.hold(sorted(self._modules[package], key=lambda name: name.count(".")))
             if found.refused is None and found.seconds < _PAYS_S:
@@ -182,9 +183,9 @@ class Preloader:
             os._exit(0)
 
     def judge(self, package: str, answer: bytes) -> bool:
-        """Take in what a trial has found, and remember it. An empty answer is that of one that died.
+        """Remember what a trial has found. An empty answer means that it died.
 
-        :return: whether there is something new to import. Not here, as this process serves: its successor does.
+        :return: whether the package is to be imported. A launcher that serves imports nothing: its successor does.
         """
         del self._modules[package], self._seen[package]
         self._verdicts[package] = verdict = self._verdict(package, answer)
@@ -222,7 +223,7 @@ class Preloader:
 
 
 def read_verdicts(store: RunStore) -> list[Verdict]:
-    """Return what launchers have learned about packages."""
+    """Return what launchers have learned about packages before."""
     verdicts = []
     known = {each.name for each in fields(Verdict)}
     for document in imported.read_preload(store):
@@ -252,6 +253,6 @@ def _is_there(name: str) -> bool:
 
 
 def _outermost_new(name: str) -> str:
-    """Return the outermost package of a module that is not imported yet."""
+    """Return the outermost package of a module's that is not imported yet."""
     parts = name.split(".")
     return next(package for n in range(1, len(parts) + 1) if not _is_there(package := ".".join(parts[:n])))

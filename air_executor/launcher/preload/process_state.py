@@ -24,10 +24,10 @@ import psutil
 
 from air_executor.machine import system
 
-#: What a process may have open, besides plain files, and still be forked.
+#: What an import may open besides plain files.
 _HARMLESS = ("/dev/null", "/dev/urandom", "/dev/random", "/proc/", "/sys/")
 
-#: Lines of /proc/self/status that tell what C libraries have changed, too.
+#: Lines of /proc/self/status that show changes, also those that C libraries make.
 _STATUS = ("Umask", "SigBlk", "SigIgn", "SigCgt", "Uid", "Gid", "Groups", "CapEff", "NoNewPrivs", "Seccomp")
 
 
@@ -41,7 +41,7 @@ def _status() -> object:
     return None
 
 
-#: Signals 32 and 33, which the C library handles once it has started a thread, and ignores in what it spawns.
+#: Signals 32 and 33: the C library handles them once it has started a thread, and ignores them in what it spawns.
 _OF_THREADS = 0b11 << 31
 
 
@@ -98,7 +98,7 @@ def _descriptors() -> dict[str, str]:
     return found
 
 
-#: What is said of an import that changes it, and how to look at it. The first one that fits is told.
+#: What to say of an import that changes an aspect of the process, and how to look at the aspect.
 _ASPECTS: tuple[tuple[str, Callable[[], object]], ...] = (
     ("changes signal handlers", lambda: {each: signal.getsignal(each) for each in signal.valid_signals()}),
     ("blocks signals", lambda: signal.pthread_sigmask(signal.SIG_BLOCK, ())),
@@ -128,9 +128,9 @@ class ProcessState:
     """What a process has besides its modules, at one moment."""
 
     def __init__(self, *, has_children: bool = False) -> None:
-        """Look at all of it.
+        """Look at every aspect.
 
-        :param has_children: this process has children of its own, which come and go; they are left out.
+        :param has_children: whether this process has children of its own; then children are left out.
         """
         self._looks = [each for each in _ASPECTS if not has_children or each[1] is not _children]
         self._descriptors = _descriptors()
@@ -140,13 +140,13 @@ class ProcessState:
         self._aspects = [look() for _, look in self._looks]
 
     def objections(self, new: Collection[str] = ()) -> Iterator[str]:
-        """Say what is different now that no import ahead may change. Loggers of the modules ``new`` are theirs."""
+        """Say what has changed that no import ahead may change. Modules that are ``new`` may set up their loggers."""
         for (change, look), before in zip(self._looks, self._aspects, strict=True):
             if look is _numpy_random and before is None:
-                continue  # loaded only now, it is seeded for each task
+                continue  # NumPy was loaded only now: each task gets a new seed
             if (now := look()) != before:
                 yield f"{change}{_which(before, now)}"
-        # Variables that it adds are taken away with its modules.
+        # Variables that an import adds are removed with its modules.
         if changed := [name for name, value in self._environment.items() if os.environ.get(name) != value]:
             yield f"changes the environment: {', '.join(changed)}"
         yield from self._about_files()
@@ -169,8 +169,8 @@ class ProcessState:
 
 
 def thread_objection() -> str | None:
-    """Say whether this process has threads that do not end at a fork. To be asked in a process that may fork."""
-    # Libraries that know about forks, as numpy's, end their threads before one.
+    """Say whether this process has threads that do not end at a fork. For a process that may fork."""
+    # Some libraries, such as NumPy's, end their threads before a fork.
     pid = os.fork()
     if not pid:
         os._exit(0)
@@ -186,7 +186,7 @@ def thread_objection() -> str | None:
     return "starts threads, which do not survive a fork" if many else None
 
 
-#: Threads of libraries that see to themselves at a fork: jemalloc's, which only tidies up.
+#: Threads that a fork does not harm: jemalloc's, which only tidies up.
 _FORKABLE = frozenset({"jemalloc_bg_thd"})
 
 

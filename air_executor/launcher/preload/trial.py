@@ -1,8 +1,8 @@
-"""Whether a package can be imported ahead without that any task could tell.
+"""Trials, which find out whether a task could tell that a package was imported ahead.
 
-It is imported twice, in processes that are thrown away: in the ordinary way first, then as a launcher would do it, with
-another clock, in another folder, and with other random numbers. What such an import does and leaves is looked at, and
-what it has made of its modules is compared. What differs was read from somewhere.
+A trial imports the package twice, in processes that are thrown away: first in the ordinary way, then as a launcher does
+it, with another clock, in another folder, and with other random numbers. It observes what the imports do and leave
+behind, and compares the modules of the two. What differs depends on something outside of the package.
 """
 
 from __future__ import annotations
@@ -28,36 +28,36 @@ from air_executor.launcher.preload.module_state import NUMPY_GENERATOR, contents
 from air_executor.launcher.preload.observed import Observer, stray_module, stray_package
 from air_executor.launcher.preload.process_state import ProcessState, thread_objection
 from air_executor.machine import system
-from air_executor.machine.processes import Leftovers
+from air_executor.machine.leftovers import Leftovers
 from air_executor.runner.stash import Stash
 
-#: A trial that takes longer than so many seconds has failed.
+#: A trial that takes longer than this many seconds has failed.
 PATIENCE_S = 120
 
-#: How far the clock of the second process is ahead: year, month, day, weekday, hour and minute differ.
+#: How far the second process's clock is ahead, in seconds: year, month, day, weekday, hour and minute differ.
 _SHIFT_S = 400 * 86400.0 + 47_471.0
 
-#: So many bytes are read of what a process found, and so many characters of a reason are kept.
+#: At most this much is read of a process's findings, in bytes, and kept of a reason, in characters.
 _FOUND_BYTES = 64 << 20
 _REASON_CHARS = 300
 
-#: A package that brings more than so many others is left to the tasks.
+#: A package that imports more than this many others is left to the tasks.
 _ROOTS = 500
 
 
 @dataclass
 class Findings:
-    """What became of one import, or of the trial."""
+    """The result of one import, or of the whole trial."""
 
     seconds: float = 0.0
     refused: str | None = None
-    """Why it should not be imported ahead."""
+    """Why the package is left to the tasks; ``None`` if it can be imported ahead."""
     roots: list[str] = field(default_factory=list)
-    """What to import, one after the other, for each to bring as little as possible besides itself."""
+    """What to import, in this order, so that each import brings as little as possible besides itself."""
     lasting: list[str] = field(default_factory=list)
     """Which of them can't be imported a second time in a process."""
     files: dict[str, list[str]] = field(default_factory=dict)
-    """What is read outside of what is installed, by root."""
+    """The files outside of installed packages that are read, by root."""
     additions: list[tuple[str, str, str]] = field(default_factory=list)
     """Keys that are added to dictionaries of other modules, as (module, attribute, key)."""
     contents: dict[str, int] = field(default_factory=dict)
@@ -134,7 +134,7 @@ def _import(
 ) -> Findings:
     """Import modules in this process, which is thrown away, under observation.
 
-    :param elsewhere: do it as a launcher does, in this working directory.
+    :param elsewhere: import as a launcher does, with this working directory.
     """
     as_launcher = elsewhere is not None
     stash = Stash()
@@ -203,9 +203,9 @@ def _objections(
 
 
 def _can_repeat(root: str, modules: Mapping[str, types.ModuleType]) -> bool:
-    """Tell whether a module can be imported once more, and everything that came with it is new then.
+    """Tell whether a module can be imported once more so that everything that comes with it is new.
 
-    In a fork of this process. Of modules written in C there may be only one, with what it has made of the first import.
+    Tried in a fork of this process. Some modules that are written in C exist once per process, and keep their state.
     """
     pid = os.fork()
     if not pid:

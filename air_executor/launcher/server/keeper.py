@@ -12,14 +12,14 @@ import signal
 import sys
 
 from air_executor.launcher.address import module_command
-from air_executor.machine import processes, system
+from air_executor.machine import children, marks, system
 
 _PASSED_ON = (signal.SIGTERM, signal.SIGUSR2)
 
 
 def launchers() -> list[int]:
     """Return the children of this process that are launchers."""
-    return [pid for pid in processes.children() if processes.is_launcher(pid)]
+    return [pid for pid in children.children() if marks.is_launcher(pid)]
 
 
 def pass_on(signum: int) -> None:

@@ -36,7 +36,7 @@ from air_executor.launcher.server.strays import Strays
 from air_executor.launcher.server.succession import Succession, let_go_of_address
 from air_executor.launcher.server.trials import Trials
 from air_executor.launcher.server.wakeups import Wakeups
-from air_executor.machine import processes, system
+from air_executor.machine import children, system
 from air_executor.runs.store import RunStore
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ class Launcher:
         )
         self._reaper = Reaper(
             store,
-            Strays(has_others=processes.has_older()),
+            Strays(has_others=children.has_older()),
             [self._spares, self._chores, self._succession],
             tell=self._clients.tell,
             ended=self._run_ended,
@@ -250,7 +250,7 @@ class Launcher:
             "runners": len(self._reaper),
             "waiting": len(self._births.waiting),
             "clients": len(self._clients),
-            "hides_processes": processes.hides_processes(),
+            "hides_processes": children.hides_processes(),
             "max_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
             "troubles": [trouble for trouble in troubles if trouble],
             **self._succession.status(),

@@ -7,8 +7,9 @@ import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
-from air_executor.machine import processes
-from air_executor.machine.processes import STUCK_S, Process
+from air_executor.machine import children, marks, processes
+from air_executor.machine.leftovers import STUCK_S
+from air_executor.machine.processes import Process
 
 
 @dataclass
@@ -53,7 +54,7 @@ class Strays:
     def reaped(self, pid: int) -> None:
         """Take note that a stray has ended: the launcher adopts its children now."""
         self._left_alone.discard(pid)
-        processes.reaped(pid)
+        children.reaped(pid)
         self._is_due = True
 
     def end(self, own: Collection[int]) -> None:
@@ -74,18 +75,18 @@ class Strays:
     def _kill(self, own: Collection[int]) -> list[tuple[Process, DeadRunner | None]]:
         """Kill strays. Return those that are still there, each with the runner that left it, if that is known."""
         left = []
-        for pid in processes.children():
+        for pid in children.children():
             if pid in own or pid in self._left_alone:
                 continue
-            if processes.is_launcher(pid):  # a successor's successor, adopted when the successor ended
+            if marks.is_launcher(pid):  # a successor's successor, adopted when the successor ended
                 self._left_alone.add(pid)
                 continue
             process = processes.look(pid) or Process(pid, "hidden", "?", os.getpid(), 0, 0, None)
-            owner = processes.whose(pid)
+            owner = marks.whose(pid)
             dead = self._dead_runner(process, owner)
             if self._has_others and dead is None and owner is None and not process.is_dead:
                 continue
-            if processes.is_kept(pid):
+            if marks.is_kept(pid):
                 self._left_alone.add(pid)
                 continue
             processes.kill(pid)
@@ -95,7 +96,7 @@ class Strays:
     def _dead_runner(self, process: Process, owner: str | None) -> DeadRunner | None:
         for dead in self._dead:
             if process.session == dead.pid or (
-                owner is not None and owner in processes.signs_of(dead.run_id, dead.workload_id)
+                owner is not None and owner in marks.signs_of(dead.run_id, dead.workload_id)
             ):
                 return dead
         return None
