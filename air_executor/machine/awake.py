@@ -1,32 +1,32 @@
-"""Time that has passed while this process was running: a machine that slept, or was paused, has kept nobody waiting."""
+"""Time that passes while this process runs. Time in which the machine slept or was paused does not count."""
 
 from __future__ import annotations
 
 import time
 from collections import deque
 
-#: Between two looks at the clock a process that runs lets at most so many seconds pass.
+#: A process that runs looks at the clock at least this often, in seconds.
 _LONGEST_S = 15.0
 
-#: Of a pause as much counts as passed as lies between two looks normally, in seconds.
+#: This much of each pause counts as passed, in seconds: the usual time between two looks.
 _NORMAL_S = 5.0
 
-#: So many pauses are remembered.
+#: How many pauses are remembered.
 _MAX_PAUSES = 100
 
 
 class AwakeClock:
     """Tells for how long this process has been running, since a moment on the monotonic clock.
 
-    It is looked at every few seconds while anything depends on it. Looks that are much further apart mean that this
-    process, or the machine, stood still; what it waited for then probably did too. The kernel does not tell: its
-    monotonic clock stops while a machine is suspended, but not while processes are.
+    Who depends on it looks at it every few seconds. Two looks that are much further apart mean that this process, or
+    the machine, stood still; what it waits for probably did, too. The kernel does not tell: its monotonic clock stops
+    while a machine is suspended, but not while processes are.
     """
 
     def __init__(self, longest_s: float | None = None) -> None:
         """Begin to look.
 
-        :param longest_s: what is further apart than this was a pause, in seconds; where it is looked more often.
+        :param longest_s: a longer time between two looks was a pause, in seconds; for who looks more often.
         """
         self._longest_s = _LONGEST_S if longest_s is None else longest_s
         self._looked_s = time.monotonic()
@@ -42,7 +42,7 @@ class AwakeClock:
         return now_s
 
     def since_s(self, moment_s: float) -> float:
-        """Return how many seconds have passed since a moment on the monotonic clock, but for pauses."""
+        """Return how many seconds have passed since a moment on the monotonic clock, without pauses."""
         now_s = self.look()
         return (
             now_s

@@ -32,25 +32,24 @@ class Member:
     pid: int
     parent: int
     is_fork: bool
-    """It was forked from the runner, or from one that was, and has executed no other program: it began with the
-    runner's memory."""
+    """Whether it descends from the runner by forks alone: then it began with the runner's memory."""
     memory_bytes: int
-    """What it alone or together with others holds: anonymous and shared-memory pages, and what is swapped out. Pages
-    of files are left out, as the kernel can drop them."""
+    """Its anonymous and shared-memory pages, in memory or swapped out, also those that it shares. Pages of files do not
+    count, as the kernel can drop them."""
     first_bytes: int
-    """What it held when it was first seen: of a fork, about what it has from its parent."""
+    """What it held when it was first seen. For a fork, that is about what it has from its parent."""
     first_s: float
     """When that was, on the monotonic clock."""
     cpu_time_s: float
-    """With that of its children which have ended and were waited for."""
+    """Including that of its children that were reaped."""
 
 
 class Family:
     """Looks at all descendants of this process."""
 
     def __init__(self) -> None:
-        #: Members as they were first seen, by pid and start time. One whose parent has died comes to the runner, and
-        #: would look like a fork of it.
+        #: Members as they were first seen, by pid and start time. An orphan, which the runner adopts, would look like a
+        #: fork of the runner otherwise.
         self._first: dict[tuple[int, int], Member] = {}
 
     def look(self, *, memory: bool = True) -> list[Member]:
@@ -85,7 +84,7 @@ class Family:
 def memory_bytes(pid: int) -> int:
     """Return what process ``pid`` holds, see :attr:`Member.memory_bytes`; 0 when it has ended.
 
-    Everybody may read ``/proc/PID/status``, which is cheap, as the kernel keeps these sums anyway.
+    It comes from ``/proc/PID/status``: every user may read that, and the kernel keeps these sums anyway.
     """
     total = 0
     for line in _read(f"/proc/{pid}/status").splitlines():
@@ -95,7 +94,7 @@ def memory_bytes(pid: int) -> int:
 
 
 def _walk() -> Iterator[tuple[int, int]]:
-    """Yield each descendant with its parent, parents first: what they do meanwhile makes none be counted twice."""
+    """Yield each descendant with its parent, parents first, each once whatever they do meanwhile."""
     if not _knows_children():
         yield from _walk_with_psutil()
         return

@@ -1,4 +1,4 @@
-"""Whose a state directory is: one that others own, or may write to, is refused before anything is read or written.
+"""Whose a state directory is. One that others own, or may write to, is refused before anything is read or written.
 
 Whoever can put files into it says what runs, with the rights of whoever works there: as with a repository's ``.git``
 that somebody else has placed in a folder above (CVE-2022-24765).
@@ -18,7 +18,7 @@ from air_executor.errors import StateDirError
 def check_state_dir(folder: str | Path, *, is_looking: bool = False) -> None:
     """Make sure that a state directory, and the folder of jobs in it, are this user's alone. What is not there passes.
 
-    :param is_looking: nothing is written; then root may look at the state directory of somebody else.
+    :param is_looking: the caller only reads; then root may use the state directory of another user.
     :raises StateDirError: they are not; the message says what to do.
     """
     for path in (Path(folder), Path(folder) / "jobs"):

@@ -16,10 +16,10 @@ import socket
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-#: A process that was just forked waits at most so many seconds for its runner to take its file.
+#: A fork waits at most this long for its runner to receive its file, in seconds.
 _SEND_S = 0.5
 
-#: Files of at most so many processes are kept open.
+#: The runner keeps files of at most this many processes open.
 _MAX_VIEWS = 256
 
 _FILE_BYTES = 1 << 14
@@ -30,7 +30,7 @@ _CLOEXEC = getattr(socket, "MSG_CMSG_CLOEXEC", 0)
 
 @dataclass(frozen=True)
 class Rollup:
-    """What one process holds, in bytes. Pages of files are left out."""
+    """What one process holds, in bytes, without pages of files."""
 
     proportional: int
     """Anonymous, shared and swapped pages, each divided by the number of processes that have it."""
@@ -67,7 +67,7 @@ def own() -> Rollup | None:
 
 
 class Views:
-    """The runner's way to see into its task's processes."""
+    """Lets a runner read the accounts of its task's processes, which are private."""
 
     def __init__(self) -> None:
         self._receiver, self._sender = socket.socketpair()
@@ -83,7 +83,7 @@ class Views:
         self._send()
 
     def _send(self) -> None:
-        # Without it the runner makes do with the plain sum.
+        # Without the file, the runner uses the plain sum.
         with contextlib.suppress(OSError):
             if os.fstat(self._sender.fileno()).st_ino != self._inode:
                 return  # a daemon has closed all that it had inherited, and has its own file with this number now
@@ -94,7 +94,7 @@ class Views:
                 os.close(fd)
 
     def receive(self) -> None:
-        """Take in what processes have sent."""
+        """Receive the files that processes have sent."""
         with contextlib.suppress(BlockingIOError):
             while True:
                 data, fds = _receive(self._receiver)
@@ -104,7 +104,7 @@ class Views:
                     return
 
     def _take(self, fd: int) -> None:
-        # A task may send what it likes; only such a file can be read without harm.
+        # A task may send any descriptor; only such a file is safe to read.
         shown = re.fullmatch(r"/proc/(\d+)/smaps_rollup", os.readlink(f"/proc/self/fd/{fd}"))
         if shown is None or len(self._fds) >= _MAX_VIEWS:
             os.close(fd)
@@ -113,7 +113,7 @@ class Views:
         self._fds[int(shown.group(1))] = fd
 
     def keep_only(self, pids: Iterable[int]) -> None:
-        """Close what shows other processes than these, which have ended."""
+        """Close the files of all other processes: they have ended."""
         for pid in self._fds.keys() - set(pids):
             self._drop(pid)
 

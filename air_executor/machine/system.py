@@ -1,6 +1,7 @@
-"""What the operating system offers to hold processes: with ``jobs/watch.py`` all that knows Linux from the rest.
+"""What an operating system offers to control processes: identity, signals, memory, sockets.
 
-Each function has a plain fallback, so that macOS works, if less promptly.
+Each function has its fallback for other systems than Linux in it, not in a module of its own: what it promises then
+stands in one place. So macOS works, if less promptly.
 """
 
 from __future__ import annotations
@@ -33,13 +34,13 @@ _PR_SET_CHILD_SUBREAPER = 36
 # From <linux/mman.h>.
 _MADV_COLLAPSE = 25
 
-#: What a huge page is aligned to, on x86-64 and most others.
+#: The alignment of huge pages, in bytes, on x86-64 and most others.
 _HUGE_BYTES = 1 << 21
 
-#: A process that the machine has no room for is tried again for so many seconds.
+#: For how long the launcher tries to start a process that the machine has no room for, in seconds.
 NO_ROOM_S = 60.0
 
-#: Two readings of one process's start time differ by less than this many seconds.
+#: Two readings of one process's start time differ by less than this, in seconds.
 _START_TIME_TOLERANCE_S = 0.05
 
 
@@ -93,7 +94,7 @@ def signal_name(number: int) -> str:
 
 
 def has_no_room(error: OSError) -> bool:
-    """Tell whether a process could not be born because the machine has none, or no memory, to spare now."""
+    """Tell whether a process could not be started for lack of memory or processes, which may be temporary."""
     return error.errno in (errno.EAGAIN, errno.ENOMEM)
 
 
@@ -112,13 +113,13 @@ def signal_process(pid: int, started: float | None, signum: signal.Signals) -> b
 
 
 def signal_if(pid: int, is_it: Callable[[], bool], signum: signal.Signals) -> bool:
-    """Send ``signum`` to process ``pid`` if ``is_it`` says that it is the one that is meant.
+    """Send ``signum`` to process ``pid`` if ``is_it`` confirms its identity.
 
-    :return: whether it was sent. It is not to a process that this user may not signal.
+    :return: whether it was sent. It is not sent to a process that this user may not signal.
     """
     fd = open_pidfd(pid)
     try:
-        # With the pidfd open first, the id can not pass to another process between the check and the signal.
+        # Once the pidfd is open, the id can't pass to another process between the check and the signal.
         if not is_it():
             return False
         if fd is not None:
@@ -134,7 +135,7 @@ def signal_if(pid: int, is_it: Callable[[], bool], signum: signal.Signals) -> bo
 
 
 def descriptors() -> list[int]:
-    """Return the open descriptors of this process, with that of the listing; none where they can't be told."""
+    """Return the open descriptors of this process, with that of the listing; none where the system has no list."""
     return [int(name) for name in os.listdir("/proc/self/fd")] if os.path.isdir("/proc/self/fd") else []
 
 
@@ -154,7 +155,7 @@ def _libc() -> ctypes.CDLL | None:
 
 
 def prepare() -> None:
-    """Load what the other functions need, so that it is there before a fork."""
+    """Load what the other functions need, for this process and its forks."""
     _libc()
     boot_id()
     host()
@@ -171,9 +172,9 @@ def set_title(title: str) -> None:
 
 
 def use_huge_pages() -> None:
-    """Move this process's memory into huge pages: a fork copies, and an end frees, fewer entries of page tables then.
+    """Move this process's memory into huge pages: then a fork copies, and an exit frees, smaller page tables.
 
-    What a forked child writes to is copied in small pages as ever. Does nothing where the kernel can't: see
+    What a forked child writes to is copied in small pages as before. Does nothing where the kernel can't: see
     ``MADV_COLLAPSE`` in madvise(2), from Linux 6.1 on.
     """
     libc = _libc()
@@ -189,7 +190,7 @@ def use_huge_pages() -> None:
 
 
 def renew_random_state() -> None:
-    """In a forked process: draw random numbers of its own. Python sees to its own; NumPy would go on as its parent."""
+    """In a forked process: seed NumPy's random numbers anew. Python does so for its own."""
     if "numpy.random" in sys.modules:
         sys.modules["numpy.random"].seed()
 
@@ -206,7 +207,7 @@ def die_with_parent(parent: int) -> None:
 
 
 def keep_memory_private() -> None:
-    """Let no other process of this user look into this one's memory. Does nothing where the kernel can't."""
+    """Hide this process's memory from other processes of this user. Does nothing where the kernel can't."""
     libc = _libc()
     if libc is not None:
         libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
@@ -227,9 +228,9 @@ def has_ended(child: int) -> bool:
 
 
 def reap_orphans(task: int) -> None:
-    """Take descendants that came to this process and have ended off the process table; not its child ``task``.
+    """Reap adopted descendants that have ended; not the child ``task``.
 
-    Where no orphan can come, see :func:`adopt_orphans`, there is none to be reaped.
+    Where a process can't adopt, see :func:`adopt_orphans`, there are none.
     """
     if not hasattr(os, "waitid"):
         return
@@ -258,7 +259,7 @@ def oom_kills() -> int | None:
 
 
 class _Lossy(io.RawIOBase):
-    """Writes to a descriptor; what finds no room is lost."""
+    """Writes to a descriptor. What can't be written is lost."""
 
     def __init__(self, fd: int) -> None:
         self._descriptor = fd
@@ -276,7 +277,7 @@ class _Lossy(io.RawIOBase):
 
 
 def outlive_full_disks() -> None:
-    """Let what this process prints be lost when the disk has no room for it: no run may end for that."""
+    """Lose what this process prints when the disk is full, instead of raising: no run may fail for that."""
     sys.stdout, sys.stderr = (
         io.TextIOWrapper(_Lossy(fd), errors="backslashreplace", line_buffering=True, write_through=True)  # type: ignore[type-var]
         for fd in (1, 2)
@@ -284,9 +285,9 @@ def outlive_full_disks() -> None:
 
 
 def show_faults() -> None:
-    """Let this process and its forks print the Python stack to descriptor 2 before a fault of the CPU ends them.
+    """Have this process and its forks print the Python stack to descriptor 2 when a fault of the CPU ends them.
 
-    The signal ends them as ever. In a task, descriptor 2 leads to its log.
+    In a task, descriptor 2 leads to its log.
     """
     faulthandler.enable(file=2)
 

@@ -1,4 +1,4 @@
-"""Being told by the file system that something in a folder has changed."""
+"""Watching folders for changes, with inotify where there is one."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ _IN_IGNORED = 0x8000
 _IN_ONLYDIR = 0x01000000
 _EVENTS = _IN_CLOSE_WRITE | _IN_MOVED_FROM | _IN_MOVED_TO | _IN_CREATE | _IN_DELETE | _IN_ONLYDIR
 
-#: How an event begins: the number of the folder, what has happened, a cookie, and how long the name is that follows.
+#: The head of an event: the folder's number, what happened, a cookie, and the length of the name that follows.
 _EVENT = struct.Struct("iIII")
 
 
 class Watch:
     """Becomes readable when a file appears in, leaves, or is written in one of the watched folders.
 
-    Where the system has no inotify, it never does; whoever waits has to look now and then as well.
+    Where the system has no inotify it never does, so users have to look now and then as well.
     """
 
     def __init__(self) -> None:
@@ -44,7 +44,7 @@ class Watch:
         return self._fd
 
     def add(self, folder: Path) -> None:
-        """Watch a folder from now on. One that is watched already, or is not there, makes no difference."""
+        """Watch a folder from now on, if it exists and is not watched yet."""
         if self._fd is not None:
             number = self._libc.inotify_add_watch(self._fd, os.fsencode(folder), _EVENTS)
             if number >= 0:
@@ -58,7 +58,7 @@ class Watch:
             self._libc.inotify_rm_watch(self._fd, number)
 
     def drain(self) -> set[tuple[Path | None, str]]:
-        """Take in what was told: each folder, with the name in it that has changed. ``None``: some news got lost."""
+        """Return what has changed: each folder, with a name in it. A folder ``None`` means that events were lost."""
         told: set[tuple[Path | None, str]] = set()
         if self._fd is not None:
             with contextlib.suppress(BlockingIOError):
