@@ -202,13 +202,13 @@ def syncs(database: Database) -> list[Measured]:
         for count in RUNS:
             locks += [_live_run(executor, database) for _ in range(count - len(locks))]
             measured += _sync(executor, count)
-        for run_id in list(executor._runs):
-            executor._backend.follow(executor._store.read(run_id))
+        for run_id in list(executor._work.runs):
+            executor._work.backend.follow(executor._work.backend.record(run_id))
         look = [_timed(executor, _look) for _ in range(HEAVY_CALLS)]
         measured += _distribution(f"sync(), {max(RUNS)} adopted runs, all looked at", look)
-        assert len(executor._runs) == max(RUNS), "runs were lost"
+        assert len(executor._work.runs) == max(RUNS), "runs were lost"
     finally:
-        launchers = [control.status(address) for address in all_addresses(executor._store)]
+        launchers = [control.status(address) for address in all_addresses(RunStore(executor._work.options.state_dir))]
         executor.end()
         for lock in locks:
             lock.release()
@@ -219,7 +219,7 @@ def syncs(database: Database) -> list[Measured]:
 
 def _live_run(executor: Any, database: Database) -> KernelLock:
     """Give an executor a run that it has started, as far as it can tell, with its row in the database."""
-    store, identity = executor._store, _identity()
+    store, identity = RunStore(executor._work.options.state_dir), _identity()
     process = {"pid": os.getpid(), "pid_started": system.start_time(os.getpid()), "host": system.host()}
     record = queued(str(uuid.uuid4()), identity, limits={}, log_file=None)
     record = record.advance(RunState.STARTING, boot_id=system.boot_id(), **process).advance(RunState.RUNNING)
@@ -233,11 +233,12 @@ def _live_run(executor: Any, database: Database) -> KernelLock:
         "INSERT INTO task_instance (id, task_id, dag_id, run_id, map_index, try_number, pool, pool_slots, state)"
         " VALUES (%s, 'task', 'micro', 'run', %s, 1, 'default_pool', 1, 'running')",
         identity.workload_id,
-        len(executor._runs),
+        len(executor._work.runs),
     )
-    executor._own(record, ("micro", "task", "run", 1, len(executor._runs)))
-    executor._backend._records[record.id] = record
-    executor._backend._attached.add(record.id)
+    executor._work.add(record, ("micro", "task", "run", 1, len(executor._work.runs)))
+    executor._work.backend._claims.claim(record.id)
+    executor._work.backend._followed.add(record)
+    del executor._work.backend._followed.unattended[record.id]
     return lock
 
 
@@ -251,16 +252,16 @@ def _sync(executor: Any, count: int) -> list[Measured]:
 
 
 def _no_pass(executor: Any) -> None:
-    executor._reconciler._next_s = float("inf")
+    executor._passes.reconciler._next_s = float("inf")
 
 
 def _pass(executor: Any) -> None:
-    executor._reconciler._next_s = 0.0
+    executor._passes.reconciler._next_s = 0.0
 
 
 def _look(executor: Any) -> None:
     _no_pass(executor)
-    executor._backend._looked_s = 0.0
+    executor._work.backend._followed.looked_s = 0.0
 
 
 def _timed(executor: Any, prepare: Callable[[Any], None]) -> float:

@@ -11,20 +11,14 @@ import heapq
 import itertools
 import time
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
-
-import orjson
 
 from air_executor.airflow.compat import workloads
 from air_executor.errors import LimitsError, RecordError
-from air_executor.machine.gpu_pool import lock_name
-from air_executor.machine.safe_files import replace_file
 from air_executor.runs import limits
 from air_executor.runs import record as runs
-from air_executor.runs.lock import KernelLock, is_held
+from air_executor.runs.backend import RunBackend
 from air_executor.runs.record import RunState
-from air_executor.runs.store import RunStore
 
 #: How often, in seconds, the queue is written to a file for other processes, and how many of its entries.
 _PUBLISH_S = 1.0
@@ -47,10 +41,7 @@ class GpuQueue:
     """The tasks of one executor that wait for GPUs."""
 
     def __init__(self) -> None:
-        self._store: RunStore
-        self._path: Path
-        self._turn: KernelLock
-        self._pool: tuple[str, ...] = ()
+        self._backend: RunBackend
         self._waiting: dict[Any, _Waiting] = {}
         self._numbers = itertools.count()
         #: Runs that were ordered and have not leased their GPUs yet: how many GPUs, and the task instance.
@@ -59,16 +50,12 @@ class GpuQueue:
         self._is_published = True
         self._next_publish_s = 0.0
 
-    def open(self, store: RunStore, pool: tuple[str, ...], owner: str) -> None:
+    def open(self, backend: RunBackend) -> None:
         """Accept workloads from now on.
 
-        :param pool: the GPUs that can be leased.
-        :param owner: the name of the executor.
+        :param backend: where their runs will happen, and the GPUs are.
         """
-        self._store = store
-        self._pool = pool
-        self._path = store.waiting / f"{owner}.json"
-        self._turn = KernelLock(store.gpus / ".turn")
+        self._backend = backend
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -96,7 +83,7 @@ class GpuQueue:
             count = limits.parse(limits.as_json(air)).gpus or 0
         except LimitsError:
             return False
-        if not 0 < count <= len(self._pool):
+        if not 0 < count <= self._backend.gpus.size:
             return False
         identity = workloads.identity_of(workload, team=None)
         rank = -workloads.priority_of(workload), next(self._numbers)
@@ -129,8 +116,7 @@ class GpuQueue:
         ready: list[tuple[Any, Any]] = []
         self._forget_promises()
         if self._waiting and self._take_turn():
-            free = sum(not is_held(self._store.gpus / lock_name(gpu)) for gpu in self._pool)
-            free -= sum(count for count, _ in self._promised.values())
+            free = self._backend.gpus.free() - sum(count for count, _ in self._promised.values())
             line = list(self._waiting.values())
             heapq.heapify(line)
             while line and line[0].gpus <= free and len(ready) < slots:
@@ -146,18 +132,18 @@ class GpuQueue:
     def _forget_promises(self) -> None:
         for run_id in list(self._promised):
             with contextlib.suppress(RecordError):
-                record = self._store.read(run_id)
+                record = self._backend.record(run_id)
                 if record.state in (RunState.QUEUED, RunState.STARTING) and record.gpus is None:
                     continue
             del self._promised[run_id]
 
     def _take_turn(self) -> bool:
-        self._has_turn = self._has_turn or self._turn.acquire(timeout_s=0)
+        self._has_turn = self._backend.gpus.take_turn()
         return self._has_turn
 
     def _leave_turn(self) -> None:
         if self._has_turn:
-            self._turn.release()
+            self._backend.gpus.leave_turn()
             self._has_turn = False
 
     def clear(self) -> None:
@@ -170,8 +156,6 @@ class GpuQueue:
         self._waiting.clear()
         self._promised.clear()
         self._leave_turn()
-        with contextlib.suppress(OSError):
-            self._path.unlink(missing_ok=True)
 
     def _publish(self) -> None:
         if self._is_published or time.monotonic() < self._next_publish_s:
@@ -179,5 +163,7 @@ class GpuQueue:
         self._next_publish_s = time.monotonic() + _PUBLISH_S
         self._is_published = True
         line = heapq.nsmallest(_MAX_PUBLISHED, self._waiting.values())
-        document = [{"name": each.name, "gpus": each.gpus, "of": len(self._pool), "since": each.since} for each in line]
-        replace_file(self._path, orjson.dumps(document))
+        document = [
+            {"name": each.name, "gpus": each.gpus, "of": self._backend.gpus.size, "since": each.since} for each in line
+        ]
+        self._backend.gpus.publish(document)

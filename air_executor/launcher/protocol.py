@@ -138,13 +138,21 @@ def _number(launcher: Mapping[str, Any], name: str, default: Any) -> Any:
     return value if isinstance(value, int) else default
 
 
-def start_message(request: dict[str, Any], launcher: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the order of a run, as ``launcher`` understands it."""
-    if launcher and _number(launcher, "protocol", 1) == 1:
-        request = {name: value for name, value in request.items() if name in _FIELDS_1}
-        identity = request["identity"]
-        request["identity"] = {name: value for name, value in identity.items() if name in _IDENTITY_1}
-    return {"type": "start", "request": request}
+def start(request: dict[str, Any]) -> bytes:
+    """Return the order of a run as it goes over the socket.
+
+    :raises ProtocolError: it is not JSON, or too long.
+    """
+    return encode({"type": "start", "request": request})
+
+
+def start_for(launcher: Mapping[str, Any], request: dict[str, Any]) -> bytes | None:
+    """Return the order of a run for a launcher that would refuse :func:`start`'s; ``None`` for all others."""
+    if not launcher or _number(launcher, "protocol", 1) != 1:
+        return None
+    known = {name: value for name, value in request.items() if name in _FIELDS_1}
+    known["identity"] = {name: value for name, value in request["identity"].items() if name in _IDENTITY_1}
+    return start(known)
 
 
 def keep_message(config: Config, launcher: Mapping[str, Any]) -> dict[str, Any] | None:

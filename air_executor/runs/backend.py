@@ -1,7 +1,8 @@
-"""Starting a run, following it, stopping it: the interface between an executor and whatever gives birth to runners."""
+"""The seam between those who want runs and the places where runs happen."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -52,41 +53,148 @@ def _known(kind: type, values: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in values.items() if name in kind.__dataclass_fields__}  # type: ignore[attr-defined]
 
 
+class GpuPool(Protocol):
+    """The GPUs of a place where runs happen, as far as somebody who orders runs needs them."""
+
+    size: int
+    """How many there are."""
+
+    def free(self) -> int:
+        """Return how many nobody has leased."""
+
+    def take_turn(self) -> bool:
+        """Be the only one to order runs that need GPUs, if nobody else is; tell whether this one is."""
+
+    def leave_turn(self) -> None:
+        """Let others order runs that need GPUs."""
+
+    def publish(self, waiting: list[dict[str, Any]]) -> None:
+        """Show to people what waits for GPUs: ``name``, ``gpus``, ``of`` and ``since`` of each."""
+
+
 class RunBackend(Protocol):
-    """Gives birth to runners and tells what becomes of them. No call blocks for longer than a few milliseconds."""
+    """A place where runs happen: the only thing that an executor, or a manager of jobs, knows of them.
+
+    It owns the claims on runs, their locks and their owners. An *owner* is an executor that has called :meth:`open`;
+    who has not, as a manager of jobs, follows its runs without a claim that others could take over. No call blocks for
+    longer than a few milliseconds, but for :meth:`open` and :meth:`close`.
+    """
+
+    @property
+    def gpus(self) -> GpuPool:
+        """The GPUs that its runs can lease."""
+
+    # Life
+
+    def open(self, owner: str) -> bool:
+        """Prepare the place, and begin the life of an owner, which others see.
+
+        :param owner: its name, unlike all others.
+        :return: ``False`` if somebody holds that name.
+        :raises StateDirError: the place can't be used.
+        """
+
+    def warm_up(self) -> None:
+        """Have everything ready for the first run. A failure is logged; the first run meets it again."""
+
+    def show_life(self) -> None:
+        """Show that the owner reconciles its runs: while it does, runners need send no heartbeats."""
+
+    def close(self) -> None:
+        """Release everything here. Runs continue, and the next owner takes them over."""
+
+    # Orders
 
     def order(self, request: RunRequest, record: RunRecord) -> None:
-        """Order a run, whose first record is ``record``.
+        """Have a run begin, whose first record is ``record``, and follow it.
 
         :raises StateDirError: the run cannot be recorded, so it was not ordered.
+        :raises ProtocolError: the request cannot be sent to a runner.
+        """
+
+    def stop(self, run_id: str, reason: str, *, unwanted: bool = False) -> None:
+        """Ask for the end of a run. The task gets time for ``on_kill``, then it is killed.
+
+        :param unwanted: Airflow has given the run up already; nobody needs its outcome.
+        """
+
+    def is_stopping(self, run_id: str) -> bool:
+        """Tell whether a run was asked to end and has not begun to end by itself."""
+
+    def kill(self, run_id: str) -> None:
+        """Kill the runner of a run that does not end when it is asked to, and with it its task."""
+
+    # Taking over
+
+    def adopt(self, run_id: str, identity: Callable[[], Identity]) -> RunRecord | None:
+        """Return the record of a run as it is now, so that it can be followed.
+
+        :param identity: returns what it executes; called only if its record is lost.
+        :return: ``None``: it never began, and will not any more.
+        :raises RecordError: nothing is known of it, and it has no runner.
+        :raises StateDirError: that can't be looked up now.
         """
 
     def follow(self, record: RunRecord) -> None:
-        """Tell of the end of a run that somebody else ordered: an executor that is gone."""
+        """Follow a run that somebody else ordered, and own it.
+
+        :raises AirExecutorError: it can't be followed.
+        """
+
+    def orphans(self, is_ours: Callable[[str], bool]) -> Iterator[RunRecord]:
+        """Yield the records of runs whose end nobody has acknowledged, and whose owner is gone.
+
+        :param is_ours: tells of a dead owner, by its name, whether its runs may be taken over.
+        """
+
+    def settle_owners(self, settle: Callable[[str, float], bool]) -> None:
+        """Call ``settle`` for each owner that is dead.
+
+        :param settle: gets its name, and when it last showed its life in seconds since the epoch. It returns whether
+            the owner's trace is kept, for others to find.
+        """
+
+    # Questions
+
+    def knows(self, run_id: str) -> bool:
+        """Tell whether there is such a run, whatever is known of it."""
+
+    def record(self, run_id: str) -> RunRecord:
+        """Return the record of a run.
+
+        :raises RecordError: there is none, or it can't be understood.
+        :raises StateDirError: it can't be read now.
+        """
+
+    def is_mine(self, run_id: str) -> bool:
+        """Tell whether no other owner follows a run."""
+
+    def is_alive(self, workload_id: str) -> bool:
+        """Tell whether a workload has a runner."""
+
+    def last_beat_s(self, run_id: str) -> float | None:
+        """Return when a runner last showed that it lives, in seconds since the epoch; ``None``: it never did."""
+
+    # News
+
+    def ends(self) -> list[str]:
+        """Read what there is to be read, and return the ids of the runs whose ends :meth:`take_ends` would return."""
 
     def take_ends(self) -> list[RunRecord]:
         """Return the records of the runs that have ended since the last call, each once."""
 
-    def fileno(self) -> int | None:
-        """Return a descriptor that becomes readable when there may be news; ``None`` when nothing tells."""
+    def acknowledge(self, record: RunRecord) -> RunRecord:
+        """Record that whoever ordered a run knows of its end: no other owner needs to.
 
-    def has_news(self) -> bool:
-        """Take in what there is to be read, and tell whether :meth:`take_ends` should be called."""
-
-    def ends(self) -> list[str]:
-        """Take in what there is to be read, and return the ids of the runs that :meth:`take_ends` would tell of."""
-
-    def due_in_s(self) -> float | None:
-        """Return in how many seconds :meth:`take_ends` should be called though nothing tells; ``None``: no need to."""
-
-    def stop(self, run_id: str, reason: str, *, unwanted: bool = False) -> None:
-        """Ask for a run's end, which :meth:`take_ends` tells. The task gets time for ``on_kill``, then it is killed.
-
-        :param unwanted: Airflow has given the run up already; its outcome interests nobody.
+        :return: the record as it is now.
+        :raises StateDirError: that can't be recorded.
         """
 
-    def kill(self, run_id: str) -> None:
-        """End a run that does not end when it is asked to: its runner, and with it its task, are killed."""
+    def has_news(self) -> bool:
+        """Read what there is to be read, and tell whether :meth:`take_ends` should be called."""
 
-    def close(self) -> None:
-        """Let go of everything here. Runs go on."""
+    def fileno(self) -> int | None:
+        """Return a descriptor that becomes readable when there may be news; ``None`` if nothing tells."""
+
+    def due_in_s(self) -> float | None:
+        """Return in how many seconds to call :meth:`take_ends` though nothing tells; ``None``: no need to."""

@@ -72,6 +72,6 @@ def test_a_task_that_has_run_its_callbacks_but_could_not_tell_airflow_has_no_oth
 ) -> None:
     who = identity(workload_id=str(TI_ID), try_number=1)
     began = runs.queued(str(uuid.uuid4()), who, limits={}, log_file=None).advance(RunState.STARTING)
-    executor._tell("key", began.advance(RunState.FAILED, outcome=outcome, reason="Airflow could not be told"))
+    executor._ends.report("key", began.advance(RunState.FAILED, outcome=outcome, reason="Airflow could not be told"))
     requests = [callback(), mail()]
     assert asked(executor, *requests) == (requests if wanted else [])

@@ -16,8 +16,8 @@ import pytest
 from airflow.jobs.scheduler_job_runner import SchedulerJobRunner
 
 from air_executor import AirExecutor
-from air_executor.airflow import compat, reconcile
-from air_executor.airflow.live import Run
+from air_executor.airflow import compat, task_instances
+from air_executor.airflow.live_runs import Run
 from air_executor.airflow.patience import Patience
 from air_executor.airflow.reconcile import Reconciler
 from air_executor.launcher.client.backend import LocalBackend
@@ -159,31 +159,24 @@ def beaten(monkeypatch: pytest.MonkeyPatch) -> list[set[str]]:
         beaten.append(set(ti_ids))
         return set()
 
-    class Nothing:
-        def __init__(self, **_: Any) -> None:
-            pass
-
-        def __enter__(self) -> None:
-            return None
-
-        def __exit__(self, *_: object) -> None:
-            pass
-
-    monkeypatch.setattr(reconcile, "_beat", beat)
-    monkeypatch.setattr(reconcile, "create_session", Nothing)
-    monkeypatch.setattr(reconcile, "_states", lambda _, ids: dict.fromkeys(ids, "running"))
+    monkeypatch.setattr(task_instances, "beat", beat)
+    monkeypatch.setattr(task_instances, "states_of", lambda ids: dict.fromkeys(ids, "running"))
     return beaten
+
+
+def reconciler_of(store: RunStore) -> Reconciler:
+    return Reconciler(LocalBackend(store, config(store.root)), store.root, 7)
 
 
 def test_after_a_pause_heartbeats_are_passed_on_before_anything_else_though_no_runner_has_woken(
     clock: Time, store: RunStore, beaten: list[set[str]]
 ) -> None:
-    reconciler, record = Reconciler(store), kept(store, RunState.RUNNING)
+    reconciler, record = reconciler_of(store), kept(store, RunState.RUNNING)
     store.heartbeat(record.id)
     ti_id = record.identity.workload_id
 
     def make_pass() -> None:
-        reconciler.begin({record.id: ti_id}, "7.x")
+        reconciler.begin({record.id: ti_id})
         wait_for(reconciler.outcome, "the pass")
 
     assert reconciler.is_due()
@@ -207,8 +200,8 @@ def test_after_a_pause_heartbeats_are_passed_on_before_anything_else_though_no_r
 def test_a_clock_that_is_set_forward_makes_heartbeats_overdue(
     clock: Time, store: RunStore, beaten: list[set[str]]
 ) -> None:
-    reconciler = Reconciler(store)
-    reconciler.begin({}, "7.x")
+    reconciler = reconciler_of(store)
+    reconciler.begin({})
     wait_for(reconciler.outcome, "the pass")
     assert not reconciler.is_due()
     clock.wall_s += 3600
@@ -218,10 +211,10 @@ def test_a_clock_that_is_set_forward_makes_heartbeats_overdue(
 def test_a_pass_that_does_not_end_is_waited_for_once(
     clock: Time, store: RunStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    reconciler, is_over = Reconciler(store), threading.Event()
+    reconciler, is_over = reconciler_of(store), threading.Event()
     monkeypatch.setattr(reconciler, "_pass", lambda *_: is_over.wait())
     clock.pause(600)
-    reconciler.begin({}, "7.x")
+    reconciler.begin({})
     waits: list[float] = []
     thread = reconciler._thread
     assert thread is not None
@@ -255,7 +248,8 @@ def test_the_scheduler_fails_nothing_whose_runner_lives(
     scheduler: Any, store: RunStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     executor = AirExecutor(parallelism=4)
-    executor._store, executor._reconciler = store, Reconciler(store)
+    reconciler = reconciler_of(store)
+    executor._work.backend, executor._passes.reconciler = reconciler._backend, reconciler
     monkeypatch.setattr(Reconciler, "is_due", lambda _: False)
     monkeypatch.setattr(AirExecutor, "_working", [executor])
     compat.use_vouching(executor._vouch)
@@ -269,12 +263,12 @@ def test_the_scheduler_fails_nothing_whose_runner_lives(
         return SimpleNamespace(id=record.identity.workload_id, key=record.id)
 
     for record in (lives, dead):
-        executor._runs[record.id] = Run(record.id, record.identity.workload_id)
+        executor._work.runs[record.id] = Run(record.id, record.identity.workload_id)
     scheduler.found = [instance(record) for record in (lives, dead, strange)]
     found = scheduler()._find_task_instances_without_heartbeats(session=None)
     assert [ti.key for ti in found] == [dead.id, strange.id]
     # A runner that hangs keeps its lock, and is Airflow's to fail.
-    executor._reconciler._signs[lives.id] = (0.0, time.monotonic() - 1000)
+    reconciler._signs[lives.id] = (0.0, time.monotonic() - 1000)
     assert scheduler()._find_task_instances_without_heartbeats(session=None) == scheduler.found
     lock.release()
     other_lock.release()

@@ -46,7 +46,7 @@ def test_a_launcher_whose_processes_die_at_birth_serves_on_without_and_says_so(
     assert not check.ok
     assert trouble in check.found
     assert "'memory'" in (bench.end_of(backend, bench.start(backend, bench.request())).reason or "")
-    said = backend._address.log.read_text()
+    said = backend._launchers.address.log.read_text()
     assert said.count("RuntimeError: not with this Airflow") <= 5, "three, and the first run's"
 
 

@@ -22,14 +22,14 @@ import pytest
 from airflow.utils.state import TaskInstanceState
 
 from air_executor import AirExecutor
-from air_executor.airflow import compat
-from air_executor.airflow.executor import _PLENTY_PER_CPU
-from air_executor.airflow.live import Run
+from air_executor.airflow import compat, idle, stops, task_instances
+from air_executor.airflow.live_runs import Run
 from air_executor.airflow.reconcile import Outcome, Reconciler
 from air_executor.errors import ConfigError
 from air_executor.launcher.client.backend import LocalBackend
 from air_executor.runs import record as runs
 from air_executor.runs.record import UNWANTED, RunState
+from air_executor.runs.store import RunStore
 from tests.support.waiting import wait_for
 from tests.unit.documents import identity
 from tests.unit.processes import family, result_of
@@ -51,14 +51,14 @@ def executor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, silent_server: str
     monkeypatch.setenv("AIRFLOW__API_AUTH__JWT_SECRET", "only-for-tests-but-long-enough" * 4)
     # There is no scheduler that would queue these tasks in a database.
     monkeypatch.setattr(Reconciler, "is_due", lambda _: False)
-    monkeypatch.setattr(Reconciler, "name_runs", lambda *_: None)
+    monkeypatch.setattr(task_instances, "name_runs", lambda _: None)
     monkeypatch.setattr("air_executor.airflow.executor.fail_jobs_of_dead_executors", lambda *_: None)
     executor = AirExecutor(parallelism=4)
     with family():
         executor.start()
         yield executor
         executor.terminate()
-        wait_until(executor, lambda: not executor._runs, "all runs to end")
+        wait_until(executor, lambda: not executor._work.runs, "all runs to end")
         executor.end()
 
 
@@ -81,8 +81,12 @@ def instance(workload: Any) -> Any:
     return SimpleNamespace(id=workload.ti.id, key=workload.ti.key)
 
 
+def store(executor: AirExecutor) -> RunStore:
+    return RunStore(executor._work.options.state_dir)
+
+
 def records(executor: AirExecutor) -> list[Any]:
-    return list(executor._store.records())
+    return list(store(executor).records())
 
 
 def test_queued_tasks_become_runs_up_to_the_parallelism(executor: AirExecutor) -> None:
@@ -101,7 +105,7 @@ def test_the_ids_of_runs_are_put_in_the_database_without_an_event_that_may_end_t
     executor: AirExecutor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     named: dict[str, str] = {}
-    monkeypatch.setattr(Reconciler, "name_runs", lambda _, runs: named.update(runs))
+    monkeypatch.setattr(task_instances, "name_runs", named.update)
     workloads = [queue(executor), queue(executor, task_id="other")]
     executor.heartbeat()
     assert named == {record.identity.workload_id: record.id for record in records(executor)}
@@ -113,13 +117,13 @@ def test_revoking_a_task_stops_its_runner_and_frees_its_slot_without_an_event(ex
     workload = queue(executor)
     executor.heartbeat()
     (record,) = records(executor)
-    wait_until(executor, lambda: executor._store.read(record.id).state is RunState.STARTING, "the runner")
+    wait_until(executor, lambda: store(executor).read(record.id).state is RunState.STARTING, "the runner")
     executor.get_event_buffer()
     executor.revoke_task(ti=instance(workload))
     assert not executor.has_task(instance(workload))
     assert executor.slots_available == 4
-    wait_until(executor, lambda: executor._store.read(record.id).reported_at, "the end of the runner")
-    ended = executor._store.read(record.id)
+    wait_until(executor, lambda: store(executor).read(record.id).reported_at, "the end of the runner")
+    ended = store(executor).read(record.id)
     assert ended.state is RunState.KILLED
     assert "revoked by the scheduler" in (ended.reason or "")
     assert executor.get_event_buffer() == {}
@@ -132,14 +136,14 @@ def test_what_does_not_heed_a_stop_is_killed_though_the_database_never_answers(
     workload = queue(executor)
     executor.heartbeat()
     (record,) = records(executor)
-    wait_until(executor, lambda: executor._store.read(record.id).pid, "the runner")
-    runner = psutil.Process(executor._store.read(record.id).pid)
+    wait_until(executor, lambda: store(executor).read(record.id).pid, "the runner")
+    runner = psutil.Process(store(executor).read(record.id).pid)
     runner.suspend()
     # No pass over the database ever comes to its end here.
-    monkeypatch.setattr("air_executor.airflow.executor._STUBBORN_S", 0.2)
-    monkeypatch.setattr(executor, "_options", dataclasses.replace(executor._options, stop_grace_seconds=0.1))
+    monkeypatch.setattr(stops, "STUBBORN_S", 0.2)
+    monkeypatch.setattr(executor._work, "options", dataclasses.replace(executor._work.options, stop_grace_seconds=0.1))
     executor.revoke_task(ti=instance(workload))
-    wait_until(executor, lambda: executor._store.read(record.id).state is RunState.KILLED, "its end")
+    wait_until(executor, lambda: store(executor).read(record.id).state is RunState.KILLED, "its end")
     assert not runner.is_running()
 
 
@@ -155,8 +159,8 @@ def test_a_runner_that_is_killed_fails_its_task_with_the_reason(executor: AirExe
     workload = queue(executor)
     executor.heartbeat()
     (record,) = records(executor)
-    wait_until(executor, lambda: executor._store.read(record.id).state is RunState.STARTING, "the runner")
-    os.kill(executor._store.read(record.id).pid or 0, signal.SIGKILL)
+    wait_until(executor, lambda: store(executor).read(record.id).state is RunState.STARTING, "the runner")
+    os.kill(store(executor).read(record.id).pid or 0, signal.SIGKILL)
     wait_until(executor, lambda: executor.running == set(), "the end")
     state, reason = executor.event_buffer[workload.ti.key]
     assert state == TaskInstanceState.FAILED
@@ -171,7 +175,7 @@ def test_a_full_disk_fails_the_workload_and_nothing_else(executor: AirExecutor) 
         workload = queue(executor)
         executor.heartbeat()
         state, reason = executor.event_buffer[workload.ti.key]
-        return [str(state), reason, len(executor.running), len(list(executor._store.ids()))]
+        return [str(state), reason, len(executor.running), len(list(store(executor).ids()))]
 
     state, reason, running, folders = result_of(order_with_no_room)
     assert state.endswith("failed")
@@ -183,7 +187,7 @@ def test_a_full_disk_fails_the_workload_and_nothing_else(executor: AirExecutor) 
 
 
 def test_a_state_directory_that_has_gone_fails_the_workload_clearly(executor: AirExecutor) -> None:
-    shutil.rmtree(executor._store.root)
+    shutil.rmtree(store(executor).root)
     workload = queue(executor)
     executor.heartbeat()
     state, reason = executor.event_buffer[workload.ti.key]
@@ -196,15 +200,15 @@ def test_a_resumed_task_waits_for_its_former_runner(executor: AirExecutor) -> No
     first = queue(executor)
     executor.heartbeat()
     (record,) = records(executor)
-    wait_until(executor, lambda: executor._store.read(record.id).state is RunState.STARTING, "the first runner")
+    wait_until(executor, lambda: store(executor).read(record.id).state is RunState.STARTING, "the first runner")
     queue(executor, id=str(first.ti.id))
     executor.heartbeat()
     (second,) = [other for other in records(executor) if other.id != record.id]
-    executor._backend.stop(record.id, "as if it had deferred")
-    wait_until(executor, lambda: executor._store.read(second.id).state is RunState.STARTING, "the second runner")
+    executor._work.backend.stop(record.id, "as if it had deferred")
+    wait_until(executor, lambda: store(executor).read(second.id).state is RunState.STARTING, "the second runner")
     # One of the two has ended; the task instance is still this executor's.
     assert executor.has_task(instance(first))
-    one, two = executor._store.read(record.id), executor._store.read(second.id)
+    one, two = store(executor).read(record.id), store(executor).read(second.id)
     assert one.ended_at is not None
     assert two.starting_at is not None
     assert two.starting_at >= one.ended_at
@@ -218,7 +222,7 @@ def test_the_debug_dump_names_runs(executor: AirExecutor, monkeypatch: pytest.Mo
     with monkeypatch.context() as patch:
         patch.setattr(AirExecutor, "log", SimpleNamespace(info=lambda text, *args: said.append(text % args)))
         executor.debug_dump()
-    assert f"air_executor.state_dir {executor._store.root}" in said
+    assert f"air_executor.state_dir {store(executor).root}" in said
     assert f"air_executor.runs (1)\n\t{record.id} {workload.ti.key}" in said
     assert "air_executor.waiting_for_gpus (0)" in said
 
@@ -234,21 +238,21 @@ def test_a_scheduler_that_is_stopped_while_it_starts_leaves_nothing(
     executor: AirExecutor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Airflow ends its executors when SIGTERM comes, even while it starts them."""
-    before = os.listdir(executor._store.executors)
+    before = os.listdir(store(executor).executors)
     monkeypatch.setattr(LocalBackend, "warm_up", lambda _: sys.exit(0))
     stopped = AirExecutor(parallelism=4)
     with pytest.raises(SystemExit):
         stopped.start()
-    assert len(os.listdir(executor._store.executors)) == 2
+    assert len(os.listdir(store(executor).executors)) == 2
     stopped.end()
-    assert os.listdir(executor._store.executors) == before
+    assert os.listdir(store(executor).executors) == before
 
 
 def test_runs_of_a_scheduler_that_is_gone_are_adopted(executor: AirExecutor, monkeypatch: pytest.MonkeyPatch) -> None:
     workload = queue(executor)
     executor.heartbeat()
     (record,) = records(executor)
-    wait_until(executor, lambda: executor._store.read(record.id).state is RunState.STARTING, "the runner")
+    wait_until(executor, lambda: store(executor).read(record.id).state is RunState.STARTING, "the runner")
     heir = AirExecutor(parallelism=4)
     heir.start()
     try:
@@ -262,17 +266,17 @@ def test_runs_of_a_scheduler_that_is_gone_are_adopted(executor: AirExecutor, mon
             "Of 2 tasks of schedulers that are gone: 1 taken over, 0 queued again, 0 run elsewhere, 1 given back"
         ]
         assert heir.running == {workload.ti.key}
-        os.kill(executor._store.read(record.id).pid or 0, signal.SIGKILL)
+        os.kill(store(executor).read(record.id).pid or 0, signal.SIGKILL)
         wait_until(heir, lambda: heir.running == set(), "the end to be told to the heir")
         assert heir.event_buffer[workload.ti.key][0] == TaskInstanceState.FAILED
         # Until the database agrees, the scheduler may have to hear it again.
         heir.sync()
         assert heir.try_adopt_task_instances([mine]) == []  # type: ignore[list-item]
-        assert executor._store.read(record.id).reported_at is None
-        heir._heed(Outcome(set(), [], set(), heard={record.id}))
+        assert store(executor).read(record.id).reported_at is None
+        heir._passes.act_on(Outcome(set(), [], set(), heard={record.id}))
         heir.sync()
         # Told once: nobody can adopt it again.
-        assert executor._store.read(record.id).reported_at
+        assert store(executor).read(record.id).reported_at
         assert heir.try_adopt_task_instances([mine]) == [mine]  # type: ignore[list-item]
     finally:
         heir.end()
@@ -300,7 +304,7 @@ def test_what_was_ordered_again_by_a_scheduler_that_died_at_once_is_ordered_agai
     workload = task_workload(executor_config=None)
     monkeypatch.setattr(compat, "workload_of", lambda *_: workload)
     never_began = runs.queued(str(uuid.uuid4()), compat.identity_of(workload, team=None), limits={}, log_file=None)
-    executor._store.create(never_began.advance(RunState.LOST, outcome=UNWANTED, reason="its scheduler died"))
+    store(executor).create(never_began.advance(RunState.LOST, outcome=UNWANTED, reason="its scheduler died"))
     # The database does not know the id of the next run: that scheduler had no time to note it.
     orphan = SimpleNamespace(id=workload.ti.id, key=workload.ti.key, external_executor_id=never_began.id)
     orphan.state = "queued"
@@ -317,14 +321,14 @@ def test_a_scheduler_with_nothing_to_do_is_woken_by_the_end_of_a_run(
     scheduler: Any = ModuleType("airflow.jobs.scheduler_job_runner")
     scheduler.time = time
     monkeypatch.setitem(sys.modules, scheduler.__name__, scheduler)
-    compat.use_idle_wait(executor._wait_for_news)
+    compat.use_idle_wait(idle.wait_for_news)
     queue(executor)
     executor.trigger_tasks(1)
     wait_until(executor, lambda: records(executor)[0].pid, "the runner")
     os.kill(records(executor)[0].pid, signal.SIGKILL)
     scheduler.time.sleep(500)  # returns when the run has ended; this test has no such patience
     executor.sync()
-    assert not executor._runs
+    assert not executor._work.runs
     before_s = scheduler.time.monotonic()
     scheduler.time.sleep(0.05)  # with nothing to wait for it is a sleep like any other
     assert scheduler.time.monotonic() >= before_s + 0.05
@@ -337,7 +341,7 @@ class Runs:
         self._ended: list[str] = []
         self._endings: list[str] = []
         for number in range(count):
-            executor._runs[f"run-{number}"] = Run(key=f"key-{number}", ti_id=None)
+            executor._work.runs[f"run-{number}"] = Run(key=f"key-{number}", ti_id=None)
             executor.running.add(f"key-{number}")  # type: ignore[arg-type]
 
     def end(self, *run_ids: str) -> None:
@@ -362,12 +366,12 @@ class Runs:
 def many() -> Iterator[tuple[AirExecutor, Runs]]:
     """An executor with 100 live runs, of the 120 that it may have."""
     executor = AirExecutor(parallelism=120)
-    executor._backend = runs_ = Runs(executor, 100)  # type: ignore[assignment]
-    AirExecutor._working.append(executor)
-    AirExecutor._woken_s = time.monotonic() - 1000  # the scheduler was busy for long
+    executor._work.backend = runs_ = Runs(executor, 100)  # type: ignore[assignment]
+    idle.working.append(executor._work)
+    idle.woken_s = time.monotonic() - 1000  # the scheduler was busy for long
     yield executor, runs_
-    AirExecutor._working.remove(executor)
-    AirExecutor._woken_s = math.inf
+    idle.working.remove(executor._work)
+    idle.woken_s = math.inf
 
 
 def test_the_slot_of_a_run_that_has_ended_is_free_before_the_scheduler_knows(many: tuple[AirExecutor, Runs]) -> None:
@@ -386,16 +390,16 @@ def test_ends_gather_while_there_is_plenty_of_work(
 ) -> None:
     executor, backend = many
     monkeypatch.setattr(os, "cpu_count", lambda: 5)
-    backend.end(*executor._runs)
-    executor._wait_for_news(500)
-    assert len(backend.ends()) == 100 - 5 * _PLENTY_PER_CPU + 1
+    backend.end(*executor._work.runs)
+    idle.wait_for_news(500)
+    assert len(backend.ends()) == 100 - 5 * idle.PLENTY_PER_CPU + 1
 
 
 def test_a_scheduler_that_has_not_worked_long_is_woken_by_the_first_end(many: tuple[AirExecutor, Runs]) -> None:
     executor, backend = many
-    AirExecutor._woken_s = math.inf
-    backend.end(*executor._runs)
-    executor._wait_for_news(500)
+    idle.woken_s = math.inf
+    backend.end(*executor._work.runs)
+    idle.wait_for_news(500)
     assert len(backend.ends()) == 1
 
 
@@ -415,7 +419,7 @@ def test_the_scheduler_hears_of_no_end_after_which_a_task_goes_on(
     executor, _ = many
     began = runs.queued(str(uuid.uuid4()), identity(), limits={}, log_file=None).advance(RunState.STARTING)
     ended = began.advance(RunState.RUNNING).advance(RunState.SUCCEEDED, outcome=outcome, delivered=delivered)
-    del executor._runs["run-0"]
-    executor._tell("key-0", ended)
+    del executor._work.runs["run-0"]
+    executor._ends.report("key-0", ended)
     assert "key-0" not in executor.running
     assert executor.event_buffer == ({} if event is None else {"key-0": (event, None)})

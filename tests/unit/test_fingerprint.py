@@ -46,7 +46,7 @@ def test_an_environment_with_bytes_that_are_no_text_is_passed_on(
         backend = bench.backend()
         request = bench.start(backend, bench.waiting())
         bench.wait_for_state(backend, request, RunState.STARTING)
-        keys.add(backend._address.key)
+        keys.add(backend._launchers.address.key)
     assert len(keys) == 2
     assert (tmp_path / "seen").read_bytes() == b"J\xf6rg.J\xf6rn."
 
@@ -155,11 +155,11 @@ def test_a_runner_has_the_settings_of_the_executor_that_ordered_it_not_of_an_ear
     expected, found = result_of(runner_of_another)
     assert found == expected != before
     # And one that is started as the first was shares its launcher.
-    assert bench.backend("fork", serves="jobs")._address == backend._address
+    assert bench.backend("fork", serves="jobs")._launchers.address == backend._launchers.address
 
 
 def test_where_nothing_has_changed_the_launcher_is_the_same(bench: Bench) -> None:  # noqa: F811
-    address = bench.backend("fork", serves="jobs")._address
+    address = bench.backend("fork", serves="jobs")._launchers.address
     command = (
         "import sys; from air_executor.config import Config; from air_executor.runs.store import RunStore;"
         "from air_executor.launcher.address import address;"
@@ -196,18 +196,18 @@ def test_where_nothing_has_changed_the_launcher_is_the_same(bench: Bench) -> Non
 )
 def test_settings_of_airflow_that_come_change_or_go_get_another_launcher(bench: Bench, path: str) -> None:  # noqa: F811
     file = Path(os.environ["AIRFLOW_HOME"], path)
-    keys = [bench.backend()._address.key]
+    keys = [bench.backend()._launchers.address.key]
     file.parent.mkdir(parents=True, exist_ok=True)
     for text in ("a = 1", "b = 22"):
         file.write_text(text)
-        keys.append(bench.backend()._address.key)
+        keys.append(bench.backend()._launchers.address.key)
     os.utime(file, (1, 1))
-    keys.append(bench.backend()._address.key)
+    keys.append(bench.backend()._launchers.address.key)
     assert len(set(keys)) == 4
     cache = file.parent / "__pycache__"
     cache.mkdir()
     (cache / "x.pyc").touch()
-    assert bench.backend()._address.key == keys[-1]
+    assert bench.backend()._launchers.address.key == keys[-1]
 
 
 def test_code_that_was_edited_in_place_gets_another_launcher_after_a_restart_of_the_executor(

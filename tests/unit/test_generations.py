@@ -50,10 +50,10 @@ def running(bench: Bench, backend: Any) -> RunRequest:  # noqa: F811
 def test_new_orders_go_to_the_successor_and_the_former_launcher_ends_with_its_last_run(bench: Bench) -> None:  # noqa: F811
     backend = bench.backend(**WARM)
     old = running(bench, backend)
-    address = backend._address
+    address = backend._launchers.address
     first = status_at(address)["pid"]
     second = renew(address)
-    wait_for(lambda: backend.take_ends() or backend._former, "the executor to hear of it")
+    wait_for(lambda: backend.take_ends() or backend._launchers.former, "the executor to hear of it")
     new = running(bench, backend)
     assert psutil.Process(bench.store.read(old.id).pid or 0).ppid() == first
     assert psutil.Process(bench.store.read(new.id).pid or 0).ppid() == second
@@ -61,7 +61,7 @@ def test_new_orders_go_to_the_successor_and_the_former_launcher_ends_with_its_la
     backend.stop(old.id, "enough of the old")
     assert bench.end_of(backend, old).reason == "stopped: enough of the old"
     wait_for_death(first)
-    wait_for(lambda: backend.take_ends() or not backend._former, "the connection to be let go")
+    wait_for(lambda: backend.take_ends() or not backend._launchers.former, "the connection to be let go")
     assert all_addresses(bench.store) == [address]
     backend.kill(new.id)
     assert bench.end_of(backend, new).state is RunState.KILLED
@@ -72,12 +72,12 @@ def test_new_orders_go_to_the_successor_and_the_former_launcher_ends_with_its_la
 def test_the_runs_of_former_launchers_are_told_and_stopped_for_who_comes_later(bench: Bench) -> None:  # noqa: F811
     backend = bench.backend(**WARM)
     old = running(bench, backend)
-    renew(backend._address)
+    renew(backend._launchers.address)
     backend.close()
     heir = bench.backend(**WARM)
     heir.warm_up()
     heir.follow(bench.store.read(old.id))
-    wait_for(lambda: heir.take_ends() or not heir._alone, "a launcher to tell of the run")
+    wait_for(lambda: heir.take_ends() or not heir._followed.unattended, "a launcher to tell of the run")
     heir.stop(old.id, "inherited")
     assert bench.end_of(heir, old).reason == "stopped: inherited"
 
@@ -85,18 +85,21 @@ def test_the_runs_of_former_launchers_are_told_and_stopped_for_who_comes_later(b
 def test_three_generations_at_once_leave_each_other_alone(bench: Bench) -> None:  # noqa: F811
     backend = bench.backend(**WARM)
     old = running(bench, backend)
-    first = status_at(backend._address)["pid"]
-    second = renew(backend._address)
-    third = renew(backend._address)
+    first = status_at(backend._launchers.address)["pid"]
+    second = renew(backend._launchers.address)
+    third = renew(backend._launchers.address)
     wait_for_death(second)
     # What is left of a runner is cleared away: its launcher's child of before is no such thing.
     os.kill(bench.store.read(old.id).pid or 0, signal.SIGKILL)
     assert bench.end_of(backend, old).state is RunState.KILLED
     wait_for_death(first)
     assert is_alive(third)
-    wait_for(
-        lambda: backend.take_ends() or (backend._link and backend._link.pid == third), "the executor to hear of it"
-    )
+    launchers = backend._launchers
+
+    def is_known() -> bool:
+        return bool(backend.take_ends()) or (launchers.current is not None and launchers.current.pid == third)
+
+    wait_for(is_known, "the executor to hear of it")
     new = running(bench, backend)
     assert psutil.Process(bench.store.read(new.id).pid or 0).ppid() == third
 
@@ -104,7 +107,7 @@ def test_three_generations_at_once_leave_each_other_alone(bench: Bench) -> None:
 def test_an_idle_launcher_with_a_successor_ends_at_once_and_no_order_is_lost(bench: Bench) -> None:  # noqa: F811
     backend = bench.backend(**WARM)
     backend.warm_up()
-    first = status_at(backend._address)["pid"]
+    first = status_at(backend._launchers.address)["pid"]
     os.kill(first, signal.SIGUSR2)
     requests = []
     while is_alive(first):
@@ -132,22 +135,22 @@ def test_a_launcher_whose_successor_dies_serves_on_and_says_so(
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     backend = bench.backend(**WARM)
     old = running(bench, backend)
-    first = status_at(backend._address)["pid"]
+    first = status_at(backend._launchers.address)["pid"]
     flag.touch()
     os.kill(first, signal.SIGUSR2)
-    [trouble] = wait_for(lambda: status_at(backend._address)["troubles"], "the failure to be said")
+    [trouble] = wait_for(lambda: status_at(backend._launchers.address)["troubles"], "the failure to be said")
     assert "a successor was given up (it died); the next is tried after 60 s" in trouble
     check = doctor._launchers(bench.store, None)
     assert not check.ok
     assert trouble in check.found
-    assert str(backend._address.log) in check.remedy
-    assert "no successor today" in backend._address.log.read_text()
+    assert str(backend._launchers.address.log) in check.remedy
+    assert "no successor today" in backend._launchers.address.log.read_text()
     new = running(bench, backend)
     for request in (old, new):
         backend.stop(request.id, "enough")
         bench.end_of(backend, request)
     flag.unlink()
-    assert renew(backend._address) != first
+    assert renew(backend._launchers.address) != first
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import random
 import sys
 import time
@@ -17,15 +16,15 @@ from airflow.utils.state import TaskInstanceState
 from sqlalchemy.exc import OperationalError
 
 from air_executor import AirExecutor
+from air_executor.airflow import idle, task_instances
 from air_executor.airflow.reconcile import Outcome, Unwanted
-from air_executor.airflow.told import Telling
+from air_executor.airflow.reports import Report
 from air_executor.errors import IllegalTransitionError, RecordError, StateDirError
 from air_executor.guard import Guard
-from air_executor.runs.lock import KernelLock
 from air_executor.runs.record import RunRecord, RunState
-from air_executor.runs.store import RunStore
 from tests.support.airflow_env import config
-from tests.unit.documents import kept
+from tests.support.memory_backend import MemoryBackend, Place, Run
+from tests.unit import documents
 from tests.unit.test_compat import task_workload
 
 
@@ -87,53 +86,6 @@ class Moody:
         return call
 
 
-class Backend:
-    """Runs that end when the test says so."""
-
-    def __init__(self, store: RunStore) -> None:
-        self.store = store
-        self.live: dict[str, RunRecord] = {}
-        self.over: list[RunRecord] = []
-
-    def order(self, request: Any, record: RunRecord) -> None:
-        self.store.create(record)
-        self.live[record.id] = record
-
-    def follow(self, record: RunRecord) -> None:
-        self.live[record.id] = record
-
-    def finish(self, record: RunRecord) -> None:
-        record = self.live.pop(record.id)
-        if not record.state.is_end:  # it was not taken over with its end
-            record = self.store.write(record.advance(RunState.FAILED, reason="as the test said"))
-        self.over.append(record)
-
-    def take_ends(self) -> list[RunRecord]:
-        over, self.over = self.over, []
-        return over
-
-    def ends(self) -> list[str]:
-        return [record.id for record in self.over]
-
-    def has_news(self) -> bool:
-        return bool(self.over)
-
-    def fileno(self) -> int:
-        return self._always_readable
-
-    _always_readable = os.open(os.devnull, os.O_RDONLY)
-
-    def stop(self, run_id: str, reason: str, *, unwanted: bool = False) -> None:
-        if run_id in self.live:
-            self.finish(self.live[run_id])
-
-    def kill(self, run_id: str) -> None:
-        self.stop(run_id, "killed")
-
-    def close(self) -> None:
-        pass
-
-
 class Passes:
     """Stands for the reconciler: finds what the test wants it to find."""
 
@@ -154,31 +106,32 @@ class Passes:
     def outcome(self) -> Outcome:
         return self.found
 
-    def name_runs(self, runs: Any) -> None:
-        pass
-
-    def is_beating(self, ti_id: str) -> bool:
-        return False
-
 
 class World:
     """An executor whose parts may all fail, and what the scheduler has heard from it."""
 
-    def __init__(self, folder: Path, mood: Mood, parallelism: int = 100) -> None:
+    def __init__(self, mood: Mood, parallelism: int = 100) -> None:
         self.mood = mood
-        self.store = RunStore(folder / "state")
-        self.store.prepare()
-        self.backend, self.passes = Backend(self.store), Passes()
+        self.place = Place()
+        self.backend, self.passes = MemoryBackend(self.place), Passes()
+        assert self.backend.open("1.test")
         self.executor = executor = AirExecutor(parallelism=parallelism)
-        executor._options = config(self.store.root)
-        executor._store = mood.wrap(self.store)
-        executor._backend = mood.wrap(self.backend)
-        executor._reconciler = mood.wrap(self.passes)
-        executor._server = None
-        executor._life = KernelLock(self.store.executors / f"1.{uuid.uuid4()}")
+        self.work = executor._work
+        self.work.options = config("/nowhere")
+        self.work.backend = mood.wrap(self.backend)
+        self.work.gpu_queue.open(self.work.backend)
+        executor._passes.reconciler = mood.wrap(self.passes)
         self.events: dict[Any, list[Any]] = {}
-        #: Workloads that Airflow has given up itself, so that it need not hear of them.
-        self.given_up: set[Any] = set()
+
+    def live(self) -> list[RunRecord]:
+        return [run.record for run in self.place.runs.values() if not run.record.state.is_end]
+
+    def finish(self, *records: RunRecord) -> None:
+        for record in records:
+            self.place.finish(record.id, RunState.FAILED, reason="as the test said")
+
+    def are_acknowledged(self, *records: RunRecord) -> list[bool]:
+        return [self.backend.record(record.id).reported_at is not None for record in records]
 
     def queue(self, count: int) -> list[Any]:
         workloads = [task_workload(task_id=f"t{uuid.uuid4().hex}", executor_config=None) for _ in range(count)]
@@ -197,7 +150,8 @@ class World:
 
     def orphan(self, state: RunState) -> Any:
         """A task instance of a scheduler that is gone, with its run."""
-        record = kept(self.store, state)
+        record = documents.record(state)
+        self.place.runs[record.id] = Run(record, owner="0.gone")
         who = record.identity
         return SimpleNamespace(
             id=who.workload_id,
@@ -217,6 +171,9 @@ class World:
 def _secret(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("AIRFLOW__API_AUTH__JWT_SECRET", "only-for-tests-but-long-enough" * 4)
     monkeypatch.setenv("AIRFLOW__LOGGING__BASE_LOG_FOLDER", str(tmp_path / "logs"))
+    # There is no database.
+    monkeypatch.setattr(task_instances, "name_runs", lambda _: None)
+    monkeypatch.setattr(task_instances, "is_beating", lambda *_: False)
 
 
 @pytest.mark.usefixtures("_secret")
@@ -226,9 +183,11 @@ def test_nothing_raises_out_of_the_executor_and_every_end_is_told(
     seed: int, share: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mood = Mood(seed, share)
-    world = World(tmp_path, mood)
+    world = World(mood)
     executor, chance = world.executor, random.Random(seed)
-    monkeypatch.setattr(AirExecutor, "_working", [executor])
+    monkeypatch.setattr(idle, "working", [world.work])
+    monkeypatch.setattr(task_instances, "name_runs", lambda _: mood.swing())
+    monkeypatch.setattr(task_instances, "is_beating", lambda *_: mood.swing() or False)
     owed = set()
     for _ in range(12):
         owed |= {workload.ti.key for workload in world.queue(3)}
@@ -236,30 +195,29 @@ def test_nothing_raises_out_of_the_executor_and_every_end_is_told(
         orphans = [world.orphan(chance.choice([RunState.RUNNING, RunState.FAILED])) for _ in range(2)]
         back = executor.try_adopt_task_instances(orphans)
         owed |= {ti.key for ti in orphans if ti not in back}
-        executor._wait_for_news(0.001)
+        idle.wait_for_news(0.001)
         executor.debug_dump()
-        live = list(world.backend.live.values())
-        for record in chance.sample(live, k=len(live) // 2):
-            world.backend.finish(record)
-        if executor._runs:
-            run_id, run = chance.choice(list(executor._runs.items()))
+        live = world.live()
+        world.finish(*chance.sample(live, k=len(live) // 2))
+        if world.work.runs:
+            run_id, run = chance.choice(list(world.work.runs.items()))
             world.passes.found = Outcome({run_id}, [], set())
             owed.discard(run.key)  # another scheduler has it
-        if executor._runs:
-            run_id, run = chance.choice(list(executor._runs.items()))
+        if world.work.runs:
+            run_id, run = chance.choice(list(world.work.runs.items()))
             world.passes.found.unwanted.append(Unwanted(run_id, "marked"))
-        if executor._runs:
-            run = chance.choice(list(executor._runs.values()))
+            owed.discard(run.key)  # Airflow has given it up
+        if world.work.runs:
+            run = chance.choice(list(world.work.runs.values()))
             executor.revoke_task(ti=SimpleNamespace(id=run.ti_id, key=run.key))  # type: ignore[arg-type]
             owed.discard(run.key)
     mood.share = 0.0
     for _ in range(3):
-        for record in list(world.backend.live.values()):
-            world.backend.finish(record)
+        world.finish(*world.live())
         world.loop()
     assert owed <= world.events.keys()
     assert not executor.running
-    assert not executor._runs
+    assert not world.work.runs
     mood.share = share
     executor.terminate()
     executor.end()
@@ -270,19 +228,18 @@ def test_nothing_raises_out_of_the_executor_and_every_end_is_told(
 def test_the_end_of_one_run_that_cannot_be_told_hurts_no_other(
     error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    world = World(tmp_path, Mood(0, 0.0))
+    world = World(Mood(0, 0.0))
     bad, *good = world.queue(3)
     world.loop()
-    tell = world.executor._tell
+    report = world.executor._ends.report
 
-    def tell_most(key: Any, record: RunRecord) -> None:
+    def report_most(key: Any, record: RunRecord) -> None:
         if key == bad.ti.key:
             raise error
-        tell(key, record)
+        report(key, record)
 
-    monkeypatch.setattr(world.executor, "_tell", tell_most)
-    for record in list(world.backend.live.values()):
-        world.backend.finish(record)
+    monkeypatch.setattr(world.executor._ends, "report", report_most)
+    world.finish(*world.live())
     world.loop()
     for workload in (bad, *good):
         ((state, reason),) = world.events[workload.ti.key]
@@ -293,29 +250,28 @@ def test_the_end_of_one_run_that_cannot_be_told_hurts_no_other(
 
 @pytest.mark.usefixtures("_secret")
 def test_a_record_that_cannot_be_written_keeps_no_other_from_being_recorded_as_told(tmp_path: Path) -> None:
-    world = World(tmp_path, Mood(0, 0.0))
+    world = World(Mood(0, 0.0))
     world.queue(3)
     world.loop()
-    bad, *good = world.backend.live.values()
-    for record in (bad, *good):
-        world.backend.finish(record)
-    write = world.store.write
+    bad, *good = world.live()
+    world.finish(bad, *good)
+    acknowledge = world.backend.acknowledge
 
-    def write_most(record: RunRecord) -> RunRecord:
+    def acknowledge_most(record: RunRecord) -> RunRecord:
         if record.id == bad.id:
             raise OddError
-        return write(record)
+        return acknowledge(record)
 
-    world.store.write = write_most  # type: ignore[method-assign]
+    world.backend.acknowledge = acknowledge_most  # type: ignore[method-assign]
     world.loop()
     world.loop()
     world.passes.found = Outcome(set(), [], set(), heard={record.id for record in (bad, *good)})
     world.loop()
     world.loop()
-    assert [world.store.read(record.id).reported_at is not None for record in (bad, *good)] == [False, True, True]
-    world.store.write = write  # type: ignore[method-assign]
+    assert world.are_acknowledged(bad, *good) == [False, True, True]
+    world.backend.acknowledge = acknowledge  # type: ignore[method-assign]
     world.loop()
-    assert world.store.read(bad.id).reported_at
+    assert world.are_acknowledged(bad) == [True]
 
 
 @pytest.mark.usefixtures("_secret")
@@ -323,21 +279,20 @@ def test_a_record_that_cannot_be_written_keeps_no_other_from_being_recorded_as_t
 def test_a_failure_that_the_scheduler_has_missed_is_told_again_and_recorded_when_it_has_heard(
     is_ordered: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    world = World(tmp_path, Mood(0, 0.0))
-    asked: list[list[Telling]] = []
-    monkeypatch.setattr(world.passes, "begin", lambda *arguments: asked.append(arguments[3]))
+    world = World(Mood(0, 0.0))
+    asked: list[list[Report]] = []
+    monkeypatch.setattr(world.passes, "begin", lambda *arguments: asked.append(arguments[2]))
     if not is_ordered:
-        monkeypatch.setattr(world.store, "create", lambda _: 1 / 0)
+        monkeypatch.setattr(world.backend, "order", lambda *_: 1 / 0)
     (workload,) = world.queue(1)
     world.loop()
-    for record in list(world.backend.live.values()):
-        world.backend.finish(record)
+    world.finish(*world.live())
     world.loop()
     asked.clear()
     world.loop()
-    ((telling,),) = asked
-    assert (telling.ti_id, telling.executor_id) == (str(workload.ti.id), telling.record and telling.record.id)
-    world.passes.found = Outcome(set(), [], set(), missed={telling.id})
+    ((report,),) = asked
+    assert (report.ti_id, report.executor_id) == (str(workload.ti.id), report.record and report.record.id)
+    world.passes.found = Outcome(set(), [], set(), missed={report.id})
     world.loop()
     world.passes.found = Outcome(set(), [], set())
     world.loop()
@@ -348,18 +303,18 @@ def test_a_failure_that_the_scheduler_has_missed_is_told_again_and_recorded_when
     later_s = time.monotonic() + 3600
     monkeypatch.setattr(time, "monotonic", lambda: later_s)
     world.loop()
-    assert asked[-1] == [telling]
-    world.passes.found = Outcome(set(), [], set(), heard={telling.id})
+    assert asked[-1] == [report]
+    world.passes.found = Outcome(set(), [], set(), heard={report.id})
     world.loop()
     world.loop()
     assert asked[-1] == []
     assert len(world.events[workload.ti.key]) == 2
-    assert [record.reported_at is not None for record in world.store.records()] == [True] * is_ordered
+    assert world.are_acknowledged(*(run.record for run in world.place.runs.values())) == [True] * is_ordered
 
 
 @pytest.mark.usefixtures("_secret")
 def test_a_workload_of_a_kind_that_nobody_knows_is_not_offered_for_ever(tmp_path: Path) -> None:
-    world = World(tmp_path, Mood(0, 0.0))
+    world = World(Mood(0, 0.0))
     world.executor.queued_tasks["strange"] = strange = SimpleNamespace(ti=SimpleNamespace(priority_weight=1))  # type: ignore
     (known,) = world.queue(1)
     world.executor._process_workloads([strange, known])

@@ -33,6 +33,11 @@ from tests.unit.test_service import order
 from tests.unit.test_versions import Stranger
 
 
+def has_said_hello(backend: LocalBackend) -> bool:
+    link = backend._launchers.current
+    return link is not None and bool(link.launcher)
+
+
 @pytest.fixture
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     """Deadlines of a second instead of many."""
@@ -147,7 +152,7 @@ def test_a_service_that_hangs_is_said_so_is_not_killed_and_makes_up_for_it(
         status = wait_for(lambda: control.status(service_address(store)), "the service")
         backend = LocalBackend(store, config(store.root, launcher="service"))
         backend.warm_up()
-        wait_for(lambda: backend.take_ends() or (backend._link and backend._link.launcher), "the launcher's hello")
+        wait_for(lambda: backend.take_ends() or has_said_hello(backend), "the launcher's hello")
         os.kill(status["pid"], signal.SIGSTOP)
         run_id = order(backend, tmp_path / "log")
         wait_for(lambda: backend.take_ends() or caplog.records, "the launcher to be said to hang")
@@ -194,7 +199,7 @@ def test_a_launcher_whose_queue_is_full_has_not_died_and_is_replaced_when_that_l
     full: Callable[[Path], socket.socket],
 ) -> None:
     backend = bench.backend()
-    full(backend._address.socket)
+    full(backend._launchers.address.socket)
     request = bench.start(backend, bench.request())
     assert backend._deaths == 0
     record = bench.end_of(backend, request)
@@ -208,12 +213,12 @@ def test_orders_go_as_fast_as_the_launcher_takes_them_not_only_once_a_loop(
     backend = LocalBackend(store, config(store.root, launcher="service"))
     backend.warm_up()
     stranger.greet()
-    wait_for(lambda: backend.take_ends() or (backend._link and backend._link.launcher), "the launcher's hello")
+    wait_for(lambda: backend.take_ends() or has_said_hello(backend), "the launcher's hello")
     ordered = {order(backend, tmp_path / ("x" * 2000)) for _ in range(300)}
     poll = select.poll()
     poll.register(backend.fileno() or -1, select.POLLIN)
     arrived: list[Any] = []
-    monkeypatch.setattr(backend, "ended", lambda: pytest.fail("that is once a loop"))
+    monkeypatch.setattr(backend, "take_ends", lambda: pytest.fail("that is once a loop"))
     while len(arrived := arrived + stranger.heard()) < len(ordered):
         assert poll.poll(60_000), "nothing tells that more can be sent"
         backend.has_news()
@@ -226,9 +231,9 @@ def test_orders_go_as_fast_as_the_launcher_takes_them_not_only_once_a_loop(
 def test_a_process_that_is_no_launcher_is_never_killed(bench: Bench) -> None:  # noqa: F811
     backend = bench.backend()
     backend.warm_up()
-    assert backend._link is not None
+    assert backend._launchers.current is not None
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as innocent:
-        backend._link.note_process(innocent.pid)
-        assert not backend._link.kill()
+        backend._launchers.current.note_process(innocent.pid)
+        assert not backend._launchers.current.kill()
         assert psutil.Process(innocent.pid).is_running()
         innocent.kill()

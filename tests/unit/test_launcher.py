@@ -681,8 +681,8 @@ def test_a_run_that_cannot_be_looked_at_hurts_no_other_and_is_lost_in_the_end(
         return read(run_id)
 
     monkeypatch.setattr(bench.store, "read", read_most)
-    monkeypatch.setattr("air_executor.launcher.client.backend._LOOK_S", 0.0)
-    monkeypatch.setattr("air_executor.launcher.client.backend._OBSCURE_S", 0.0)
+    monkeypatch.setattr("air_executor.launcher.client.followed.LOOK_S", 0.0)
+    monkeypatch.setattr("air_executor.launcher.client.followed._OBSCURE_S", 0.0)
     heir.follow(bad)
     heir.follow(good)
     assert wait_for(heir.take_ends, "the other's end") == [good]
@@ -791,8 +791,8 @@ def test_a_launcher_that_is_dead_before_it_is_spoken_to_has_died(
     connect = protocol.connect
 
     def connect_late(path: Path) -> socket.socket:
-        if backend._launcher is not None:
-            backend._launcher.wait(120)
+        if backend._launchers.process is not None:
+            backend._launchers.process.wait(120)
         return connect(path)
 
     monkeypatch.setattr(protocol, "connect", connect_late)
@@ -850,7 +850,7 @@ def test_a_run_that_a_runner_has_is_not_failed_because_no_launcher_can_start(
 
         def has_given_up() -> bool:
             told.extend(backend.take_ends())
-            return bool(told) or request.id not in backend._ordered
+            return bool(told) or request.id not in backend._followed.orders
 
         told: list[RunRecord] = []
         wait_for(has_given_up, "the backend to give up")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from air_executor.airflow.live import LiveRuns, Run
+from air_executor.airflow.live_runs import LiveRuns, Run
 
 
 class Key:

@@ -13,7 +13,7 @@ import sqlalchemy
 from sqlalchemy.orm import Session
 
 from air_executor import AirExecutor
-from air_executor.airflow import compat, reconcile
+from air_executor.airflow import compat, task_instances
 from air_executor.runs.record import RunRecord, RunState, queued
 from tests.unit.documents import identity
 
@@ -34,7 +34,7 @@ def test_a_callback_whose_runner_died_has_failed() -> None:
     executor, callback_id = AirExecutor(parallelism=1), str(uuid.uuid4())
     key: Any = compat.callback_key(callback_id)
     executor.running.add(key)
-    executor._tell(key, died("callback", callback_id))
+    executor._ends.report(key, died("callback", callback_id))
     assert executor.event_buffer == {key: (compat.states_of("callback").FAILED, REASON)}
     assert key not in executor.running
 
@@ -56,7 +56,7 @@ def test_a_connection_test_whose_runner_died_has_failed_unless_it_has_told_its_r
             yield session
             session.commit()
 
-    monkeypatch.setattr(reconcile, "create_session", session)
+    monkeypatch.setattr(task_instances, "create_session", session)
     executor = AirExecutor(parallelism=1)
     for state, expected in (
         (ConnectionTestState.RUNNING, ("failed", REASON, None)),
@@ -67,7 +67,7 @@ def test_a_connection_test_whose_runner_died_has_failed_unless_it_has_told_its_r
         request.result_message = "connected" if state == ConnectionTestState.SUCCESS else None
         with session() as connection:
             connection.add(request)
-        executor._tell(ConnectionTestKey(id=str(request.id)), died("connection_test", str(request.id)))
+        executor._ends.report(ConnectionTestKey(id=str(request.id)), died("connection_test", str(request.id)))
         with session() as connection:
             told = connection.get(ConnectionTestRequest, request.id)
             assert told is not None

@@ -17,12 +17,13 @@ from airflow.jobs.job import Job
 from sqlalchemy.orm import Session
 
 from air_executor import AirExecutor
-from air_executor.airflow import reconcile
-from air_executor.airflow.jobname import JobName
-from air_executor.airflow.reconcile import Reconciler, fail_jobs_of_dead_executors, own_name
+from air_executor.airflow import schedulers, task_instances
+from air_executor.airflow.schedulers import JobName, fail_jobs_of_dead_executors, own_name
+from air_executor.launcher.client.backend import LocalBackend
 from air_executor.runs.lock import KernelLock
 from air_executor.runs.record import RunState
 from air_executor.runs.store import RunStore
+from tests.support.airflow_env import config
 from tests.unit.documents import identity, kept
 
 
@@ -58,12 +59,16 @@ def make_database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[A
 
     def make() -> Database:
         made.append(Database(tmp_path / f"{uuid.uuid4()}.db"))
-        monkeypatch.setattr(reconcile, "create_session", made[-1].session)
+        monkeypatch.setattr(schedulers, "create_session", made[-1].session)
         return made[-1]
 
     yield make
     for database in made:
         database.engine.dispose()
+
+
+def backend_of(store: RunStore) -> LocalBackend:
+    return LocalBackend(store, config(store.root))
 
 
 def dead(store: RunStore, name: str, last_seen_s: float | None = None) -> Path:
@@ -80,7 +85,7 @@ def test_what_cannot_be_looked_at_does_not_keep_the_rest_from_it(store: RunStore
     assert alive.acquire(timeout_s=0)
     (store.executors / "test.dead").touch()
     (store.executors / "test.planted").symlink_to(store.root / "elsewhere")
-    fail_jobs_of_dead_executors(store, "1")
+    fail_jobs_of_dead_executors(backend_of(store), "1")
     assert sorted(os.listdir(store.executors)) == ["test.alive", "test.planted"]
     alive.release()
 
@@ -95,12 +100,12 @@ def test_the_job_of_a_dead_scheduler_is_failed_once_and_only_in_its_own_database
     for job_id in (3, 4):
         database.add_scheduler(job_id)
     ours = dead(store, own_name(4))
-    fail_jobs_of_dead_executors(store, 5)
+    fail_jobs_of_dead_executors(backend_of(store), 5)
     assert (database.state(3), database.state(4), former.state(3)) == ("running", "failed", "running")
     assert not ours.exists()
     assert of_former.exists()  # for the other database's next scheduler
-    monkeypatch.setattr(reconcile, "create_session", former.session)
-    fail_jobs_of_dead_executors(store, 5)
+    monkeypatch.setattr(schedulers, "create_session", former.session)
+    fail_jobs_of_dead_executors(backend_of(store), 5)
     assert former.state(3) == "failed"
     assert not of_former.exists()
 
@@ -110,7 +115,7 @@ def test_what_another_database_with_our_own_number_has_left_is_not_ours(store: R
     strange = dead(store, own_name(3))
     database = make_database()
     database.add_scheduler(3)
-    fail_jobs_of_dead_executors(store, 3)
+    fail_jobs_of_dead_executors(backend_of(store), 3)
     assert strange.exists()
     assert database.state(3) == "running"
 
@@ -119,7 +124,7 @@ def test_what_nobody_has_claimed_for_a_day_is_removed(store: RunStore, make_data
     make_database()
     new, old = dead(store, f"3.{uuid.uuid4()}.1700000000000000"), f"3.{uuid.uuid4()}.1700000000000001"
     forgotten = dead(store, old, time.time() - 86400 - 60)
-    fail_jobs_of_dead_executors(store, 5)
+    fail_jobs_of_dead_executors(backend_of(store), 5)
     assert new.exists()
     assert not forgotten.exists()
 
@@ -138,7 +143,7 @@ def test_names_of_the_last_release_are_of_a_job_that_ended_with_them(
     database, now = make_database(), datetime.now(tz=timezone.utc)
     database.add_scheduler(3, now - timedelta(seconds=begun_ago_s), now - timedelta(seconds=heard_ago_s))
     dead(store, f"3.{uuid.uuid4()}", time.time() - 3600)
-    fail_jobs_of_dead_executors(store, 5)
+    fail_jobs_of_dead_executors(backend_of(store), 5)
     assert database.state(3) == state
 
 
@@ -161,7 +166,7 @@ def test_a_database_that_is_away_fails_nothing_and_removes_nothing(
     with database.engine.begin() as connection:
         connection.execute(sqlalchemy.text("DROP TABLE job"))
     with pytest.raises(sqlalchemy.exc.SQLAlchemyError):
-        fail_jobs_of_dead_executors(store, 5)
+        fail_jobs_of_dead_executors(backend_of(store), 5)
     assert path.exists()
     assert own_name(3).count(".") == 1
 
@@ -169,7 +174,7 @@ def test_a_database_that_is_away_fails_nothing_and_removes_nothing(
 def test_a_scheduler_takes_over_no_callback_of_another_database(
     store: RunStore, make_database: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Reconciler, "given_up", lambda _, runs: list(runs))
+    monkeypatch.setattr(task_instances, "given_up", list)
     make_database().add_scheduler(3)
     strange = own_name(3)
     database = make_database()
@@ -184,10 +189,10 @@ def test_a_scheduler_takes_over_no_callback_of_another_database(
                 store.set_owner(record.id, owner)
     heir = AirExecutor(parallelism=4)
     followed: list[str] = []
-    heir._store, heir._reconciler = store, Reconciler(store)
-    heir._life = KernelLock(store.executors / own_name(4))
-    heir._backend = type("Backend", (), {"follow": lambda _, record: followed.append(record.id)})()
-    heir._inherit()
+    heir._work.backend = backend = backend_of(store)
+    assert backend.open(own_name(4))
+    monkeypatch.setattr(backend, "follow", lambda record: followed.append(record.id))
+    heir._adoption.inherit()
     mine = {run_id for (owner, kind), run_id in runs.items() if kind == "callback" and owner != strange}
-    assert set(followed) == set(heir._runs) == mine
+    assert set(followed) == set(heir._work.runs) == mine
     assert [store.read(runs[strange, kind]).reported_at for kind in ("callback", "task")] == [None, None]

@@ -14,11 +14,13 @@ import sqlalchemy
 from airflow.models.taskinstance import TaskInstance
 from sqlalchemy.orm import Session
 
-from air_executor.airflow import reconcile
+from air_executor.airflow import reconcile, schedulers, task_instances
 from air_executor.airflow.reconcile import Outcome, Reconciler
-from air_executor.airflow.told import Telling
+from air_executor.airflow.reports import Report
+from air_executor.launcher.client.backend import LocalBackend
 from air_executor.runs.record import RunRecord, RunState
 from air_executor.runs.store import RunStore
+from tests.support.airflow_env import config
 from tests.support.postgres import Postgres
 from tests.support.waiting import wait_for
 from tests.unit.documents import identity, kept
@@ -44,7 +46,7 @@ class Database:
         """Add a task instance, and return its id."""
         ti_id = str(uuid.uuid4())
         values = {
-            "id": reconcile._instance_id(ti_id),
+            "id": task_instances.instance_id(ti_id),
             "task_id": f"t{ti_id}",
             "dag_id": "d",
             "run_id": "r",
@@ -66,14 +68,14 @@ class Database:
     def value(self, ti_id: str, column: str) -> Any:
         table = TaskInstance.__table__
         with self.engine.connect() as connection:
-            query = sqlalchemy.select(table.c[column]).where(table.c.id == reconcile._instance_id(ti_id))
+            query = sqlalchemy.select(table.c[column]).where(table.c.id == task_instances.instance_id(ti_id))
             return connection.execute(query).scalar_one()
 
     @contextmanager
     def locked(self, *ti_ids: str) -> Iterator[Any]:
         """Within this, somebody else holds the rows of these instances."""
         table = TaskInstance.__table__
-        ids = [reconcile._instance_id(ti_id) for ti_id in ti_ids]
+        ids = [task_instances.instance_id(ti_id) for ti_id in ti_ids]
         with self.engine.connect() as connection:
             connection.execute(sqlalchemy.select(table.c.id).where(table.c.id.in_(ids)).with_for_update())
             yield connection
@@ -94,9 +96,12 @@ def database() -> Iterator[Database]:
 
 @pytest.fixture
 def reconciler(database: Database, store: RunStore, monkeypatch: pytest.MonkeyPatch) -> Reconciler:
-    monkeypatch.setattr(reconcile, "create_session", database.session)
+    monkeypatch.setattr(task_instances, "create_session", database.session)
+    monkeypatch.setattr(schedulers, "create_session", database.session)
     monkeypatch.setattr(reconcile, "PASS_S", 0.0)
-    return Reconciler(store)
+    backend = LocalBackend(store, config(store.root))
+    assert backend.open(OWNER)
+    return Reconciler(backend, store.root, OWNER.split(".")[0])
 
 
 def live(database: Database, store: RunStore, **changes: Any) -> RunRecord:
@@ -107,8 +112,8 @@ def live(database: Database, store: RunStore, **changes: Any) -> RunRecord:
     return record
 
 
-def make_pass(reconciler: Reconciler, *runs: RunRecord, told: list[Telling] | None = None) -> Outcome:
-    reconciler.begin({run.id: run.identity.workload_id for run in runs}, OWNER, told=told or [])
+def make_pass(reconciler: Reconciler, *runs: RunRecord, reports: list[Report] | None = None) -> Outcome:
+    reconciler.begin({run.id: run.identity.workload_id for run in runs}, reports=reports or [])
     return wait_for(reconciler.outcome, "the pass")
 
 
@@ -141,7 +146,7 @@ def test_heartbeats_of_many_are_part_of_no_deadlock(
             try:
                 with database.engine.begin() as connection:
                     for ti_id in backwards:
-                        row = table.c.id == reconcile._instance_id(ti_id)
+                        row = table.c.id == task_instances.instance_id(ti_id)
                         connection.execute(sqlalchemy.update(table).where(row).values(pool_slots=1))
             except Exception as error:
                 errors.append(error)
@@ -162,7 +167,7 @@ def test_heartbeats_of_many_are_part_of_no_deadlock(
 
 def test_ids_of_runs_are_written_though_somebody_held_their_rows(database: Database, reconciler: Reconciler) -> None:
     first, second = database.add("queued"), database.add("queued")
-    naming = threading.Thread(target=reconciler.name_runs, args=({first: "run-1", second: "run-2"},))
+    naming = threading.Thread(target=task_instances.name_runs, args=({first: "run-1", second: "run-2"},))
     with database.locked(first):
         naming.start()
         wait_for(lambda: database.value(second, "external_executor_id") == "run-2", "the other one")
@@ -188,8 +193,8 @@ def test_only_what_the_scheduler_was_to_fail_and_has_not_was_missed(
     changes: dict[str, Any], is_missed: bool, database: Database, reconciler: Reconciler
 ) -> None:
     ti_id = database.add(**{"external_executor_id": "its-run", **changes})
-    gone = Telling("gone", ti_id=str(uuid.uuid4()), executor_id="its-run")
-    found = make_pass(reconciler, told=[Telling("told", ti_id=ti_id, executor_id="its-run"), gone])
+    gone = Report("gone", ti_id=str(uuid.uuid4()), executor_id="its-run")
+    found = make_pass(reconciler, reports=[Report("told", ti_id=ti_id, executor_id="its-run"), gone])
     assert found.missed == ({"told"} if is_missed else set())
     assert found.heard == {"told", "gone"} - found.missed
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,13 +21,13 @@ def queue(world: World, *workloads: Any) -> None:
 
 
 @pytest.fixture
-def world(tmp_path: Path) -> World:
-    return World(tmp_path, Mood(0, 0.0))
+def world() -> World:
+    return World(Mood(0, 0.0))
 
 
 def tries(world: World) -> list[tuple[int, int]]:
     """Return the map index and the number of each try that runs."""
-    return sorted((r.identity.map_index or 0, r.identity.try_number or 0) for r in world.backend.live.values())
+    return sorted((r.identity.map_index or 0, r.identity.try_number or 0) for r in world.live())
 
 
 @pytest.mark.usefixtures("_secret")
@@ -38,12 +37,10 @@ def test_a_try_waits_for_the_end_of_the_one_before(world: World) -> None:
     queue(world, second)
     assert tries(world) == [(-1, 1)]
     assert second.ti.key in world.executor.running
-    (first,) = world.backend.live.values()
-    world.backend.finish(first)
+    world.finish(*world.live())
     world.loop()
     assert tries(world) == [(-1, 2)]
-    (last,) = world.backend.live.values()
-    world.backend.finish(last)
+    world.finish(*world.live())
     world.loop()
     assert second.ti.key in world.events
     assert not world.executor.running
@@ -63,8 +60,7 @@ def test_a_try_that_waits_can_be_revoked_and_is_not_adopted_twice(world: World) 
     queue(world, second)
     assert world.executor.try_adopt_task_instances([second.ti]) == []
     world.executor.revoke_task(ti=second.ti)
-    (first,) = world.backend.live.values()
-    world.backend.finish(first)
+    world.finish(*world.live())
     world.loop()
     assert tries(world) == []
     assert not world.executor.running

@@ -196,7 +196,7 @@ def test_what_a_launcher_of_another_protocol_would_misunderstand_waits_for_anoth
     assert store.read(run_id).state is RunState.QUEUED
     stranger.leave()
     friend = Stranger(store, protocol=protocol.VERSION)
-    wait_for(lambda: backend.take_ends() or backend._link, "the other launcher to be found")
+    wait_for(lambda: backend.take_ends() or backend._launchers.current, "the other launcher to be found")
     friend.greet()
     [message] = wait_for(lambda: backend.take_ends() or friend.heard(), "the order")
     assert (message["type"], message["request"]["id"]) == ("start", run_id)
@@ -235,7 +235,7 @@ def test_who_starts_with_other_options_of_pruning_says_so_to_a_launcher_that_und
     backend = LocalBackend(store, options)
     backend.warm_up()
     launcher.greet()
-    wait_for(lambda: backend.take_ends() or (backend._link and backend._link.launcher), "the greeting to be read")
+    wait_for(lambda: backend.take_ends() or (backend._launchers.current and backend._launchers.current.launcher), "the greeting to be read")
     assert launcher.heard() == expected
     backend.close()
     launcher.leave()

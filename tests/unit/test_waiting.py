@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,13 +17,16 @@ from air_executor import AirExecutor
 from air_executor.airflow import compat
 from air_executor.airflow.gpu_queue import GpuQueue
 from air_executor.airflow.reconcile import Outcome, Unwanted
+from air_executor.launcher.client.backend import LocalBackend
 from air_executor.observe import query as observe
 from air_executor.runs.lock import KernelLock
 from air_executor.runs.record import RunState
 from air_executor.runs.store import RunStore
+from tests.support.airflow_env import config
 from tests.unit.documents import kept
 from tests.unit.test_compat import task_workload
 from tests.unit.test_executor import executor, silent_server, wait_until  # noqa: F401
+from tests.unit.test_executor import store as store_of
 
 POOL = ("0", "1")
 
@@ -33,10 +37,19 @@ def task(gpus: Any = 1, **changes: Any) -> Any:
 
 @pytest.fixture
 def line(store: RunStore) -> Iterator[GpuQueue]:
-    queue = GpuQueue()
-    queue.open(store, POOL, "1.test")
+    with queue_of(store, "1.test") as queue:
+        yield queue
+
+
+@contextmanager
+def queue_of(store: RunStore, owner: str) -> Iterator[GpuQueue]:
+    """The queue of an executor."""
+    backend, queue = LocalBackend(store, config(store.root, gpus=POOL)), GpuQueue()
+    assert backend.open(owner)
+    queue.open(backend)
     yield queue
     queue.close()
+    backend.close()
 
 
 def take(line: GpuQueue, *names: str, slots: int = 99) -> list[str]:
@@ -105,18 +118,16 @@ def test_a_gpu_is_promised_until_its_runner_holds_it(
 
 
 def test_executors_of_one_machine_take_turns(line: GpuQueue, store: RunStore) -> None:
-    other = GpuQueue()
-    other.open(store, POOL, "2.test")
-    run = kept(store)
-    line.takes("one", task(2))
-    assert take(line) == ["one"]
-    line.promise(run.id, 2, "ti")
-    other.takes("two", task(2))
-    assert take(other) == []
-    store.write(dataclasses.replace(run.advance(RunState.STARTING), gpus=["0", "1"]))
-    assert take(line) == []
-    assert take(other) == ["two"]
-    other.close()
+    with queue_of(store, "2.test") as other:
+        run = kept(store)
+        line.takes("one", task(2))
+        assert take(line) == ["one"]
+        line.promise(run.id, 2, "ti")
+        other.takes("two", task(2))
+        assert take(other) == []
+        store.write(dataclasses.replace(run.advance(RunState.STARTING), gpus=["0", "1"]))
+        assert take(line) == []
+        assert take(other) == ["two"]
 
 
 @pytest.mark.parametrize(
@@ -128,19 +139,19 @@ def test_what_needs_none_or_cannot_have_them_does_not_wait(line: GpuQueue, air: 
     assert len(line) == 0
 
 
-def test_who_waits_is_told_to_who_asks_while_its_executor_lives(line: GpuQueue, store: RunStore) -> None:
-    life = KernelLock(store.executors / "1.test")
-    assert life.acquire(0)
-    line.takes("one", task(2))
-    line.takes("two", task())
+def test_what_waits_is_shown_while_its_executor_lives(store: RunStore) -> None:
     blocker = KernelLock(store.gpus / "0")
     assert blocker.acquire(0)
-    line.ready(99)
-    assert [(each["name"], each["gpus"], each["of"]) for each in observe.waiting_for_gpus(store)] == [
-        ("d.t", 2, 2),
-        ("d.t", 1, 2),
-    ]
-    life.release()
+    with queue_of(store, "1.test") as line:
+        line.takes("one", task(2))
+        line.takes("two", task())
+        line.ready(99)
+        assert [(each["name"], each["gpus"], each["of"]) for each in observe.waiting_for_gpus(store)] == [
+            ("d.t", 2, 2),
+            ("d.t", 1, 2),
+        ]
+        left = (store.waiting / "1.test.json").read_bytes()
+    (store.waiting / "1.test.json").write_bytes(left)  # as one that was killed leaves it
     assert observe.waiting_for_gpus(store) == []
 
 
@@ -158,8 +169,8 @@ def queue(executor: AirExecutor, workload: Any) -> Any:  # noqa: F811
 
 
 def run_of(executor: AirExecutor, key: Any) -> Any:  # noqa: F811
-    [run_id] = executor._runs.ids_of(key)
-    return executor._store.read(run_id)
+    [run_id] = executor._work.runs.ids_of(key)
+    return store_of(executor).read(run_id)
 
 
 def test_one_that_waits_keeps_no_slot_and_begins_when_the_gpu_is_free(executor: AirExecutor) -> None:  # noqa: F811
@@ -168,15 +179,15 @@ def test_one_that_waits_keeps_no_slot_and_begins_when_the_gpu_is_free(executor: 
     executor.heartbeat()
     assert executor.running == {first, second, third}
     assert (executor.slots_available, executor.slots_occupied) == (3, 1)
-    assert executor._runs.ids_of(second) == []
+    assert executor._work.runs.ids_of(second) == []
     wait_until(executor, lambda: run_of(executor, first).gpus == ["0"], "the first to have the GPU")
     cpu = [queue(executor, task_workload(executor_config=None, task_id=f"cpu{number}")) for number in range(3)]
     executor.heartbeat()
-    assert all(executor._runs.ids_of(key) for key in cpu)
+    assert all(executor._work.runs.ids_of(key) for key in cpu)
     assert executor.slots_available == 0
     executor.revoke_task(ti=SimpleNamespace(id=tasks[0].ti.id, key=first))  # type: ignore[arg-type]
-    wait_until(executor, lambda: executor._runs.ids_of(second), "the second to begin")
-    assert executor._runs.ids_of(third) == []
+    wait_until(executor, lambda: executor._work.runs.ids_of(second), "the second to begin")
+    assert executor._work.runs.ids_of(third) == []
     wait_until(executor, lambda: run_of(executor, second).gpus == ["0"], "the second to have the GPU")
 
 
@@ -193,7 +204,7 @@ def test_its_token_is_new_when_it_begins(executor: AirExecutor, monkeypatch: pyt
 
 
 def test_more_gpus_than_there_are_fail_the_task_at_once(executor: AirExecutor) -> None:  # noqa: F811
-    blocker = KernelLock(executor._store.gpus / "0")
+    blocker = KernelLock(store_of(executor).gpus / "0")
     assert blocker.acquire(0)
     key = queue(executor, task(2))
     executor.heartbeat()
@@ -205,18 +216,18 @@ def test_more_gpus_than_there_are_fail_the_task_at_once(executor: AirExecutor) -
 
 
 def test_one_that_waits_can_be_revoked_given_up_or_left_to_the_next_executor(executor: AirExecutor) -> None:  # noqa: F811
-    blocker = KernelLock(executor._store.gpus / "0")
+    blocker = KernelLock(store_of(executor).gpus / "0")
     assert blocker.acquire(0)
     tasks = [task(task_id=f"t{number}") for number in range(3)]
     revoked, given_up, left = (queue(executor, each) for each in tasks)
     executor.heartbeat()
-    assert set(executor._waiting.keys()) == {revoked, given_up, left}
-    assert sorted(executor._waiting.instances()) == sorted(str(each.ti.id) for each in tasks)
+    assert set(executor._work.gpu_queue.keys()) == {revoked, given_up, left}
+    assert sorted(executor._work.gpu_queue.instances()) == sorted(str(each.ti.id) for each in tasks)
 
     executor.revoke_task(ti=SimpleNamespace(id=tasks[0].ti.id, key=revoked))  # type: ignore[arg-type]
-    executor._heed(Outcome(set(), [Unwanted(str(tasks[1].ti.id), "its task instance was deleted")], set()))
+    executor._passes.act_on(Outcome(set(), [Unwanted(str(tasks[1].ti.id), "its task instance was deleted")], set()))
     assert executor.running == {left}
-    assert executor._waiting.keys() == {left}
+    assert executor._work.gpu_queue.keys() == {left}
 
     offered = SimpleNamespace(id=tasks[2].ti.id, key=left, external_executor_id=None, state="queued")
     assert executor.try_adopt_task_instances([offered]) == []  # type: ignore[list-item]
@@ -228,4 +239,4 @@ def test_one_that_waits_can_be_revoked_given_up_or_left_to_the_next_executor(exe
     executor.sync()
     blocker.release()
     executor.sync()
-    assert len(executor._runs) == 0
+    assert len(executor._work.runs) == 0

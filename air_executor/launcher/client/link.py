@@ -75,7 +75,11 @@ class Link:
 
     def send(self, message: dict[str, Any]) -> None:
         """Send a message, as much of it as goes now; the rest when the launcher takes it."""
-        self._outbox += protocol.encode(message)
+        self.send_encoded(protocol.encode(message))
+
+    def send_encoded(self, message: bytes) -> None:
+        """Send a message that is encoded already, in the same way."""
+        self._outbox += message
         self.flush()
 
     def follow(self, run_id: str) -> None:
