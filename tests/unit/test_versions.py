@@ -235,7 +235,10 @@ def test_who_starts_with_other_options_of_pruning_says_so_to_a_launcher_that_und
     backend = LocalBackend(store, options)
     backend.warm_up()
     launcher.greet()
-    wait_for(lambda: backend.take_ends() or (backend._launchers.current and backend._launchers.current.launcher), "the greeting to be read")
+    wait_for(
+        lambda: backend.take_ends() or (backend._launchers.current and backend._launchers.current.launcher),
+        "the greeting to be read",
+    )
     assert launcher.heard() == expected
     backend.close()
     launcher.leave()
