@@ -117,7 +117,7 @@ class Claims:
                 return record
             # A runner that comes yet finds it ended, and leaves it alone.
             lost = record.advance(RunState.LOST, outcome=UNWANTED, reason="its scheduler died before it began")
-            self._store.mark_reported(lost)
+            self._store.mark_reported(self._store.write(lost))
             return None
         finally:
             lock.release()
