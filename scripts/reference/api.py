@@ -55,7 +55,9 @@ def _tree(module: str) -> ast.Module:
 
 def _find(module: str, name: str) -> _Described:
     """Return where a name is defined that a module has, perhaps from another one. Nothing is imported for it."""
-    for each in _tree(module).body:
+    body = _tree(module).body
+    # A package that imports at first use names what it has for type checkers.
+    for each in body + [inner for outer in body if isinstance(outer, ast.If) for inner in outer.body]:
         if _is_described(each) and each.name == name:
             return each
         if isinstance(each, ast.ImportFrom) and each.module and any(alias.name == name for alias in each.names):
