@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import inspect
 import re
+import subprocess
+import sys
 import uuid
 from pathlib import Path
 from typing import Any
@@ -212,3 +214,13 @@ def test_a_launcher_can_rehearse_what_tasks_do(capfd: pytest.CaptureFixture[str]
     printed = "".join(capfd.readouterr())
     assert "Traceback" not in printed
     assert "does not work here" not in printed
+
+
+def test_a_scheduler_loads_nothing_that_only_runners_need() -> None:
+    loaded = subprocess.check_output(
+        [sys.executable, "-c", "import sys, air_executor.airflow.executor; print(*sys.modules)"], text=True, timeout=120
+    ).split()
+    ours = {name.removeprefix("air_executor.airflow.") for name in loaded if name.startswith("air_executor.airflow.")}
+    assert "compat.workloads" in ours
+    of_runners = {f"compat.{name}" for name in ("api", "execution", "logs", "rehearsing", "supervisor", "tokens")}
+    assert ours & {*of_runners, "output", "patience", "quick_end", "supervision", "tasks", "warmup"} == set()
