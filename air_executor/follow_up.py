@@ -148,8 +148,8 @@ def follow_up(
         a task over (``[core] max_map_length``, 1024 unless set) waits for the next wave. When items are left after the
         last wave, or more than the remaining waves can take, the run fails and names some.
     :param group_id: the id of the task group that this makes; by default it has the name of ``then``.
-    :param continue_in_new_run: do not fail then, but start another run of the dag with what is left. In that run,
-        ``first`` is skipped.
+    :param continue_in_new_run: do not fail then, but start another run of the dag with what is left. In that run
+        ``first`` is skipped, and what follows it runs.
     :return: a list of what all instances returned, wave after wave, for tasks downstream.
     :raises ValueError: ``waves`` is not at least 1.
     """

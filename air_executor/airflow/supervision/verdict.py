@@ -29,7 +29,7 @@ def how_it_ended(supervisor: stock.ActivitySubprocess, run: ActiveRun) -> str | 
     elif reported:
         return None
     else:
-        return "the task process ended with exit code 0 without reporting the task's state"
+        return "the task process ended with exit code 0 without telling Airflow the task's state"
     if reported is None:
         return how
     return f"{how} after the task had ended as {reported}; its callbacks may not have finished"
