@@ -74,17 +74,18 @@ def execute(request: RunRequest, active: ActiveRun, store: RunStore) -> Outcome:
         active.attach(pid)
         active.started(is_short=True)
         status = _supervise(pid, active)
-    return _outcome(status, active, _error_of(store.folder(request.id)))
+    return _outcome(status, active, _error_of(store.folder(request.id)) if "function" in task else None)
 
 
 def _open_log(path: str | None) -> BinaryIO:
     if path is None:
         return open(os.devnull, "ab")
-    folder = Path(path).parent
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if folder.is_symlink():
+    folder = os.path.dirname(path)
+    if not os.path.isdir(folder):
+        Path(folder).mkdir(mode=0o700, parents=True, exist_ok=True)
+    if os.path.islink(folder):
         raise OSError(errno.ELOOP, "its folder is a link, which is not followed")
-    return os.fdopen(open_to_append(path), "ab")
+    return open(open_to_append(path), "ab", buffering=0)
 
 
 def _set_variables(request: RunRequest, folder: Path) -> None:
@@ -174,9 +175,10 @@ def _supervise(pid: int, active: ActiveRun) -> int | None:
     status: int | None = None
     with active.heeding_signals(monitored=True) as wake:
         while True:
-            ended, ended_as = os.waitpid(pid, os.WNOHANG)
+            ended, ended_as, used = os.wait4(pid, os.WNOHANG)
             if ended:
                 status = ended_as
+                active.task_ended(used)
             if ended or time.monotonic() >= give_up_s:
                 break
             ending = active.check(told=False)
