@@ -103,7 +103,10 @@ class RunStore(RunRecords):
 
         :return: whether it was sent.
         """
-        return record.pid is not None and system.signal_if(record.pid, lambda: self.is_runner(record), signum)
+        pid = record.pid
+        if pid is None:
+            return False
+        return system.signal_if(pid, lambda: self.is_runner(record) and not _executes_another(pid, record), signum)
 
     def runner(self, record: RunRecord) -> ProcessId | None:
         """Return the process that was the runner of a run; ``None`` when its heartbeat file does not say."""
@@ -149,6 +152,13 @@ class RunStore(RunRecords):
             return record
         reason = "; ".join(filter(None, (_loss(record), self.note_survivors(record, survivors))))
         return self.write(record.advance(RunState.LOST, reason=reason))
+
+
+def _executes_another(pid: int, record: RunRecord) -> bool:
+    """Tell whether a runner has come to the end of a run since its record was read, and executes another one."""
+    sign = processes.whose(pid)
+    is_mark = sign is not None and sign.isdigit()
+    return is_mark and sign not in processes.signs_of(record.id, record.identity.workload_id)
 
 
 def _is_from_before_boot(record: RunRecord) -> bool:

@@ -34,6 +34,9 @@ _IDLE_S = 1.0
 #: Without room for a spare, the next attempt comes after this many seconds.
 _NO_ROOM_S = 1.0
 
+#: What a process calls itself that waits for an order.
+_TITLE = "air-executor spare"
+
 #: Signals that ask a process to end.
 STOPPING = (signal.SIGTERM, signal.SIGINT)
 
@@ -241,7 +244,7 @@ class Spares:
 
     def _live(self, connection: socket.socket, *, has_order: bool) -> int:
         """In the forked process: wait for the order, execute it, and return the exit code."""
-        system.set_title("air-executor spare")
+        system.set_title(_TITLE)
         from air_executor.runner import main as runner
 
         try:
@@ -258,13 +261,16 @@ class Spares:
             if not may_follow:
                 connection.close()
             self._redirect_output(request.id)
+            for signum in STOPPING:
+                signal.signal(signum, signal.SIG_DFL)
             signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
             ended = runner.run_one(request, self._store, self._config, before)
             if not (may_follow and ended.has_left_nothing and turns.restore()):
                 return ended.code
-            # Signals are ignored from here to the next run: those that come late mean the former one. A request to stop
-            # the next one is on file before its signal comes.
+            # Signals are ignored from here until the next order comes: they are late, and mean the former run. Of a
+            # signal for the next run that comes as early as that, the request in the run's folder is found.
             before = Spent.so_far()
+            system.set_title(_TITLE)
             connection.sendall(READY)
         return EXIT_RECORDED
 
