@@ -199,7 +199,7 @@ def test_a_runner_that_dies_while_it_waits_costs_no_task(yard: Yard) -> None:  #
 def test_a_task_whose_runner_dies_is_begun_again_though_others_have_ended_there(yard: Yard) -> None:  # noqa: F811
     yard.submit(
         {"id": "a", "command": "echo $PPID > former", "shell": True},
-        {"id": "b", "command": "mkdir once && kill -9 $PPID && sleep 600; true", "shell": True, "depends_on": ["a"]},
+        {"id": "b", "command": "mkdir once && kill -9 $PPID && sleep 600; true", "shell": True, "dependencies": ["a"]},
         max_runners=1,
     )
     files = yard.finish()
