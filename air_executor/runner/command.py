@@ -57,7 +57,7 @@ def execute(request: RunRequest, active: ActiveRun, store: RunStore) -> Outcome:
     the request's ``log_file``.
     """
     task = request.workload
-    _set_variables(request, store.folder(request.id))
+    _set_variables(request, store.path(request.id, WRITTEN))
     try:
         log = _open_log(request.log_file)
     except OSError as error:
@@ -88,7 +88,7 @@ def _open_log(path: str | None) -> BinaryIO:
     return open(open_to_append(path), "ab", buffering=0)
 
 
-def _set_variables(request: RunRequest, folder: Path) -> None:
+def _set_variables(request: RunRequest, result_file: str) -> None:
     """Set the variables of files, and for a command the one that says where its result goes."""
     if paths := request.workload.get("env_files"):
         from air_executor.runner import env_file
@@ -96,7 +96,7 @@ def _set_variables(request: RunRequest, folder: Path) -> None:
         given = (request.air or {}).get("environment", {})
         os.environ.update({name: value for name, value in env_file.read(paths).items() if name not in given})
     if "function" not in request.workload:
-        os.environ["AIR_EXECUTOR_RESULT"] = str(folder / WRITTEN)
+        os.environ["AIR_EXECUTOR_RESULT"] = result_file
 
 
 def _begin_log(log: BinaryIO, request: RunRequest) -> None:

@@ -37,10 +37,11 @@ class Turns:
 
     def restore(self) -> bool:
         """Put back the environment and the working folder; tell whether that was possible."""
-        for name in os.environ.keys() - self._environment.keys():
+        environment = dict(os.environ)
+        for name in environment.keys() - self._environment.keys():
             del os.environ[name]
         for name, value in self._environment.items():
-            if os.environ.get(name) != value:
+            if environment.get(name) != value:
                 os.environ[name] = value
         try:
             os.chdir(self._folder or "")
