@@ -11,7 +11,7 @@ from pathlib import Path
 import orjson
 
 from air_executor.errors import StateDirError
-from air_executor.machine import leftovers, processes, system
+from air_executor.machine import leftovers, marks, processes, system
 from air_executor.machine.processes import Process, ProcessId
 from air_executor.machine.safe_files import is_fresh
 from air_executor.runs.lock import is_held
@@ -156,9 +156,9 @@ class RunStore(RunRecords):
 
 def _executes_another(pid: int, record: RunRecord) -> bool:
     """Tell whether a runner has come to the end of a run since its record was read, and executes another one."""
-    sign = processes.whose(pid)
+    sign = marks.whose(pid)
     is_mark = sign is not None and sign.isdigit()
-    return is_mark and sign not in processes.signs_of(record.id, record.identity.workload_id)
+    return is_mark and sign not in marks.signs_of(record.id, record.identity.workload_id)
 
 
 def _is_from_before_boot(record: RunRecord) -> bool:
