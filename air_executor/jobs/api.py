@@ -1,4 +1,4 @@
-"""What programs use: making jobs, queueing tasks, waiting, and results."""
+"""The Python interface: submitting jobs, queueing tasks, waiting for jobs, and their results."""
 
 from __future__ import annotations
 
@@ -28,20 +28,20 @@ from air_executor.runs.statedir import locate
 
 log = logging.getLogger(__name__)
 
-#: A manager that is being started may take so many seconds before :func:`wait` says that there is none.
+#: How long :func:`wait` waits for a manager before it warns that there is none, in seconds.
 _NO_MANAGER_S = 2.0
 
-#: How often :func:`wait` looks, in seconds.
+#: How often :func:`wait` looks at the job, in seconds.
 _LOOK_S = 0.2
 
-#: How often it is looked whether the end can come at all, in seconds.
+#: How often :func:`wait` checks that the job can be understood, in seconds.
 _CHECK_S = 2.0
 
 
 def find_state_dir(start: str | Path | None = None) -> Path:
     """Return the state directory for a working directory: see :func:`air_executor.runs.statedir.locate`.
 
-    :param start: the working directory, unless another is given.
+    :param start: the working directory; by default that of this process.
     :raises StateDirError: the one that was found is not this user's alone.
     """
     return locate(start).path
@@ -61,25 +61,25 @@ def submit(
     existing: str = REFUSE,
     **fields: Any,
 ) -> Job:
-    """Write a new job, for its manager to begin.
+    """Write a new job, which its manager will start.
 
-    :param tasks: each a :class:`Task` or plain data with its fields; without an id they are called ``task-1``, ….
+    :param tasks: each a :class:`Task` or plain data with its fields; without an id they get ``task-1``, ….
     :param max_runners: how many of its tasks may run at a time.
-    :param folder: working directory of the tasks, unless the present one.
-    :param env: variables for all tasks. They stand in the job's files as they are: put no secret there.
-    :param env_from: names of variables for all tasks, which the manager finds in its own environment.
-    :param private_env: variables for all tasks whose values are kept in this user's private folder, and in no file of
-        the job; there only their names stand. A task has them as ``private_env``, too.
-    :param key: of all that is submitted with the same key, there is one job: who submits again, as they do not know
-        whether they have, gets that job as it is now. When it is removed, the key is free.
-    :param existing: what to do when there is a job of that name. ``refuse``: raise. ``resume``: one that has ended is
-        begun anew with these tasks, as the next generation; one that has not goes on, if its definition is the same.
-        ``replace``: it is cancelled, and begun anew. ``new_name``: this one is called ``NAME-2``, or the next number.
-    :param fields: others of a job: ``env_file``, ``priority``, ``paused``, ``on_success``, ``on_failure``, and your
-        own, which begin with ``x-`` or ``_``.
-    :return: the job, under the name and the id that it has now.
+    :param folder: working directory of the tasks; by default that of this process.
+    :param env: variables for all tasks. They are stored in the job's files in plain text: no secrets.
+    :param env_from: names of variables for all tasks, which come from the manager's environment.
+    :param private_env: variables for all tasks whose values are stored in this user's private folder, and not in the
+        job's files, which have only their names. A task may have ``private_env``, too.
+    :param key: makes the call idempotent: submitting again with the same key returns the job that was made first.
+        Removing the job frees the key.
+    :param existing: what to do if there is a job of that name. ``refuse``: raise an error. ``resume``: start an ended
+        job again with these tasks, as its next generation; let one that has not ended go on, if its definition is the
+        same. ``replace``: cancel it, and start it again. ``new_name``: name the new one ``NAME-2``, or the next number.
+    :param fields: other fields of a job: ``env_file``, ``priority``, ``paused``, ``on_success``, ``on_failure``, and
+        fields of your own, which begin with ``x-`` or ``_``.
+    :return: the job, with the name and the id that it has.
     :raises JobExistsError: there is a job of that name, and it stays.
-    :raises JobError: something in the tasks can't be used, or what was submitted with the key is something else.
+    :raises JobError: something in the tasks can't be used, or the key was used for another definition.
     :raises StateDirError: it can't be written.
     """
     state_dir = Path(state_dir or find_state_dir())
@@ -112,7 +112,7 @@ def describe(
     private_env: Mapping[str, str] | None = None,
     **fields: Any,
 ) -> tuple[Job, list[Task], dict[str | None, dict[str, str]]]:
-    """Return a job, its tasks and the values of their private variables as :func:`submit` takes them; write nothing.
+    """Return the job that :func:`submit` would write, its tasks, and the values of private variables. Write nothing.
 
     :raises JobError: something in it can't be used.
     """
@@ -131,7 +131,7 @@ def describe(
 
 
 def _tasks(name: str, tasks: Iterable[Task | Mapping[str, Any]]) -> tuple[list[Task], dict[str | None, dict[str, str]]]:
-    """Return tasks, and the values of their variables that are private, by their ids."""
+    """Return tasks, and the values of their private variables by their ids."""
     made: list[Task] = []
     values: dict[str | None, dict[str, str]] = {}
     for number, each in enumerate(tasks, 1):
@@ -151,14 +151,14 @@ def _tasks(name: str, tasks: Iterable[Task | Mapping[str, Any]]) -> tuple[list[T
 def queue_tasks(
     tasks: Iterable[Task | Mapping[str, Any]], *, job: str | None = None, state_dir: str | Path | None = None
 ) -> list[str]:
-    """Queue more tasks: of the job whose task calls this, or of ``job`` from anywhere.
+    """Queue tasks in the job whose task calls this, or from anywhere in ``job``.
 
-    Inside a task they become part of the job when the task completes; a task that fails has queued nothing.
+    Inside a task they become part of the job when the task completes. A task that fails has queued nothing.
 
-    In a task of an Airflow dag, they are the keyword arguments of the task that
+    In a task of an Airflow dag they are the keyword arguments of the task that
     :func:`air_executor.follow_up.follow_up` maps over them.
 
-    :return: their ids; of a key that is there already, the id of the task that has it.
+    :return: their ids; for a key that the job has already, the id of the task with that key.
     :raises JobError: an id is taken, a dependency is unknown or leads back, or there is no such job.
     """
     documents = [each.to_dict() if isinstance(each, Task) else each for each in tasks]
@@ -174,7 +174,7 @@ def queue_tasks(
 
 @dataclass(frozen=True)
 class Results:
-    """What became of a job."""
+    """A job and its tasks, as they are at one moment."""
 
     job: Job
     tasks: list[Task]
@@ -186,7 +186,7 @@ class Results:
 
     @property
     def values(self) -> dict[str, Any]:
-        """The tasks' results, by their ids; of a task for each of several items, the list of theirs."""
+        """The results of the tasks, by their ids. That of a task with ``foreach`` is the list of its items' results."""
         tasks = {task.id: task for task in self.tasks}
         found = {task.id: result_of(task, tasks) for task in self.tasks}
         return {name: result for name, result in found.items() if result is not None}
@@ -202,7 +202,7 @@ def results(name: str, *, state_dir: str | Path | None = None) -> Results:
 
 
 def wait(name: str, *, timeout_s: float | None = None, state_dir: str | Path | None = None) -> Results:
-    """Wait until a job has ended. That nobody works on it is logged, once, as a warning.
+    """Wait until a job has ended. If no manager works on it, a warning is logged once.
 
     :raises JobError: there is no such job, or it has not ended within ``timeout_s`` seconds.
     """
@@ -213,7 +213,7 @@ def wait(name: str, *, timeout_s: float | None = None, state_dir: str | Path | N
     warn_s = time.monotonic() + _NO_MANAGER_S
     while not _is_over(store, name):
         if time.monotonic() >= check_s:
-            # Of what can't be understood, the end never comes. Twice, as its manager may put it right.
+            # A job that can't be understood never ends. Check twice, as its manager may mend it.
             began_s, former, fault = time.monotonic(), fault, _fault(store, name)
             if fault is not None and former is not None:
                 raise fault
@@ -235,7 +235,7 @@ def _is_over(store: JobStore, name: str) -> bool:
     except JobError:
         return False
     if job.state is JobState.WAITING:
-        store.check_trust(job)  # it would be waited for for ever
+        store.check_trust(job)  # it would never start
     return is_over
 
 

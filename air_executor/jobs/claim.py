@@ -1,4 +1,4 @@
-"""How a task instance of Airflow comes to its job: makes it, goes on with it, begins it anew, or is refused."""
+"""How a task instance of Airflow gets its job: it makes the job, continues it, starts it again, or is refused."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from air_executor.jobs.store import JobFiles, JobStore, Values
 
 log = logging.getLogger(__name__)
 
-#: So long another may have the lock of a job that has ended, in seconds.
+#: How long to wait for the lock of a job that has ended, in seconds.
 _LOCK_S = 10.0
 
 
 class Claim:
-    """The claim of a task instance to a job."""
+    """The claim of a task instance on a job."""
 
     def __init__(
         self, store: JobStore, job: Job, tasks: list[Task], values: Values, owner: Owner, *, has_own_name: bool
     ) -> None:
-        """Prepare, but look at nothing.
+        """Prepare, but read nothing.
 
-        :param job: as it is to be, with ``tasks`` and the ``values`` of their private variables.
-        :param has_own_name: its name is made of what its owner is, and nobody else can mean it.
+        :param job: the job that is wanted, with ``tasks`` and the ``values`` of their private variables.
+        :param has_own_name: its name is derived from the owner, so no other owner can use it.
         """
         self._store = store
         self._job = job
@@ -36,7 +36,7 @@ class Claim:
         self._has_own_name = has_own_name
         self._is_taken = False
         self.owner: Owner | None = None
-        """The try to which the job belongs, once it is taken; ``None``: it is nobody's, and only waited for."""
+        """The try that owns the job, once it is taken; ``None``: nobody owns it, and this one only waits for it."""
         job.made_by = owner.to_document()
 
     @property
@@ -45,20 +45,20 @@ class Claim:
         return self._job.name
 
     def take(self, wait_for_end: Callable[[], None]) -> None:
-        """Let the job be this task instance's, as it is to be.
+        """Make this task instance the owner of the job, with the wanted definition.
 
-        :param wait_for_end: works on the job, or waits for who does, until it has ended.
-        :raises JobError: the job is another's, or can't be as it is to be.
+        :param wait_for_end: works on the job, or waits for its manager, until it has ended.
+        :raises JobError: the job belongs to another owner, or can't have the definition.
         :raises StateDirError: it can't be written.
         """
         while not (self._make() or self._go_on()):
             wait_for_end()
 
     def cancel(self) -> bool:
-        """Ask for the job's end, if it was taken.
+        """Ask for a cancellation of the job, if it was taken.
 
         :return: whether it was.
-        :raises AirExecutorError: it can't be asked.
+        :raises AirExecutorError: the request can't be written.
         """
         if self._is_taken:
             ask_to_cancel(self._store, self.name, self.owner)
@@ -74,7 +74,7 @@ class Claim:
             self._store.create(self._job, self._tasks, self._values)
         except AirExecutorError:
             if self._has():
-                return False  # somebody else was faster
+                return False  # another process has made it meanwhile
             raise
         return self._is_now(self._owner)
 
@@ -83,9 +83,9 @@ class Claim:
         return True
 
     def _go_on(self) -> bool:
-        """Take the job that there is.
+        """Take the existing job.
 
-        :return: whether it is taken; ``False``: it has to end before that.
+        :return: whether it is taken; ``False``: it must end first.
         """
         files = self._store.open(self.name)
         former = Owner.from_document(files.job.made_by)
@@ -101,7 +101,7 @@ class Claim:
             return self._is_now(former)
         if is_over:
             return self._renew(files, keep)
-        self._store.check_trust(files.job)  # nobody would end it
+        self._store.check_trust(files.job)  # no manager would cancel it
         if not (_is_being_cancelled(files) or is_completed):
             log.info("Job %s still works for %s, and is stopped", self.name, former)
             ask_to_cancel(self._store, self.name, former)
@@ -115,7 +115,7 @@ class Claim:
         try:
             files.load()
             if not _is_over(files) or files.job.made_by != looked_at.job.made_by:
-                return False  # somebody else was faster
+                return False  # it has changed meanwhile
             if keep is not Keep.NOTHING:
                 self._store.check_trust(files.job)
             changed = {
@@ -133,9 +133,9 @@ class Claim:
         return self._is_now(self._owner)
 
     def _keep(self, files: JobFiles, former: Owner | None, *, is_over: bool) -> Keep | None:
-        """Return what is kept of the job that there is; ``None``: it goes on as it is, or has completed.
+        """Return what is kept of the existing job; ``None``: all of it, as it goes on or has completed.
 
-        :raises JobError: it is another's.
+        :raises JobError: it belongs to another owner.
         """
         is_completed = files.job.state is JobState.COMPLETED
         if former is None:
@@ -164,7 +164,7 @@ class Claim:
         return None if is_completed or is_working else Keep.COMPLETED
 
     def _keep_of_nobody(self, files: JobFiles, *, is_completed: bool) -> Keep:
-        """Return what is kept of a job that no task of Airflow has made, or one of a release that did not say so."""
+        """Return what is kept of a job without an owner. Former releases did not record the owner."""
         if self._has_own_name:
             return Keep.NOTHING if is_completed else Keep.COMPLETED
         if not is_completed and is_same(files, self._job, self._tasks):
@@ -176,10 +176,10 @@ class Claim:
 
 
 def ask_to_cancel(store: JobStore, name: str, owner: Owner | None) -> None:
-    """Ask for the end of a job, if it is still that of ``owner`` when its manager reads that.
+    """Ask for a cancellation of a job, if it still belongs to ``owner`` when its manager reads the request.
 
-    :param owner: ``None``: whosever it is.
-    :raises AirExecutorError: there is no such job, or it can't be asked.
+    :param owner: ``None``: whoever owns it.
+    :raises AirExecutorError: there is no such job, or the request can't be written.
     """
     store.ask(name, "cancel", **({"owner": owner.to_document()} if owner else {}))
 

@@ -194,9 +194,9 @@ class JobFiles(JobFolder):
         self.job.state, self.job.error = state, error
         self.write()
 
-    def due_in_s(self) -> float | None:
-        """Return in how many seconds the files should be written whole; ``None``: they have all changes."""
-        return max(0.0, self._due_s - time.monotonic()) if self._is_due else None
+    def due_s(self) -> float | None:
+        """Return when the files should be written whole, on the monotonic clock; ``None``: they have all changes."""
+        return self._due_s if self._is_due else None
 
     def write_if_due(self) -> None:
         """Write the files whole if they lack changes and enough time has passed since the last write.

@@ -1,4 +1,4 @@
-"""What a launcher and a runner need to know of a job's commands: see :class:`air_executor.runner.hooks.Hooks`."""
+"""What a launcher and a runner call for jobs: see :class:`air_executor.runner.hooks.Hooks`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What others ask of a job: one file for each request, in its inbox. Who works on the job takes them out again."""
+"""Requests to the manager of a job: one file each, in the job's inbox. The manager removes them when they are done."""
 
 from __future__ import annotations
 
@@ -17,29 +17,29 @@ from air_executor.jobs.reading import parse, read
 from air_executor.machine.safe_files import replace_file
 from air_executor.runs.record import now
 
-#: So many requests that were refused stay in an inbox, and so many that could not be understood.
+#: How many refusals are kept in an inbox, and how many requests that could not be understood.
 _KEPT = 100
 
 
 @dataclass(frozen=True)
 class Ask:
-    """What somebody asks of a job."""
+    """A request."""
 
     path: Path
     action: str
-    """``queue``, ``cancel``, ``retry`` or ``reset``."""
+    """``queue``, ``cancel``, ``pause``, ``resume``, ``retry`` or ``reset``."""
     tasks: list[Any]
-    """The tasks to queue as plain data, or the ids of those to try again."""
+    """The documents of the tasks to queue, or the ids of those to try again."""
     fault: str | None = None
     """Why it can't be understood."""
     document: dict[str, Any] = field(default_factory=dict)
-    """All that is asked."""
+    """The whole request."""
 
 
 def put(folder: Path, action: str, tasks: Iterable[Any], more: Mapping[str, Any]) -> Path:
-    """Put a request into an inbox, and return its file, which goes when the request was heeded.
+    """Put a request into an inbox, and return its file. The manager removes it when the request is done or refused.
 
-    :param more: what else the action has to know.
+    :param more: further fields of the request.
     :raises StateDirError: it can't be written.
     """
     try:
@@ -52,7 +52,7 @@ def put(folder: Path, action: str, tasks: Iterable[Any], more: Mapping[str, Any]
 
 
 def asks(folder: Path) -> list[Ask]:
-    """Return the requests in an inbox, in the order in which they came.
+    """Return the requests in an inbox, oldest first.
 
     :raises StateDirError: they can't be read now.
     """
@@ -66,7 +66,7 @@ def asks(folder: Path) -> list[Ask]:
 
 
 def _read(path: Path) -> Ask | None:
-    """Read a request; one that can't be understood has its fault. ``None``: it is gone."""
+    """Read a request. If it can't be understood, its ``fault`` says why. ``None``: it is gone."""
     who = f"the request {path.name}"
     try:
         if (data := read(path)) is None:
@@ -84,7 +84,7 @@ def _read(path: Path) -> Ask | None:
 
 
 def refuse(ask: Ask, reason: str) -> None:
-    """Take a request out of the inbox, and leave the reason for whoever asked. What can't be understood is kept.
+    """Remove a request, and leave the reason for whoever asked. One that can't be understood is renamed.
 
     :raises StateDirError: it can't be written.
     """
@@ -99,12 +99,12 @@ def refuse(ask: Ask, reason: str) -> None:
         raise StateDirError(f"cannot take {ask.path} out of the inbox: {error.strerror}") from error
     for suffix in (".refused", ".unreadable"):
         for name in [each for each in names if each.endswith(suffix)][:-_KEPT]:
-            with contextlib.suppress(OSError):  # a folder of that name harms nobody
+            with contextlib.suppress(OSError):  # it may be a folder
                 os.unlink(ask.path.parent / name)
 
 
 def refusal(path: Path) -> str | None:
-    """Return why the request that was at ``path`` was refused; ``None``: it was not. The reason is told once."""
+    """Return why the request at ``path`` was refused, and remove the reason; ``None``: it was not refused."""
     try:
         document = parse(read(_refusal_of(path)) or b"null", path)
     except AirExecutorError:

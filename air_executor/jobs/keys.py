@@ -1,8 +1,8 @@
-"""Submitting once: whoever submits with a key, again and again, gets the one job that was made first.
+"""Idempotent submission: submitting again with the same key returns the job that was made first.
 
-Each key has a file ``<state_dir>/jobs/.keys/<digest of the key>.json``, which names the job. It is written before the
-job is, and its lock is held meanwhile. So of many who submit at once one makes the job; and if that one dies in
-between, the file names a job that is not there, and the next one makes it. Once the job is removed its key is free.
+Each key has a file ``<state_dir>/jobs/.keys/<digest of the key>.json``, which names the job. The file is locked while
+the job is made, and written before. So of several processes that submit at once, one makes the job. If it dies in
+between, the file names a job that does not exist, and the next process makes it. Removing the job frees its key.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from air_executor.jobs.store import JobStore
 
 _FOLDER = ".keys"
 
-#: A file of a key is shorter than this.
+#: No more than this is read of a key's file.
 _MAX_BYTES = 1 << 16
 
 
 class KeyUsedError(JobError):
-    """There is another job of the same key."""
+    """Another job was submitted with the same key."""
 
     hint = "for another job take another key; to have this one run again, `air-executor retry` or `reset`"
 
 
 class Key:
-    """A key, whose file is locked: nobody else submits with it."""
+    """A key whose file is locked: no other process submits with it meanwhile."""
 
     def __init__(self, store: JobStore, key: str, fd: int, path: Path) -> None:
         self._store, self._key, self._fd, self._path = store, key, fd, path
@@ -42,7 +42,7 @@ class Key:
         """Return the job that was submitted with this key, if there is one.
 
         :raises KeyUsedError: it was submitted with another definition.
-        :raises JobError: the job can't be understood. It may have run, so it is not made once more.
+        :raises JobError: the job can't be understood. It may have run, so no second one is made.
         :raises StateDirError: something can't be read.
         """
         known = _read(self._fd, self._path)
@@ -51,12 +51,12 @@ class Key:
             return None
         if known["definition"] != definition:
             raise KeyUsedError(
-                f"the key {self._key!r} is that of job {job.name}, which was submitted as something else"
+                f"the key {self._key!r} is that of job {job.name}, which was submitted with another definition"
             )
         return job
 
     def note(self, job: Job, definition: str) -> None:
-        """Write down, for good, which job is about to be made.
+        """Record which job is about to be made, and wait for the disk.
 
         :raises StateDirError: it can't be written.
         """
@@ -77,9 +77,9 @@ class Key:
 
 @contextlib.contextmanager
 def hold(store: JobStore, key: str) -> Iterator[Key]:
-    """Be the only one that submits with a key.
+    """Be the only process that submits with a key.
 
-    :raises JobError: it is no key.
+    :raises JobError: ``key`` can't be one.
     :raises StateDirError: its file can't be opened.
     """
     if not isinstance(key, str) or not 0 < len(key) <= 1000:
@@ -95,9 +95,9 @@ def hold(store: JobStore, key: str) -> Iterator[Key]:
 
 
 def sweep(store: JobStore) -> None:
-    """Remove the files of keys whose jobs are gone.
+    """Remove the files of keys whose jobs were removed.
 
-    :raises StateDirError: one can't be removed, or read.
+    :raises StateDirError: one can't be read or removed.
     """
     folder = store.root / _FOLDER
     try:
@@ -114,7 +114,7 @@ def sweep(store: JobStore) -> None:
             if known is None or _job_of(store, known) is None:
                 path.unlink(missing_ok=True)
         except JobError:
-            continue  # the job is there, if it can't be understood
+            continue  # there is a job, which can't be understood
         except OSError as error:
             raise StateDirError(f"cannot remove {path}: {error.strerror}") from error
         finally:
@@ -122,7 +122,7 @@ def sweep(store: JobStore) -> None:
 
 
 def _locked(path: Path) -> int:
-    """Return the descriptor of a file that is made if need be, and that nobody else has locked."""
+    """Open a file, which is made if need be, lock it, and return its descriptor."""
     while True:
         try:
             path.parent.mkdir(mode=0o700, exist_ok=True)
@@ -134,7 +134,7 @@ def _locked(path: Path) -> int:
             if os.path.samestat(os.fstat(fd), os.stat(path)):
                 return fd
         except FileNotFoundError:
-            pass  # it was swept while this waited for it
+            pass  # it was removed while this waited for the lock
         except BaseException:
             os.close(fd)
             raise
@@ -142,7 +142,7 @@ def _locked(path: Path) -> int:
 
 
 def _read(fd: int, path: Path) -> dict[str, Any] | None:
-    """Return what a key's file says; ``None`` for a new one, and one that can't be understood."""
+    """Return the document in a key's file; ``None`` if it is new or can't be understood."""
     try:
         known = jsontext.loads(os.pread(fd, _MAX_BYTES, 0))
         check_name(known["job"])
@@ -154,15 +154,15 @@ def _read(fd: int, path: Path) -> dict[str, Any] | None:
 
 
 def _job_of(store: JobStore, known: dict[str, Any]) -> Job | None:
-    """Return the job that a key's file names, if it is there."""
+    """Return the job that a key's file names, if it exists."""
     name, number = known["job"], 1
     while True:
         try:
             job = store.files(name).read_job()
         except UnknownJobError:
-            return None  # it was never made, or is removed
+            return None  # it was never made, or was removed
         if job.id == known["id"]:
             return job
-        # Its name was taken, and whoever made it died before its other name was noted.
+        # Its name was taken, and its maker died before it could record the name that the job got instead.
         number += 1
         name = f"{known['job']}-{number}"

@@ -1,8 +1,8 @@
-"""Which jobs a manager has to look at: those that have changed. What has ended costs next to nothing.
+"""Which jobs a manager has to look at: those that have changed. Jobs that have ended cost next to nothing.
 
-The file system tells of what changes in the folder of the jobs, and in the folders of those that are worked on. Ended
-jobs are not watched, and may be many: who asks something of one tells so in the folder of the jobs
-(:meth:`JobStore.tell_of`), and what somebody changes by hand in its files is found by looking at a few at a time.
+The folder of the jobs and the folders of active jobs are watched. Jobs that have ended may be many, and are not: a
+request to one is announced in the folder of the jobs (:meth:`JobStore.announce`), and an edit of its files is found by
+looking at a few jobs at a time.
 """
 
 from __future__ import annotations
@@ -15,44 +15,43 @@ from collections.abc import Iterable
 from air_executor.jobs.store import CHANGED, JobStore
 from air_executor.machine.watch import Watch
 
-#: At least so many seconds are between two looks at the files.
+#: The least time between two looks at the files, in seconds.
 _LOOK_S = 0.05
 
-#: At most this share of the time goes into looking at jobs with which there is nothing to do, and so many at least are
-#: looked at each time.
+#: At most this share of the time goes into looking at settled jobs, but at least so many are looked at each time.
 _SHARE = 0.005
 _AT_LEAST = 50
 
-#: When the folder of the jobs can't be read, it is tried again after so many seconds.
+#: When the folder of the jobs can't be read, how long to wait before the next try, in seconds.
 _RETRY_S = 1.0
 
-#: What tells the files of a job as they were at one moment from others.
+#: What tells the files of a job at one moment from those at another.
 Glance = tuple[object, ...]
 
 
 class Lookout:
-    """Tells which jobs below one state directory to look at, and when."""
+    """Says which jobs below one state directory to look at, and when."""
 
     def __init__(self, store: JobStore, *, poll_s: float, only: frozenset[str] | None) -> None:
-        """Look at all of them first.
+        """Begin with all of them.
 
-        :param poll_s: how often to look at what nobody told of, in seconds.
+        :param poll_s: how often to look though nothing tells of a change, in seconds.
         :param only: names of the jobs that matter; ``None`` for all.
         """
         self._store, self._poll_s, self._only = store, poll_s, only
         self._watch = Watch()
-        #: Jobs that have changed.
+        #: Jobs that have changed, as the file system tells.
         self._told: set[str] = set()
-        #: All may have changed.
+        #: Whether all may have changed.
         self._is_all_told = True
-        #: Jobs to look at again in any case: when, on the monotonic clock.
+        #: When to look at a job again in any case, on the monotonic clock.
         self._again: dict[str, float] = {}
-        #: Jobs with which there is nothing to do, as they were then, and in which order to look at them.
+        #: Jobs with which nothing is to be done, with their files at that time; and in which order to look at them.
         self._settled: dict[str, Glance] = {}
         self._turns: deque[str] = deque()
         self._has_turn: set[str] = set()
         self._looked_s = self._listed_s = float("-inf")
-        #: When to list the jobs again, as it was not possible, on the monotonic clock.
+        #: When to list the jobs again after that was not possible, on the monotonic clock.
         self._list_again_s = float("inf")
 
     def close(self) -> None:
@@ -64,17 +63,17 @@ class Lookout:
         return self._watch.fileno()
 
     def watch(self, name: str) -> None:
-        """Be told of what changes in a job's folder."""
+        """Watch a job's folder and its inbox."""
         self._watch.add(self._store.root / name)
         self._watch.add(self._store.root / name / "inbox")
 
     def unwatch(self, name: str) -> None:
-        """Be told no longer."""
+        """Watch them no longer."""
         self._watch.remove(self._store.root / name)
         self._watch.remove(self._store.root / name / "inbox")
 
     def settle(self, name: str, glance: Glance) -> None:
-        """Note that there is nothing to do with a job until its files are others than at ``glance``."""
+        """Note that nothing is to be done with a job until its files differ from ``glance``."""
         if name not in self._has_turn:
             self._has_turn.add(name)
             self._turns.append(name)
@@ -82,11 +81,11 @@ class Lookout:
         self._again.pop(name, None)
 
     def is_settled(self, name: str) -> bool:
-        """Tell whether there is still nothing to do with a job."""
+        """Tell whether a job was settled and its files have not changed since."""
         return name in self._settled and self._settled[name] == self.glance(name)
 
     def look_again(self, name: str, in_s: float) -> None:
-        """Look at a job in so many seconds, whether or not it changes."""
+        """Look at a job in ``in_s`` seconds, whether or not it changes."""
         self._again[name] = time.monotonic() + in_s
 
     def forget(self, name: str) -> None:
@@ -96,7 +95,7 @@ class Lookout:
         self._again.pop(name, None)
 
     def glance(self, name: str) -> Glance:
-        """Return what tells the files of a job, and its inbox, as they are now from others."""
+        """Return what tells a job's files and inbox as they are now from what they were or will be."""
         found: list[object] = []
         for file in ("state.json", "tasks.json", "journal.jsonl", "inbox"):
             try:
@@ -108,13 +107,13 @@ class Lookout:
         return tuple(found)
 
     def take_in(self) -> None:
-        """Take in what the file system tells."""
+        """Read what the file system tells."""
         root = self._store.root
         for folder, name in self._watch.drain():
             if folder is None:
                 self._is_all_told = True
             elif folder == root:
-                # Of a former version, without a job's name.
+                # A former version makes the file without a job's name.
                 self._is_all_told |= name in (CHANGED, "")
                 self._tell(name.removeprefix(f"{CHANGED}-"))
             else:
@@ -133,7 +132,7 @@ class Lookout:
     def names(self, active: Iterable[str]) -> list[str]:
         """Return the jobs to look at now, in alphabetical order.
 
-        :param active: those that are worked on.
+        :param active: names of the jobs that the manager works on.
         :raises StateDirError: the folder of the jobs can't be read; the next call looks again.
         """
         now_s = self._looked_s = time.monotonic()
@@ -143,7 +142,7 @@ class Lookout:
         if self._is_all_told or now_s >= min(self._list_again_s, self._listed_s + self._poll_s):
             is_all_told, self._is_all_told = self._is_all_told, False
             self._listed_s, self._list_again_s = now_s, now_s + _RETRY_S
-            self._watch.add(self._store.root)  # another one may be there by now
+            self._watch.add(self._store.root)  # it may have been made since
             names |= self._list(everything=is_all_told)
             names.update(active)
             self._list_again_s = float("inf")
@@ -152,7 +151,7 @@ class Lookout:
         return sorted(names)
 
     def _list(self, *, everything: bool) -> set[str]:
-        """Return the jobs that are there, without those of which it is known that nothing is to do with them."""
+        """Return the names of all jobs, without the settled ones that have not changed as far as this looks."""
         if self._only is not None:
             return set(self._only)
         there = set(self._store.folders())

@@ -1,6 +1,6 @@
-"""What a task that is deferred leaves in the executor's state directory, as long as it waits for its job.
+"""Notes in the executor's state directory: a deferred task has one as long as it waits for its job.
 
-See :mod:`air_executor.airflow.deferrals`, which reads it.
+:mod:`air_executor.airflow.deferrals` reads them.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from air_executor.machine.safe_files import read_plain, replace_file
 
 @dataclass(frozen=True)
 class Note:
-    """What a task that is deferred leaves."""
+    """A deferred task instance, and the job that it waits for."""
 
     path: Path
     state_dir: str
     job: str
     owner: Owner
-    """Whose the job is."""
+    """The owner of the job."""
 
     @property
     def instance(self) -> str:
@@ -38,7 +38,7 @@ def write_note(state_dir: str | Path, instance: str, jobs_dir: str, job: str, ow
     """Note that a task instance waits for a job.
 
     :param state_dir: the executor's.
-    :param jobs_dir: the state directory that the job is in.
+    :param jobs_dir: the state directory of the job.
     :raises StateDirError: it can't be written.
     """
     path = _path(state_dir, instance)
@@ -50,13 +50,13 @@ def write_note(state_dir: str | Path, instance: str, jobs_dir: str, job: str, ow
 
 
 def remove_note(state_dir: str | Path, instance: str) -> None:
-    """Note that a task instance waits no more."""
+    """Remove the note of a task instance that does not wait any more."""
     with contextlib.suppress(OSError):
         _path(state_dir, instance).unlink(missing_ok=True)
 
 
 def folder_of(state_dir: str | Path) -> Path:
-    """Return where notes are."""
+    """Return the folder of the notes."""
     return Path(state_dir) / "deferred"
 
 
@@ -65,7 +65,7 @@ def _path(state_dir: str | Path, instance: str) -> Path:
 
 
 def read_note(path: Path) -> Note | None:
-    """Read a note; one that can't be understood is nobody's and goes.
+    """Read a note. One that can't be understood is removed.
 
     :raises OSError: it can't be read.
     """

@@ -1,7 +1,7 @@
-"""Whose a job is: the task instance of Airflow that has made it, and the name that the job gets from it.
+"""The owner of a job, a task instance of Airflow, and the name that the job gets from it.
 
-A job belongs to one dag, task, run and map index. So names that are made here are never the same for two of them,
-whatever letters and lengths their ids have, and ``state.json`` says in ``made_by`` whose the job is.
+A job belongs to one dag, task, run and map index. Two of these never get the same name here, whatever letters and
+lengths their ids have. The owner is recorded as ``made_by`` in ``state.json``.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ import re
 from dataclasses import asdict, dataclass
 from typing import Any
 
-#: What a name may not have, see :func:`air_executor.jobs.model.check_name`.
+#: Characters that a name can't have, see :func:`air_executor.jobs.names.check_name`.
 _FORBIDDEN = re.compile(r"[^A-Za-z0-9_.:+@=-]")
 
-#: At most so many characters of each id are in a name.
+#: How many characters of each id a name may show.
 _SHOWN = 57
 
 _DIGEST = 16
@@ -29,7 +29,7 @@ class Since(enum.Enum):
     FAILED = "failed"
     """A try has failed, and another one follows."""
     CLEARED = "cleared"
-    """It was cleared, or its run was deleted and made again."""
+    """It was cleared, or its run was deleted and created again."""
 
 
 @dataclass(frozen=True)
@@ -42,15 +42,15 @@ class Owner:
     map_index: int = -1
     try_number: int = 1
     max_tries: int = 0
-    """Airflow raises it when the task instance is cleared."""
+    """Airflow increases it when the task instance is cleared."""
     clear_number: int = 0
-    """How often tasks of the run were cleared."""
+    """How often tasks of the run were cleared, as Airflow counts."""
     instance: str = ""
     """Airflow's id of the task instance: another one for each try."""
 
     @classmethod
     def of(cls, context: Any) -> Owner:
-        """Return the task instance whose context this is."""
+        """Return the task instance of a context."""
         instance, run = context["ti"], context.get("dag_run")
         index = getattr(instance, "map_index", None)
         return cls(
@@ -66,7 +66,7 @@ class Owner:
 
     @classmethod
     def from_document(cls, document: Any) -> Owner | None:
-        """Read what :meth:`to_document` returned; ``None`` if it is something else."""
+        """Read what :meth:`to_document` returned; ``None`` if it is anything else."""
         if not isinstance(document, dict):
             return None
         try:
@@ -87,7 +87,7 @@ class Owner:
 
     @property
     def place(self) -> tuple[str, str, str, int]:
-        """What all tries of the task instance have in common."""
+        """What is the same for all tries of the task instance."""
         return self.dag_id, self.task_id, self.run_id, self.map_index
 
     def since(self, former: Owner) -> Since:
@@ -95,14 +95,14 @@ class Owner:
         if self.instance and self.instance == former.instance:
             return Since.NOTHING
         was_cleared = (self.max_tries, self.clear_number) != (former.max_tries, former.clear_number)
-        # A run that was deleted and made again begins with its first try again.
+        # A run that was deleted and created again begins with the first try.
         return Since.CLEARED if was_cleared or self.try_number <= former.try_number else Since.FAILED
 
     def job_name(self) -> str:
         """Return the name for its job: ``dag.task.run``, and ``.index`` if it is mapped.
 
-        When something had to be replaced or shortened, or the name could be another one's, it ends with ``@`` and a
-        digest of what it stands for. No other name ends so.
+        If a part had to be replaced or shortened, or if another owner's name could be the same, it ends with ``@`` and
+        a digest of the parts. No other name ends so.
         """
         ids = [self.dag_id, self.task_id, self.run_id, *([str(self.map_index)] if self.map_index >= 0 else [])]
         name = ".".join(ids)
@@ -110,7 +110,7 @@ class Owner:
             not _FORBIDDEN.search(name)
             and re.match("[A-Za-z0-9_]", name)
             and all(len(each) <= _SHOWN for each in ids)
-            # With one of these, another dag, task or map index could be read from it.
+            # With any of these, the name could be that of another dag, task or map index.
             and "." not in self.dag_id + self.task_id
             and not (self.map_index < 0 and re.search(r"\.[0-9]+$", name))
             and not re.search(r"@[0-9a-f]{16}$", name)
@@ -127,6 +127,6 @@ class Owner:
 
 
 def is_of(made_by: Any, asking: Any) -> bool:
-    """Tell whether a job that was ``made_by`` somebody is still that of who is ``asking``, if that is said."""
+    """Tell whether the owner in ``made_by`` is still the one that is ``asking``, if that is said."""
     owner, whose = Owner.from_document(asking), Owner.from_document(made_by)
     return owner is None or (whose is not None and whose.instance == owner.instance)

@@ -1,10 +1,10 @@
-"""What belongs to jobs, and may not lie below their state directory, which git or other people may come by.
+"""What must not lie in a state directory, which may be committed or copied: trust, and the values of private variables.
 
 ::
 
     <private folder>/
-      trusted/<state directory>/<job id>                 there if the job was submitted here, or was said to be trusted
-                                .folder                  which state directory it is, to know it where it was moved to
+      trusted/<state directory>/<job id>                 exists if the job was submitted here, or was trusted later
+                                .folder                  which state directory it is, to find it if it is moved
       secrets/<state directory>/<job id>/job.json        values of variables of all tasks
                                          task.<id>.json  of one task
 
@@ -35,20 +35,20 @@ from air_executor.machine.safe_files import read_plain, replace_file
 #: The variable that names the private folder.
 VARIABLE = "AIR_EXECUTOR_PRIVATE_DIR"
 
-#: Ids that are file names as they are; of any other its digest is.
+#: Ids that can be file names. For others, their digest is the file name.
 _PLAIN_ID = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,99}")
 
-#: The note that says which state directory is meant.
+#: The file that says which state directory a folder belongs to.
 _FOLDER = ".folder"
 
-#: Values are kept before their job is there, at most so many seconds.
+#: Values are stored before their job is made. Values without a job are removed after so many seconds.
 _BIRTH_S = 600.0
 
 
 def private_folder() -> Path:
-    """Return where what is private is kept for this user.
+    """Return the private folder of this user.
 
-    :raises StateDirError: no such place is known.
+    :raises StateDirError: its path is not absolute.
     """
     if named := os.environ.get(VARIABLE):
         folder = Path(named).expanduser()
@@ -62,7 +62,7 @@ def private_folder() -> Path:
 
 
 class PrivateStore:
-    """What is private of the jobs of one state directory."""
+    """Trust and private variables of the jobs of one state directory."""
 
     def __init__(self, state_dir: str | Path) -> None:
         state_dir = os.path.realpath(state_dir)
@@ -79,7 +79,7 @@ class PrivateStore:
     # Trust
 
     def is_trusted(self, job_id: str) -> bool:
-        """Tell whether a job was submitted here, or somebody has said that it is trusted.
+        """Tell whether a job was submitted here, or was trusted later.
 
         :raises StateDirError: the private folder is not this user's alone.
         """
@@ -94,9 +94,9 @@ class PrivateStore:
         return stat.S_ISREG(status.st_mode) and status.st_uid == os.geteuid()
 
     def trust(self, job_id: str) -> None:
-        """Note that a job may be run.
+        """Trust a job: it may run.
 
-        :raises StateDirError: it can't be noted.
+        :raises StateDirError: that can't be stored.
         """
         self._follow_move()
         self._make(self._trusted)
@@ -104,7 +104,7 @@ class PrivateStore:
         try:
             fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
             try:
-                os.fsync(fd)  # or the job, whose files are waited for, would be somebody else's after a power cut
+                os.fsync(fd)  # the job's files are durable; after a power cut it would not be trusted
             finally:
                 os.close(fd)
         except OSError as error:
@@ -113,7 +113,7 @@ class PrivateStore:
             self._note_folder()
 
     def forget(self, job_id: str) -> None:
-        """Remove all that is private of a job."""
+        """Remove the trust and the private variables of a job."""
         with contextlib.suppress(OSError):
             (self._trusted / _file_name(job_id)).unlink(missing_ok=True)
         shutil.rmtree(self._secrets / _file_name(job_id), ignore_errors=True)
@@ -121,7 +121,7 @@ class PrivateStore:
     # Values of variables
 
     def keep(self, job: Job, values: Mapping[str, str], task_id: str | None = None) -> None:
-        """Keep values of variables of a job, or of one of its tasks; those that were kept before stay.
+        """Store values of private variables of a job, or of one of its tasks. Others that are stored stay.
 
         :raises StateDirError: they can't be written.
         """
@@ -132,26 +132,26 @@ class PrivateStore:
         self._make(folder)
         path = folder / _scope(task_id)
         kept = {**self._read(path), **values}
-        # Not orjson: a value may hold any bytes, as variables do.
+        # Not orjson: the values of variables may hold any bytes.
         replace_file(path, json.dumps({"job": job.name, "env": kept}).encode(), is_durable=True)
 
     def has_others(self, job: Job, values: Mapping[str, str], task_id: str) -> bool:
-        """Tell whether other values are kept for a task than these.
+        """Tell whether the stored values of a task differ from ``values``.
 
-        :raises StateDirError: what is kept can't be read.
+        :raises StateDirError: they can't be read.
         """
         self._follow_move()
         kept = self._read(self._secrets / _file_name(job.id) / _scope(task_id))
         return any(kept.get(name) != value for name, value in values.items())
 
     def environment(self, job: Job, task: Task) -> dict[str, str]:
-        """Return the variables of a task and its job: as they are written, kept here, or in this process's environment.
+        """Return the variables of a task and its job: from their documents, from here or from the environment.
 
-        :raises JobError: one that is named is in neither.
-        :raises StateDirError: what is kept can't be read.
+        :raises JobError: a variable in ``env_from`` has no value.
+        :raises StateDirError: the stored values can't be read.
         """
         of_job = self._named(job, job.env_from, None)
-        given_to = task.id if task.index is None else task.queued_by  # of one for an item: the task with all items
+        given_to = task.id if task.index is None else task.queued_by  # those of a task for an item: its group's
         return {**job.env, **of_job, **task.env, **self._named(job, task.env_from, given_to)}
 
     def _named(self, job: Job, names: Iterable[str], task_id: str | None) -> dict[str, str]:
@@ -168,7 +168,7 @@ class PrivateStore:
         return {name: values[name] for name in names}
 
     def sweep(self, jobs: Path) -> None:
-        """Remove the values that were kept for jobs which are not in the folder ``jobs`` any more."""
+        """Remove the values of jobs that are not in the folder ``jobs`` any more."""
         try:
             folders = list(self._secrets.iterdir())
         except OSError:
@@ -194,7 +194,7 @@ class PrivateStore:
     # The folders
 
     def _follow_move(self) -> None:
-        """Take over what is private of this state directory from where it was before somebody moved it here."""
+        """If this state directory was moved here, take over what was stored for it at its former place."""
         if self._is_known:
             return
         self._is_known = True
@@ -216,7 +216,7 @@ class PrivateStore:
         replace_file(self._trusted / _FOLDER, json.dumps(document).encode())
 
     def _make(self, folder: Path) -> None:
-        """Make a folder with those above it, for this user alone."""
+        """Make a folder and its parents, for this user alone."""
         missing = []
         while not self._is_folder(folder):
             missing.append(folder)
@@ -229,9 +229,9 @@ class PrivateStore:
         self._check()
 
     def check(self) -> bool:
-        """Make sure that the private folder can be used, and tell whether it is there.
+        """Check that the private folder is this user's alone, and tell whether it exists.
 
-        :raises StateDirError: it is not this user's alone.
+        :raises StateDirError: others may write to it, or own it.
         """
         if is_there := os.path.lexists(self.root):
             self._check()
@@ -264,7 +264,7 @@ class PrivateStore:
 
 
 def _identity(folder: str) -> list[int]:
-    """Return what tells a folder from others, wherever it is moved to."""
+    """Return what identifies a folder, even if it is moved."""
     status = os.stat(folder)
     return [status.st_dev, status.st_ino]
 
@@ -280,7 +280,7 @@ def _file_name(job_id: str) -> str:
 
 
 def without_values(document: Mapping[str, Any], where: str) -> tuple[dict[str, Any], dict[str, str]]:
-    """Return a job or a task with the names of its ``private_env`` in ``env_from``, and the values.
+    """Move the names in ``private_env`` of a job or a task to ``env_from``; return the document and the values.
 
     :raises JobError: ``private_env`` is not an object of text to text.
     """
@@ -298,7 +298,7 @@ def without_values(document: Mapping[str, Any], where: str) -> tuple[dict[str, A
 
 
 def values_of(names: Iterable[str]) -> dict[str, str]:
-    """Return the values that variables have in this process's environment.
+    """Return the values of variables in this process's environment.
 
     :raises JobError: one is not set.
     """

@@ -1,4 +1,4 @@
-"""How far a job has come, in lines for a log."""
+"""The progress of a job, as lines for a log."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from air_executor.jobs.api import Results
 from air_executor.jobs.model import TaskStatus
 from air_executor.jobs.store import JobStore
 
-#: At most this share of the time goes into looking.
+#: At most this share of the time goes into reading the job.
 _SHARE = 0.05
 
-#: So many failed tasks are told with their errors.
-_TOLD = 20
+#: How many failed tasks are named with their errors.
+_NAMED = 20
 
 
 class Progress:
-    """Tells what has changed in a job since the last look."""
+    """What has changed in a job since the last look."""
 
     def __init__(self, store: JobStore, name: str) -> None:
         self._store, self._name = store, name
@@ -55,12 +55,12 @@ class Progress:
         self._took_s = time.monotonic() - self._looked_s
 
     def news_if_due(self, every_s: float) -> Iterator[str]:
-        """Yield the news, unless the last look is not so many seconds ago and the job has not ended."""
+        """Yield the news if the last look was ``every_s`` seconds ago, or if the job has ended."""
         if self._pause_s(every_s) <= 0 or self._store.files(self._name).is_ended():
             yield from self.news()
 
     def lines(self, every_s: float) -> Iterator[str]:
-        """Yield the news until the job has ended, looking every so many seconds."""
+        """Yield the news until the job has ended, with a look every ``every_s`` seconds."""
         while True:
             yield from self.news()
             if self.is_over:
@@ -68,12 +68,12 @@ class Progress:
             time.sleep(max(0.0, self._pause_s(every_s)))
 
     def _pause_s(self, every_s: float) -> float:
-        """Return in how many seconds to look again. A look costs as much as the job is long."""
+        """Return in how many seconds to look again. A look takes longer for longer jobs."""
         return self._looked_s + max(every_s, self._took_s / _SHARE) - time.monotonic()
 
 
 def describe_failures(found: Results) -> str:
     """Return why a job has failed, with the errors of its tasks."""
-    told = "".join(f"\n- {task.id}: {task.error}" for task in found.failed[:_TOLD])
-    more = f"\n- and {len(found.failed) - _TOLD} more" if len(found.failed) > _TOLD else ""
-    return f"job {found.job.name} {found.job.state.value}: {found.job.error}{told}{more}"
+    named = "".join(f"\n- {task.id}: {task.error}" for task in found.failed[:_NAMED])
+    more = f"\n- and {len(found.failed) - _NAMED} more" if len(found.failed) > _NAMED else ""
+    return f"job {found.job.name} {found.job.state.value}: {found.job.error}{named}{more}"

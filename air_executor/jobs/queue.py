@@ -1,8 +1,8 @@
-"""More tasks from inside a task.
+"""Queueing tasks, from inside a task or from outside of the job.
 
-What a task queues becomes part of its job in the moment in which the task completes, with the same write. A task that
-fails has queued nothing: it is tried again, or somebody mends it and does, and then it queues once more. So no try does
-anything twice, and nothing is lost when a runner, the manager or the machine dies in between.
+What a task queues becomes part of its job when the task completes, with the same write. A task that fails has queued
+nothing: when it is tried again, it queues again. So no task is queued twice, and none is lost when a runner, the
+manager or the machine dies in between.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ from air_executor.runs.store import RunStore
 
 _FILE = "queued.jsonl"
 
-#: What a task says may be so long, with room for what a message to the launcher has beside it.
+#: The greatest length of a task's command, arguments and variables in bytes. The rest of the message needs room, too.
 MAX_TASK_BYTES = MAX_MESSAGE_BYTES // 2
 
 
 def queue_in_job(tasks: Iterable[Mapping[str, Any]], environ: Mapping[str, str] = os.environ) -> list[str]:
-    """Queue tasks of the job whose task this process is, or was started by.
+    """Queue tasks in the job of which this process executes a task.
 
     :param tasks: each as in ``tasks.json``; without an ``id`` it gets one.
-    :return: their ids; of a key that is there already, the id of the task that has it.
-    :raises JobError: this is no task of a job, an id is taken, or a dependency is unknown or leads back.
+    :return: their ids; for a key that the job has already, the id of the task with that key.
+    :raises JobError: this process belongs to no task, an id is taken, or a dependency is unknown or leads back.
     """
     try:
         state_dir, name = environ["AIR_EXECUTOR_STATE_DIR"], environ["AIR_EXECUTOR_JOB"]
@@ -57,7 +57,7 @@ def queue_in_job(tasks: Iterable[Mapping[str, Any]], environ: Mapping[str, str] 
         fcntl.flock(file, fcntl.LOCK_EX)
         data = file.read()
         whole = data[: data.rfind(b"\n") + 1]
-        # As many tasks as a job has may each queue one: only what names others, or might be one, is compared with all.
+        # Every task of a long job may queue one more. Only ids, keys and dependencies are compared with all others.
         is_compared = any(
             any(task.get(field) for field in ("id", "key", "dependencies")) or "${tasks." in str(task) for task in tasks
         )
@@ -73,7 +73,7 @@ def queue_in_job(tasks: Iterable[Mapping[str, Any]], environ: Mapping[str, str] 
 
 
 def queue_from_outside(state_dir: str | Path, name: str, tasks: Iterable[Mapping[str, Any]]) -> list[str]:
-    """Queue tasks of a job from outside; its manager takes them in.
+    """Queue tasks in a job from outside: its manager adds them.
 
     :return: their ids.
     :raises JobError: as :func:`queue_in_job`.
@@ -88,7 +88,7 @@ def queue_from_outside(state_dir: str | Path, name: str, tasks: Iterable[Mapping
 
 
 def _apart(tasks: list[dict[str, Any]], where: str) -> tuple[list[dict[str, Any]], dict[str, dict[str, str]]]:
-    """Return tasks without the values of variables that no file of the job may hold, and those by the tasks' ids."""
+    """Return tasks without the values of their private variables, and these values by the tasks' ids."""
     found = [without_values(task, f"{where}, task {task['id']!r}") for task in tasks]
     return [task for task, _ in found], {task["id"]: values for task, values in found if values}
 
@@ -103,9 +103,11 @@ def _keep(store: JobStore, name: str, values: Mapping[str, Mapping[str, str]]) -
 def _ids(
     new: list[dict[str, Any]], files: JobFiles | None, before: list[dict[str, Any]], name: str, where: str
 ) -> list[str]:
-    """Return the ids of new tasks: of a key that the job has, or that was queued ``before``, those of its task.
+    """Return the ids of new tasks; for a key that the job has already, the id of the task with that key.
 
-    :raises JobError: something in them can't be used, or does not go with the job.
+    :param files: the job to compare them with, if they must be.
+    :param before: what the same task has queued before.
+    :raises JobError: a task can't be used, or contradicts the job.
     """
     tasks = [Task.from_dict(each, job_name=name, where=where, is_strict=True) for each in new]
     for task in tasks:
@@ -120,7 +122,7 @@ def _ids(
 
 
 def check_size(task: Task, where: str) -> None:
-    """Check that a task is not too large to be handed to a runner.
+    """Check that a task is not too large for a message to the launcher.
 
     :raises JobError: it is.
     """
@@ -133,7 +135,7 @@ def check_size(task: Task, where: str) -> None:
 
 
 def named(task: Mapping[str, Any], *, prefix: str) -> dict[str, Any]:
-    """Return a task as plain data, with an id and the moment at which it was made.
+    """Return a task as plain data, with an id and its time of creation.
 
     :raises JobError: it is not an object.
     """

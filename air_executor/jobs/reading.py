@@ -1,4 +1,4 @@
-"""Reading what people and tasks have put into the files of a job: it may be anything."""
+"""Reading the files of a job. People, tasks and repositories may have put anything there."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 from air_executor import jsontext
 from air_executor.errors import JobError, StateDirError
 
-#: Files that hold all tasks of a job are at most so long, others of a job at most so long.
+#: The greatest lengths in bytes: of a file with all tasks of a job, and of its other files.
 MAX_TASKS_BYTES = 1 << 30
 MAX_BYTES = 64 << 20
 
@@ -19,7 +19,7 @@ MAX_BYTES = 64 << 20
 def read(path: Path, max_bytes: int = MAX_BYTES) -> bytes | None:
     """Return what is in a file; ``None`` when there is none.
 
-    :raises JobError: it is no plain file, or too long. Opening another, as a pipe, may wait for ever.
+    :raises JobError: it is not a plain file, or too long. (Reading a pipe could take for ever.)
     :raises StateDirError: it can't be read now.
     """
     try:
@@ -58,9 +58,9 @@ def status(path: Path) -> os.stat_result | None:
 
 
 def parse(data: bytes, where: Path | str) -> Any:
-    """Return what JSON says.
+    """Return the value of JSON text.
 
-    :raises JobError: it is none; the message says ``where``.
+    :raises JobError: it is not JSON; the message says ``where``.
     """
     try:
         return jsontext.loads(data, is_kept=True)
@@ -69,9 +69,9 @@ def parse(data: bytes, where: Path | str) -> Any:
 
 
 def entries(data: bytes, where: Path | str) -> list[dict[str, Any]]:
-    """Return the objects of a file with one on each line, without what somebody was writing as it died, at its end.
+    """Return the objects of a file that has one on each line. A line without a newline is left out: its writer died.
 
-    :raises JobError: a line is no object with an ``id``; the message says which.
+    :raises JobError: a line is not an object with an ``id``; the message says which.
     """
     found = []
     for number, line in enumerate(data.split(b"\n")[:-1], 1):

@@ -1,4 +1,4 @@
-"""What a launcher of jobs does for practice: it runs commands that do nothing, as a runner does. See rehearsal.py."""
+"""The rehearsal of a launcher of jobs: it runs commands that do nothing, as a runner would. See docs/design.md."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from air_executor.runs.store import RunStore
 
 
 def rehearse_job(config: Config) -> None:
-    """Be a runner of commands. Before this process has a child, or a thread, only."""
+    """Run a few commands as a runner does. Only while this process has no child and no other thread."""
 
     def commands() -> None:
         with tempfile.TemporaryDirectory(prefix="air-executor-") as folder, everything_restored():

@@ -1,4 +1,4 @@
-"""An ended job that is begun anew, or goes on, with other tasks than it had."""
+"""Starting an ended job again, or continuing it, with other tasks than it had."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from air_executor.jobs.model import OUTSIDE, Job, JobState, Task, TaskStatus, ch
 from air_executor.jobs.store import JobFiles
 from air_executor.runs.record import now
 
-#: What says what a job or a task is. The other fields say how it fares.
+#: The fields that define a job and a task. The other fields say what became of them.
 _OF_JOB, _OF_TASK = (
     tuple(item.name for item in fields(model) if "is_own" in item.metadata and not item.metadata["is_own"])
     for model in (Job, Task)
 )
-_FARE = tuple(
+_PROGRESS = tuple(
     item.name
     for item in fields(Task)
     if item.metadata.get("is_own") and item.name not in ("job_name", "created_at", "queued_by", "index", "item")
@@ -25,18 +25,18 @@ _FARE = tuple(
 
 
 class Keep(enum.Enum):
-    """What is kept of a job."""
+    """What is kept of a job when it starts again."""
 
     NOTHING = "nothing"
-    """All is done again."""
+    """All tasks run again."""
     UNCHANGED = "unchanged"
-    """What has completed is not done again, unless it is another task now, or depends on one that is."""
+    """A completed task is kept, unless its definition has changed or it depends on a task that runs again."""
     COMPLETED = "completed"
-    """What has completed is not done again, whatever it was."""
+    """A completed task is kept, even if its definition has changed."""
 
 
 def is_same(files: JobFiles, job: Job, tasks: Iterable[Task]) -> bool:
-    """Tell whether a job is what would be made of ``job`` and ``tasks``, however it fares."""
+    """Tell whether a job has the definition of ``job`` and ``tasks``, whatever became of it."""
     ours, wanted = [task for task in files.tasks.values() if task.queued_by is None and not task.hook], list(tasks)
     return (
         all(getattr(files.job, name) == getattr(job, name) for name in _OF_JOB)
@@ -46,10 +46,10 @@ def is_same(files: JobFiles, job: Job, tasks: Iterable[Task]) -> bool:
 
 
 def renew(files: JobFiles, job: Job, tasks: Iterable[Task], keep: Keep, changed: Container[str] = frozenset()) -> None:
-    """Let a job that has ended be what ``job`` and ``tasks`` say, from now on, and write it.
+    """Give a job that has ended the definition of ``job`` and ``tasks``, and write it.
 
-    :param changed: ids of tasks that are others now though their fields are the same: by their private variables.
-    :raises JobError: it contradicts what is kept.
+    :param changed: ids of tasks whose private variables have changed.
+    :raises JobError: the definition contradicts what is kept.
     :raises StateDirError: it can't be written.
     """
     wanted, where = list(tasks), f"job {job.name}"
@@ -75,18 +75,18 @@ def _is_same(one: Task, other: Task) -> bool:
 
 
 def _kept(former: Mapping[str, Task], wanted: list[Task], keep: Keep, changed: Container[str]) -> list[Task]:
-    """Return the tasks of the renewed job: of those that are wanted, the completed ones that may stay as they are."""
+    """Return the tasks of the renewed job: completed ones that are kept, and others as new ones."""
     if keep is Keep.NOTHING:
         return [_fresh(task) for task in wanted]
     known = {task.id for task in wanted}
-    # Tasks for items are queued by the task that has them.
+    # These include tasks for items: the task with ``foreach`` has queued them.
     queued = [task for task in former.values() if task.queued_by is not None and task.id not in known]
     again = {task.id for task in wanted if not _may_stay(former.get(task.id), task, keep, changed)}
     followers: dict[str, list[str]] = {}
     for task in (*wanted, *queued):
         for other in (*task.dependencies, *([task.queued_by] if task.queued_by else [])):
             followers.setdefault(other, []).append(task.id)
-    # What follows from something that had completed, and is done again, is done again.
+    # What depends on a completed task that runs again, or was queued by it, runs again, too.
     redone = {task_id for task_id in again if _is_completed(former.get(task_id))}
     redone |= {task.id for task in wanted if task.is_for_items and task.id in again and _has_other_items(task, former)}
     left = list(redone)
@@ -105,14 +105,14 @@ def _kept(former: Mapping[str, Task], wanted: list[Task], keep: Keep, changed: C
 
 
 def _has_other_items(task: Task, former: Mapping[str, Task]) -> bool:
-    """Tell whether the items of a task that is done again may be others than they were."""
+    """Tell whether the items of a task that runs again may have changed."""
     there = former.get(task.id)
     of_others = any(not _is_completed(former.get(other)) for other in task.dependencies)
     return there is None or not _is_same(there, task) or of_others
 
 
 def _stays(task_id: str, queued_by: Mapping[str, str | None], redone: set[str], known: set[str]) -> bool:
-    """Tell whether a queued task is still wanted: whoever has queued it is, and does not do so again."""
+    """Tell whether a queued task is kept: the task that queued it is, and does not run again."""
     while (by := queued_by.get(task_id)) is not None:
         if by == OUTSIDE:
             return True
@@ -133,6 +133,6 @@ def _may_stay(former: Task | None, wanted: Task, keep: Keep, changed: Container[
 
 
 def _fresh(task: Task) -> Task:
-    """Return a task with nothing but what it is."""
+    """Return a task with its definition alone, as a new one."""
     blank = Task(id=task.id)
-    return replace(task, **{name: getattr(blank, name) for name in _FARE}, created_at=task.created_at or now())
+    return replace(task, **{name: getattr(blank, name) for name in _PROGRESS}, created_at=task.created_at or now())

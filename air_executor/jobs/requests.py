@@ -1,4 +1,4 @@
-"""Asking something of a job, and waiting until it is done: by its manager, or here if there is none."""
+"""Requests to a job: done by its manager, or by this process if it has none."""
 
 from __future__ import annotations
 
@@ -12,24 +12,25 @@ from air_executor.jobs import inbox
 from air_executor.jobs.manager import Manager
 from air_executor.jobs.store import JobFiles, JobStore
 
-#: How long a manager may take to heed a request, in seconds.
-_HEED_S = 30.0
+#: How long to wait for a manager to do a request, in seconds.
+_MANAGER_S = 30.0
 
-#: How often is looked whether it has, in seconds.
+#: How often to look whether it is done, in seconds.
 _LOOK_S = 0.2
 
-#: What makes no sense once a job has ended.
+#: Requests that make no sense once a job has ended.
 _OF_LIVE_JOBS = frozenset({"cancel", "pause", "resume"})
 
 
 def request(
     config: Config, name: str, action: str, tasks: Iterable[Any] = (), *, heeds_signals: bool = True
 ) -> JobFiles:
-    """Ask something of a job; return its files when that is done, or when its manager has not done it for too long.
+    """Ask something of a job, and wait until it is done, or the job's manager has not done it for too long.
 
     :param action: ``cancel``, ``pause``, ``resume``, ``retry`` or ``reset``.
-    :param tasks: ids of the tasks that it is about; none for all.
-    :param heeds_signals: as of :class:`Manager`; only the main thread can.
+    :param tasks: ids of the tasks that the request is about; none for all.
+    :param heeds_signals: as :class:`Manager` takes it.
+    :return: the job as it is then.
     :raises JobError: there is no such job or task, or the request was refused; the message has the reason.
     :raises WrongStateError: the job has ended.
     """
@@ -44,8 +45,8 @@ def request(
     try:
         Manager(config, only=frozenset({name}), heeds_signals=heeds_signals).apply()
     except ManagedError:
-        # The manager does it; that is, soon.
-        until_s = time.monotonic() + _HEED_S
+        # The other manager does it.
+        until_s = time.monotonic() + _MANAGER_S
         while time.monotonic() < until_s and (path.exists() or (action == "cancel" and not files.is_ended())):
             time.sleep(_LOOK_S)
     if (reason := inbox.refusal(path)) is not None:

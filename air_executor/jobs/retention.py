@@ -1,7 +1,7 @@
 """Removing ended jobs: by name, or the old ones and those beyond a number.
 
-Below Airflow's state directory each run of a dag leaves its jobs, so there the launcher removes them now and then, as
-it does with the records of runs. In a folder of one's own, which may be in git, nothing goes unless somebody asks.
+Below Airflow's state directory each run of a dag leaves its jobs, so the launcher removes old ones now and then, like
+the records of runs. In a folder of the user's own, which may be in git, nothing is removed unless the user asks.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from air_executor.jobs.store import JobFiles, JobStore
 from air_executor.runs.pruning import Pruned
 from air_executor.runs.store import RunStore
 
-#: Where nobody has asked for it, a job stays for so many seconds after its end: somebody may be about to read it.
+#: The launcher keeps a job for so many seconds after its end: somebody may be about to read it.
 READ_S = 3600.0
 
-#: What is being made, or removed, and was left by a process that died: after so many seconds.
+#: A job that was being made, and is older than so many seconds, was left by a process that died.
 _STALE_S = 86400.0
 _REMOVED = ".removed-"
 _BEING_MADE = re.compile(r"\..+\.[0-9a-f]{8}-[0-9a-f-]{27}")
@@ -41,7 +41,7 @@ class Retention:
 
 
 def retention(options: Config, environ: Mapping[str, str] = os.environ) -> Retention | None:
-    """Return which ended jobs below ``options.state_dir`` are kept; ``None``: all.
+    """Return how many ended jobs below ``options.state_dir`` are kept; ``None``: all.
 
     :raises ConfigError: a variable cannot be used.
     """
@@ -55,7 +55,7 @@ def retention(options: Config, environ: Mapping[str, str] = os.environ) -> Reten
                 raise ConfigError(f"{variable}={text} cannot be used: {error}") from None
     if not given and not _is_airflows(options):
         return None
-    # In a folder of one's own, what is not limited is unlimited.
+    # In a folder of the user's own, what is not given is unlimited.
     defaults = vars(options) if _is_airflows(options) else {"keep_days": float("inf"), "keep_jobs": float("inf")}
     values = {**{name: defaults[name] for name in ("keep_days", "keep_jobs")}, **given}
     return Retention(**values)
@@ -72,12 +72,12 @@ def _is_airflows(options: Config) -> bool:
 
 
 def prune(store: JobStore, kept: Retention, *, least_age_s: float = 0.0) -> Pruned:
-    """Remove ended jobs that are older than ``kept`` says or too many, the oldest first.
+    """Remove ended jobs that are older than ``kept`` says, or too many, the oldest first.
 
-    One that has not ended, of which something is asked, or on which a manager works, stays.
+    A job that has requests, or on which a manager works, stays.
 
-    :param least_age_s: what ended less than so many seconds ago stays in any case.
-    :raises StateDirError: something could not be removed; all else was.
+    :param least_age_s: jobs that ended less than so many seconds ago stay.
+    :raises StateDirError: something could not be removed; everything else was.
     """
     troubles: list[str] = []
     _remove_stale(store, troubles)
@@ -95,7 +95,7 @@ def prune(store: JobStore, kept: Retention, *, least_age_s: float = 0.0) -> Prun
         except (WrongStateError, UnknownJobError):
             continue
         except JobError:
-            continue  # what can't be understood is for somebody to look at
+            continue  # somebody has to look at what can't be understood
         except (AirExecutorError, OSError) as error:
             troubles.append(str(error))
     try:
@@ -108,9 +108,9 @@ def prune(store: JobStore, kept: Retention, *, least_age_s: float = 0.0) -> Prun
 
 
 def prune_if_due(options: Config) -> None:
-    """Remove the jobs that are not kept, where nobody asks for it, and let go of runs that no job waits for.
+    """Remove the jobs that are not kept, without being asked, and release the runs that no job waits for.
 
-    :raises AirExecutorError: something could not be removed; all else was.
+    :raises AirExecutorError: something could not be removed; everything else was.
     """
     orphans.release(JobStore(options.state_dir), RunStore(options.state_dir))
     if (kept := retention(options)) is not None:
@@ -128,9 +128,9 @@ def _by_age(store: JobStore) -> Iterator[tuple[float, str]]:
 def remove(store: JobStore, name: str, *, is_forced: bool = False) -> None:
     """Remove a job that has ended, with its logs.
 
-    :param is_forced: also one whose files can't be understood.
+    :param is_forced: even if its files can't be understood.
     :raises UnknownJobError: there is no such job.
-    :raises WrongStateError: it has not ended, or somebody works on it.
+    :raises WrongStateError: it has not ended, or a manager works on it.
     :raises JobError: its files can't be understood.
     :raises StateDirError: it can't be removed.
     """
@@ -151,7 +151,7 @@ def remove(store: JobStore, name: str, *, is_forced: bool = False) -> None:
             raise WrongStateError(f"job {name} has not ended; `air-executor cancel {name}` ends it")
         aside = store.root / f".{name[:100]}{_REMOVED}{uuid.uuid4().hex}"
         job_id = _id(files)
-        os.rename(files.path, aside)  # at once for all who look; removing takes longer
+        os.rename(files.path, aside)  # so it is gone at once for all readers
         if job_id is not None:
             store.private.forget(job_id)
         _remove_tree(aside)
@@ -190,5 +190,5 @@ def _remove_tree(folder: Path) -> None:
     try:
         shutil.rmtree(folder)
     except FileNotFoundError:
-        if folder.exists():  # somebody else removes it too, and is not through
+        if folder.exists():  # another process is removing it, too
             shutil.rmtree(folder, ignore_errors=True)

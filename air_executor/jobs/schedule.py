@@ -1,4 +1,4 @@
-"""Which of a job's tasks may run now, which wait for what, and which are skipped: what follows from its files."""
+"""Which tasks of a job are ready to run, which wait, and which are skipped. All of it follows from the job's files."""
 
 from __future__ import annotations
 
@@ -6,24 +6,21 @@ import dataclasses
 import heapq
 import itertools
 import time
-import uuid
 from collections import deque
-from collections.abc import Iterable
 from typing import Any
 
 from air_executor.errors import JobError
 from air_executor.jobs import templates
 from air_executor.jobs.fields import moment
-from air_executor.jobs.model import HOOKS, OUTSIDE, JobState, Task, TaskStatus, When
-from air_executor.jobs.store import JobFiles
+from air_executor.jobs.files import JobFiles
+from air_executor.jobs.model import HOOKS, JobState, Task, TaskStatus, When
+from air_executor.jobs.places import Places
+from air_executor.jobs.restart import NOT_RUN, remove
 from air_executor.runs.record import now
-
-#: What a task that was not run, for the sake of another one, has as its error begins so.
-NOT_RUN = "not run: "
 
 
 class ReadyQueue:
-    """Tasks whose turn it is: those of a higher priority first, then in the order in which they came."""
+    """Tasks that are ready to run: those of a higher priority first, then in the order in which they became ready."""
 
     def __init__(self) -> None:
         self._heap: list[tuple[int, int, str]] = []
@@ -37,11 +34,11 @@ class ReadyQueue:
         heapq.heappush(self._heap, (-task.priority, next(self._numbers), task.id))
 
     def first(self) -> str:
-        """Return the id of the task that is next."""
+        """Return the id of the next task."""
         return self._heap[0][2]
 
     def pop(self) -> None:
-        """Remove the task that is next."""
+        """Remove the next task."""
         heapq.heappop(self._heap)
 
     def clear(self) -> None:
@@ -50,30 +47,29 @@ class ReadyQueue:
 
 
 class ActiveJob:
-    """A job that is being worked on: its files, and what follows from them.
+    """A job that a manager works on: its files, and what follows from them.
 
-    Methods that change tasks return those that they have changed; the caller writes them down.
+    Methods that change tasks return the changed ones. The caller commits them.
     """
 
     def __init__(self, files: JobFiles) -> None:
         self.files = files
         self.ready = ReadyQueue()
-        #: How many of the tasks that a task waits for have not ended yet.
+        #: How many tasks that a task waits for have not ended, by its id.
         self._missing: dict[str, int] = {}
-        #: Who waits for a task.
+        #: Ids of the tasks that wait for a task, by its id.
         self._waiting: dict[str, list[str]] = {}
-        #: Tasks that are tried again later: when, on the monotonic clock, and which.
+        #: When tasks are tried again, on the monotonic clock, with their ids: a heap.
         self.later: list[tuple[float, str]] = []
-        #: Tasks that run: the slots of their runners.
-        self.running: dict[str, int] = {}
-        #: How many places were taken at once, at most, as far as this manager knows.
-        self.places = 0
-        #: Its files could not be written, or read: when it is begun anew from them, on the monotonic clock.
+        self.places = Places(files.job.id)
+        """The places of its runners."""
         self.blocked_until_s = 0.0
-        #: Since when its files are not there, on the monotonic clock.
-        self.missed_s: float | None = None
-        #: What has changed as the job was read, as after an edit of its files; not written yet.
-        self.unwritten = self.enlist(*files.tasks.values())
+        """When to reload it, on the monotonic clock, after its files could not be read or written; 0: they could."""
+        self.missing_since_s: float | None = None
+        """Since when its files are gone, on the monotonic clock."""
+        #: Tasks that have changed as the job was read, as after an edit of its files, and are not committed yet.
+        self.unwritten: list[Task] = []
+        self.enlist_all()
 
     @property
     def name(self) -> str:
@@ -85,8 +81,26 @@ class ActiveJob:
         """The job's tasks, by their ids."""
         return self.files.tasks
 
+    def commit(self, *changed: Task) -> None:
+        """Write changed tasks to the journal, with those that have changed as the job was read.
+
+        :raises AirExecutorError: as :meth:`JobFiles.commit`.
+        """
+        tasks = {task.id: task for task in (*self.unwritten, *changed)} if self.unwritten else changed
+        if tasks:
+            self.files.commit(*(tasks.values() if isinstance(tasks, dict) else tasks))
+        self.unwritten = []
+
+    def enlist_all(self) -> None:
+        """Find out anew which tasks are ready, wait or are skipped."""
+        self.ready.clear()
+        self.later.clear()
+        self._missing.clear()
+        self._waiting.clear()
+        self.unwritten = self.enlist(*self.tasks.values())
+
     def enlist(self, *tasks: Task) -> list[Task]:
-        """Find out when it is the turn of tasks; return what has changed by that: what is skipped, or has ended."""
+        """Find out whether tasks are ready or wait; return what has changed by that: what is skipped, or has ended."""
         changed: list[Task] = []
         for task in tasks:
             if task.status is TaskStatus.RUNNING and task.is_for_items:
@@ -110,7 +124,7 @@ class ActiveJob:
         return [*changed, *self.follow_up(*ended)] if ended else changed
 
     def follow_up(self, *ended: Task) -> list[Task]:
-        """Give those that waited for tasks that have ended their turn; return what has changed by that."""
+        """Make ready what has waited for tasks that have ended, or skip it; return what has changed by that."""
         changed: list[Task] = []
         over = deque(ended)
         while over:
@@ -120,7 +134,7 @@ class ActiveJob:
                 self._missing[waiting] -= 1
                 is_due = not self._missing[waiting]
                 if other.status is TaskStatus.PENDING:
-                    # Of one that was skipped with no failure it is not known yet whether there is a failure beside.
+                    # After one that was skipped without a failure, wait for the others: one of them may fail.
                     is_lost = other.when is When.SUCCESS and task.has_failed
                     news = self._decide(other) if is_due or is_lost else []
                 else:
@@ -130,11 +144,11 @@ class ActiveJob:
         return changed
 
     def _decide(self, task: Task) -> list[Task]:
-        """Give a task whose dependencies have ended its turn, or skip it; return what has changed by that."""
+        """Make a task ready whose dependencies have ended, or skip it; return what has changed by that."""
         if self._is_skipped(task):
             return [task]
         if task.retry_at is not None:
-            # Not longer than it was to wait in the first place, if the clock was set back since.
+            # At most the whole wait, even if the clock was set back since.
             wait_s = max(0.0, min(moment(task.retry_at).timestamp() - time.time(), task.wait_s()))
             heapq.heappush(self.later, (time.monotonic() + wait_s, task.id))
         else:
@@ -142,9 +156,9 @@ class ActiveJob:
         return []
 
     def begin_items(self, task: Task) -> list[Task]:
-        """Make the tasks for the items of ``task``, or find those that are there already, and let it wait for them.
+        """Make the tasks for the items of ``task``, unless they exist, and let it wait for them.
 
-        Return what has changed by that.
+        :return: what has changed by that.
         """
         try:
             wanted = [_for_item(task, *each) for each in enumerate(templates.items(task, self.tasks))]
@@ -165,7 +179,7 @@ class ActiveJob:
         return changed if still else [*changed, *self._passed_on(self._end_items(task))]
 
     def _end_items(self, task: Task) -> list[Task]:
-        """End a task whose items have all ended."""
+        """End a task whose items have all ended, and return it."""
         items = templates.tasks_for_items(task, self.tasks)
         failed = [each for each in items if each.status not in (TaskStatus.COMPLETED, TaskStatus.CANCELLED)]
         task.status, task.completed_at = TaskStatus.COMPLETED, now()
@@ -177,7 +191,7 @@ class ActiveJob:
         return [task]
 
     def _is_skipped(self, task: Task) -> bool:
-        """Skip a task whose dependencies did not end as its ``when`` asks."""
+        """Skip a task if its dependencies did not end as its ``when`` asks; tell whether it is skipped."""
         others = [self.tasks[other] for other in task.dependencies]
         if task.when is When.SUCCESS:
             not_completed = [each for each in others if each.status.is_end and each.status is not TaskStatus.COMPLETED]
@@ -194,7 +208,7 @@ class ActiveJob:
         return True
 
     def cancel(self) -> list[Task]:
-        """Cancel all tasks that have not begun, and return them."""
+        """Cancel all pending tasks; return what has changed by that."""
         self.ready.clear()
         self.later.clear()
         cancelled = [task for task in self.tasks.values() if task.status is TaskStatus.PENDING]
@@ -203,66 +217,12 @@ class ActiveJob:
             task.error = f"{NOT_RUN}the job was cancelled"
         return [*cancelled, *self.follow_up(*cancelled)]
 
-    # Beginning again
-
-    def reset(self) -> None:
-        """Begin all tasks again. What they have queued, they queue again."""
-        given = (None, OUTSIDE)
-        self._remove(task for task in self.tasks.values() if task.queued_by not in given or task.hook is not None)
-        self._begin_again(self.tasks.values())
-
-    def retry(self, ids: Iterable[str] = ()) -> None:
-        """Begin again what failed, of that only ``ids`` if there are any, what was not run, and what has followed."""
-        self._remove(task for task in self.tasks.values() if task.hook is not None)
-        again = self._to_retry(set(ids))
-        # Their items may be others now.
-        groups = {each.id for each in again.values() if each.is_for_items and again.keys() & set(each.dependencies)}
-        self._remove(task for task in self.tasks.values() if task.queued_by in groups and task.index is not None)
-        self._begin_again(task for task in again.values() if task.id in self.tasks)
-
-    def _to_retry(self, wanted: set[str]) -> dict[str, Task]:
-        again: dict[str, Task] = {}
-        for task in self.tasks.values():
-            of = task.queued_by if task.index is not None else None
-            is_wanted = not wanted or task.id in wanted or of in wanted
-            was_not_run = task.status in (TaskStatus.SKIPPED, TaskStatus.CANCELLED) or (
-                (task.error or "").startswith(NOT_RUN)  # as failed, by a former version
-            )
-            if was_not_run or (task.status is TaskStatus.FAILED and is_wanted):
-                again[task.id] = task
-                if of in self.tasks:
-                    again[of] = self.tasks[of]
-        followers: dict[str, list[Task]] = {}
-        for task in self.tasks.values():
-            for other in task.dependencies:
-                followers.setdefault(other, []).append(task)
-        below = deque(again)
-        while below:
-            for task in followers.get(below.popleft(), ()):
-                if task.id not in again and task.status.is_end:
-                    again[task.id] = task
-                    below.append(task.id)
-        return again
-
-    def _remove(self, tasks: Iterable[Task]) -> None:
-        for task in list(tasks):
-            del self.tasks[task.id]
-            self.files.forget_text(task)
-            if task.key is not None and self.files.keys.get(task.key) == task.id:
-                del self.files.keys[task.key]
-
-    def _begin_again(self, tasks: Iterable[Task]) -> None:
-        for task in tasks:
-            task.status, task.tries, task.error, task.exit_code, task.result = TaskStatus.PENDING, 0, None, None, None
-            task.started_at = task.completed_at = task.retry_at = task.run_id = task.cause = None
-            self.files.forget_text(task)
-
     # The end
 
     def outcome(self) -> tuple[JobState, str | None]:
-        """Return what has become of the job, over which nothing is left to do, and why it has not completed.
+        """Return the final state of the job, and why it has not completed. It must be :attr:`is_over`.
 
-        :raises JobError: there is something left.
+        :raises JobError: tasks are left that nothing will ever start.
         """
         stuck = [task.id for task in self.tasks.values() if not task.status.is_end]
         if stuck:
@@ -272,7 +232,7 @@ class ActiveJob:
         return state, "; ".join(filter(None, (error, *hooks))) or None
 
     def outcome_before_hooks(self) -> tuple[JobState, str | None]:
-        """Return what has become of the job's own tasks, and why they have not all completed."""
+        """Return the final state of the job without its hooks, and why it has not completed."""
         own = [task for task in self.tasks.values() if task.hook is None]
         failed = [task.id for task in own if task.status is TaskStatus.FAILED]
         if self.files.job.cancelled:
@@ -285,13 +245,13 @@ class ActiveJob:
         return [task for task in self.tasks.values() if task.hook is not None]
 
     def drop_hooks(self) -> None:
-        """Remove the tasks of hooks, for the job goes on."""
-        self._remove(self._hooks())
+        """Remove the tasks of hooks. They will run again at the next end of the job."""
+        remove(self.files, self._hooks())
 
     def call_hook(self, state: JobState) -> list[Task]:
-        """Add the task that is to run when the job has ended in ``state``, unless it has; return what has changed.
+        """Add the task of the hook for ``state``, unless there is none or it has run; return what has changed.
 
-        :raises JobError: it can't be used.
+        :raises JobError: the hook can't be used.
         """
         name = {JobState.COMPLETED: HOOKS[0], JobState.FAILED: HOOKS[1]}.get(state)
         if name is None or any(task.hook == name for task in self._hooks()):
@@ -307,30 +267,39 @@ class ActiveJob:
     # Turns
 
     def wake_later(self, at_s: float) -> None:
-        """Give those whose wait is over at ``at_s``, on the monotonic clock, their turn."""
+        """Make ready what is to be tried again at ``at_s``, on the monotonic clock, or before."""
         while self.later and self.later[0][0] <= at_s:
             _, task_id = heapq.heappop(self.later)
             if self.tasks[task_id].status is TaskStatus.PENDING:
                 self.ready.push(self.tasks[task_id])
 
-    def free_slot(self) -> int | None:
-        """Return the number of a runner that the job may have and has not."""
-        taken = set(self.running.values())
-        return next((slot for slot in range(self.files.job.max_runners) if slot not in taken), None)
+    def due_s(self) -> float | None:
+        """Return when it needs attention though nothing happens, on the monotonic clock; ``None``: never."""
+        if self.blocked_until_s:
+            return self.blocked_until_s
+        due_s = [self.later[0][0]] if self.later else []
+        if (write_s := self.files.due_s()) is not None:
+            due_s.append(write_s)
+        return min(due_s, default=None)
 
-    def workload_id(self, slot: int) -> str:
-        """Return the id whose lock the runner in ``slot`` holds: as many slots as the job may have runners."""
-        return str(uuid.uuid5(uuid.NAMESPACE_URL, f"air-executor:{self.files.job.id}/{slot}"))
+    def free_place(self) -> int | None:
+        """Return the lowest place that is free for a runner, if the job may have one more."""
+        return self.places.free(self.files.job.max_runners)
 
     @property
     def is_willing(self) -> bool:
-        """Whether it has a task whose turn it is, and may start one."""
-        return bool(self.ready) and not self.blocked_until_s and not self.files.job.paused
+        """Whether it has a task that could start now."""
+        return (
+            bool(self.ready)
+            and not self.blocked_until_s
+            and not self.files.job.paused
+            and self.free_place() is not None
+        )
 
     @property
     def is_over(self) -> bool:
-        """Whether nothing is left to do."""
-        return not (self.running or self.ready or self.later)
+        """Whether no task runs or will run."""
+        return not (self.places or self.ready or self.later)
 
 
 def _for_item(task: Task, index: int, item: Any) -> Task:
@@ -347,12 +316,6 @@ def _for_item(task: Task, index: int, item: Any) -> Task:
         started_at=None,
         tries=0,
     )
-
-
-def in_order(jobs: Iterable[ActiveJob]) -> list[list[ActiveJob]]:
-    """Return jobs that are willing, those of the highest priority first, each with its equals."""
-    willing = sorted((job for job in jobs if job.is_willing), key=lambda job: -job.files.job.priority)
-    return [list(equals) for _, equals in itertools.groupby(willing, key=lambda job: job.files.job.priority)]
 
 
 def _became(task: Task) -> str:

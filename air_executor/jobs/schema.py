@@ -1,4 +1,4 @@
-"""The JSON Schema of job files, for editors and for whoever writes them with a program."""
+"""The JSON Schema of job files, for editors and programs."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from typing import Any
 from air_executor.jobs import fields
 from air_executor.jobs.model import NOT_OF_HOOKS, Job, Task
 
-#: The fields of a job that people give; the others are AirExecutor's.
+#: The fields of a job that users give. AirExecutor writes the others.
 GIVEN = tuple(fields.schema(Job, without_own=True)["properties"])
 
 
 def job_file() -> dict[str, Any]:
-    """Return the JSON Schema of a job's file: what `submit` and `run` take."""
+    """Return the JSON Schema of a job file, as `submit` and `run` take it."""
     job = fields.schema(Job, without_own=True, required=("tasks",))
     job["properties"]["tasks"] = {"description": "The tasks.", "type": "array", "items": {"$ref": "#/$defs/task"}}
     task = fields.schema(Task)

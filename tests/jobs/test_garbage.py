@@ -18,9 +18,9 @@ from air_executor import jsontext
 from air_executor.config import Config
 from air_executor.errors import AirExecutorError, JobError
 from air_executor.jobs import api, inbox, lookout
-from air_executor.jobs import manager as manager_module
 from air_executor.jobs.fields import kinds
-from air_executor.jobs.manager import Manager
+from air_executor.jobs.manager import Manager, loop
+from air_executor.jobs.manager.outcomes import Outcomes
 from air_executor.jobs.model import Job, JobState, Task, TaskStatus
 from air_executor.jobs.queue import MAX_TASK_BYTES, queue_in_job
 from air_executor.jobs.store import JobStore
@@ -56,8 +56,7 @@ class Pretended:
             self.backend.held, self.backend.files = self.held, self.files
             return self.backend
 
-        manager_module.LocalBackend = backend  # type: ignore[assignment, misc]
-        manager = Manager(config(self.state_dir), poll_s=0.001, heeds_signals=False)
+        manager = Manager(config(self.state_dir), poll_s=0.001, heeds_signals=False, backend=backend)
         count = iter(range(steps + 1))
 
         def until() -> bool:
@@ -74,7 +73,7 @@ class Pretended:
 
 @pytest.fixture(autouse=True)
 def _pretended(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(manager_module, "LocalBackend", PretendedBackend)
+    monkeypatch.setattr(loop, "LocalBackend", PretendedBackend)
     monkeypatch.setattr(lookout, "_LOOK_S", 0.0)
     monkeypatch.setattr(os, "fsync", lambda _: None)  # no machine loses its power here
     for name in [each for each in os.environ if each.startswith("AIR_EXECUTOR_") and "PRIVATE" not in each]:
@@ -269,21 +268,21 @@ def test_an_error_that_nobody_thought_of_fails_the_job_and_says_where(
 ) -> None:
     pretended.submit("bad", *TWO)
     pretended.submit("good", *TWO)
-    settle = Manager._settle
+    settle = Outcomes.record
 
-    def fail(self: Manager, job: Any, task: Any, record: Any) -> None:
+    def fail(self: Outcomes, job: Any, task: Any, record: Any) -> None:
         if job.name == "bad":
             raise KeyError("nobody thought of this")
         settle(self, job, task, record)
 
-    monkeypatch.setattr(Manager, "_settle", fail)
+    monkeypatch.setattr(Outcomes, "record", fail)
     pretended.work()
     assert pretended.state("good") is JobState.COMPLETED
     job = pretended.store.open("bad").job
     assert job.state is JobState.FAILED
     assert job.error == "its manager met an error: KeyError: 'nobody thought of this'"
     assert "Traceback" in caplog.text
-    monkeypatch.setattr(Manager, "_settle", settle)
+    monkeypatch.setattr(Outcomes, "record", settle)
     # When it is mended, it goes on.
     pretended.store.ask("bad", "retry")
     pretended.work()

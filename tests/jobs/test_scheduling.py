@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from air_executor.jobs import api
+from air_executor.jobs import api, restart
+from air_executor.jobs.manager.turns import Turns
 from air_executor.jobs.model import Job, JobState, Task, TaskStatus
-from air_executor.jobs.schedule import ActiveJob, in_order
+from air_executor.jobs.schedule import ActiveJob
 from air_executor.jobs.store import JobFiles, JobStore
 from tests.jobs.conftest import Yard
 from tests.support.waiting import wait_for
@@ -155,7 +156,7 @@ def test_any_graph_ends_as_its_whens_say_in_whichever_order_tasks_end(data: st.D
     assert {task.id: task.status.value for task in files.tasks.values()} == expected
     has_failed = "failed" in expected.values()
     assert job.outcome()[0] is (JobState.FAILED if has_failed else JobState.COMPLETED)
-    job.retry()
+    restart.retry(files)
     if has_failed:
         assert {task.status.value for task in files.tasks.values()} <= {"pending", "completed"}
     for each in files.tasks.values():
@@ -185,11 +186,52 @@ def test_a_higher_priority_is_first_and_equals_keep_their_order(tmp_path: Path) 
     assert turns(active(tmp_path, *tasks)) == ["c", "e", "a", "d", "b"]
 
 
-def test_jobs_of_a_higher_priority_are_first_and_a_paused_one_not_at_all(tmp_path: Path) -> None:
-    priorities = {"low": -1, "one": 0, "high": 3, "two": 0}
-    jobs = [active(tmp_path, {"id": "a"}, name=name, priority=number) for name, number in priorities.items()]
-    jobs.append(active(tmp_path, {"id": "a"}, name="paused", priority=9, paused=True))
-    assert [[job.name for job in equals] for equals in in_order(jobs)] == [["high"], ["one", "two"], ["low"]]
+def starts(queue: Turns, count: int) -> list[str]:
+    """Let jobs start so many tasks in one round, and return whose they are."""
+    started = []
+    while len(started) < count and (job := queue.next()) is not None:
+        job.ready.pop()
+        started.append(job.name)
+    queue.end_round()
+    return started
+
+
+def test_jobs_of_a_higher_priority_are_first_equals_in_turn_and_a_paused_one_not_at_all(tmp_path: Path) -> None:
+    queue = Turns()
+    two = ({"id": "a"}, {"id": "b"})
+    for name, number in {"low": -1, "one": 0, "high": 3, "two": 0}.items():
+        queue.update(active(tmp_path, *two, name=name, priority=number, max_runners=2))
+    queue.update(active(tmp_path, *two, name="paused", priority=9, paused=True))
+    assert starts(queue, 100) == ["high", "high", "one", "two", "one", "two", "low", "low"]
+    assert not queue
+
+
+def test_a_new_round_begins_with_the_job_that_was_opened_first(tmp_path: Path) -> None:
+    queue = Turns()
+    three = ({"id": "a"}, {"id": "b"}, {"id": "c"})
+    jobs = [active(tmp_path, *three, name=name, max_runners=3) for name in ("one", "two")]
+    for job in jobs:
+        queue.update(job)
+    assert [starts(queue, 1), starts(queue, 3)] == [["one"], ["one", "two", "one"]]
+    queue.update(jobs[0])  # it can start nothing any more, and is not queued by that
+    assert starts(queue, 100) == ["two", "two"]
+
+
+def test_a_job_that_can_start_again_or_was_read_anew_has_one_turn_at_a_time(tmp_path: Path) -> None:
+    queue = Turns()
+    job = active(tmp_path, {"id": "a"}, {"id": "b"}, max_runners=2)
+    queue.update(job)
+    job.blocked_until_s = 1.0
+    assert not queue
+    job.blocked_until_s = 0.0
+    queue.update(job)
+    queue.update(job)
+    again = ActiveJob(job.files)
+    queue.update(again)
+    assert starts(queue, 100) == ["job", "job"]
+    assert (len(job.ready), len(again.ready)) == (2, 0)
+    queue.remove("job")
+    assert not queue
 
 
 # With real runners

@@ -28,7 +28,7 @@ def descriptors() -> int:
 
 
 def test_a_full_disk_costs_no_descriptors(pretended: Pretended, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("air_executor.jobs.manager._BLOCKED_S", 0.0)
+    monkeypatch.setattr("air_executor.jobs.manager.active_jobs._BLOCKED_S", 0.0)
     for number in range(3):
         pretended.submit(f"job-{number}", *TWO)
     pretended.held = {f"job-{number}/a" for number in range(3)}
@@ -86,7 +86,7 @@ def test_jobs_that_come_and_end_and_go_leave_nothing_in_the_manager(
     (before, early), (after, late) = sizes
     assert after - before <= 12  # a few more of the last jobs may be open at that moment
     assert late - early < 1_500_000
-    assert len(manager._complaints) <= 12
+    assert len(manager._jobs.complaints) <= 12
     assert len(manager._lookout._turns) <= 30
 
 
@@ -100,12 +100,12 @@ def test_an_idle_manager_costs_next_to_nothing_beside_ten_thousand_ended_jobs(tm
         for name in ("state.json", "tasks.json"):
             os.link(first / name, folder / name)
     manager = Manager(config(tmp_path), poll_s=5.0, heeds_signals=False)
-    manager._look()  # the first one looks at all
+    manager._jobs.look()  # the first one looks at all
     used_s = []
     for _ in range(5):
         manager._lookout._listed_s = float("-inf")
         began = resource.getrusage(resource.RUSAGE_SELF)
-        manager._look()
+        manager._jobs.look()
         ended = resource.getrusage(resource.RUSAGE_SELF)
         used_s.append(ended.ru_utime + ended.ru_stime - began.ru_utime - began.ru_stime)
     manager._lookout.close()

@@ -133,14 +133,14 @@ def test_a_death_between_the_two_files_and_the_journal_loses_nothing(
 
 def test_what_is_due_is_written_when_it_is_worth_its_while(files: JobFiles) -> None:
     files.write()
-    assert files.due_in_s() is None
+    assert files.due_s() is None
     files.tasks["a"].tries = 1
     files.commit(files.tasks["a"])
-    due_s = files.due_in_s()
+    due_s = files.due_s()
     assert due_s is not None
     files._due_s = 0.0
     files.write_if_due()
-    assert files.due_in_s() is None
+    assert files.due_s() is None
     assert orjson.loads((files.path / "tasks.json").read_bytes())[0]["tries"] == 1
 
 

@@ -27,7 +27,7 @@ class PretendedBackend:
     def warm_up(self) -> None:
         """There is nothing to warm up."""
 
-    def start(self, request: RunRequest, record: RunRecord) -> None:
+    def order(self, request: RunRequest, record: RunRecord) -> None:
         protocol.encode({"type": "start", "request": request.to_message()})
         self.store.create(record)
         label = request.identity.name
@@ -52,7 +52,7 @@ class PretendedBackend:
         self._running[record.id] = record
         self._end(record, RunState.LOST, reason="its manager is gone")
 
-    def ended(self) -> list[RunRecord]:
+    def take_ends(self) -> list[RunRecord]:
         ended, self._ended = self._ended, []
         return ended
 

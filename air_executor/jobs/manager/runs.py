@@ -1,0 +1,198 @@
+"""The runs of the manager's tasks, and all that the manager knows of runs.
+
+What it needs beyond :class:`air_executor.runs.backend.RunBackend` is done here with the records themselves.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from air_executor.config import Config
+from air_executor.errors import AirExecutorError, RecordError
+from air_executor.runs import limits
+from air_executor.runs import record as records
+from air_executor.runs.backend import RunBackend, RunRequest
+from air_executor.runs.record import RunRecord, RunState
+from air_executor.runs.store import RunStore
+
+log = logging.getLogger(__name__)
+
+
+class Backend(RunBackend, Protocol):
+    """A backend that can be made ready ahead."""
+
+    def warm_up(self) -> None:
+        """Have everything ready for the first run."""
+
+
+#: Makes the backend for the runs below a state directory.
+MakeBackend = Callable[[RunStore, Config], Backend]
+
+
+@dataclass(frozen=True)
+class Owner:
+    """The task that a run executes."""
+
+    job: str
+    task: str
+
+
+class Runs:
+    """The runs that execute tasks of this manager's jobs."""
+
+    def __init__(self, config: Config, make_backend: MakeBackend) -> None:
+        """Prepare, but open nothing.
+
+        :param config: as the backend gets it.
+        """
+        self._config = config
+        self._make_backend = make_backend
+        self._store = RunStore(config.state_dir)
+        self._backend: Backend
+        #: The tasks that live runs execute, by the ids of the runs.
+        self._live: dict[str, Owner] = {}
+
+    def __len__(self) -> int:
+        """Return how many runs are live."""
+        return len(self._live)
+
+    # Life
+
+    def prepare(self) -> None:
+        """Make the folders.
+
+        :raises StateDirError: they can't be used.
+        """
+        self._store.prepare()
+        with contextlib.suppress(AirExecutorError):
+            self._store.mark_open()
+
+    def open(self) -> None:
+        """Open the backend."""
+        self._backend = self._make_backend(self._store, self._config)
+
+    def close(self) -> None:
+        """Close the backend. Runs continue."""
+        self._backend.close()
+
+    def warm_up(self) -> None:
+        """Have a launcher ready for the first run."""
+        self._backend.warm_up()
+
+    def fileno(self) -> int | None:
+        """Return a descriptor that becomes readable when there may be news; ``None`` if nothing tells."""
+        return self._backend.fileno()
+
+    def due_in_s(self) -> float | None:
+        """Return in how many seconds to call :meth:`take_ends` though nothing tells; ``None``: no need to."""
+        return self._backend.due_in_s()
+
+    # Runs
+
+    @property
+    def state_dir(self) -> Path:
+        """The state directory, which tasks need to queue others."""
+        return self._store.root
+
+    def order(self, request: RunRequest, owner: Owner) -> None:
+        """Have a run begin.
+
+        :raises ProtocolError: the request is too large for a runner, or no JSON.
+        :raises StateDirError: the run can't be recorded, so it was not ordered.
+        """
+        public = limits.public(request.air)
+        record = records.queued(request.id, request.identity, limits=public, log_file=request.log_file)
+        self._backend.order(request, record)
+        self._live[request.id] = owner
+
+    def record(self, run_id: str) -> RunRecord:
+        """Return the record of a run. One that was ordered by a dead manager, and has not begun, will not begin.
+
+        :raises RecordError: there is none, or it can't be understood.
+        :raises StateDirError: it can't be read now.
+        """
+        record = self._store.read(run_id)
+        return self._take_back(record) if record.state is RunState.QUEUED else record
+
+    def _take_back(self, record: RunRecord) -> RunRecord:
+        """End a run that was ordered by a manager that is gone, unless its runner has begun."""
+        lock = self._store.lock(record.identity.workload_id)
+        if not lock.acquire(timeout_s=0):
+            return record
+        try:
+            record = self._store.read(record.id)
+            if record.state is RunState.QUEUED:
+                # A runner that starts later finds this record, and exits.
+                reason = "its manager died before its runner was born"
+                record = self._store.write(record.advance(RunState.LOST, reason=reason))
+            return record
+        finally:
+            lock.release()
+
+    def was_begun(self, run_id: str) -> bool:
+        """Tell whether there is anything of a run: without, it could not be ordered, as when the disk was full."""
+        try:
+            return self._store.has(run_id)
+        except RecordError:
+            return False
+
+    def follow(self, record: RunRecord, owner: Owner) -> None:
+        """Follow a run that another manager has ordered, unless it is followed already."""
+        is_known = record.id in self._live
+        self._live[record.id] = owner
+        if not is_known:
+            self._backend.follow(record)
+
+    def take_ends(self) -> list[RunRecord]:
+        """Return the records of the runs that have ended since the last call, each once."""
+        return self._backend.take_ends()
+
+    def forget(self, run_id: str) -> Owner | None:
+        """Note that a run is not live any more; return the task that it has executed, if it was one of these jobs'."""
+        return self._live.pop(run_id, None)
+
+    def acknowledge(self, record: RunRecord) -> None:
+        """Record that the end of a run is known, so that its record may be pruned."""
+        try:
+            self._store.mark_reported(record)
+        except AirExecutorError as error:
+            log.warning("The end of run %s could not be acknowledged: %s", record.id, error)
+
+    def folder(self, run_id: str) -> Path:
+        """Return the folder in which a run leaves its result and the tasks that it queued."""
+        return self._store.folder(run_id)
+
+    # Stopping
+
+    def stop_all(self, reason: str) -> None:
+        """Stop all runs. They are interrupted, and their tasks will be started again."""
+        for run_id in self._live:
+            self._backend.stop(run_id, reason, unwanted=True)
+
+    def stop_job(self, job: str, reason: str, *, unwanted: bool = False) -> None:
+        """Stop the runs of a job.
+
+        :param unwanted: nobody needs their outcomes.
+        """
+        for run_id, owner in self._live.items():
+            if owner.job == job:
+                self._backend.stop(run_id, reason, unwanted=unwanted)
+
+    def stop_others(self, job: str, known: set[str | None], reason: str) -> None:
+        """Stop the runs of a job whose ids are not in ``known``, and forget them."""
+        for run_id, owner in list(self._live.items()):
+            if owner.job == job and run_id not in known:
+                del self._live[run_id]
+                self._backend.stop(run_id, reason, unwanted=True)
+
+    def remove_locks(self, workload_ids: list[str]) -> None:
+        """Remove the lock files of workloads that have no runner any more."""
+        for workload_id in workload_ids:
+            lock = self._store.lock(workload_id)
+            if lock.acquire(timeout_s=0, create=False):
+                lock.release()

@@ -1,0 +1,73 @@
+"""Starting the tasks of a job again: all of them, or those that failed and what depends on them."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+
+from air_executor.jobs.files import JobFiles
+from air_executor.jobs.model import OUTSIDE, Task, TaskStatus
+
+#: The error of a task that did not run because of another one begins so.
+NOT_RUN = "not run: "
+
+
+def reset(files: JobFiles) -> None:
+    """Make all tasks pending. Tasks that others have queued are removed: they will be queued again."""
+    given = (None, OUTSIDE)
+    remove(files, (task for task in files.tasks.values() if task.queued_by not in given or task.hook is not None))
+    _make_pending(files, files.tasks.values())
+
+
+def retry(files: JobFiles, ids: Iterable[str] = ()) -> None:
+    """Make pending what failed, what did not run because of a failure, and what has followed from either.
+
+    :param ids: of the failed tasks, only these; none for all.
+    """
+    remove(files, (task for task in files.tasks.values() if task.hook is not None))
+    again = _to_retry(files, set(ids))
+    # Their items may have changed.
+    groups = {each.id for each in again.values() if each.is_for_items and again.keys() & set(each.dependencies)}
+    remove(files, (task for task in files.tasks.values() if task.queued_by in groups and task.index is not None))
+    _make_pending(files, (task for task in again.values() if task.id in files.tasks))
+
+
+def _to_retry(files: JobFiles, wanted: set[str]) -> dict[str, Task]:
+    again: dict[str, Task] = {}
+    for task in files.tasks.values():
+        group = task.queued_by if task.index is not None else None
+        is_wanted = not wanted or task.id in wanted or group in wanted
+        did_not_run = task.status in (TaskStatus.SKIPPED, TaskStatus.CANCELLED) or (
+            (task.error or "").startswith(NOT_RUN)  # a former version marks it as failed
+        )
+        if did_not_run or (task.status is TaskStatus.FAILED and is_wanted):
+            again[task.id] = task
+            if group in files.tasks:
+                again[group] = files.tasks[group]
+    dependents: dict[str, list[Task]] = {}
+    for task in files.tasks.values():
+        for other in task.dependencies:
+            dependents.setdefault(other, []).append(task)
+    left = deque(again)
+    while left:
+        for task in dependents.get(left.popleft(), ()):
+            if task.id not in again and task.status.is_end:
+                again[task.id] = task
+                left.append(task.id)
+    return again
+
+
+def remove(files: JobFiles, tasks: Iterable[Task]) -> None:
+    """Remove tasks from a job."""
+    for task in list(tasks):
+        del files.tasks[task.id]
+        files.forget_text(task)
+        if task.key is not None and files.keys.get(task.key) == task.id:
+            del files.keys[task.key]
+
+
+def _make_pending(files: JobFiles, tasks: Iterable[Task]) -> None:
+    for task in tasks:
+        task.status, task.tries, task.error, task.exit_code, task.result = TaskStatus.PENDING, 0, None, None, None
+        task.started_at = task.completed_at = task.retry_at = task.run_id = task.cause = None
+        files.forget_text(task)
