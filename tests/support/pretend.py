@@ -56,6 +56,15 @@ class PretendedBackend:
         ended, self._ended = self._ended, []
         return ended
 
+    def record(self, run_id: str) -> RunRecord:
+        return self.store.read(run_id)
+
+    def knows(self, run_id: str) -> bool:
+        return self.store.has(run_id)
+
+    def acknowledge(self, record: RunRecord) -> RunRecord:
+        return self.store.mark_reported(record)
+
     def fileno(self) -> None:
         return None
 

@@ -10,7 +10,6 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 from air_executor.config import Config
 from air_executor.errors import AirExecutorError, RecordError
@@ -23,15 +22,8 @@ from air_executor.runs.store import RunStore
 log = logging.getLogger(__name__)
 
 
-class Backend(RunBackend, Protocol):
-    """A backend that can be made ready ahead."""
-
-    def warm_up(self) -> None:
-        """Have everything ready for the first run."""
-
-
 #: Makes the backend for the runs below a state directory.
-MakeBackend = Callable[[RunStore, Config], Backend]
+MakeBackend = Callable[[RunStore, Config], RunBackend]
 
 
 @dataclass(frozen=True)
@@ -53,7 +45,7 @@ class Runs:
         self._config = config
         self._make_backend = make_backend
         self._store = RunStore(config.state_dir)
-        self._backend: Backend
+        self._backend: RunBackend
         #: The tasks that live runs execute, by the ids of the runs.
         self._live: dict[str, Owner] = {}
 
@@ -116,7 +108,7 @@ class Runs:
         :raises RecordError: there is none, or it can't be understood.
         :raises StateDirError: it can't be read now.
         """
-        record = self._store.read(run_id)
+        record = self._backend.record(run_id)
         return self._take_back(record) if record.state is RunState.QUEUED else record
 
     def _take_back(self, record: RunRecord) -> RunRecord:
@@ -137,7 +129,7 @@ class Runs:
     def was_begun(self, run_id: str) -> bool:
         """Tell whether there is anything of a run: without, it could not be ordered, as when the disk was full."""
         try:
-            return self._store.has(run_id)
+            return self._backend.knows(run_id)
         except RecordError:
             return False
 
@@ -159,7 +151,7 @@ class Runs:
     def acknowledge(self, record: RunRecord) -> None:
         """Record that the end of a run is known, so that its record may be pruned."""
         try:
-            self._store.mark_reported(record)
+            self._backend.acknowledge(record)
         except AirExecutorError as error:
             log.warning("The end of run %s could not be acknowledged: %s", record.id, error)
 
