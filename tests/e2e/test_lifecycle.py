@@ -133,8 +133,9 @@ def test_nothing_is_left_after_hundreds_of_tasks(airflow: Airflow) -> None:
     assert len({r.identity.workload_id for r in records}) == 301
     assert airflow.effects("hundreds").count("done") == 300
     assert list(airflow.store.locks.iterdir()) == []
+    process = launcher(airflow)  # it may have a successor by now
     assert busy_children(process) == []
-    assert process.num_fds() <= descriptors[0]
+    assert process.num_fds() <= descriptors[0] + 5
     # The database's connections come and go.
     assert scheduler.num_fds() <= descriptors[1] + 5
     assert all(not list(airflow.store.folder(r.id).glob(".*")) for r in records)
