@@ -83,6 +83,8 @@ class Benchmark:
                     for dag_id in [each for each in (*warm_up, *left[0].warm_up) if each not in warm]:
                         made.run(dag_id, getattr(self._sizes, dag_id))
                         warm.add(dag_id)
+                    if left[0].learns:
+                        made.learn()
                     made.rest()
                     self._measure(made, number, executor, left[0])
                     del left[0]

@@ -46,6 +46,8 @@ class Workload:
     figures: tuple[Figure, ...]
     warm_up: tuple[str, ...] = ()
     """Dags to run before anything is measured, beside ``noops``; sizes have their names."""
+    learns: bool = False
+    """After the warm-up, an executor that learns from it gets the time to."""
     is_long: bool = False
     """It has an Airflow to itself that is not warmed up but for the above, runs once, and by default under AirExecutor
     only."""
@@ -235,6 +237,7 @@ WORKLOADS = (
             Figure("cpu_s_per_task", "CPU per task, all of Airflow", "s"),
         ),
         warm_up=("pandas_warm_up",),
+        learns=True,
     ),
     Workload(
         "retired",
