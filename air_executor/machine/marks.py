@@ -37,9 +37,9 @@ def is_launcher(pid: int) -> bool:
 def join(run_id: str) -> None:
     """Mark this process, and all that will descend from it, as the run's.
 
-    Beside the variable, which a program may leave out of the environment of another, they carry the run's mark: a soft
-    limit that only real-time scheduling heeds, and so high that it limits nothing. Forks, sessions and programs inherit
-    it whatever their environment is.
+    They have a variable, which a program may leave out of the environment of another, and the run's mark: a soft limit
+    that applies to real-time scheduling only, and is so high that it limits nothing. Forks, sessions and programs
+    inherit it whatever their environment is.
     """
     os.environ[RUN_VARIABLE] = run_id
     if _MARKED is None:

@@ -1,7 +1,7 @@
 """Whose a state directory is. One that others own, or may write to, is refused before anything is read or written.
 
-Whoever can put files into it says what runs, with the rights of whoever works there: as with a repository's ``.git``
-that somebody else has placed in a folder above (CVE-2022-24765).
+Who can write files there decides what runs, with the rights of the user who works there: as with the ``.git`` of a
+repository that somebody else has placed in a folder above (CVE-2022-24765).
 """
 
 from __future__ import annotations

@@ -155,7 +155,7 @@ def read_proc(path: str) -> bytes:
 
 
 def _user(pid: int) -> str:
-    # From the file, not through getpwuid(): a directory service that hangs would hang whoever asks.
+    # From the file, not through getpwuid(): a directory service that hangs would hang this process.
     for line in read_proc(f"/proc/{pid}/status").splitlines():
         if line.startswith(b"Uid:"):
             uid = line.split()[1].decode()

@@ -2,8 +2,8 @@
 
 The kernel shows it to the process itself, to root, and to others of the same user unless the process is private
 (see :func:`air_executor.machine.system.keep_memory_private`), as task processes and their forks are. These open their
-own ``/proc/self/smaps_rollup`` and send it to their runner: the file shows whoever opened it, for as long as that one
-has executed no other program, which would be private no more.
+own ``/proc/self/smaps_rollup`` and send it to their runner. The file shows the process that opened it, until that
+executes another program, which would not be private any more.
 """
 
 from __future__ import annotations

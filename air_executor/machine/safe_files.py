@@ -97,7 +97,7 @@ def replace_file(path: str | Path, data: bytes, *, is_durable: bool = False) -> 
 
 
 def modified_s(path: str | Path) -> float | None:
-    """Return when a file was last changed, in seconds since the epoch; ``None`` when it can't be told."""
+    """Return when a file was last changed, in seconds since the epoch; ``None`` if it is unknown."""
     try:
         return os.lstat(path).st_mtime
     except OSError:

@@ -59,15 +59,15 @@ class Watch:
 
     def drain(self) -> set[tuple[Path | None, str]]:
         """Return what has changed: each folder, with a name in it. A folder ``None`` means that events were lost."""
-        told: set[tuple[Path | None, str]] = set()
+        changed: set[tuple[Path | None, str]] = set()
         if self._fd is not None:
             with contextlib.suppress(BlockingIOError):
                 while data := os.read(self._fd, 1 << 16):
-                    told |= self._understand(data)
-        return told
+                    changed |= self._understand(data)
+        return changed
 
     def _understand(self, data: bytes) -> set[tuple[Path | None, str]]:
-        told: set[tuple[Path | None, str]] = set()
+        changed: set[tuple[Path | None, str]] = set()
         position = 0
         while position < len(data):
             number, mask, _, length = _EVENT.unpack_from(data, position)
@@ -75,17 +75,17 @@ class Watch:
             position = begin + length
             name = os.fsdecode(data[begin:position].rstrip(b"\0"))
             if mask & _IN_Q_OVERFLOW:
-                told.add((None, ""))
+                changed.add((None, ""))
             elif (folder := self._numbers.get(number)) is None:
                 continue
             elif mask & _IN_IGNORED:  # the folder is gone, and its watch with it
                 del self._numbers[number]
                 if self._folders.get(folder) == number:
                     del self._folders[folder]
-                told.add((folder, ""))
+                changed.add((folder, ""))
             else:
-                told.add((folder, name))
-        return told
+                changed.add((folder, name))
+        return changed
 
     def close(self) -> None:
         """Watch nothing any more."""

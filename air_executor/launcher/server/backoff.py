@@ -40,4 +40,5 @@ class Backoff:
         """Return what went wrong, for a person."""
         if not self.has_given_up:
             return None
-        return f"{self._in_a_row} processes that were forked ahead have died at birth: tasks start without, if later"
+        deaths = f"{self._in_a_row} processes that were forked ahead have died at birth"
+        return f"{deaths}: runners are forked when their orders come, and tasks start a little later"

@@ -69,6 +69,6 @@ class Chores:
         """Kill chores whose time is over."""
         for pid, until_s in self._until_s.items():  # not reaped yet: no other process can have the id
             if time.monotonic() > until_s:
-                print(f"process {pid} has taken more than {CHORE_S:g} s beside, and is killed", flush=True)
+                print(f"process {pid} has taken more than {CHORE_S:g} s for its chore, and is killed", flush=True)
                 os.kill(pid, signal.SIGKILL)
                 self._until_s[pid] = math.inf

@@ -1,4 +1,4 @@
-"""The launcher's clients: executors, and whoever asks for its status. Their connections, and the messages on them."""
+"""The launcher's clients, executors and others: their connections, and the messages on them."""
 
 from __future__ import annotations
 

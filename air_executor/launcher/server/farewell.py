@@ -72,7 +72,7 @@ class Farewell:
         """
         is_first, self._has_begun = not self._has_begun, True
         if is_first:
-            print(f"asked to end; with on_launcher_stop = {self.policy}", flush=True)
+            print(f"asked to end, with on_launcher_stop = {self.policy}", flush=True)
         return is_first
 
     def stop(self, runs: Mapping[int, str]) -> None:

@@ -1,4 +1,4 @@
-"""The launcher's children: who waits for their ends, and what becomes of a run whose runner has died."""
+"""The launcher's children: their ends, and the ends of runs whose runners have died."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Runner:
     run_id: str
     workload_id: str
     client: Client | None
-    """Who is told of its end."""
+    """Gets the message about its end."""
 
 
 class Parent(Protocol):

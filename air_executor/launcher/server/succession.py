@@ -112,7 +112,7 @@ class Succession:
         print(f"process {self.pid} prepares itself to be the next launcher", flush=True)
 
     def hear(self) -> bool:
-        """Tell whether the successor is ready. If it has died instead, this launcher goes on."""
+        """Tell whether the successor is ready. If it has died instead, this launcher serves on."""
         if self._ready is None:
             return False
         with self._ready, contextlib.suppress(OSError):
@@ -126,7 +126,7 @@ class Succession:
 
     def _fail(self, why: str) -> None:
         self._failed = f"a successor was given up ({why}); the next is tried after {self._again_s:g} s"
-        print(f"{self._failed}; this launcher goes on", flush=True)
+        print(f"{self._failed}; this launcher serves on", flush=True)
         self._due_s = time.monotonic() + self._again_s
         self._again_s = min(2 * self._again_s, _AGAIN_MOST_S)
 
