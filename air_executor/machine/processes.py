@@ -103,7 +103,7 @@ class Process:
 
 def look(pid: int) -> Process | None:
     """Return a process; ``None`` when there is none, or the kernel hides it."""
-    if not has_proc():
+    if not _has_proc():
         return _look_without_proc(pid)
     data = read_proc(f"/proc/{pid}/stat")
     if not data:
@@ -132,8 +132,7 @@ def _look_without_proc(pid: int) -> Process | None:
 
 
 @functools.cache
-def has_proc() -> bool:
-    """Tell whether this system shows its processes below ``/proc``."""
+def _has_proc() -> bool:
     return os.path.exists("/proc/self/stat")
 
 
@@ -166,7 +165,7 @@ def _user(pid: int) -> str:
 
 def all_pids() -> list[int]:
     """Return the pids of all processes that this one can see."""
-    return [int(name) for name in os.listdir("/proc") if name.isdigit()] if has_proc() else psutil.pids()
+    return [int(name) for name in os.listdir("/proc") if name.isdigit()] if _has_proc() else psutil.pids()
 
 
 def kill(pid: int) -> bool:
