@@ -157,9 +157,9 @@ def test_airflows_audit_log_tells_of_a_token_that_a_runner_has_signed() -> None:
     key = task_workload().ti.key
     ended = queued(str(uuid.uuid4()), identity(), limits={}, log_file=None).advance(RunState.STARTING)
     ended = ended.advance(RunState.RUNNING).advance(RunState.SUCCEEDED, outcome="success", delivered=True)
-    executor._tell(key, ended)
+    executor._ends.report(key, ended)
     assert executor._task_event_logs == deque()
-    executor._tell(key, dataclasses.replace(ended, tokens_signed=2))
+    executor._ends.report(key, dataclasses.replace(ended, tokens_signed=2))
     (entry,) = executor._task_event_logs
     assert entry.event == "air_executor token signed"
     assert "signed another, 2 times" in str(entry.extra)
