@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import os
 import signal
 import subprocess
@@ -12,7 +11,7 @@ import time
 from typing import Any
 
 from air_executor.cli import trust, where
-from air_executor.cli.table import EXIT_OK, JSON, Argument, Command, at_least_zero, count, print_json
+from air_executor.cli.table import EXIT_OK, JSON, Argument, Command, at_least_zero, count, log_progress, print_json
 from air_executor.errors import JobError, ManagedError, StateDirError, WrongStateError
 from air_executor.jobs.manager import Manager
 from air_executor.launcher.address import module_command
@@ -67,7 +66,7 @@ class _Greeting:
 def _start(args: argparse.Namespace) -> int:
     if args.detach:
         return _start_detached(args)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+    log_progress()
     manager = make(args)
     root = str(where.job_store().root)
     try:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import logging
-import sys
 import time
 from pathlib import Path
 
@@ -38,7 +36,6 @@ def _run(args: argparse.Namespace) -> int:
             raise JobError("--env-from is for a job that is made: give it with `run FILE`, `submit` or `queue`")
     if (job := store.files(name).read_job()).paused and not job.state.is_end:
         raise WrongStateError(f"job {name} is paused; `air-executor resume {name}` lets it go on")
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     with _Display(store, name, is_quiet=args.json) as display:
         work_until(
             lambda worker: display.update(None if worker is None else worker.files(name)),

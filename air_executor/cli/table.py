@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import logging
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +16,8 @@ from air_executor.cli.jsonout import print_json as print_json
 from air_executor.cli.jsonout import print_line
 from air_executor.errors import AirExecutorError, StateDirError
 from air_executor.runs.statedir import VARIABLE
+
+_LOGGER = logging.getLogger("air_executor")
 
 #: Exit codes: success; failure, or "no" as an answer; wrong use; not ended in time, as of timeout(1).
 EXIT_OK, EXIT_NO, EXIT_USAGE, EXIT_TIMEOUT = 0, 1, 2, 124
@@ -49,7 +53,8 @@ def call(command: Command) -> Callable[[argparse.Namespace], None]:
             # In the environment, so that the processes started by this command have it too.
             os.environ[VARIABLE] = os.path.abspath(os.path.expanduser(named))
         try:
-            code = command.run(args)
+            with _logging_to_stderr():
+                code = command.run(args)
         except (AirExecutorError, KeyboardInterrupt) as error:
             code = report(error, is_json=getattr(args, "json", False))
         except BrokenPipeError:
@@ -68,6 +73,28 @@ def call(command: Command) -> Callable[[argparse.Namespace], None]:
             sys.exit(code)
 
     return run
+
+
+@contextlib.contextmanager
+def _logging_to_stderr() -> Iterator[None]:
+    """Print warnings of ours to stderr, also where Airflow's command line would print all that is logged to stdout."""
+    handler, propagates = logging.StreamHandler(), _LOGGER.propagate
+    _LOGGER.addHandler(handler)
+    _LOGGER.propagate = False
+    _LOGGER.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        _LOGGER.removeHandler(handler)
+        _LOGGER.propagate = propagates
+        _LOGGER.setLevel(logging.NOTSET)
+
+
+def log_progress() -> None:
+    """Print from now on also what is logged as information, each message with its time."""
+    for handler in _LOGGER.handlers:
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    _LOGGER.setLevel(logging.INFO)
 
 
 def _print_unexpected(error: Exception, args: argparse.Namespace) -> None:

@@ -87,6 +87,17 @@ def test_a_command_that_is_not_waited_for_says_what_it_needs(yard: Yard) -> None
     assert "no command" in yard.call("add", code=2)
 
 
+def test_a_command_has_an_empty_stdin_and_leaves_that_of_its_caller_alone(yard: Yard) -> None:
+    out, err = call(yard, "add", "--wait", "--", "cat", stdin=b"not for the command\n")
+    assert (out, err) == (b"", b"")
+    loop = f'while read -r line; do {shlex.join(yard.command("add", "--wait", "--", "echo"))} "$line"; done'
+    done = subprocess.run(
+        ["sh", "-c", loop], env=yard.env, cwd=yard.folder, input=b"one\ntwo\n", capture_output=True, timeout=LONG_S
+    )
+    assert done.stdout == b"one\ntwo\n"
+    assert "its stdin is empty" in PAGE
+
+
 @pytest.mark.parametrize("has_manager", [False, True])
 def test_ctrl_c_cancels_what_is_waited_for(yard: Yard, has_manager: bool) -> None:
     if has_manager:

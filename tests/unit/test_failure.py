@@ -15,6 +15,7 @@ import pytest
 from air_executor.cli import table
 from air_executor.cli.commands import COMMANDS
 from air_executor.cli.failure import envelope
+from air_executor.cli.jsonout import printing_text
 from air_executor.cli.main import parser
 from air_executor.errors import (
     AirExecutorError,
@@ -139,6 +140,27 @@ def test_an_error_that_nobody_expected_is_an_object_too(capsys: pytest.CaptureFi
     document = orjson.loads(capsys.readouterr().out)
     assert document["error"].startswith("OSError: ")
     assert document["retryable"] is True
+
+
+def test_text_is_passed_on_as_a_field_of_json_without_being_held(capsys: pytest.CaptureFixture[str]) -> None:
+    seen = []
+    with printing_text({"run": "a", "task": None}, "log"):
+        for number in range(3):
+            print(f'line {number} "é\x00"')
+            seen.append(capsys.readouterr().out)
+    seen.append(capsys.readouterr().out)
+    assert all(f"line {number} " in seen[number] for number in range(3))
+    lines = "".join(f'line {number} "é\x00"\n' for number in range(3))
+    assert (
+        "".join(seen)
+        == orjson.dumps({"run": "a", "task": None, "log": lines}, option=orjson.OPT_INDENT_2).decode() + "\n"
+    )
+    with printing_text({"run": "a"}, "log"):
+        pass
+    assert orjson.loads(capsys.readouterr().out) == {"run": "a", "log": ""}
+    with pytest.raises(JobError), printing_text({"run": "a"}, "log"):
+        raise JobError("before anything was printed")
+    assert capsys.readouterr().out == ""
 
 
 def caused(error: AirExecutorError, number: int) -> AirExecutorError:
