@@ -119,7 +119,7 @@ def is_file(store: JobStore, given: str) -> bool:
     """
     if os.sep in given or Path(given) == _STDIN or Path(given).is_file():
         return True
-    if given in store.names():
+    if store.has(given):
         return False
     if Path(given).suffix in _SUFFIXES:
         return True

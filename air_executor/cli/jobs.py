@@ -12,15 +12,28 @@ import orjson
 
 from air_executor.cli import jobviews, where
 from air_executor.cli.listing import say_where, show
-from air_executor.cli.table import EXIT_NO, EXIT_OK, EXIT_TIMEOUT, JSON, Argument, Command, at_least_zero, print_json
+from air_executor.cli.table import (
+    EXIT_NO,
+    EXIT_OK,
+    EXIT_TIMEOUT,
+    JSON,
+    Argument,
+    Command,
+    at_least_zero,
+    count,
+    print_json,
+)
 from air_executor.errors import JobError
 from air_executor.jobs.model import JobState
 from air_executor.jobs.store import JobFiles
-from air_executor.observe.jobs import leftover_runs, obstacle, summaries, untrusted
+from air_executor.observe.jobs import leftover_runs, listed, obstacle, untrusted
 from air_executor.runs.statedir import locate
 
 #: How often `wait` looks, in seconds.
 _LOOK_S = 0.2
+
+#: So many jobs that have ended are listed, unless the command line says how many.
+_SHOWN_ENDED = 50
 
 NAME = Argument(("name",), {"metavar": "NAME", "help": "name of the job"})
 
@@ -33,12 +46,15 @@ class NotEndedError(JobError):
 
 
 def _jobs(args: argparse.Namespace) -> int:
-    found = summaries(where.options().state_dir)
+    limit = args.limit if args.limit is not None else 0 if args.json else _SHOWN_ENDED
+    found = listed(where.options().state_dir, most_ended=limit or None)
     if args.json:
-        print_json([dataclasses.asdict(each) for each in found])
-    else:
-        say_where(f"state directory {locate()}")
-        show(jobviews.jobs(found))
+        print_json([dataclasses.asdict(each) for each in found.jobs])
+        return EXIT_OK
+    say_where(f"state directory {locate()}")
+    show(jobviews.jobs(found.jobs))
+    if found.left_out:
+        print(f"and {found.left_out} more that have ended; `air-executor jobs -n 0` lists all", file=sys.stderr)
     return EXIT_OK
 
 
@@ -88,7 +104,18 @@ def _wait(args: argparse.Namespace) -> int:
 
 
 COMMANDS: tuple[Command, ...] = (
-    Command("jobs", "list the jobs", _jobs, (JSON,)),
+    Command(
+        "jobs",
+        "list the jobs: those that have not ended, and the last ones that have",
+        _jobs,
+        (
+            Argument(
+                ("-n", "--limit"),
+                {"type": count, "help": "so many that have ended; 0 for all (default 50, and all with --json)"},
+            ),
+            JSON,
+        ),
+    ),
     Command("job", "show a job: its tasks, their times, and who queued whom", _job, (NAME, JSON)),
     Command(
         "wait",

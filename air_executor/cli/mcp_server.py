@@ -36,7 +36,7 @@ from air_executor.jobs.schema import GIVEN, job_file
 from air_executor.jobs.store import JobFiles, JobStore
 from air_executor.launcher.address import module_command
 from air_executor.machine.safe_files import open_log
-from air_executor.observe.jobs import obstacle, summaries, summary
+from air_executor.observe.jobs import listed, obstacle, summary
 from air_executor.observe.query import observe_runs
 from air_executor.runs.store import RunStore
 
@@ -202,12 +202,12 @@ class _Tools:
                 **_plain(summary(files)),
                 **_part("tasks", map(_shown, files.tasks.values()), offset, limit),
             }
-        jobs = summaries(self._store.root.parent, ended=ended)
+        jobs = listed(self._store.root.parent, most_ended=limit if ended else 0)
         runs = RunStore(self._options.state_dir)
         return {
             "state_dir": str(self._options.state_dir),
             "manager": self._store.manager(),
-            **_part("jobs", map(_plain, jobs), 0, limit),
+            **_part("jobs", map(_plain, jobs.jobs), 0, limit, more=jobs.left_out if ended else 0),
             "runs": [run.to_dict() for run in observe_runs(runs)[:limit]],
         }
 
@@ -390,8 +390,8 @@ def _cut(text: str | None) -> str | None:
     return text if text is None or len(text) <= _MAX_TEXT else text[:_MAX_TEXT] + "…"
 
 
-def _part(name: str, items: Any, offset: int, limit: int) -> dict[str, Any]:
-    """Return at most ``limit`` items, and how many there are beside them."""
+def _part(name: str, items: Any, offset: int, limit: int, *, more: int = 0) -> dict[str, Any]:
+    """Return at most ``limit`` items, and how many there are beside them, with ``more`` that are not given."""
     everything, size = list(items), 0
     part: list[Any] = []
     for item in everything[offset : offset + limit]:
@@ -399,5 +399,5 @@ def _part(name: str, items: Any, offset: int, limit: int) -> dict[str, Any]:
         if size > _MAX_LIST_BYTES and part:
             break
         part.append(item)
-    rest = len(everything) - len(part)
+    rest = len(everything) - len(part) + more
     return {name: part, **({f"{name}_left_off": rest} if rest else {})}

@@ -19,7 +19,7 @@ import orjson
 
 from air_executor import jsontext
 from air_executor.errors import JobChangedError, JobError, StateDirError
-from air_executor.jobs import snapshot
+from air_executor.jobs import ended, snapshot
 from air_executor.jobs.folder import JobFolder
 from air_executor.jobs.journal import Journal
 from air_executor.jobs.model import Job, JobState, Task, check_dependencies, new_tasks
@@ -221,6 +221,8 @@ class JobFiles(JobFolder):
             replace_file(self.path / ".gitignore", _IGNORED.encode())
         replace_file(self.path / "tasks.json", data, is_durable=True)
         replace_file(self.path / "state.json", self.job.to_json(), is_durable=True)
+        if self.job.state.is_end and not self.path.name.startswith("."):  # which is being made
+            ended.note(self.path)
         self._base, self._seen = snapshot.digest(data), self.signature()
         self.abandon()
         self._is_due = False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import heapq
 import os
 from collections import Counter
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from pathlib import Path
 
 from air_executor import jsontext
 from air_executor.errors import AirExecutorError
+from air_executor.jobs import ended as ended_jobs
 from air_executor.jobs.model import Job, JobState, TaskStatus
 from air_executor.jobs.store import JobFiles, JobStore, is_worked_on
 from air_executor.runs.record import RunRecord
@@ -38,23 +40,58 @@ class Summary:
     """Whether a manager works on it; ``None`` when it has ended."""
 
 
+@dataclass(frozen=True)
+class Listed:
+    """The jobs that were asked for, by name."""
+
+    jobs: list[Summary]
+    left_out: int
+    """How many more have ended."""
+
+
 def summaries(state_dir: str | Path, *, ended: bool = True) -> list[Summary]:
     """Return the jobs below a state directory, by name. One that can't be read is ``failed``, with the error.
 
     :param ended: include the jobs that have ended.
     """
+    return listed(state_dir, most_ended=None if ended else 0).jobs
+
+
+def listed(state_dir: str | Path, *, most_ended: int | None) -> Listed:
+    """Return the jobs below a state directory that have not ended, and some of those that have.
+
+    Files are opened for what is returned; of all other jobs only the folders are looked at.
+
+    :param most_ended: how many of the ended ones, the last to end first; ``None`` for all.
+    """
     store = JobStore(state_dir, is_looking=True)
-    found = []
+    noted = ended_jobs.noted(store.root)
+    found: list[Summary] = []
+    over: list[tuple[int, str]] = []
     for name in store.names():
+        mark = ended_jobs.mark_of(store.root / name)
+        if mark is not None and noted.get(name) == mark:
+            over.append((mark[1], name))
+            continue
         try:
             files = store.files(name)
-            if not files.is_ended():
+            if files.is_ended():
+                over.append((0 if mark is None else mark[1], name))
+            else:
                 found.append(_live_summary(store, store.open(name)))
-            elif ended:  # there may be many: only their tasks' statuses are read
-                found.append(_summary(*files.counts()))
         except AirExecutorError as error:
-            found.append(Summary(jsontext.shown(name), JobState.FAILED, 0, 0, 0, 0, "", str(error)))
-    return found
+            found.append(_unreadable(name, error))
+    shown = over if most_ended is None else heapq.nlargest(most_ended, over)
+    for _, name in shown:
+        try:
+            found.append(_summary(*store.files(name).counts()))
+        except AirExecutorError as error:
+            found.append(_unreadable(name, error))
+    return Listed(sorted(found, key=lambda each: each.name), len(over) - len(shown))
+
+
+def _unreadable(name: str, error: AirExecutorError) -> Summary:
+    return Summary(jsontext.shown(name), JobState.FAILED, 0, 0, 0, 0, "", str(error))
 
 
 def summary(files: JobFiles) -> Summary:
