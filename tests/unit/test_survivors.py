@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 import shutil
 import signal
@@ -39,6 +40,7 @@ SOMEBODY = 12345
 
 @pytest.fixture(autouse=True)
 def _family() -> Iterator[None]:
+    importlib.import_module("air_executor.jobs.hooks")  # another user may not be able to read the files of this Python
     with family():
         yield
 
