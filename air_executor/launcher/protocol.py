@@ -233,7 +233,7 @@ def reachable(path: Path) -> Iterator[str]:
     if not os.path.isdir("/proc/self/fd"):
         raise StateDirError(
             f"the path of the launcher's socket is too long for this system: {path}. "
-            "Set [air_executor] state_dir to a shorter path."
+            "Set [air_executor] state_dir to a shorter path"
         )
     folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
