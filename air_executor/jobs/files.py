@@ -66,7 +66,7 @@ class JobFiles(JobFolder):
         found = snapshot.take(self.path)
         self.job = self._job(found.state)
         self.tasks, self.keys, self._texts = {}, {}, {}
-        self.add([self._task(each) for each in found.tasks], f"{self.path.name}/tasks.json")
+        self.add([self._task(each) for each in found.tasks], f"{self.name}/tasks.json")
         self._base, self._seen = found.base, found.signature
         self._is_due = bool(found.changes)
         self.spoilt_lines = found.spoilt_lines
@@ -91,10 +91,10 @@ class JobFiles(JobFolder):
                 self.keys[task.key] = task.id
             self._texts.pop(task.id, None)
         if not is_checked:
-            check_dependencies((), self.tasks.values(), f"{self.path.name}/journal.jsonl")
+            check_dependencies((), self.tasks.values(), f"{self.name}/journal.jsonl")
 
     def _task(self, document: Any) -> Task:
-        return Task.from_dict(document, job_name=self.path.name, where=f"{self.path.name}/tasks.json")
+        return Task.from_dict(document, job_name=self.name, where=f"{self.name}/tasks.json")
 
     def was_changed(self) -> bool:
         """Tell whether somebody else has changed the files, or removed them."""

@@ -23,11 +23,10 @@ class JobFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-
-    @property
-    def logs(self) -> Path:
+        self.name = path.name
+        """The job's name."""
+        self.logs = path / "logs"
         """The folder of the tasks' output."""
-        return self.path / "logs"
 
     def lock(self) -> KernelLock:
         """Return the lock that is held by the manager that works on this job."""
@@ -113,6 +112,5 @@ class JobFolder:
         return data
 
     def _job(self, state: bytes) -> Job:
-        name = self.path.name
         document: Any = parse(state, self.path / "state.json")
-        return Job.from_dict(document, name=name, where=f"{name}/state.json")
+        return Job.from_dict(document, name=self.name, where=f"{self.name}/state.json")

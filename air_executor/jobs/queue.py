@@ -147,9 +147,9 @@ def named(task: Mapping[str, Any], *, prefix: str) -> dict[str, Any]:
     return {**document, "created_at": now()}
 
 
-def read_queued(folder: Path) -> list[dict[str, Any]]:
+def read_queued(folder: str) -> list[dict[str, Any]]:
     """Return what the task whose run has this folder has queued.
 
     :raises JobError: it can't be understood.
     """
-    return entries(read(folder / _FILE) or b"", _FILE)
+    return entries(read(os.path.join(folder, _FILE)) or b"", _FILE)

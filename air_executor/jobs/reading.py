@@ -16,7 +16,7 @@ MAX_TASKS_BYTES = 1 << 30
 MAX_BYTES = 64 << 20
 
 
-def read(path: Path, max_bytes: int = MAX_BYTES) -> bytes | None:
+def read(path: Path | str, max_bytes: int = MAX_BYTES) -> bytes | None:
     """Return what is in a file; ``None`` when there is none.
 
     :raises JobError: it is not a plain file, or too long. (Reading a pipe could take for ever.)

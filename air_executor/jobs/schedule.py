@@ -54,6 +54,8 @@ class ActiveJob:
 
     def __init__(self, files: JobFiles) -> None:
         self.files = files
+        self.name = files.name
+        """The job's name."""
         self.ready = ReadyQueue()
         #: How many tasks that a task waits for have not ended, by its id.
         self._missing: dict[str, int] = {}
@@ -70,11 +72,6 @@ class ActiveJob:
         #: Tasks that have changed as the job was read, as after an edit of its files, and are not committed yet.
         self.unwritten: list[Task] = []
         self.enlist_all()
-
-    @property
-    def name(self) -> str:
-        """The job's name."""
-        return self.files.path.name
 
     @property
     def tasks(self) -> dict[str, Task]:

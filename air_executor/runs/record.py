@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import re
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -27,6 +28,9 @@ _FIRST = frozenset(
     "id state identity limits host boot_id pid pid_started task_pid log_file queued_at starting_at running_at ended_at "
     "reported_at outcome delivered exit_code signal reason peak_memory_bytes cpu_time_s unknown".split()
 )
+
+#: How :class:`uuid.UUID` writes an id.
+_CANONICAL_ID = re.compile("[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 
 #: A reason is cut to this many characters.
 _MAX_REASON = 8000
@@ -79,6 +83,8 @@ def check_id(text: str) -> str:
 
     :raises RecordError: ``text`` is not a UUID.
     """
+    if isinstance(text, str) and _CANONICAL_ID.fullmatch(text):
+        return text  # as nearly always; a UUID is slow to make
     try:
         return str(uuid.UUID(text))
     except (ValueError, AttributeError, TypeError):

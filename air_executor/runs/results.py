@@ -21,13 +21,13 @@ RETURNED = "result.json"
 WRITTEN = "result"
 
 
-def read_result(folder: Path, *, is_json: bool) -> Any:
+def read_result(folder: Path | str, *, is_json: bool) -> Any:
     """Return the result that a run has left in its folder; ``None`` when there is none.
 
     :param is_json: it is what a function returned; otherwise what a command wrote.
     :raises JobError: it can't be kept.
     """
-    path = folder / (RETURNED if is_json else WRITTEN)
+    path = os.path.join(folder, RETURNED if is_json else WRITTEN)
     try:
         with open(path, "rb", opener=_opener) as file:
             status = os.fstat(file.fileno())

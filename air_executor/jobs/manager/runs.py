@@ -155,9 +155,9 @@ class Runs:
         except AirExecutorError as error:
             log.warning("The end of run %s could not be acknowledged: %s", record.id, error)
 
-    def folder(self, run_id: str) -> Path:
+    def folder(self, run_id: str) -> str:
         """Return the folder in which a run leaves its result and the tasks that it queued."""
-        return self._store.folder(run_id)
+        return self._store.path(run_id)
 
     # Stopping
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import uuid
+from pathlib import Path
 from typing import Any
 
 from air_executor.errors import AirExecutorError, JobError, ProtocolError
@@ -75,13 +77,14 @@ class Starts:
         :param filled: the same task, with values in the place of its placeholders.
         """
         files, run_id = job.files, task.run_id or ""
-        folder = self._base / (files.job.folder or "")
-        workload: dict[str, Any] = {"cwd": str(folder / filled.cwd if filled.cwd else folder)}
+        workload: dict[str, Any] = {"cwd": _path(self._base, files.job.folder, filled.cwd)}
         if filled.function is not None:
             workload |= {"function": filled.function, "arguments": filled.arguments}
         else:
             workload |= {"argv": [filled.command, *filled.args], "shell": filled.shell}
-        if env_files := [str(folder / each) for each in (files.job.env_file, filled.env_file) if each]:
+        if env_files := [
+            _path(self._base, files.job.folder, each) for each in (files.job.env_file, filled.env_file) if each
+        ]:
             workload["env_files"] = env_files
         variables = {
             **environment,
@@ -109,3 +112,9 @@ class Starts:
         return RunRequest(
             id=run_id, identity=identity, workload=workload, air=air, log_file=str(files.log_file(task.id))
         )
+
+
+@functools.lru_cache(maxsize=256)  # most tasks of a job have the same
+def _path(base: Path, folder: str | None, path: str | None) -> str:
+    """Return a path that is relative to a job's folder."""
+    return str(base / (folder or "") / (path or ""))
