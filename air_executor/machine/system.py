@@ -241,28 +241,21 @@ def reap_orphans(task: int) -> None:
             os.waitpid(ended.si_pid, 0)
 
 
-def peak_bytes(used: resource.struct_rusage) -> int:
-    """Return the largest resident size in what the kernel says of processes, in bytes."""
-    return used.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+def peak_bytes() -> int:
+    """Return the largest resident size that this process, or a child that it has waited for, has had, in bytes."""
+    peaks = (resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return max(peaks) * (1 if sys.platform == "darwin" else 1024)
 
 
 def oom_kills() -> int | None:
     """Return how many processes the kernel has killed for lack of memory in this control group; ``None``: unknown."""
-    # With plain descriptors: every run comes here, and what io and pathlib do for text costs as much as the kernel.
     try:
-        line = next(line for line in _lines("/proc/self/cgroup") if line.startswith(b"0::"))
-        counts = _lines(b"/sys/fs/cgroup" + line.removeprefix(b"0::") + b"/memory.events")
-        return next(int(count.split()[1]) for count in counts if count.startswith(b"oom_kill "))
-    except (OSError, StopIteration, ValueError):
+        line = next(line for line in Path("/proc/self/cgroup").read_text().splitlines() if line.startswith("0::"))
+        events = Path("/sys/fs/cgroup" + line.removeprefix("0::")) / "memory.events"
+        counts = dict(line.split() for line in events.read_text().splitlines())
+        return int(counts["oom_kill"])
+    except (OSError, StopIteration, KeyError, ValueError):
         return None
-
-
-def _lines(path: str | bytes) -> list[bytes]:
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        return os.read(fd, 1 << 16).splitlines()
-    finally:
-        os.close(fd)
 
 
 class _Lossy(io.RawIOBase):

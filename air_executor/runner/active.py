@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import resource
 import signal
 import socket
 import time
@@ -19,7 +18,7 @@ from air_executor.machine.awake import AwakeClock
 from air_executor.machine.leftovers import Leftovers
 from air_executor.machine.safe_files import is_fresh
 from air_executor.runner import imports
-from air_executor.runner.usage import Spent, Usage
+from air_executor.runner.usage import Usage
 from air_executor.runs.limits import Limits, mebibytes
 from air_executor.runs.lock import renew_held
 from air_executor.runs.record import UNWANTED, RunRecord, RunState
@@ -63,14 +62,8 @@ class Outcome:
 class ActiveRun:
     """What a supervisor of the task process needs to know and to tell."""
 
-    def __init__(self, store: RunStore, record: RunRecord, config: Config, before: Spent | None = None) -> None:
-        """Begin a run.
-
-        :param before: what this process has used for runs before it.
-        """
+    def __init__(self, store: RunStore, record: RunRecord, config: Config) -> None:
         self._store = store
-        self._before = before or Spent()
-        self._task_peak_bytes = 0
         self.record = record
         self.grace_s = config.stop_grace_seconds
         self.patience_s = config.api_patience_seconds
@@ -234,34 +227,13 @@ class ActiveRun:
         With a memory limit that is what the limit compares: of all its processes together, each page once. Without
         one nobody has looked, and it is the largest resident size of a single process of the run, files included.
         """
-        return self._usage.peak_bytes or self._largest_bytes()
-
-    def cpu_time_s(self) -> float:
-        """Return how much CPU time the run has used, the runner's own with it, in seconds."""
-        return Spent.so_far().cpu_time_s - self._before.cpu_time_s
-
-    def task_ended(self, used: resource.struct_rusage) -> None:
-        """Take note of what a task process that was waited for has used."""
-        self._task_peak_bytes = system.peak_bytes(used)
-
-    def _largest_bytes(self) -> int:
-        children_bytes = Spent.so_far().children_peak_bytes
-        if children_bytes <= self._before.children_peak_bytes:  # that was a process of a run before this one
-            children_bytes = self._task_peak_bytes
-        return max(children_bytes, system.peak_bytes(resource.getrusage(resource.RUSAGE_SELF)))
-
-    @property
-    def has_left_nothing(self) -> bool:
-        """Whether the run, which is over, has changed nothing in this process, and leaves no process below it."""
-        was_undisturbed = self.ending is None and self._stop_signal is None
-        is_alone = not (self.leftovers.killed or self.leftovers.are_any)
-        return was_undisturbed and is_alone and not self._limits.are_for_good
+        return self._usage.peak_bytes or system.peak_bytes()
 
     def memory_evidence(self, signal_name: str) -> str:
         """Return what is known of the kernel's part in a task's death by ``signal_name``, as the end of a sentence."""
         if signal_name != "SIGKILL":
             return ""
-        peak = f"; its largest process held {mebibytes(self._largest_bytes())}"
+        peak = f"; its largest process held {mebibytes(system.peak_bytes())}"
         kills = system.oom_kills()
         if kills is not None and self._oom_kills is not None:
             if kills > self._oom_kills:

@@ -57,7 +57,7 @@ def execute(request: RunRequest, active: ActiveRun, store: RunStore) -> Outcome:
     the request's ``log_file``.
     """
     task = request.workload
-    _set_variables(request, store.path(request.id, WRITTEN))
+    _set_variables(request, store.folder(request.id))
     try:
         log = _open_log(request.log_file)
     except OSError as error:
@@ -74,21 +74,20 @@ def execute(request: RunRequest, active: ActiveRun, store: RunStore) -> Outcome:
         active.attach(pid)
         active.started(is_short=True)
         status = _supervise(pid, active)
-    return _outcome(status, active, _error_of(store.folder(request.id)) if "function" in task else None)
+    return _outcome(status, active, _error_of(store.folder(request.id)))
 
 
 def _open_log(path: str | None) -> BinaryIO:
     if path is None:
         return open(os.devnull, "ab")
-    folder = os.path.dirname(path)
-    if not os.path.isdir(folder):
-        Path(folder).mkdir(mode=0o700, parents=True, exist_ok=True)
-    if os.path.islink(folder):
+    folder = Path(path).parent
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if folder.is_symlink():
         raise OSError(errno.ELOOP, "its folder is a link, which is not followed")
-    return open(open_to_append(path), "ab", buffering=0)
+    return os.fdopen(open_to_append(path), "ab")
 
 
-def _set_variables(request: RunRequest, result_file: str) -> None:
+def _set_variables(request: RunRequest, folder: Path) -> None:
     """Set the variables of files, and for a command the one that says where its result goes."""
     if paths := request.workload.get("env_files"):
         from air_executor.runner import env_file
@@ -96,7 +95,7 @@ def _set_variables(request: RunRequest, result_file: str) -> None:
         given = (request.air or {}).get("environment", {})
         os.environ.update({name: value for name, value in env_file.read(paths).items() if name not in given})
     if "function" not in request.workload:
-        os.environ["AIR_EXECUTOR_RESULT"] = result_file
+        os.environ["AIR_EXECUTOR_RESULT"] = str(folder / WRITTEN)
 
 
 def _begin_log(log: BinaryIO, request: RunRequest) -> None:
@@ -175,10 +174,9 @@ def _supervise(pid: int, active: ActiveRun) -> int | None:
     status: int | None = None
     with active.heeding_signals(monitored=True) as wake:
         while True:
-            ended, ended_as, used = os.wait4(pid, os.WNOHANG)
+            ended, ended_as = os.waitpid(pid, os.WNOHANG)
             if ended:
                 status = ended_as
-                active.task_ended(used)
             if ended or time.monotonic() >= give_up_s:
                 break
             ending = active.check(told=False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import os
+import resource
 import select
 import signal
 import socket
@@ -12,7 +13,6 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -22,7 +22,6 @@ from air_executor.machine import leftovers, marks, system
 from air_executor.runner import gpus
 from air_executor.runner.active import ActiveRun, Outcome, StopRequested
 from air_executor.runner.hooks import hooks, hooks_of_kind
-from air_executor.runner.usage import Spent
 from air_executor.runs import limits as task_limits
 from air_executor.runs.backend import RunRequest
 from air_executor.runs.codes import EXIT_ELSEWHERE, EXIT_RECORDED, EXIT_UNRECORDED
@@ -56,26 +55,8 @@ def prepare(store: RunStore, config: Config, connection: socket.socket) -> None:
 _dismiss: Callable[[], None] = lambda: None  # noqa: E731
 
 
-@dataclass(frozen=True)
-class Ended:
-    """How a runner has come to the end of a run."""
-
-    code: int
-    """The exit code of the process, if it ends now."""
-    has_left_nothing: bool = False
-    """Whether the process may execute another run."""
-
-
 def run(request: RunRequest, store: RunStore, config: Config) -> int:
     """Execute one run in this process, to its end, and return the process's exit code."""
-    return run_one(request, store, config).code
-
-
-def run_one(request: RunRequest, store: RunStore, config: Config, before: Spent | None = None) -> Ended:
-    """Execute one run in this process, to its end.
-
-    :param before: what runs before it have used here, see :mod:`air_executor.runner.turns`.
-    """
     system.set_title(f"air-executor runner {request.id} {request.identity.name}")
     system.adopt_orphans()
     lock = store.lock(request.identity.workload_id)
@@ -83,37 +64,32 @@ def run_one(request: RunRequest, store: RunStore, config: Config, before: Spent 
         if not lock.acquire(LOCK_WAIT_S):
             record = store.read(request.id)
             if record.state is not RunState.QUEUED:
-                return Ended(EXIT_ELSEWHERE)  # it is this very run that the other runner executes
+                return EXIT_ELSEWHERE  # it is this very run that the other runner executes
             reason = "another runner already executes this workload, and holds its lock"
             store.write(record.advance(RunState.FAILED, outcome=UNWANTED, reason=reason))
-            return Ended(EXIT_RECORDED)
+            return EXIT_RECORDED
         record = store.read(request.id)
         if record.state is not RunState.QUEUED:
-            return Ended(EXIT_ELSEWHERE)  # ordered twice, because the first launcher died: the run has begun or ended
+            return EXIT_ELSEWHERE  # ordered twice, because the first launcher died: the run has begun or ended
         for signum in (signal.SIGTERM, signal.SIGINT):
             # From here on they mean "stop" while there is something to stop, and never keep the end from being written.
             signal.signal(signum, signal.SIG_IGN)
-        return execute(request, record, store, config, before)
+        return execute(request, record, store, config)
     finally:
-        # A job has few workload ids, one for each place, so their files are used again. Its manager removes them.
+        # Of a job's few places, the files are taken by the next ones; its manager removes them in the end.
         lock.release(keep_file=request.identity.kind == "job")
 
 
-def execute(
-    request: RunRequest, record: RunRecord, store: RunStore, config: Config, before: Spent | None = None
-) -> Ended:
-    """Execute one run, whose lock this process holds."""
+def execute(request: RunRequest, record: RunRecord, store: RunStore, config: Config) -> int:
+    """Execute one run, whose lock this process holds, and return the process's exit code."""
     marks.join(record.id)
     record = store.begin(record.advance(RunState.STARTING, **_this_process(record.identity.kind)))
-    active = ActiveRun(store, record, config, before)
-    outcome = _execute(request, active, store, config)
+    active, outcome = _execute(request, record, store, config)
     survivors = active.leftovers.survivors
     # After a success nothing follows that could not do with what was left on purpose, as through sudo.
     note = leftovers.name_survivors if outcome.state is RunState.SUCCEEDED else partial(store.note_survivors, record)
     reason = "; ".join(filter(None, (outcome.reason, note(survivors)))) or None
-    code = _write_end(active, dataclasses.replace(outcome, reason=reason), store)
-    is_plain = code == EXIT_RECORDED and outcome.exit_code is not None
-    return Ended(code, has_left_nothing=is_plain and active.has_left_nothing)
+    return _write_end(active, dataclasses.replace(outcome, reason=reason), store)
 
 
 def _this_process(kind: str) -> dict[str, Any]:
@@ -123,10 +99,11 @@ def _this_process(kind: str) -> dict[str, Any]:
     return {"pid": pid, "pid_started": started, "host": system.host(), "boot_id": system.boot_id()}
 
 
-def _execute(request: RunRequest, active: ActiveRun, store: RunStore, config: Config) -> Outcome:
+def _execute(request: RunRequest, record: RunRecord, store: RunStore, config: Config) -> tuple[ActiveRun, Outcome]:
     """Execute the workload. Whatever goes wrong becomes its outcome."""
     if request.air or request.identity.kind != "task":
         _dismiss()
+    active = ActiveRun(store, record, config)
     leases: list[KernelLock] = []
     try:
         with active.heeding_signals():
@@ -152,7 +129,7 @@ def _execute(request: RunRequest, active: ActiveRun, store: RunStore, config: Co
         active.end_leftovers()
         for lease in leases:
             lease.release()
-    return outcome
+    return active, outcome
 
 
 def _wait_for_leftovers(request: RunRequest, active: ActiveRun, store: RunStore) -> None:
@@ -184,6 +161,8 @@ def _refused(request: RunRequest, reason: str) -> Outcome:
 
 def _write_end(active: ActiveRun, outcome: Outcome, store: RunStore) -> int:
     record = active.record
+    children = resource.getrusage(resource.RUSAGE_CHILDREN)
+    own = resource.getrusage(resource.RUSAGE_SELF)
     end = record.advance(
         outcome.state,
         outcome=outcome.outcome,
@@ -193,13 +172,12 @@ def _write_end(active: ActiveRun, outcome: Outcome, store: RunStore) -> int:
         reason=outcome.reason,
         exception=outcome.exception,
         peak_memory_bytes=active.peak_memory_bytes(),
-        cpu_time_s=round(active.cpu_time_s(), 3),
+        cpu_time_s=round(children.ru_utime + children.ru_stime + own.ru_utime + own.ru_stime, 3),
     )
-    # Airflow already has the outcome, so three attempts will do. A job's outcome exists only here: try for ever.
+    # Of Airflow's tasks, Airflow was told as well. Of a job's task, nobody knows but this process.
     waits_s = itertools.chain(_WAITS_S, itertools.repeat(_WAITS_S[-1]) if record.identity.kind == "job" else ())
     for wait_s in waits_s:
-        if wait_s:
-            time.sleep(wait_s)
+        time.sleep(wait_s)
         try:
             store.write(end)
             return EXIT_RECORDED

@@ -12,9 +12,8 @@ import os
 import resource
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 
-from air_executor.machine import family, rollup, system
+from air_executor.machine import family, rollup
 from air_executor.machine.family import Family, Member
 from air_executor.machine.rollup import Rollup
 from air_executor.runs.limits import Limits
@@ -30,22 +29,6 @@ _SHY_S = 10.0
 
 #: Measuring takes at most one part in so many of a CPU's time.
 _SHARE = 10
-
-
-@dataclass(frozen=True)
-class Spent:
-    """What this process and its children that have ended had used when a run began."""
-
-    cpu_time_s: float = 0.0
-    children_peak_bytes: int = 0
-    """The largest resident size of one of these children."""
-
-    @classmethod
-    def so_far(cls) -> Spent:
-        """Return what they have used until now."""
-        own, children = resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN)
-        cpu_time_s = own.ru_utime + own.ru_stime + children.ru_utime + children.ru_stime
-        return cls(cpu_time_s, system.peak_bytes(children))
 
 
 class Usage:

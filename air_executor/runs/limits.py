@@ -43,11 +43,6 @@ class Limits:
         """Whether the task has to be looked at while it runs."""
         return self.memory is not None or self.cpu_time is not None
 
-    @property
-    def are_for_good(self) -> bool:
-        """Whether they stay with a process to which they were applied."""
-        return self.are_measured or any(each is not None for each in (self.cpus, self.nice, self.gpus))
-
     def public(self) -> dict[str, Any]:
         """Return what may be written down: of the environment only the names, as values may be secret."""
         values = {item.name: getattr(self, item.name) for item in fields(self)}

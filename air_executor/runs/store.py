@@ -11,7 +11,7 @@ from pathlib import Path
 import orjson
 
 from air_executor.errors import StateDirError
-from air_executor.machine import leftovers, marks, processes, system
+from air_executor.machine import leftovers, processes, system
 from air_executor.machine.processes import Process, ProcessId
 from air_executor.machine.safe_files import is_fresh
 from air_executor.runs.lock import is_held
@@ -103,10 +103,7 @@ class RunStore(RunRecords):
 
         :return: whether it was sent.
         """
-        pid = record.pid
-        if pid is None:
-            return False
-        return system.signal_if(pid, lambda: self.is_runner(record) and not _executes_another(pid, record), signum)
+        return record.pid is not None and system.signal_if(record.pid, lambda: self.is_runner(record), signum)
 
     def runner(self, record: RunRecord) -> ProcessId | None:
         """Return the process that was the runner of a run; ``None`` when its heartbeat file does not say."""
@@ -152,13 +149,6 @@ class RunStore(RunRecords):
             return record
         reason = "; ".join(filter(None, (_loss(record), self.note_survivors(record, survivors))))
         return self.write(record.advance(RunState.LOST, reason=reason))
-
-
-def _executes_another(pid: int, record: RunRecord) -> bool:
-    """Tell whether a runner has come to the end of a run since its record was read, and executes another one."""
-    sign = marks.whose(pid)
-    is_mark = sign is not None and sign.isdigit()
-    return is_mark and sign not in marks.signs_of(record.id, record.identity.workload_id)
 
 
 def _is_from_before_boot(record: RunRecord) -> bool:

@@ -73,14 +73,7 @@ class Launcher:
         self._wakeups: Wakeups | None = None
         self._clients = Clients(self._selector, self._handle, greeting=self._hello, gone=self._client_gone)
         self._listening = Listening(listener, address, self._selector, self._clients.accept)
-        self._spares = Spares(
-            store,
-            config,
-            self._let_go,
-            selector=self._selector,
-            ended=lambda pid: self._reaper.end_of_turn(pid),
-            are_used=spawn is None,
-        )
+        self._spares = Spares(store, config, self._let_go, are_used=spawn is None)
         self._farewell = Farewell(store, config)
         self._births = Births(
             spawn or self._spares.spawn,
@@ -119,7 +112,6 @@ class Launcher:
             if self._trials is not None and not (self._succession.is_under_way or self._succession.is_over):
                 self._trials.begin_next()
             self._succession.look(self._listening.socket, self._watch_successor)
-            self._spares.end_idle()
             self._fork_ahead()
             if self._is_useless() and self._retire():
                 return
@@ -129,8 +121,8 @@ class Launcher:
     # When to look again, and when to end
 
     def _wait_s(self) -> float | None:
-        waits_s = (self._own_wait_s(), self._succession.due_in_s(), self._spares.idle_due_in_s())
-        return min((wait_s for wait_s in waits_s if wait_s is not None), default=None)
+        waits_s = [wait_s for wait_s in (self._own_wait_s(), self._succession.due_in_s()) if wait_s is not None]
+        return min(waits_s, default=None)
 
     def _own_wait_s(self) -> float:
         if self._reaper.is_clearing:
@@ -293,4 +285,4 @@ class Launcher:
         self._listening.socket.close()
         self._clients.forget()
         self._births.forget()
-        self._spares.forget()
+        self._spares.dismiss()  # closes this process's copy only: the launcher's spare waits on

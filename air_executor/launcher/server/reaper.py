@@ -160,21 +160,6 @@ class Reaper:
             end = partial(self._end_for, pid, code)
             self._strays.expect(DeadRunner(runner.run_id, runner.workload_id, pid, end))
 
-    def end_of_turn(self, pid: int) -> bool:
-        """Take note that a runner has come to the end of its run, and lives on for another one.
-
-        :return: whether that is so. Otherwise it is killed, and treated as any runner that dies.
-        """
-        if (runner := self._runners.get(pid)) is None:
-            return False  # it has been killed since
-        if (record := self._end_on_record(runner.run_id)) is None:
-            os.kill(pid, signal.SIGKILL)
-            return False
-        del self._runners[pid]
-        self._ended(runner.run_id)
-        self._tell_end(runner, EXIT_RECORDED, record)
-        return True
-
     def _end_on_record(self, run_id: str) -> RunRecord | None:
         try:
             record = self._store.read(run_id)
