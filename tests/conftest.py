@@ -37,9 +37,20 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeSch
     return ByEnvironment(config, log)
 
 
+#: Files with unit tests and those of jobs that are run on one Python only, and why.
+ANY_PYTHON = {
+    **dict.fromkeys(
+        ("test_again", "test_cli", "test_mcp", "test_newcomer", "test_programs", "test_trust"),
+        "a Python is started for each step; what it does there, other tests do in their own process",
+    ),
+    **dict.fromkeys(("test_garbage", "test_soak"), "many rounds of what other tests do once"),
+    **dict.fromkeys(("test_demo", "test_deployment", "test_docs", "test_readme", "test_release"), "about other files"),
+}
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        is_same = any(item.get_closest_marker(name) for name in ("any_python", "faults"))
+        is_same = item.path.stem in ANY_PYTHON or item.get_closest_marker("faults") is not None
         if item.path.parent.name in ("unit", "jobs") and not is_same:
             item.add_marker("every_python")
 
