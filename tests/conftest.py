@@ -45,8 +45,8 @@ ANY_PYTHON = {
     ),
     **dict.fromkeys(("test_garbage", "test_soak"), "many rounds of what other tests do once"),
     **dict.fromkeys(
-        ("test_births", "test_crash", "test_farewell", "test_faults_of_the_cpu", "test_fingerprint", "test_generations")
-        + ("test_hang", "test_service", "test_survivors", "test_trees", "test_unreadable", "test_versions"),
+        "test_births test_crash test_farewell test_faults_of_the_cpu test_fingerprint test_generations test_hang "
+        "test_service test_survivors test_trees test_unreadable test_versions".split(),
         "processes that die, hang or meet others: the kernel's part, and test_launcher and test_backend have Python's",
     ),
     **dict.fromkeys(
@@ -54,8 +54,8 @@ ANY_PYTHON = {
         "Airflow is imported for each test; the end-to-end core has a launcher that was rehearsed",
     ),
     **dict.fromkeys(
-        ("test_airflow_air", "test_foreach", "test_listing_jobs", "test_odd_bytes", "test_operators", "test_owner")
-        + ("test_private", "test_retention", "test_scheduling"),
+        "test_airflow_air test_foreach test_listing_jobs test_odd_bytes test_operators test_owner test_private "
+        "test_retention test_scheduling".split(),
         "managers at work, each with another kind of job; test_manager has what a Python could change of it",
     ),
     **dict.fromkeys(("test_demo", "test_deployment", "test_docs", "test_readme", "test_release"), "about other files"),
