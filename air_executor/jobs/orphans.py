@@ -9,12 +9,16 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable
+from datetime import datetime, timedelta, timezone
 
 from air_executor.errors import AirExecutorError
 from air_executor.jobs.model import TaskStatus
 from air_executor.jobs.store import JobFiles, JobStore
 from air_executor.runs.record import RunRecord, RunState
 from air_executor.runs.store import RunStore
+
+#: A runner has begun this many seconds after its run was queued, at the latest.
+_BIRTH_S = 60.0
 
 
 def release(store: JobStore, runs: RunStore) -> None:
@@ -45,10 +49,20 @@ def _awaited(files: JobFiles) -> set[str | None]:
     return {task.run_id for task in files.tasks.values() if task.status is TaskStatus.RUNNING}
 
 
+def _is_young(record: RunRecord) -> bool:
+    """Tell whether a run was queued so lately that its runner may be about to begin."""
+    queued_at = (
+        datetime.fromisoformat(record.queued_at) if record.queued_at else datetime.min.replace(tzinfo=timezone.utc)
+    )
+    return datetime.now(tz=timezone.utc) - queued_at < timedelta(seconds=_BIRTH_S)
+
+
 def _end(runs: RunStore, record: RunRecord) -> RunRecord:
     """Return the record of a run whose job is gone; without a runner it ends as ``lost``."""
     if record.state is not RunState.QUEUED:
         return runs.settle(record)
+    if _is_young(record):
+        return record
     lock = runs.lock(record.identity.workload_id)
     if not lock.acquire(timeout_s=0):
         return record
