@@ -131,7 +131,9 @@ IN_JOB = ["state.json", "tasks.json", "journal.jsonl", "inbox/1.json", "lock", "
 IN_RUN = ["queued.jsonl", "result.json"]
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=100, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(place=st.sampled_from([*IN_JOB, *IN_RUN, "../manager.json"]), data=GARBAGE, moment=st.integers(0, 12))
 @example(place="queued.jsonl", data=b"garbage\n", moment=0)
 @example(place="queued.jsonl", data=b"5\n", moment=0)

@@ -172,7 +172,9 @@ def test_runs_that_no_job_waits_for_are_pruned(store: JobStore, monkeypatch: pyt
     runs.prepare()
     runs.mark_open()
     dead = {"pid": 2**22 + 1, "boot_id": "a former boot", "host": system.host()}
-    nobodys = [run_of(store, "gone", state) for state in (RunState.SUCCEEDED, RunState.QUEUED)]
+    nobodys = [run_of(store, "gone", RunState.SUCCEEDED)]
+    nobodys += [run_of(store, "gone", RunState.QUEUED, queued_at="2026-01-01T00:00:00+00:00")]
+    young = run_of(store, "gone", RunState.QUEUED)  # its runner may be about to begin
     nobodys += [run_of(store, "gone", RunState.RUNNING, **dead)]
     # The job was reset, checked out or ended since the run began.
     ended(store, "ended")
@@ -190,7 +192,7 @@ def test_runs_that_no_job_waits_for_are_pruned(store: JobStore, monkeypatch: pyt
     unknown = run_of(store, "spoilt", RunState.SUCCEEDED)
     assert pruning.prune(runs, keep_days=0, keep_runs=0).removed == 0
     prune_if_due(config(store.root.parent))
-    assert set(runs.open.ids()) == {awaited, unknown}
+    assert set(runs.open.ids()) == {awaited, unknown, young}
     for run_id in nobodys:
         moment_s = time.time() - 3600  # those that were settled now are read by nobody either
         os.utime(runs.folder(run_id), (moment_s, moment_s))
