@@ -99,9 +99,7 @@ class AirExecutor(BaseExecutor):
             self._adoption.inherit()
         self._working.append(self)
         self._at_end.callback(self._working.remove, self)
-        idle.working.append(work)
-        self._at_end.callback(idle.working.remove, work)
-        compat.use_idle_wait(idle.wait_for_news)
+        compat.use_idle_wait(self._wait_for_news)
         compat.use_vouching(self._vouch)
 
     @staticmethod
@@ -234,6 +232,10 @@ class AirExecutor(BaseExecutor):
         from air_executor.provider import get_cli_commands
 
         return get_cli_commands()
+
+    @classmethod
+    def _wait_for_news(cls, seconds: float) -> None:
+        idle.wait_for_news([each._work for each in cls._working], seconds)
 
     @classmethod
     def _vouch(cls, instances: Callable[[], list[Any]]) -> list[Any]:

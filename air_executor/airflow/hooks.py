@@ -45,10 +45,3 @@ def execute(request: RunRequest, active: ActiveRun, store: RunStore) -> Outcome:
     from air_executor.airflow import tasks
 
     return tasks.execute(request, active)
-
-
-def prune(config: Config) -> None:
-    """See :meth:`air_executor.runner.hooks.Hooks.prune`."""
-    from air_executor.jobs.retention import prune_if_due
-
-    prune_if_due(config)

@@ -6,6 +6,7 @@ import math
 import os
 import select
 import time
+from collections.abc import Sequence
 
 from air_executor.airflow.work import Work
 
@@ -18,15 +19,12 @@ PLENTY_PER_CPU = 4
 #: After a look for news that has failed, the scheduler waits so many seconds for the next one.
 _FAILED_WAIT_S = 0.1
 
-#: The work of the executors of this process that have started: each team may have one.
-working: list[Work] = []
-
 #: When the scheduler of this process last ended its wait for news, on the monotonic clock.
 woken_s = math.inf
 
 
-def wait_for_news(seconds: float) -> None:
-    """Wait until a run has ended, at most so many seconds.
+def wait_for_news(works: Sequence[Work], seconds: float) -> None:
+    """Wait until a run of one of the executors has ended, at most so many seconds.
 
     What follows a task is scheduled when it ends, not up to a second later. Only while there is plenty of work for
     every CPU, ends are left to gather: a loop of the scheduler costs about as much for many of them as for one.
@@ -38,7 +36,7 @@ def wait_for_news(seconds: float) -> None:
     try:
         while (now_s := time.monotonic()) < begin_s + seconds:
             has_news, live, poll = False, 0, select.poll()
-            for work in working:
+            for work in works:
                 with work.guard("Waiting for news of runs") as looking:
                     has_news = work.backend.has_news() or has_news
                     live += len(work.runs) - len(work.backend.ends())

@@ -18,7 +18,6 @@ from air_executor.cli.jsonout import print_line
 from air_executor.cli.listing import say_where, show
 from air_executor.cli.table import EXIT_NO, EXIT_OK, JSON, Argument, Command, at_least_zero, count, print_json
 from air_executor.errors import WrongStateError
-from air_executor.launcher.client.backend import signal_by_pid
 from air_executor.launcher.client.control import ask_to_stop
 from air_executor.observe.jobs import summaries
 from air_executor.observe.query import launchers, observe_runs, waiting_for_gpus
@@ -125,7 +124,7 @@ def _stop_run(store: RunStore, record: RunRecord, args: argparse.Namespace) -> R
     if record.state.is_end:
         raise WrongStateError(f"run {record.id} has ended already: {record.state.value}")
     store.request_stop(record.id, args.reason)
-    if not ask_to_stop(store, record.id) and not signal_by_pid(store, record.id, signal.SIGTERM):
+    if not ask_to_stop(store, record.id) and not store.signal_run(record.id, signal.SIGTERM):
         raise WrongStateError(
             f"run {record.id} is {record.state.value} on {record.host or 'an unknown host'}, and neither its launcher "
             "nor its process can be reached from here"

@@ -31,12 +31,5 @@ def execute(request: RunRequest, active: ActiveRun, store: RunStore) -> Outcome:
     return command.execute(request, active, store)
 
 
-def prune(config: Config) -> None:
-    """See :meth:`air_executor.runner.hooks.Hooks.prune`."""
-    from air_executor.jobs.retention import prune_if_due  # here, as no runner needs it
-
-    prune_if_due(config)
-
-
 def _nothing() -> None:
     pass

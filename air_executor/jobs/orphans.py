@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable
-from datetime import datetime, timedelta, timezone
 
 from air_executor.errors import AirExecutorError
 from air_executor.jobs.model import TaskStatus
 from air_executor.jobs.store import JobFiles, JobStore
+from air_executor.machine.safe_files import is_fresh, modified_s
 from air_executor.runs.record import RunRecord, RunState
 from air_executor.runs.store import RunStore
 
@@ -49,27 +49,10 @@ def _awaited(files: JobFiles) -> set[str | None]:
     return {task.run_id for task in files.tasks.values() if task.status is TaskStatus.RUNNING}
 
 
-def _is_young(record: RunRecord) -> bool:
-    """Tell whether a run was queued so lately that its runner may be about to begin."""
-    queued_at = (
-        datetime.fromisoformat(record.queued_at) if record.queued_at else datetime.min.replace(tzinfo=timezone.utc)
-    )
-    return datetime.now(tz=timezone.utc) - queued_at < timedelta(seconds=_BIRTH_S)
-
-
 def _end(runs: RunStore, record: RunRecord) -> RunRecord:
     """Return the record of a run whose job is gone; without a runner it ends as ``lost``."""
     if record.state is not RunState.QUEUED:
         return runs.settle(record)
-    if _is_young(record):
-        return record
-    lock = runs.lock(record.identity.workload_id)
-    if not lock.acquire(timeout_s=0):
-        return record
-    try:
-        record = runs.read(record.id)
-        if record.state is RunState.QUEUED:  # a runner that begins later finds that, and leaves
-            record = runs.write(record.advance(RunState.LOST, reason="its job was removed before it began"))
-        return record
-    finally:
-        lock.release()
+    if is_fresh(modified_s(runs.path(record.id)), _BIRTH_S):
+        return record  # its runner may be about to begin
+    return runs.withdraw(record, "its job was removed before it began")

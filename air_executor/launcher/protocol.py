@@ -207,6 +207,21 @@ def parse(body: bytes) -> dict[str, Any]:
     return message
 
 
+def send(connection: socket.socket, outbox: bytearray) -> None:
+    """Send what waits, as much as goes without blocking, and take it off ``outbox``.
+
+    To a peer that has hung up nothing goes any more. What it sent before may still wait to be read, and reading finds
+    the end.
+    """
+    try:
+        sent = connection.send(outbox)
+    except BlockingIOError:
+        sent = 0
+    except OSError:
+        sent = len(outbox)
+    del outbox[:sent]
+
+
 def receive(connection: socket.socket) -> dict[str, Any] | None:
     """Wait for one message and return it; ``None`` when the peer closes the connection without having sent one.
 

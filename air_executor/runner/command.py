@@ -263,10 +263,7 @@ def _call(task: dict[str, Any], log: BinaryIO, folder: Path, active: ActiveRun) 
         traceback.print_exc()
         _note(folder, "error.json", f"{type(error).__name__}: {error}"[:4000])
     finally:
-        with contextlib.suppress(OSError, ValueError):
-            sys.stdout.flush()
-            sys.stderr.flush()
-        os._exit(code)
+        system.exit_fork(code)
 
 
 def _call_here(task: dict[str, Any], folder: Path) -> int:

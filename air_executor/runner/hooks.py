@@ -35,9 +35,6 @@ class Hooks(Protocol):
     def execute(self, request: RunRequest, active: ActiveRun, store: RunStore) -> Outcome:
         """Execute the workload of ``request`` in a runner, and return what became of it."""
 
-    def prune(self, config: Config) -> None:
-        """Remove what is old, beside the records of runs."""
-
 
 def hooks_of_kind(kind: str) -> Hooks:
     """Return the hooks for workloads of a kind, as :class:`air_executor.runs.record.Identity` has it."""
@@ -47,3 +44,8 @@ def hooks_of_kind(kind: str) -> Hooks:
 def hooks(serves: str) -> Hooks:
     """Return the hooks for what a launcher serves, as :class:`air_executor.config.Config` has it."""
     return cast(Hooks, importlib.import_module(f"air_executor.{serves}.hooks"))
+
+
+def prune_jobs(config: Config) -> None:
+    """Remove jobs that are old, whatever a launcher serves: below Airflow's state directory lie jobs, too."""
+    importlib.import_module("air_executor.jobs.retention").prune_if_due(config)

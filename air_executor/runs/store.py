@@ -10,7 +10,7 @@ from pathlib import Path
 
 import orjson
 
-from air_executor.errors import StateDirError
+from air_executor.errors import AirExecutorError, StateDirError
 from air_executor.machine import leftovers, processes, system
 from air_executor.machine.processes import Process, ProcessId
 from air_executor.machine.safe_files import is_fresh
@@ -105,6 +105,17 @@ class RunStore(RunRecords):
         """
         return record.pid is not None and system.signal_if(record.pid, lambda: self.is_runner(record), signum)
 
+    def signal_run(self, run_id: str, signum: signal.Signals) -> bool:
+        """Send a signal to the runner of a run that has not ended, if the process with its pid is still that runner.
+
+        :return: whether it was sent.
+        """
+        try:
+            record = self.read(run_id)
+        except AirExecutorError:
+            return False
+        return not record.state.is_end and self.signal_runner(record, signum)
+
     def runner(self, record: RunRecord) -> ProcessId | None:
         """Return the process that was the runner of a run; ``None`` when its heartbeat file does not say."""
         known = self.runner_process(record.id)
@@ -130,6 +141,25 @@ class RunStore(RunRecords):
             return record
         try:
             return self._bury(record)
+        finally:
+            lock.release()
+
+    def withdraw(self, record: RunRecord, reason: str, *, outcome: str | None = None) -> RunRecord:
+        """Return the record of a queued run as it is now; it becomes ``lost``, unless its runner is just beginning.
+
+        A runner that comes later finds that, and leaves.
+
+        :raises RecordError: the record is gone, or can't be understood.
+        :raises StateDirError: it can't be read or written.
+        """
+        lock = self.lock(record.identity.workload_id)
+        if record.state is not RunState.QUEUED or not lock.acquire(timeout_s=0):
+            return record
+        try:
+            record = self.read(record.id)
+            if record.state is RunState.QUEUED:
+                record = self.write(record.advance(RunState.LOST, reason=reason, outcome=outcome))
+            return record
         finally:
             lock.release()
 

@@ -172,9 +172,8 @@ def test_runs_that_no_job_waits_for_are_pruned(store: JobStore, monkeypatch: pyt
     runs.prepare()
     runs.mark_open()
     dead = {"pid": 2**22 + 1, "boot_id": "a former boot", "host": system.host()}
-    nobodys = [run_of(store, "gone", RunState.SUCCEEDED)]
-    nobodys += [run_of(store, "gone", RunState.QUEUED, queued_at="2026-01-01T00:00:00+00:00")]
-    young = run_of(store, "gone", RunState.QUEUED)  # its runner may be about to begin
+    nobodys = [run_of(store, "gone", state) for state in (RunState.SUCCEEDED, RunState.QUEUED)]
+    young = run_of(store, "gone", RunState.QUEUED, reads_s=0.0)  # its runner may be about to begin
     nobodys += [run_of(store, "gone", RunState.RUNNING, **dead)]
     # The job was reset, checked out or ended since the run began.
     ended(store, "ended")

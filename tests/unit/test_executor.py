@@ -321,7 +321,7 @@ def test_a_scheduler_with_nothing_to_do_is_woken_by_the_end_of_a_run(
     scheduler: Any = ModuleType("airflow.jobs.scheduler_job_runner")
     scheduler.time = time
     monkeypatch.setitem(sys.modules, scheduler.__name__, scheduler)
-    compat.use_idle_wait(idle.wait_for_news)
+    compat.use_idle_wait(executor._wait_for_news)
     queue(executor)
     executor.trigger_tasks(1)
     wait_until(executor, lambda: records(executor)[0].pid, "the runner")
@@ -367,10 +367,10 @@ def many() -> Iterator[tuple[AirExecutor, Runs]]:
     """An executor with 100 live runs, of the 120 that it may have."""
     executor = AirExecutor(parallelism=120)
     executor._work.backend = runs_ = Runs(executor, 100)  # type: ignore[assignment]
-    idle.working.append(executor._work)
+    AirExecutor._working.append(executor)
     idle.woken_s = time.monotonic() - 1000  # the scheduler was busy for long
     yield executor, runs_
-    idle.working.remove(executor._work)
+    AirExecutor._working.remove(executor)
     idle.woken_s = math.inf
 
 
@@ -391,7 +391,7 @@ def test_ends_gather_while_there_is_plenty_of_work(
     executor, backend = many
     monkeypatch.setattr(os, "cpu_count", lambda: 5)
     backend.end(*executor._work.runs)
-    idle.wait_for_news(500)
+    executor._wait_for_news(500)
     assert len(backend.ends()) == 100 - 5 * idle.PLENTY_PER_CPU + 1
 
 
@@ -399,7 +399,7 @@ def test_a_scheduler_that_has_not_worked_long_is_woken_by_the_first_end(many: tu
     executor, backend = many
     idle.woken_s = math.inf
     backend.end(*executor._work.runs)
-    idle.wait_for_news(500)
+    executor._wait_for_news(500)
     assert len(backend.ends()) == 1
 
 

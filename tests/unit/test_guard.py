@@ -16,7 +16,7 @@ from airflow.utils.state import TaskInstanceState
 from sqlalchemy.exc import OperationalError
 
 from air_executor import AirExecutor
-from air_executor.airflow import idle, task_instances
+from air_executor.airflow import task_instances
 from air_executor.airflow.reconcile import Outcome, Unwanted
 from air_executor.airflow.reports import Report
 from air_executor.errors import IllegalTransitionError, RecordError, StateDirError
@@ -185,7 +185,7 @@ def test_nothing_raises_out_of_the_executor_and_every_end_is_told(
     mood = Mood(seed, share)
     world = World(mood)
     executor, chance = world.executor, random.Random(seed)
-    monkeypatch.setattr(idle, "working", [world.work])
+    monkeypatch.setattr(AirExecutor, "_working", [executor])
     monkeypatch.setattr(task_instances, "name_runs", lambda _: mood.swing())
     monkeypatch.setattr(task_instances, "is_beating", lambda *_: mood.swing() or False)
     owed = set()
@@ -195,7 +195,7 @@ def test_nothing_raises_out_of_the_executor_and_every_end_is_told(
         orphans = [world.orphan(chance.choice([RunState.RUNNING, RunState.FAILED])) for _ in range(2)]
         back = executor.try_adopt_task_instances(orphans)
         owed |= {ti.key for ti in orphans if ti not in back}
-        idle.wait_for_news(0.001)
+        executor._wait_for_news(0.001)
         executor.debug_dump()
         live = world.live()
         world.finish(*chance.sample(live, k=len(live) // 2))

@@ -16,7 +16,7 @@ from air_executor.errors import AirExecutorError, RecordError
 from air_executor.runs import limits
 from air_executor.runs import record as records
 from air_executor.runs.backend import RunBackend, RunRequest
-from air_executor.runs.record import RunRecord, RunState
+from air_executor.runs.record import RunRecord
 from air_executor.runs.store import RunStore
 
 log = logging.getLogger(__name__)
@@ -109,22 +109,7 @@ class Runs:
         :raises StateDirError: it can't be read now.
         """
         record = self._backend.record(run_id)
-        return self._take_back(record) if record.state is RunState.QUEUED else record
-
-    def _take_back(self, record: RunRecord) -> RunRecord:
-        """End a run that was ordered by a manager that is gone, unless its runner has begun."""
-        lock = self._store.lock(record.identity.workload_id)
-        if not lock.acquire(timeout_s=0):
-            return record
-        try:
-            record = self._store.read(record.id)
-            if record.state is RunState.QUEUED:
-                # A runner that starts later finds this record, and exits.
-                reason = "its manager died before its runner was born"
-                record = self._store.write(record.advance(RunState.LOST, reason=reason))
-            return record
-        finally:
-            lock.release()
+        return self._store.withdraw(record, "its manager died before its runner was born")
 
     def was_begun(self, run_id: str) -> bool:
         """Tell whether there is anything of a run: without, it could not be ordered, as when the disk was full."""

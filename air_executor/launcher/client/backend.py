@@ -126,7 +126,7 @@ class LocalBackend:
         attached = (link for link in self._launchers.links() if run_id in link.attached)
         link = next(attached, order.link if order else self._launchers.current)
         if link is None or link.hangs or link.objection:
-            signal_by_pid(self._store, run_id, signum)
+            self._store.signal_run(run_id, signum)
         else:
             link.send({"type": message, "id": run_id})
 
@@ -290,7 +290,7 @@ class LocalBackend:
         self._followed.detach_all(link)
         for run_id in link.attached:
             if self.is_stopping(run_id):
-                signal_by_pid(self._store, run_id, signal.SIGTERM)  # the launcher may have died with the request unread
+                self._store.signal_run(run_id, signal.SIGTERM)  # the launcher may have died with the request unread
         if (current := self._launchers.current) is not None:
             self._hand_over_all(current)
 
@@ -381,7 +381,7 @@ class LocalBackend:
             link.asked.discard(run_id)
             if message.get("asked") in ("stop", "kill"):
                 signum = signal.SIGTERM if message["asked"] == "stop" else signal.SIGKILL
-                signal_by_pid(self._store, run_id, signum)
+                self._store.signal_run(run_id, signum)
         elif kind == "exited":
             self._followed.exited(run_id, message.get("exit_code"), message.get("record"))
         elif kind == "superseded" and link is self._launchers.current:
@@ -406,15 +406,3 @@ class LocalBackend:
             log.error("Orders wait: %s", link.objection)
         elif link is self._launchers.current:
             self._hand_over_all(link)
-
-
-def signal_by_pid(store: RunStore, run_id: str, signum: signal.Signals) -> bool:
-    """Send a signal to the runner of a run, if the process with its pid is still that runner.
-
-    :return: whether it was sent.
-    """
-    try:
-        record = store.read(run_id)
-    except AirExecutorError:
-        return False
-    return not record.state.is_end and store.signal_runner(record, signum)

@@ -97,7 +97,8 @@ class Claims:
             return None
         try:
             record = self._store.settle(self._store.read(run_id))
-            return self._unless_unborn(record) if record.state is RunState.QUEUED else record
+            is_unborn = record.state is RunState.QUEUED
+            record = self._store.withdraw(record, "its scheduler died before it began", outcome=UNWANTED)
         except RecordError as error:
             # If there is a runner, it writes another record in the end.
             who = identity()
@@ -105,19 +106,7 @@ class Claims:
                 raise RecordError(f"the record of run {run_id} is lost, and it has no runner: {error}") from error
             record = queued(run_id, who, limits={}, log_file=None)
             return record.advance(RunState.STARTING).advance(RunState.RUNNING)
-
-    def _unless_unborn(self, record: RunRecord) -> RunRecord | None:
-        """Return the record of a run that was only queued, if its runner is being born; otherwise end it."""
-        lock = self._store.lock(record.identity.workload_id)
-        if not lock.acquire(timeout_s=0):
-            return record
-        try:
-            record = self._store.read(record.id)
-            if record.state is not RunState.QUEUED:
-                return record
-            # A runner that comes yet finds it ended, and leaves it alone.
-            lost = record.advance(RunState.LOST, outcome=UNWANTED, reason="its scheduler died before it began")
-            self._store.mark_reported(self._store.write(lost))
+        if is_unborn and record.state is RunState.LOST:
+            self._store.mark_reported(record)
             return None
-        finally:
-            lock.release()
+        return record

@@ -154,10 +154,8 @@ class Followed:
     def _look_at(self, run_id: str, since_s: float) -> None:
         try:
             record = self._store.settle(self._store.read(run_id))
-            unborn = record.state is RunState.QUEUED and not self._store.has_runner(record)
-            if unborn and self._awake.since_s(since_s) > _BIRTH_S:
-                reason = "its launcher died before the runner was born"
-                record = self._store.write(record.advance(RunState.LOST, reason=reason))
+            if record.state is RunState.QUEUED and self._awake.since_s(since_s) > _BIRTH_S:
+                record = self._store.withdraw(record, "its launcher died before the runner was born")
         except RecordError as error:
             if not self._store.has_runner(self.records[run_id]):
                 self.fail(run_id, f"the run can no longer be followed: {error}")

@@ -91,14 +91,7 @@ class Link:
         """Send what waits, as much as goes now."""
         if not self._outbox:
             return
-        try:
-            sent = self._connection.send(self._outbox)
-        except BlockingIOError:
-            sent = 0
-        except OSError:
-            # The end of the connection is noticed on reading, after the last messages.
-            sent = len(self._outbox)
-        del self._outbox[:sent]
+        protocol.send(self._connection, self._outbox)
         self._selector.modify(self._connection, selectors.EVENT_READ | (selectors.EVENT_WRITE if self._outbox else 0))
 
     def receive(self) -> Iterator[dict[str, Any]]:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import os
 import signal
-import sys
 import time
 import traceback
 from collections.abc import Callable
 
 from air_executor.errors import AirExecutorError
+from air_executor.machine import system
 
 #: A chore that takes longer than this many seconds is killed.
 CHORE_S = 240.0
@@ -56,10 +55,7 @@ class Chores:
             print(f"{name} failed:", flush=True)
             traceback.print_exc()
         finally:
-            with contextlib.suppress(OSError, ValueError):
-                sys.stdout.flush()
-                sys.stderr.flush()
-            os._exit(code)
+            system.exit_fork(code)
 
     def reaped(self, pid: int) -> None:
         """Take note that a child has ended."""

@@ -134,14 +134,7 @@ class Clients:
             self._drop(client)
 
     def _flush(self, client: Client) -> None:
-        try:
-            sent = client.connection.send(client.outbox)
-        except BlockingIOError:
-            sent = 0
-        except OSError:
-            # The client has hung up, but what it ordered before may still wait to be read. Reading finds the end.
-            sent = len(client.outbox)
-        del client.outbox[:sent]
+        protocol.send(client.connection, client.outbox)
         events = selectors.EVENT_READ | (selectors.EVENT_WRITE if client.outbox else 0)
         key = self._selector.get_key(client.connection)
         if key.events != events:

@@ -14,7 +14,7 @@ from air_executor.launcher.address import Address
 from air_executor.launcher.client.control import remove_dead_launchers
 from air_executor.launcher.server.chores import Chores
 from air_executor.launcher.server.log import Log
-from air_executor.runner.hooks import hooks
+from air_executor.runner.hooks import prune_jobs
 from air_executor.runs import pruning
 from air_executor.runs.store import RunStore
 
@@ -62,5 +62,5 @@ class Janitor:
         with contextlib.ExitStack() as each:  # whatever becomes of the others
             each.callback(remove_dead_launchers, self._store, asking=self._address)
             each.callback(self._store.mark_open)
-            each.callback(hooks(self._config.serves).prune, self._config)
+            each.callback(prune_jobs, self._config)
             pruning.prune(self._store, keep_days=self._config.keep_days, keep_runs=self._config.keep_runs)

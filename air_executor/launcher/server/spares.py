@@ -6,7 +6,6 @@ import contextlib
 import os
 import signal
 import socket
-import sys
 import time
 import traceback
 from collections.abc import Callable
@@ -154,10 +153,7 @@ class Spares:
         except BaseException:
             traceback.print_exc()
         finally:
-            with contextlib.suppress(OSError, ValueError):
-                sys.stdout.flush()
-                sys.stderr.flush()
-            os._exit(code)
+            system.exit_fork(code)
 
     def _live(self, connection: socket.socket, *, has_order: bool) -> int:
         """In the forked process: wait for the order, execute it, and return the exit code."""
