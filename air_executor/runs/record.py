@@ -245,13 +245,48 @@ class RunRecord:
 _LATER = tuple(each.name for each in dataclasses.fields(RunRecord) if each.name not in _FIRST)
 
 
+#: What a field may be in a document, by its annotation.
+_TYPES: dict[Any, tuple[type, ...]] = {
+    "str": (str,),
+    "str | None": (str, type(None)),
+    "int | None": (int, type(None)),
+    "float | None": (float, int, type(None)),
+    "bool": (bool,),
+    "dict[str, Any]": (dict,),
+    "list[str] | None": (list, type(None)),
+}
+
+#: The same by the names of the fields, for each kind of document. What is read apart is not among them.
+_FIELDS: dict[type, dict[str, tuple[type, ...]]] = {
+    kind: {each.name: _TYPES[each.type] for each in dataclasses.fields(kind) if each.type in _TYPES}
+    for kind in (Identity, RunRecord)
+}
+
+
 def _divided(kind: type, document: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the fields of a document that dataclass ``kind`` has, and the others."""
-    names = kind.__dataclass_fields__.keys() - {"unknown"}  # type: ignore[attr-defined]
-    if document.keys() <= names:
-        return document, {}
-    known = {name: value for name, value in document.items() if name in names}
-    return known, {name: value for name, value in document.items() if name not in names}
+    """Return the fields of a document that dataclass ``kind`` has, and the others.
+
+    :raises ValueError: one of the former is not what it has to be.
+    """
+    types = _FIELDS[kind]
+    known: dict[str, Any] = {}
+    unknown: dict[str, Any] = {}
+    for name, value in document.items():
+        if name not in types:
+            unknown[name] = value
+            continue
+        if not isinstance(value, types[name]) or (name.endswith("_at") and value is not None and not _is_moment(value)):
+            raise ValueError(f"{name} is {value!r}"[:200])
+        known[name] = value
+    return known, unknown
+
+
+def _is_moment(text: Any) -> bool:
+    """Tell whether this is a moment as :func:`now` writes it, with its time zone."""
+    try:
+        return datetime.fromisoformat(text).tzinfo is not None
+    except ValueError:
+        return False
 
 
 def _filled(values: dict[str, Any]) -> dict[str, Any]:

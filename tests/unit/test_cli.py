@@ -538,3 +538,15 @@ def test_doctor_finds_records_that_cannot_be_understood_and_launchers_that_are_s
     assert {name for name, ok in findings(checks).items() if not ok} >= {"records", "launcher", "executor"}
     [records] = [check for check in checks if check["name"] == "records"]
     assert f"{filled[RunState.LOST].id}/state.json" in records["remedy"]
+
+
+@pytest.mark.parametrize("moment", ["yesterday", 5, "2026-01-01T00:00:00"])
+def test_a_record_whose_moment_makes_no_sense_keeps_no_command_from_the_others(
+    cli: Cli, filled: dict[RunState, RunRecord], store: RunStore, moment: object
+) -> None:
+    path = store.folder(filled[RunState.QUEUED].id) / "state.json"
+    path.write_bytes(orjson.dumps({**orjson.loads(path.read_bytes()), "queued_at": moment}))
+    assert filled[RunState.SUCCEEDED].id in {each["id"] for each in cli.json("runs")}
+    cli.run("status")
+    cli.run("prune")
+    assert store.unreadable() == [path]

@@ -143,6 +143,33 @@ def test_what_is_not_a_document_is_refused(data: bytes) -> None:
         RunRecord.from_json(data)
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("queued_at", "yesterday"),
+        ("queued_at", 5),
+        ("ended_at", "2026-01-01T00:00:00"),
+        ("reported_at", "9999-99-99"),
+        ("pid", "abc"),
+        ("pid_started", []),
+        ("limits", 5),
+        ("limits", None),
+        ("gpus", "0"),
+        ("log_file", 7),
+        ("reason", {}),
+        ("delivered", "yes"),
+        ("cpu_time_s", "x"),
+        ("peak_memory_bytes", 1.5),
+        ("identity", {"kind": "task", "workload_id": SOME_ID, "name": 5}),
+        ("identity", {"kind": "task", "workload_id": SOME_ID, "name": "n", "map_index": "first"}),
+    ],
+)
+def test_a_field_of_another_type_is_refused_with_its_name(name: str, value: object) -> None:
+    wrong = name if name != "identity" else "name|map_index"
+    with pytest.raises(RecordError, match=wrong):
+        RunRecord.from_json(changed(**{name: value}))
+
+
 def test_what_another_version_has_written_into_a_document_is_kept_when_it_is_rewritten() -> None:
     document = orjson.loads(changed(colour="red", sizes={"a": [1]}))
     document["identity"]["planet"] = "Mars"
