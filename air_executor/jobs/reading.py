@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import errno
 import os
-import stat
 from pathlib import Path
 from typing import Any
 
 from air_executor import jsontext
 from air_executor.errors import JobError, StateDirError
+from air_executor.machine.safe_files import read_document
 
 #: The greatest lengths in bytes: of a file with all tasks of a job, and of its other files.
 MAX_TASKS_BYTES = 1 << 30
@@ -22,26 +21,7 @@ def read(path: Path | str, max_bytes: int = MAX_BYTES) -> bytes | None:
     :raises JobError: it is not a plain file, or too long. (Reading a pipe could take for ever.)
     :raises StateDirError: it can't be read now.
     """
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW)
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except OSError as error:
-        if error.errno == errno.ELOOP:
-            raise JobError(f"{path} is a link, not a plain file") from None
-        raise StateDirError(f"cannot read {path}: {error.strerror}") from error
-    try:
-        status = os.fstat(fd)
-        if not stat.S_ISREG(status.st_mode):
-            raise JobError(f"{path} is not a plain file")
-        if status.st_size > max_bytes:
-            raise JobError(f"{path} is too long: {status.st_size} bytes, and {max_bytes} is the limit")
-        with open(fd, "rb", closefd=False) as file:
-            return file.read(max_bytes)
-    except OSError as error:
-        raise StateDirError(f"cannot read {path}: {error.strerror}") from error
-    finally:
-        os.close(fd)
+    return read_document(path, max_bytes, JobError)
 
 
 def status(path: Path) -> os.stat_result | None:

@@ -6,13 +6,14 @@ Reading follows no link and opens plain files only. Writing replaces a file as a
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import stat
 import time
 from pathlib import Path
 from typing import BinaryIO
 
-from air_executor.errors import StateDirError
+from air_executor.errors import AirExecutorError, StateDirError
 
 #: The clocks of file systems and processes may differ by this many seconds.
 CLOCK_STEP_S = 5.0
@@ -35,6 +36,39 @@ def open_plain(path: str | Path) -> BinaryIO:
     # A pipe without a writer would be waited for without O_NONBLOCK.
     fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     return os.fdopen(_plain(fd, path), "rb")
+
+
+def read_document(
+    path: str | Path, max_bytes: int, unfit: type[AirExecutorError], *, of: str | Path | None = None
+) -> bytes | None:
+    """Return what is in a file that anybody may have put there; ``None`` when there is none.
+
+    :param unfit: raised if it is a link, no plain file (a pipe could be read for ever), longer than ``max_bytes``, or
+        another user's than the folder ``of``, if that is given.
+    :raises StateDirError: it can't be read now.
+    """
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise unfit(f"{path} is a link, not a plain file") from None
+        raise StateDirError(f"cannot read {path}: {error.strerror}") from error
+    try:
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode):
+            raise unfit(f"{path} is not a plain file")
+        if status.st_size > max_bytes:
+            raise unfit(f"{path} is too long: it has {status.st_size} bytes, and at most {max_bytes} bytes are read")
+        if of is not None and status.st_uid != (owner := os.lstat(of).st_uid):
+            raise unfit(f"{path} belongs to user id {status.st_uid}, not {owner}")
+        with open(fd, "rb", buffering=0, closefd=False) as file:
+            return file.read()
+    except OSError as error:
+        raise StateDirError(f"cannot read {path}: {error.strerror}") from error
+    finally:
+        os.close(fd)
 
 
 def open_log(path: str | Path) -> BinaryIO:

@@ -22,7 +22,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import pwd
 import stat
@@ -34,7 +33,7 @@ import orjson
 
 from air_executor.errors import RecordError, StateDirError
 from air_executor.machine.processes import ProcessId
-from air_executor.machine.safe_files import modified_s, replace_file
+from air_executor.machine.safe_files import modified_s, read_document, replace_file
 from air_executor.runs.leftovers import LeftoverNotes
 from air_executor.runs.lock import KernelLock
 from air_executor.runs.open import OpenRuns
@@ -64,7 +63,7 @@ class RunFiles:
         self.waiting = self.root / "waiting"
         self.executors = self.root / "executors"
         self.launchers = self.root / "launchers"
-        self.leftovers = LeftoverNotes(self.root / "leftovers", replace_file)
+        self.leftovers = LeftoverNotes(self.root / "leftovers")
 
     def prepare(self) -> None:
         """Make the folders, for this user alone.
@@ -146,22 +145,7 @@ class RunFiles:
         :raises RecordError: it is a link, no plain file, larger than :data:`MAX_FILE_BYTES`, or another user's.
         :raises StateDirError: it can't be read.
         """
-        try:
-            fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
-        except (FileNotFoundError, NotADirectoryError):
-            return None
-        except OSError as error:
-            kind = RecordError if error.errno == errno.ELOOP else StateDirError  # O_NOFOLLOW met a link
-            raise kind(f"cannot read {path}: {error.strerror}") from error
-        try:
-            status = os.fstat(fd)
-            if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_FILE_BYTES:
-                raise RecordError(f"{path} is not a plain file of at most {MAX_FILE_BYTES} bytes")
-            if status.st_uid != (owner := self.root.lstat().st_uid):
-                raise RecordError(f"{path} belongs to user id {status.st_uid}, not {owner}")
-            return os.read(fd, MAX_FILE_BYTES)
-        finally:
-            os.close(fd)
+        return read_document(path, MAX_FILE_BYTES, RecordError, of=self.root)
 
     def lock(self, workload_id: str) -> KernelLock:
         """Return the lock that the runner of a workload holds."""

@@ -5,14 +5,15 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import orjson
 
-from air_executor.errors import StateDirError
+from air_executor.errors import RecordError, StateDirError
 from air_executor.machine.processes import Process, ProcessId
+from air_executor.machine.safe_files import read_document, replace_file
 from air_executor.runs.record import Identity
 
 #: No document of this kind is longer than this many bytes.
@@ -31,10 +32,8 @@ class Leftover:
 class LeftoverNotes:
     """The notes below one folder, a file for each piece of work of which something is left."""
 
-    def __init__(self, folder: Path, replace: Callable[[str, bytes], None]) -> None:
-        """:param replace: puts bytes in the place of a file, whole or not at all."""
+    def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._replace = replace
 
     def write(self, who: Identity, survivors: Sequence[Process]) -> None:
         """Note what a try left behind.
@@ -46,32 +45,29 @@ class LeftoverNotes:
         except OSError as error:
             raise StateDirError(f"cannot make {self._folder}: {error.strerror}") from error
         document = [{**process.id.to_document(), "text": str(process)} for process in survivors]
-        self._replace(self._path(who), orjson.dumps(document))
+        replace_file(self._path(who), orjson.dumps(document))
 
     def living(self, who: Identity) -> list[Leftover]:
         """Return what a former try of the same work left behind, and still lives. A note of what has ended goes."""
-        path = self._path(who)
-        try:
-            fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        except OSError:
-            return []
-        with open(fd, "rb") as file:
-            left = _living(file.read(_MAX_BYTES))
-        if not left:
-            self._remove(path)
-        return left
+        return self._look(self._path(who))
 
     def prune(self) -> None:
         """Remove the notes of what has ended."""
         with contextlib.suppress(FileNotFoundError):
             for path in self._folder.iterdir():
-                if not _living(path.read_bytes()[:_MAX_BYTES]):
-                    self._remove(str(path))
+                self._look(str(path))
 
     @staticmethod
-    def _remove(path: str) -> None:
-        with contextlib.suppress(OSError):
-            os.unlink(path)
+    def _look(path: str) -> list[Leftover]:
+        try:
+            data = read_document(path, _MAX_BYTES, RecordError)
+        except (RecordError, StateDirError):
+            return []
+        left = [] if data is None else _living(data)
+        if not left:
+            with contextlib.suppress(OSError):
+                os.unlink(path)
+        return left
 
     def _path(self, who: Identity) -> str:
         # Not by the id of the workload: Airflow gives each try one of its own.
