@@ -167,10 +167,12 @@ class Stage:
         verdicts = self.airflow.store.root / "preload.json"
         deadline = time.monotonic() + LEARN_S
         quiet_since = time.monotonic()
-        while verdicts.exists() and time.monotonic() < min(deadline, quiet_since + QUIET_S):
+        while flights.launchers(self.airflow) and time.monotonic() < min(deadline, quiet_since + QUIET_S):
             time.sleep(REST_S)
-            born_s = [process.create_time() for process in flights.launchers(self.airflow)]
-            if len(born_s) != 1 or max(verdicts.stat().st_mtime, born_s[0]) > time.time() - QUIET_S:
+            changed_s = [process.create_time() for process in flights.launchers(self.airflow)]
+            if verdicts.exists():
+                changed_s.append(verdicts.stat().st_mtime)
+            if len(flights.launchers(self.airflow)) != 1 or max(changed_s) > time.time() - QUIET_S:
                 quiet_since = time.monotonic()
 
 
