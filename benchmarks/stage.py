@@ -172,7 +172,7 @@ class Stage:
             changed_s = [process.create_time() for process in flights.launchers(self.airflow)]
             if verdicts.exists():
                 changed_s.append(verdicts.stat().st_mtime)
-            if len(flights.launchers(self.airflow)) != 1 or max(changed_s) > time.time() - QUIET_S:
+            if len(flights.launchers(self.airflow)) != 1 or max(changed_s, default=0.0) > time.time() - QUIET_S:
                 quiet_since = time.monotonic()
 
 
