@@ -62,10 +62,12 @@ def _untrusted(store: JobStore) -> list[Job]:
     for name in store.names():
         try:
             job = store.files(name).read_job()
+            is_known = store.private.is_trusted(job.id)
+            is_untrusted = not is_known or (not job.state.is_end and store.distrust(job) is not None)
         except AirExecutorError as error:
             print(f"job {name} can't be looked at: {error}", file=sys.stderr)
             continue
-        if not store.private.is_trusted(job.id):
+        if is_untrusted:
             found.append(job)
     return found
 

@@ -3,7 +3,8 @@
 ::
 
     <private folder>/
-      trusted/<state directory>/<job id>                 exists if the job was submitted here, or was trusted later
+      trusted/<state directory>/<job id>                 exists if the job was submitted here, or was trusted later;
+                                                         then it holds digests of what the job may run
                                 .folder                  which state directory it is, to find it if it is moved
       secrets/<state directory>/<job id>/job.json        values of variables of all tasks
                                          task.<id>.json  of one task
@@ -93,17 +94,40 @@ class PrivateStore:
         self._check()
         return stat.S_ISREG(status.st_mode) and status.st_uid == os.geteuid()
 
+    def vouched(self, job_id: str) -> frozenset[str] | None:
+        """Return the digests of what a trusted job may run, see :mod:`air_executor.jobs.trust`; ``None``: anything.
+
+        :raises StateDirError: they can't be read.
+        """
+        try:
+            lines = read_plain(self._trusted / _file_name(job_id)).decode(errors="replace").split()
+        except OSError as error:
+            raise self._unusable(error) from error
+        return frozenset(lines) if lines else None
+
     def trust(self, job_id: str) -> None:
-        """Trust a job: it may run.
+        """Trust a job: it may run, whatever its files say.
 
         :raises StateDirError: that can't be stored.
         """
+        self._store(job_id, os.O_TRUNC, b"")
+
+    def vouch(self, job_id: str, digests: Iterable[str]) -> None:
+        """Trust a job as far as these digests go, beside what it may run already.
+
+        :raises StateDirError: that can't be stored.
+        """
+        if not self.is_trusted(job_id) or self.vouched(job_id) is not None:
+            self._store(job_id, os.O_APPEND, "".join(f"{each}\n" for each in sorted(digests)).encode())
+
+    def _store(self, job_id: str, flag: int, data: bytes) -> None:
         self._follow_move()
         self._make(self._trusted)
         path = self._trusted / _file_name(job_id)
         try:
-            fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+            fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | flag, 0o600)
             try:
+                os.write(fd, data)
                 os.fsync(fd)  # the job's files are durable; after a power cut it would not be trusted
             finally:
                 os.close(fd)

@@ -20,6 +20,7 @@ from air_executor.jobs.model import Task, check_name, new_tasks
 from air_executor.jobs.private import without_values
 from air_executor.jobs.reading import entries, read
 from air_executor.jobs.store import JobFiles, JobStore
+from air_executor.jobs.trust import vouch
 from air_executor.launcher.protocol import MAX_MESSAGE_BYTES
 from air_executor.runs.record import now
 from air_executor.runs.store import RunStore
@@ -83,6 +84,9 @@ def queue_from_outside(state_dir: str | Path, name: str, tasks: Iterable[Mapping
     new, values = _apart([named(task, prefix="task") for task in tasks], "tasks to queue")
     ids = _ids(new, store.files(name), [], name, "tasks to queue")
     _keep(store, name, values)
+    files = store.files(name)
+    files.job = files.read_job()
+    vouch(files, [Task.from_dict(each, job_name=name, where="tasks to queue") for each in new])
     store.ask(name, "queue", new)
     return ids
 

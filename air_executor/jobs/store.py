@@ -39,7 +39,7 @@ from air_executor.errors import (
     UnknownJobError,
     UntrustedJobError,
 )
-from air_executor.jobs import inbox
+from air_executor.jobs import inbox, trust
 from air_executor.jobs.files import JobFiles
 from air_executor.jobs.model import HOOKS, Job, Task, check_dependencies, check_name
 from air_executor.jobs.private import PrivateStore
@@ -92,23 +92,42 @@ class JobStore:
         """Which of these jobs are trusted, and the values of their private variables."""
         return PrivateStore(self.root.parent)
 
-    def check_trust(self, job: Job) -> None:
-        """Check that a job was submitted here, or that the user has trusted it since.
+    def distrust(self, job: Job, tasks: Iterable[Task] | None = None) -> str | None:
+        """Return why a job must not run; ``None``: it was submitted here, or the user trusts it as it is.
 
-        :raises UntrustedJobError: neither.
+        :param tasks: its tasks; read from its files if they are needed and not given.
+        :raises JobError: they can't be understood.
         """
         if not self.private.is_trusted(job.id):
+            return "was not submitted here"
+        vouched = self.private.vouched(job.id)
+        if vouched is None:
+            return None
+        if tasks is None:
+            files = self.open(job.name)
+            job, tasks = files.job, files.tasks.values()
+        new = [what for digest, what in trust.digests(job, tasks).items() if digest not in vouched]
+        return f"has changed since it was trusted ({trust.named(new)})" if new else None
+
+    def check_trust(self, job: Job, tasks: Iterable[Task] | None = None) -> None:
+        """Check that a job may run, as :meth:`distrust` tells.
+
+        :raises UntrustedJobError: it must not.
+        """
+        if (why := self.distrust(job, tasks)) is not None:
             raise UntrustedJobError(
-                f"job {job.name} was not submitted here, so nothing of it is run. Look at it (`air-executor job "
-                f"{job.name}`); if you trust it: `air-executor trust {job.name}`"
+                f"job {job.name} {why}, so nothing of it is run. Look at it (`air-executor job {job.name}`); if you "
+                f"trust it: `air-executor trust {job.name}`"
             )
 
     def trust(self, job: Job) -> None:
-        """Allow a job that was not submitted here to run.
+        """Allow a job that was not submitted here to run, as it is now.
 
+        :raises JobError: its files can't be understood.
         :raises StateDirError: it can't be noted.
         """
-        self.private.trust(job.id)
+        files = self.open(job.name)
+        self.private.vouch(files.job.id, trust.digests(files.job, files.tasks.values()))
         with contextlib.suppress(OSError):
             os.utime(self.folder(job.name) / "state.json")  # so that its manager looks at it again
         self.announce(job.name)

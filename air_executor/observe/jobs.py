@@ -126,9 +126,12 @@ def untrusted(store: JobStore, job: Job) -> str | None:
 
     Nobody is asked about a job that has ended, nor when somebody else's jobs are looked at.
     """
-    if job.state.is_end or store.root.lstat().st_uid != os.geteuid() or store.private.is_trusted(job.id):
+    if job.state.is_end or store.root.lstat().st_uid != os.geteuid():
         return None
-    return f"not submitted here, so it is not run; if you trust it: `air-executor trust {job.name}`"
+    if (why := store.distrust(job)) is None:
+        return None
+    why = why.removeprefix("was ").removeprefix("has ")
+    return f"{why}, so it is not run; if you trust it: `air-executor trust {job.name}`"
 
 
 def obstacle(store: JobStore, files: JobFiles) -> str | None:

@@ -260,3 +260,107 @@ def test_doctor_looks_at_the_private_folder(yard: Yard, monkeypatch: pytest.Monk
     assert (found()["ok"], found()["found"]) == (True, str(yard.folder / "private"))
     (yard.folder / "private").chmod(0o777)
     assert not found()["ok"]
+
+
+# Trust is for what a checked-out job said when it was trusted
+
+TASKS: list[dict[str, Any]] = [
+    {"id": "a", "command": "echo a >> ran; air-executor-queue", "shell": True},
+    {"id": "b", "command": "echo ${item} >> ran", "shell": True, "foreach": ["x", "y"], "dependencies": ["a"]},
+]
+
+
+def pull(yard: Yard, tasks: list[dict[str, Any]], **state: Any) -> None:
+    """Put other files in the place of those of a job, as ``git pull`` does."""
+    folder = yard.store.folder("theirs")
+    (folder / "state.json").write_text(json.dumps({**STATE, "name": "theirs", "folder": ".", **state}))
+    (folder / "tasks.json").write_text(json.dumps(tasks))
+
+
+@pytest.fixture
+def trusted(yard: Yard) -> Yard:
+    """A checked-out job that was trusted and has run: with a task for each item, one that was queued, and a hook."""
+    queue = f"{sys.executable} -m air_executor.cli queue --id c -- sh -c 'echo c >> ran'"
+    TASKS[0]["command"] = f"echo a >> ran; {queue}"
+    check_out(yard)
+    pull(yard, TASKS, on_success="echo hook >> ran")
+    yard.call("trust", "theirs")
+    yard.call("run", "theirs")
+    assert sorted(yard.lines("ran")) == ["a", "c", "hook", "x", "y"]
+    return yard
+
+
+def test_what_its_manager_and_its_user_change_is_trusted(trusted: Yard) -> None:
+    trusted.call("reset", "theirs")
+    trusted.call("run", "theirs")
+    trusted.call("queue", "--job", "theirs", "--id", "d", "--", "sh", "-c", "echo d >> ran")
+    trusted.call("run", "theirs")
+    assert sorted(trusted.lines("ran")) == sorted([*"acxyacxyd", "hook", "hook", "hook"])
+    assert trusted.store.distrust(trusted.store.open("theirs").job) is None
+
+
+@pytest.mark.parametrize(
+    ("tasks", "state", "says"),
+    [
+        ([*TASKS, {"id": "evil", "command": "touch", "args": ["evil"]}], {}, "task evil"),
+        ([{"id": "a", "command": "touch evil", "shell": True}], {}, "task a"),
+        ([{"id": "c", "command": "sh", "args": ["-c", "touch evil"]}], {}, "task c"),
+        ([TASKS[0], {**TASKS[1], "foreach": ["z"]}], {}, "the items of task b"),
+        ([TASKS[0], {**TASKS[1], "env": {"PATH": "."}}], {}, "task b"),
+        (TASKS, {"env": {"LD_PRELOAD": "evil.so"}}, "its folder or variables"),
+        (TASKS, {"folder": "evil"}, "its folder or variables"),
+        (TASKS, {"on_success": "touch evil"}, "task on_success"),
+        (TASKS, {"on_failure": "touch evil"}, "task on_failure"),
+    ],
+)
+def test_what_a_pull_changes_is_asked_about(
+    trusted: Yard, tasks: list[dict[str, Any]], state: dict[str, Any], says: str
+) -> None:
+    before = trusted.lines("ran")
+    tasks = [{**task, "command": TASKS[0]["command"]} if task is TASKS[0] else task for task in tasks]
+    pull(trusted, tasks, **{"on_success": "echo hook >> ran", **state})
+    for command in (("run", "theirs"), ("retry", "theirs"), ("queue", "--job", "theirs", "--", "true")):
+        said = trusted.call(*command, code=2)
+        assert f"has changed since it was trusted ({says})" in said
+        assert "air-executor trust theirs" in said
+    assert says in trusted.call("jobs")
+    assert json.loads(trusted.call("trust", "--json")) == {"untrusted": ["theirs"]}
+    trusted.start_manager()
+    trusted.submit({"id": "a", "command": "true"}, name="next")
+    api.wait("next", timeout_s=60, state_dir=trusted.state_dir)
+    assert trusted.lines("ran") == before
+    assert not (trusted.folder / "evil").exists()
+    # An earlier version that was trusted needs no new trust.
+    pull(trusted, TASKS, on_success="echo hook >> ran")
+    trusted.store.announce("theirs")  # this manager does not poll
+    wait_for(lambda: trusted.store.open("theirs").job.state is JobState.COMPLETED, "the job to end")
+    assert len(trusted.lines("ran")) == len(before) + 5
+
+
+def test_what_was_pulled_runs_once_it_is_trusted(trusted: Yard) -> None:
+    pull(trusted, [{"id": "new", "command": "echo new >> ran", "shell": True}])
+    trusted.call("trust", "theirs")
+    trusted.call("run", "theirs")
+    assert trusted.lines("ran")[-1] == "new"
+
+
+def test_a_job_that_changes_while_it_is_worked_on_is_stopped(trusted: Yard) -> None:
+    pull(trusted, [{"id": "long", "command": "sleep", "args": ["600"]}])
+    trusted.call("trust", "theirs")
+    trusted.start_manager()
+    runner = trusted.runner_of("long", "theirs")
+    pulled = trusted.folder / "tasks.json"
+    pulled.write_text(json.dumps([{"id": "evil", "command": "touch", "args": ["evil"]}]))
+    pulled.replace(trusted.store.folder("theirs") / "tasks.json")
+    wait_for(lambda: not runner.is_running(), "the task to be stopped")
+    assert not (trusted.folder / "evil").exists()
+
+
+def test_a_request_that_came_with_a_repository_is_refused(trusted: Yard) -> None:
+    inbox = trusted.store.folder("theirs") / "inbox"
+    inbox.mkdir(exist_ok=True)
+    task = {"id": "evil", "command": "touch", "args": ["evil"]}
+    (inbox / "1.json").write_text(json.dumps({"action": "queue", "tasks": [task]}))
+    trusted.call("run", "theirs")
+    assert not (trusted.folder / "evil").exists()
+    assert "was not queued by its user" in (inbox / "1.json.refused").read_text()

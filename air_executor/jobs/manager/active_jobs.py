@@ -191,6 +191,7 @@ class ActiveJobs:
             self._store.check_trust(files.read_job())
             self._acquire(name, files)
             files.load()
+            self._store.check_trust(files.job, files.tasks.values())  # they may have changed meanwhile
         except ManagedError as error:
             if self._only is not None:
                 raise
@@ -198,6 +199,7 @@ class ActiveJobs:
             self._lookout.look_again(name, _BLOCKED_S)
             return
         except UntrustedJobError as error:
+            self._release(name)
             if self._only is not None:
                 raise
             self._lookout.settle(name, glance)
@@ -227,9 +229,9 @@ class ActiveJobs:
         files = JobFiles(job.files.path)
         try:
             files.load()
-            self._store.check_trust(files.job)
+            self._store.check_trust(files.job, files.tasks.values())
         except UntrustedJobError as error:
-            self._forget(job, "is another one now")
+            self._forget(job, "is not the one that was trusted")
             self._complain(job.name, error)
             return
         except JobError as error:

@@ -11,6 +11,7 @@ from air_executor.jobs.manager.runs import Runs
 from air_executor.jobs.model import Task, TaskStatus
 from air_executor.jobs.queue import read_queued
 from air_executor.jobs.schedule import ActiveJob
+from air_executor.jobs.trust import vouch
 from air_executor.runs.record import UNWANTED, RunRecord, RunState, now
 from air_executor.runs.results import read_result
 
@@ -51,6 +52,8 @@ class Outcomes:
             ]
             result = read_result(folder, is_json=task.function is not None)
             new = job.files.add(queued, where) if queued else []
+            if new:
+                vouch(job.files, new)
         except JobError as error:
             self.fail(job, task, str(error))
             return

@@ -12,6 +12,7 @@ from air_executor.jobs.manager.outcomes import Outcomes
 from air_executor.jobs.model import OUTSIDE, JobState, Task
 from air_executor.jobs.owner import is_of
 from air_executor.jobs.schedule import ActiveJob
+from air_executor.jobs.trust import check_queued
 
 log = logging.getLogger(__name__)
 
@@ -64,6 +65,7 @@ class Requests:
         where = "a request to queue"
         documents = [{"queued_by": OUTSIDE, **each} for each in ask.tasks]
         tasks = [Task.from_dict(each, job_name=job.name, where=where) for each in documents]
+        check_queued(job.files, tasks)
         if job.files.job.state.is_end:
             job.drop_hooks()
         # If a manager died after it had done the request, the tasks are there already.

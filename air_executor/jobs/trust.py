@@ -1,0 +1,78 @@
+"""What of a job is trusted: all that it will ever say, or what it said when its user looked at it.
+
+A job that was submitted here is trusted whatever its files say later: its user and the manager change them. A job that
+came with a repository is trusted as it was when somebody called ``air-executor trust``: what it would execute is noted
+as digests, and anything else in its files, as after ``git pull``, is not run before it is trusted too. What its own
+trusted tasks queue here is noted as well, and so is what this user queues.
+
+A digest is of what is executed, and of where and with which variables and limits. The order of tasks and their states
+are not part of it, nor are results and items that are filled in: they are passed as data and never executed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import orjson
+
+from air_executor import jsontext
+from air_executor.errors import UntrustedJobError
+from air_executor.jobs.files import JobFiles
+from air_executor.jobs.model import HOOKS, Job, Task
+from air_executor.jobs.private import PrivateStore
+
+_OF_JOB = ("folder", "env", "env_from", "env_file")
+
+_OF_TASK = ("command", "args", "function", "arguments", "shell", "cwd", "env", "env_from", "env_file", "limits")
+
+#: So many changes are named in a message.
+_NAMED = 3
+
+
+def digests(job: Job, tasks: Iterable[Task]) -> dict[str, str]:
+    """Return the digests of all that a job would execute, each with what it stands for, for people."""
+    found = {_digest(job, _OF_JOB): "its folder or variables"}
+    hooks = [hook for name in HOOKS if (hook := job.hook(name, where=f"job {job.name}")) is not None]
+    return found | {digest: what for task in (*tasks, *hooks) for digest, what in _of_task(task).items()}
+
+
+def _of_task(task: Task) -> Mapping[str, str]:
+    found = {_digest(task, _OF_TASK): f"task {task.id}"}
+    if isinstance(task.foreach, list):
+        found[_digest(task, ("foreach",))] = f"the items of task {task.id}"
+    return found
+
+
+def _digest(of: Any, names: Iterable[str]) -> str:
+    values = {name: getattr(of, name) for name in names}
+    return hashlib.blake2b(jsontext.dumps(values, option=orjson.OPT_SORT_KEYS), digest_size=16).hexdigest()
+
+
+def named(changes: Iterable[str]) -> str:
+    """Return a few changes, for a message."""
+    every = list(dict.fromkeys(changes))
+    return ", ".join(every[:_NAMED]) + (f" and {len(every) - _NAMED} more" if len(every) > _NAMED else "")
+
+
+def vouch(files: JobFiles, tasks: Iterable[Task]) -> None:
+    """Note that tasks of a trusted job may run, as one of its own tasks, or this user, has queued them.
+
+    :raises StateDirError: it can't be noted.
+    """
+    private = PrivateStore(files.path.parent.parent)
+    if private.is_trusted(files.job.id) and private.vouched(files.job.id) is not None:
+        private.vouch(files.job.id, {digest for task in tasks for digest in _of_task(task)})
+
+
+def check_queued(files: JobFiles, tasks: Iterable[Task]) -> None:
+    """Check tasks that a request in the inbox would add: a repository may hold requests, too.
+
+    :raises UntrustedJobError: nobody here has queued them.
+    """
+    private = PrivateStore(files.path.parent.parent)
+    if private.is_trusted(files.job.id) and (vouched := private.vouched(files.job.id)) is not None:
+        new = [what for task in tasks for digest, what in _of_task(task).items() if digest not in vouched]
+        if new:
+            raise UntrustedJobError(f"{named(new)} was not queued by its user, but came with the files of the job")
