@@ -98,7 +98,7 @@ class Bench:
         self.folder, self._url = folder, url
         self.store = RunStore(folder / "state")
         self.store.prepare()
-        self.backend = LocalBackend(self.store, config(self.store.root, stop_grace_seconds=1.0, **options))
+        self.backend = LocalBackend(config(self.store.root, stop_grace_seconds=1.0, **options))
 
     def order(self, task_id: str) -> str:
         """Order a run, and return its id."""

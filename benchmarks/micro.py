@@ -93,7 +93,7 @@ class Bench:
     def __init__(self, folder: Path) -> None:
         self.store = RunStore(folder / "state")
         self.store.prepare()
-        self.backend = LocalBackend(self.store, config(self.store.root, gpus=("0",)))
+        self.backend = LocalBackend(config(self.store.root, gpus=("0",)))
 
     def start(self, air: dict[str, Any]) -> str:
         """Order a run, and return its id."""

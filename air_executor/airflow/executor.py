@@ -26,7 +26,6 @@ from air_executor.airflow.work import Work
 from air_executor.config import Config
 from air_executor.launcher.client.backend import LocalBackend
 from air_executor.runs.backend import RunBackend
-from air_executor.runs.store import RunStore
 
 if TYPE_CHECKING:
     from airflow.models.taskinstance import TaskInstance
@@ -105,7 +104,7 @@ class AirExecutor(BaseExecutor):
     @staticmethod
     def _make_backend(options: Config) -> RunBackend:
         """Return where the runs happen."""
-        return LocalBackend(RunStore(options.state_dir), options)
+        return LocalBackend(options)
 
     # The slot of a run that has ended is free before the scheduler knows of it, which takes another of its loops.
     # A task that waits for GPUs has none.

@@ -3,8 +3,8 @@
 ::
 
     <private folder>/
-      trusted/<state directory>/<job id>                 exists if the job was submitted here, or was trusted later;
-                                                         then it holds digests of what the job may run
+      trusted/<state directory>/<job id>                 empty: submitted here, and may run whatever it says;
+                                                         else digests of what was trusted
                                 .folder                  which state directory it is, to find it if it is moved
       secrets/<state directory>/<job id>/job.json        values of variables of all tasks
                                          task.<id>.json  of one task
@@ -31,7 +31,7 @@ from air_executor.errors import JobError, StateDirError
 from air_executor.jobs.fields import check_variables
 from air_executor.jobs.model import Job, Task
 from air_executor.machine.ownership import may_others_write, user_name
-from air_executor.machine.safe_files import read_plain, replace_file
+from air_executor.machine.safe_files import open_to_append, read_plain, replace_file
 
 #: The variable that names the private folder.
 VARIABLE = "AIR_EXECUTOR_PRIVATE_DIR"
@@ -110,29 +110,32 @@ class PrivateStore:
 
         :raises StateDirError: that can't be stored.
         """
-        self._store(job_id, os.O_TRUNC, b"")
+        self._make_ready()
+        replace_file(self._trusted / _file_name(job_id), b"", is_durable=True)
 
     def vouch(self, job_id: str, digests: Iterable[str]) -> None:
         """Trust a job as far as these digests go, beside what it may run already.
 
         :raises StateDirError: that can't be stored.
         """
-        if not self.is_trusted(job_id) or self.vouched(job_id) is not None:
-            self._store(job_id, os.O_APPEND, "".join(f"{each}\n" for each in sorted(digests)).encode())
-
-    def _store(self, job_id: str, flag: int, data: bytes) -> None:
-        self._follow_move()
-        self._make(self._trusted)
-        path = self._trusted / _file_name(job_id)
+        known = self.vouched(job_id) if self.is_trusted(job_id) else frozenset()
+        if known is None or not (new := set(digests) - known):
+            return
+        self._make_ready()
+        path, lines = self._trusted / _file_name(job_id), "".join(f"\n{each}" for each in sorted(new)).encode()
+        if not known:
+            replace_file(path, lines, is_durable=True)  # never empty, not even for a moment: that would be full trust
+            return
         try:
-            fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | flag, 0o600)
-            try:
-                os.write(fd, data)
-                os.fsync(fd)  # the job's files are durable; after a power cut it would not be trusted
-            finally:
-                os.close(fd)
+            with open(open_to_append(path), "ab", buffering=0) as file:
+                file.write(lines)
+                os.fsync(file.fileno())
         except OSError as error:
             raise self._unusable(error) from error
+
+    def _make_ready(self) -> None:
+        self._follow_move()
+        self._make(self._trusted)
         if not os.path.lexists(self._trusted / _FOLDER):
             self._note_folder()
 

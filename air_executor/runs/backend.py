@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -75,8 +75,8 @@ class GpuPool(Protocol):
 class RunBackend(Protocol):
     """A place where runs happen: the only thing that an executor, or a manager of jobs, knows of them.
 
-    It owns the claims on runs, their locks and their owners. An *owner* is an executor that has called :meth:`open`;
-    who has not, as a manager of jobs, follows its runs without a claim that others could take over. No call blocks for
+    It owns the claims on runs, their locks and their owners. An *owner* is an executor that has named itself to
+    :meth:`open`; who has no name, as a manager of jobs, follows its runs without a claim that others could take over. No call blocks for
     longer than a few milliseconds, but for :meth:`open` and :meth:`close`.
     """
 
@@ -86,10 +86,10 @@ class RunBackend(Protocol):
 
     # Life
 
-    def open(self, owner: str) -> bool:
+    def open(self, owner: str | None) -> bool:
         """Prepare the place, and begin the life of an owner, which others see.
 
-        :param owner: its name, unlike all others.
+        :param owner: its name, unlike all others; ``None`` to own nothing.
         :return: ``False`` if somebody holds that name.
         :raises StateDirError: the place can't be used.
         """
@@ -123,6 +123,16 @@ class RunBackend(Protocol):
 
     def kill(self, run_id: str) -> None:
         """Kill the runner of a run that does not end when it is asked to, and with it its task."""
+
+    def withdraw(self, record: RunRecord, reason: str) -> RunRecord:
+        """Return the record of a run as it is now. If it has not begun, it ends as ``lost`` and never begins.
+
+        :raises RecordError: it is gone, or can't be understood.
+        :raises StateDirError: it can't be looked up, or recorded, now.
+        """
+
+    def release(self, workload_ids: Iterable[str]) -> None:
+        """Let go of what is kept for workloads that nobody will order again. One that has a runner is left alone."""
 
     # Taking over
 
@@ -165,6 +175,9 @@ class RunBackend(Protocol):
         :raises RecordError: there is none, or it can't be understood.
         :raises StateDirError: it can't be read now.
         """
+
+    def folder(self, run_id: str) -> str:
+        """Return the folder in which a run that has ended has left its result, and the tasks that it queued."""
 
     def is_mine(self, run_id: str) -> bool:
         """Tell whether no other owner follows a run."""

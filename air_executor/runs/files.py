@@ -217,6 +217,21 @@ class RunFiles:
 
     # The executor that follows a run
 
+    def note_reported(self, run_id: str) -> None:
+        """Note that whoever ordered a run knows its end, by an empty file beside its record.
+
+        :raises StateDirError: it can't be made.
+        """
+        path = self.path(run_id, "reported")
+        try:
+            os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
+        except OSError as error:
+            raise StateDirError(f"cannot make {path}: {error.strerror}") from error
+
+    def reported_s(self, run_id: str) -> float | None:
+        """Return when that was noted, in seconds since the epoch; ``None``: it was not."""
+        return modified_s(self.path(run_id, "reported"))
+
     def set_owner(self, run_id: str, executor: str) -> None:
         """Record which executor follows a run from now on.
 

@@ -78,6 +78,11 @@ def now() -> str:
     return datetime.now(tz=timezone.utc).isoformat()
 
 
+def moment(seconds: float) -> str:
+    """Return the moment that is ``seconds`` after the epoch, as :func:`now` writes it."""
+    return datetime.fromtimestamp(seconds, tz=timezone.utc).isoformat()
+
+
 def check_id(text: str) -> str:
     """Return ``text`` in the canonical form of a UUID. Ids become file names, so nothing else may pass.
 
@@ -136,7 +141,7 @@ class RunRecord:
     running_at: str | None = None
     ended_at: str | None = None
     reported_at: str | None = None
-    """When the end was told to whoever ordered the run."""
+    """When whoever ordered the run knew its end. In a file of its own, ``reported``: the document is not written again."""
     outcome: str | None = None
     """What became of the workload, in the orderer's words (Airflow: the task instance's state)."""
     delivered: bool = False

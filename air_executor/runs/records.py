@@ -8,6 +8,7 @@ import re
 import shutil
 import time
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from air_executor.errors import RecordError, RecordVersionError, StateDirError
 from air_executor.machine import system
 from air_executor.machine.safe_files import CLOCK_STEP_S, replace_file
 from air_executor.runs.files import RunFiles, is_id
-from air_executor.runs.record import LATER, RunRecord, RunState, check_id
+from air_executor.runs.record import LATER, RunRecord, RunState, check_id, moment
 
 #: Names of executors of the last release, which does not link open runs.
 _FORMER_NAME = re.compile(r"\d+\.[0-9a-f-]{36}")
@@ -83,7 +84,9 @@ class RunRecords(RunFiles):
             record = RunRecord.from_json(data)
             if record.id != check_id(run_id):
                 raise RecordError(f"it is the document of run {record.id}")
-            return self._begun(record) if record.state is RunState.QUEUED else record
+            if record.state is RunState.QUEUED:
+                return self._begun(record)
+            return self._reported(record) if record.state.is_end else record
         except RecordVersionError:
             self._newer.add(check_id(run_id))
             raise
@@ -95,6 +98,12 @@ class RunRecords(RunFiles):
         if record.identity.kind != "job" or (runner := self.runner_process(record.id)) is None:
             return record
         return record.advance(RunState.STARTING, pid=runner.pid, boot_id=runner.boot_id, host=system.host())
+
+    def _reported(self, record: RunRecord) -> RunRecord:
+        """Add to an ended run's record when its end was reported. Former releases wrote that into the record."""
+        if record.reported_at is None and (moment_s := self.reported_s(record.id)) is not None:
+            return replace(record, reported_at=moment(moment_s))
+        return record
 
     # Many records
 

@@ -51,12 +51,15 @@ class RunStore(RunRecords):
         return record if is_noted and record.identity.kind == "job" else self.write(record)
 
     def mark_reported(self, record: RunRecord) -> RunRecord:
-        """Record that whoever ordered a run knows its end.
+        """Note that whoever ordered a run knows its end, and return its record.
 
         Of a job's run only the link goes: the job's own files say what became of its tasks.
+
+        :raises StateDirError: it can't be noted.
         """
         if record.identity.kind != "job":
-            record = self.write(replace(record, reported_at=now()))
+            self.note_reported(record.id)
+            record = replace(record, reported_at=now())
         self.open.remove(record.id)
         return record
 

@@ -15,7 +15,6 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from air_executor import jsontext
-from air_executor.config import Config
 from air_executor.errors import AirExecutorError, JobError
 from air_executor.jobs import api, inbox, lookout
 from air_executor.jobs.fields import kinds
@@ -25,7 +24,6 @@ from air_executor.jobs.model import Job, JobState, Task, TaskStatus
 from air_executor.jobs.queue import MAX_TASK_BYTES, queue_in_job
 from air_executor.jobs.store import JobStore
 from air_executor.observe.jobs import summaries
-from air_executor.runs.store import RunStore
 from tests.support.airflow_env import config
 from tests.support.pretend import PretendedBackend
 
@@ -51,12 +49,10 @@ class Pretended:
     def work(self, at: Callable[[int], None] = lambda _: None, steps: int = STEPS) -> Manager:
         """Let a manager make so many steps. ``at`` is called before each with its number."""
 
-        def backend(runs: RunStore, options: Config) -> PretendedBackend:
-            self.backend = PretendedBackend(runs, options)
-            self.backend.held, self.backend.files = self.held, self.files
-            return self.backend
-
-        manager = Manager(config(self.state_dir), poll_s=0.001, heeds_signals=False, backend=backend)
+        options = config(self.state_dir)
+        self.backend = PretendedBackend(options)
+        self.backend.held, self.backend.files = self.held, self.files
+        manager = Manager(options, poll_s=0.001, heeds_signals=False, backend=self.backend)
         count = iter(range(steps + 1))
 
         def until() -> bool:

@@ -153,10 +153,11 @@ def test_who_waits_is_told_what_is_in_the_way(yard: Yard) -> None:
     for command in (["wait", "paused", "--timeout", "0.3"], ["run", "paused"]):
         said = yard.call(*command, code=124 if command[0] == "wait" else 1)
         assert "paused; `air-executor resume paused` lets it go on" in said
-    folder = yard.store.folder("foreign")  # as of a repository
-    shutil.copytree(yard.store.folder("paused"), folder)
-    state = json.loads((folder / "state.json").read_text())
-    (folder / "state.json").write_text(json.dumps({**state, "id": str(uuid.uuid4()), "paused": False}))
+    foreign = yard.folder / "foreign"
+    shutil.copytree(yard.store.folder("paused"), foreign)
+    state = json.loads((foreign / "state.json").read_text())
+    (foreign / "state.json").write_text(json.dumps({**state, "id": str(uuid.uuid4()), "paused": False}))
+    foreign.rename(yard.store.folder("foreign"))  # as of a repository
     assert "if you trust it: `air-executor trust foreign`" in yard.call("wait", "foreign", "--timeout", "0.3", code=124)
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from air_executor.errors import AirExecutorError, RecordError, StateDirError
@@ -30,6 +31,10 @@ class Place:
     owners: dict[str, float] = field(default_factory=dict)
     alive: set[str] = field(default_factory=set)
     """The owners that live."""
+    folder: Path = Path()
+    """Where runs leave their results, each in a folder of its own."""
+    kept: set[str] = field(default_factory=set)
+    """The workloads that may be ordered again."""
     gpus: int = 0
     leased: int = 0
     turn: MemoryBackend | None = None
@@ -86,12 +91,13 @@ class MemoryBackend:
     def gpus(self) -> MemoryGpus:
         return self._gpus
 
-    def open(self, owner: str) -> bool:
+    def open(self, owner: str | None) -> bool:
         if owner in self.place.alive:
             return False
-        self.owner = owner
-        self.place.owners[owner] = time.time()
-        self.place.alive.add(owner)
+        if owner is not None:
+            self.owner = owner
+            self.place.owners[owner] = time.time()
+            self.place.alive.add(owner)
         return True
 
     def warm_up(self) -> None:
@@ -117,6 +123,8 @@ class MemoryBackend:
         if record.id in self.place.runs:
             raise StateDirError(f"run {record.id} exists")
         self.place.runs[record.id] = Run(record, self.owner)
+        self.place.kept.add(record.identity.workload_id)
+        Path(self.folder(record.id)).mkdir()
         self._followed.add(record.id)
         if not self._is_slow:
             self.place.begin(request.id)
@@ -137,13 +145,22 @@ class MemoryBackend:
         if run is not None and not run.record.state.is_end:
             self.place.finish(run_id, RunState.KILLED, signal="SIGKILL", reason="the runner was killed by SIGKILL")
 
+    def withdraw(self, record: RunRecord, reason: str) -> RunRecord:
+        run = self.place.runs[record.id]
+        if run.record.state is RunState.QUEUED:
+            run.record = run.record.advance(RunState.LOST, reason=reason)
+        return run.record
+
+    def release(self, workload_ids: Iterable[str]) -> None:
+        self.place.kept.difference_update(each for each in workload_ids if not self.is_alive(each))
+
     def adopt(self, run_id: str, identity: Callable[[], Identity]) -> RunRecord | None:
         run = self.place.runs.get(run_id)
         if run is None:
             return None
         if run.record.state is RunState.QUEUED:
-            lost = run.record.advance(RunState.LOST, outcome=UNWANTED, reason="its scheduler died before it began")
-            run.record = replace(lost, reported_at=now())
+            lost = self.withdraw(run.record, "its scheduler died before it began")
+            run.record = replace(lost, outcome=UNWANTED, reported_at=now())
             return None
         return run.record
 
@@ -171,6 +188,9 @@ class MemoryBackend:
         if run_id not in self.place.runs:
             raise RecordError(f"there is no run {run_id}")
         return self.place.runs[run_id].record
+
+    def folder(self, run_id: str) -> str:
+        return str(self.place.folder / run_id)
 
     def is_mine(self, run_id: str) -> bool:
         run = self.place.runs.get(run_id)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from air_executor.config import Config
@@ -14,8 +15,8 @@ from air_executor.runs.store import RunStore
 class PretendedBackend:
     """Stands in for :class:`air_executor.launcher.client.backend.LocalBackend`."""
 
-    def __init__(self, store: RunStore, config: Config) -> None:
-        self.store, self.config = store, config
+    def __init__(self, config: Config) -> None:
+        self.store = RunStore(config.state_dir)
         self.started: list[str] = []
         self.held: set[str] = set()
         """Labels of runs that go on until :meth:`release`."""
@@ -23,6 +24,10 @@ class PretendedBackend:
         """What runs leave in their folders, by their labels."""
         self._running: dict[str, RunRecord] = {}
         self._ended: list[RunRecord] = []
+
+    def open(self, owner: str | None) -> bool:
+        self.store.prepare()
+        return True
 
     def warm_up(self) -> None:
         """There is nothing to warm up."""
@@ -58,6 +63,15 @@ class PretendedBackend:
 
     def record(self, run_id: str) -> RunRecord:
         return self.store.read(run_id)
+
+    def withdraw(self, record: RunRecord, reason: str) -> RunRecord:
+        return self.store.withdraw(record, reason)
+
+    def release(self, workload_ids: Iterable[str]) -> None:
+        """It keeps nothing for them."""
+
+    def folder(self, run_id: str) -> str:
+        return self.store.path(run_id)
 
     def knows(self, run_id: str) -> bool:
         return self.store.has(run_id)

@@ -134,7 +134,7 @@ def test_a_pause_does_not_count_for_a_limit_of_wall_time(clock: Time, store: Run
 
 
 def test_a_run_that_was_to_be_born_in_a_pause_still_has_its_time(clock: Time, store: RunStore) -> None:
-    backend, unborn = LocalBackend(store, config(store.root)), kept(store, RunState.QUEUED)
+    backend, unborn = LocalBackend(config(store.root)), kept(store, RunState.QUEUED)
     backend.follow(unborn)
     backend.take_ends()
     clock.pause(3600)
@@ -165,7 +165,7 @@ def beaten(monkeypatch: pytest.MonkeyPatch) -> list[set[str]]:
 
 
 def reconciler_of(store: RunStore) -> Reconciler:
-    return Reconciler(LocalBackend(store, config(store.root)), store.root, 7)
+    return Reconciler(LocalBackend(config(store.root)), store.root, 7)
 
 
 def test_after_a_pause_heartbeats_are_passed_on_before_anything_else_though_no_runner_has_woken(

@@ -40,17 +40,21 @@ class World(Protocol):
     def unborn(self) -> str:
         """Make a run that was ordered, and whose orderer and launcher have died before it began."""
 
+    def keeps(self, workload_id: str) -> bool:
+        """Tell whether anything is kept for a workload that may be ordered again."""
+
     def close(self) -> None: ...
 
 
 class Memory:
-    def __init__(self) -> None:
-        self.place = Place(gpus=2)
+    def __init__(self, folder: Path) -> None:
+        self.place = Place(folder, gpus=2)
 
     def backend(self) -> RunBackend:
         return MemoryBackend(self.place)
 
     def release(self, run_id: str, *, fails: bool = False) -> None:
+        (self.place.folder / run_id / "result").write_text(run_id)
         self.place.finish(run_id, RunState.FAILED if fails else RunState.SUCCEEDED, exit_code=1 if fails else 0)
 
     def kill_runner(self, run_id: str) -> None:
@@ -67,6 +71,9 @@ class Memory:
         request, record = ordered()
         MemoryBackend(self.place, is_slow=True).order(request, record)
         return record.id
+
+    def keeps(self, workload_id: str) -> bool:
+        return workload_id in self.place.kept
 
     def close(self) -> None:
         pass
@@ -86,7 +93,7 @@ class Local:
         (self.store.root / "jobs" / "contract" / "state.json").write_text("{")
 
     def backend(self) -> RunBackend:
-        self.made.append(LocalBackend(self.store, self.config))
+        self.made.append(LocalBackend(self.config))
         return self.made[-1]
 
     def release(self, run_id: str, *, fails: bool = False) -> None:
@@ -100,7 +107,7 @@ class Local:
 
     def dead_owner(self, name: str, *run_ids: str) -> None:
         def live() -> LocalBackend:
-            backend = LocalBackend(self.store, self.config)
+            backend = LocalBackend(self.config)
             assert backend.open(name)
             for run_id in run_ids:
                 backend.follow(backend.record(run_id))
@@ -114,6 +121,9 @@ class Local:
         self.store.create(record)
         return record.id
 
+    def keeps(self, workload_id: str) -> bool:
+        return self.store.lock(workload_id).path.exists()
+
     def close(self) -> None:
         for backend in self.made:
             backend.close()
@@ -124,7 +134,7 @@ def world(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setenv("AIRFLOW_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("CONTRACT", str(tmp_path))
     with family():
-        made: World = Memory() if request.param == "memory" else Local(tmp_path)
+        made: World = Memory(tmp_path) if request.param == "memory" else Local(tmp_path)
         yield made
         made.close()
 
@@ -141,7 +151,8 @@ def ordered(workload_id: str | None = None) -> tuple[RunRequest, RunRecord]:
     who = Identity(kind="job", workload_id=workload_id or str(uuid.uuid4()), name="contract", job_name="contract")
     run_id = str(uuid.uuid4())
     folder = os.environ["CONTRACT"]
-    script = f'while ! [ -e "{folder}/{run_id}" ]; do sleep 0.02; done; exit "$(cat "{folder}/{run_id}")"'
+    waits = f'while ! [ -e "{folder}/{run_id}" ]; do sleep 0.02; done'
+    script = f'{waits}; echo {run_id} > "$AIR_EXECUTOR_RESULT"; exit "$(cat "{folder}/{run_id}")"'
     workload = {"cwd": folder, "argv": ["sh", "-c", script], "shell": False}
     log_file = str(Path(folder, "log", run_id))
     request = RunRequest(id=run_id, identity=who, workload=workload, log_file=log_file)
@@ -248,6 +259,53 @@ def test_a_run_is_killed(backend: RunBackend) -> None:
     backend.kill(record.id)
     end = end_of(backend, record.id)
     assert (end.state, end.signal) == (RunState.KILLED, "SIGKILL")
+
+
+def test_a_run_that_has_not_begun_is_withdrawn_and_one_that_has_is_not(world: World, backend: RunBackend) -> None:
+    unborn = backend.withdraw(backend.record(world.unborn()), "nobody wants it")
+    assert (unborn.state, unborn.reason) == (RunState.LOST, "nobody wants it")
+    assert backend.record(unborn.id) == backend.withdraw(unborn, "once more") == unborn
+    record = begin(backend)
+    assert backend.withdraw(record, "too late").state is record.state
+    world.release(record.id)
+    assert end_of(backend, record.id).state is RunState.SUCCEEDED
+
+
+def test_what_a_run_leaves_is_in_its_folder_until_its_end_and_after(world: World, backend: RunBackend) -> None:
+    record = begin(backend)
+    world.release(record.id)
+    end = end_of(backend, record.id)
+    backend.acknowledge(end)
+    assert (Path(backend.folder(record.id)) / "result").read_text().strip() == record.id
+
+
+def test_what_is_kept_for_a_workload_is_released_but_not_while_it_has_a_runner(
+    world: World, backend: RunBackend
+) -> None:
+    record = begin(backend)
+    workloads = [record.identity.workload_id, str(uuid.uuid4())]
+    backend.release(workloads)
+    assert world.keeps(workloads[0])
+    assert backend.is_alive(workloads[0])
+    world.release(record.id)
+    end_of(backend, record.id)
+    wait_for(lambda: not backend.is_alive(workloads[0]), "the runner to be gone")
+    backend.release(workloads)
+    assert not any(map(world.keeps, workloads))
+
+
+def test_who_has_no_name_owns_nothing_and_two_can_be_so(world: World) -> None:
+    first, second = world.backend(), world.backend()
+    assert first.open(None)
+    assert second.open(None)
+    record = begin(first)
+    assert first.is_mine(record.id)
+    first.close()
+    adopted = second.adopt(record.id, unknown)
+    assert adopted is not None
+    second.follow(adopted)
+    world.release(record.id)
+    assert end_of(second, record.id).state is RunState.SUCCEEDED
 
 
 def test_an_owner_has_its_name_alone_while_it_lives(world: World, backend: RunBackend) -> None:

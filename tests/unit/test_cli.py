@@ -414,7 +414,7 @@ def running(
     gpu = KernelLock(store.gpus / "0")
     assert gpu.acquire(0)
     with family():
-        backend = LocalBackend(store, config(store.root, launch="exec", gpus=("0",), launcher_idle_seconds=600.0))
+        backend = LocalBackend(config(store.root, launch="exec", gpus=("0",), launcher_idle_seconds=600.0))
         backend.warm_up()
         request = RunRequest(id=str(uuid.uuid4()), identity=identity(), workload={}, air={"gpus": 1})
         backend.order(request, queued(request.id, request.identity, limits={}, log_file=None))

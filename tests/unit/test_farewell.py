@@ -39,7 +39,7 @@ def _family() -> Iterator[None]:
 class Place:
     def __init__(self, folder: Path, store: RunStore, policy: str) -> None:
         self.folder, self.store = folder, store
-        self.backend = LocalBackend(store, config(store.root, serves="jobs", on_launcher_stop=policy))
+        self.backend = LocalBackend(config(store.root, serves="jobs", on_launcher_stop=policy))
 
     def start(self, script: str = TASK) -> str:
         who = identity(kind="job")

@@ -100,7 +100,7 @@ def test_a_launcher_gets_its_time_to_answer_after_a_pause_of_the_whole_machine(
     store: RunStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     stranger = Stranger(store, protocol=protocol.VERSION)
-    backend = LocalBackend(store, config(store.root, launcher="service"))
+    backend = LocalBackend(config(store.root, launcher="service"))
     run_id = order(backend, tmp_path / "log")
     stranger.greet()
     wait_for(lambda: backend.take_ends() or stranger.heard(), "the order")
@@ -130,7 +130,7 @@ def test_a_launcher_gets_its_time_to_answer_after_a_pause_of_the_whole_machine(
 @pytest.mark.usefixtures("hasty")
 def test_an_order_that_got_lost_in_a_launcher_that_works_is_given_again(store: RunStore, tmp_path: Path) -> None:
     stranger = Stranger(store, protocol=protocol.VERSION)
-    backend = LocalBackend(store, config(store.root, launcher="service"))
+    backend = LocalBackend(config(store.root, launcher="service"))
     run_id = order(backend, tmp_path / "log")
     stranger.greet()
     [first] = wait_for(lambda: backend.take_ends() or stranger.heard(), "the order")
@@ -150,7 +150,7 @@ def test_a_service_that_hangs_is_said_so_is_not_killed_and_makes_up_for_it(
     monkeypatch.setenv("AIRFLOW__AIR_EXECUTOR__STATE_DIR", str(store.root))
     with subprocess.Popen([sys.executable, "-m", "air_executor.cli", "launcher"]) as service:
         status = wait_for(lambda: control.status(service_address(store)), "the service")
-        backend = LocalBackend(store, config(store.root, launcher="service"))
+        backend = LocalBackend(config(store.root, launcher="service"))
         backend.warm_up()
         wait_for(lambda: backend.take_ends() or has_said_hello(backend), "the launcher's hello")
         os.kill(status["pid"], signal.SIGSTOP)
@@ -210,7 +210,7 @@ def test_orders_go_as_fast_as_the_launcher_takes_them_not_only_once_a_loop(
     store: RunStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stranger = Stranger(store, protocol=protocol.VERSION)
-    backend = LocalBackend(store, config(store.root, launcher="service"))
+    backend = LocalBackend(config(store.root, launcher="service"))
     backend.warm_up()
     stranger.greet()
     wait_for(lambda: backend.take_ends() or has_said_hello(backend), "the launcher's hello")

@@ -79,7 +79,7 @@ class Bench:
         )
 
     def backend(self, launch: str = "exec", **changes: Any) -> LocalBackend:
-        backend = LocalBackend(self.store, self.options(launch, **changes))
+        backend = LocalBackend(self.options(launch, **changes))
         self.backends.append(backend)
         return backend
 

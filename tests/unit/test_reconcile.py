@@ -68,7 +68,7 @@ def make_database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[A
 
 
 def backend_of(store: RunStore) -> LocalBackend:
-    return LocalBackend(store, config(store.root))
+    return LocalBackend(config(store.root))
 
 
 def dead(store: RunStore, name: str, last_seen_s: float | None = None) -> Path:

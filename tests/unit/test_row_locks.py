@@ -99,7 +99,7 @@ def reconciler(database: Database, store: RunStore, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(task_instances, "create_session", database.session)
     monkeypatch.setattr(schedulers, "create_session", database.session)
     monkeypatch.setattr(reconcile, "PASS_S", 0.0)
-    backend = LocalBackend(store, config(store.root))
+    backend = LocalBackend(config(store.root))
     assert backend.open(OWNER)
     return Reconciler(backend, store.root, OWNER.split(".")[0])
 

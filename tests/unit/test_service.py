@@ -47,7 +47,7 @@ def order(backend: LocalBackend, log_file: Path) -> str:
 
 
 def test_runs_wait_for_a_service_that_starts_late_and_a_second_one_is_refused(store: RunStore, tmp_path: Path) -> None:
-    backend = LocalBackend(store, config(store.root, launcher="service"))
+    backend = LocalBackend(config(store.root, launcher="service"))
     run_id = order(backend, tmp_path / "log")
     assert backend.take_ends() == []
     assert store.read(run_id).state is RunState.QUEUED
@@ -78,7 +78,7 @@ def test_what_a_script_started_before_it_became_the_launcher_is_not_taken_for_a_
     script = 'sh sidecar.sh & until [ -s sidecar ]; do sleep 0.02; done; exec "$@"'
     command = [sys.executable, "-m", "air_executor.cli", "launcher"]
     launcher = subprocess.Popen(["sh", "-c", script, "sh", *command], cwd=tmp_path)
-    backend = LocalBackend(store, config(store.root, launcher="service"))
+    backend = LocalBackend(config(store.root, launcher="service"))
     who = identity(kind="job")
     record = queued(os.urandom(16).hex(), who, limits={}, log_file=str(tmp_path / "log"))
     task = "setsid sleep 601 & echo $! > task; sleep 602"
@@ -101,7 +101,7 @@ def test_without_the_service_runs_fail_in_the_end_and_say_what_to_start(
     store: RunStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("air_executor.launcher.client.backend._SERVICE_S", (0.0, 0.1))
-    backend = LocalBackend(store, config(store.root, launcher="service"))
+    backend = LocalBackend(config(store.root, launcher="service"))
     order(backend, tmp_path / "log")
     (ended,) = wait_for(backend.take_ends, "the failure")
     assert "air-executor launcher" in (ended.reason or "")

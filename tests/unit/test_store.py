@@ -11,6 +11,7 @@ import sys
 import time
 import uuid
 from dataclasses import replace
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -617,6 +618,30 @@ def test_a_run_whose_end_was_not_told_stays_however_old(store: RunStore, state: 
     store.mark_reported(store.read(one))
     prune(store, keep_days=0, keep_runs=0)
     assert store.ids() == []
+
+
+def test_that_an_end_was_reported_stands_beside_the_record_which_stays_as_it_is(store: RunStore) -> None:
+    one = kept(store, RunState.FAILED)
+    path = store.folder(one.id) / "state.json"
+    written = path.stat()
+    assert store.read(one.id).reported_at is None
+    reported = store.mark_reported(one)
+    assert reported.reported_at is not None
+    assert path.stat() == written
+    again = store.read(one.id)
+    assert replace(again, reported_at=reported.reported_at) == reported
+    moments = [datetime.fromisoformat(text or "") for text in (again.reported_at, reported.reported_at)]
+    assert abs(moments[0] - moments[1]) < timedelta(seconds=60)
+    assert public(again)["reported_at"] == again.reported_at
+
+
+def test_what_can_not_be_noted_as_reported_stays_open(store: RunStore) -> None:
+    one = kept(store, RunState.FAILED)
+    (store.folder(one.id) / "reported").symlink_to("elsewhere")
+    with pytest.raises(StateDirError, match="reported"):
+        store.mark_reported(one)
+    assert store.open.ids() == {one.id}
+    assert not (store.folder(one.id) / "elsewhere").exists()
 
 
 @pytest.mark.parametrize("state", ENDS)

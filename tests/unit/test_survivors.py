@@ -188,7 +188,7 @@ def test_a_process_in_uninterruptible_sleep_does_not_keep_an_end_from_being_told
     script = f"{write} & until [ -s pid ]; do sleep 0.02; done; exit 3" if how == "left" else f"{write}; true"
     request = request_of(folder, script, **({"timeout": 1} if how == "timeout" else {}))
     run_id = request.id
-    backend = LocalBackend(store, options)
+    backend = LocalBackend(options)
     backend.order(request, queued(run_id, request.identity, limits={}, log_file=request.log_file))
     pid = int(wait_for(lambda: (folder / "pid").exists() and (folder / "pid").read_text(), "the process"))
     if how.endswith("killed"):

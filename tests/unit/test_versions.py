@@ -101,7 +101,7 @@ def test_a_launcher_of_the_last_release_executes_what_this_executor_orders(
     store: RunStore, tmp_path: Path, run_released: Callable[..., subprocess.Popen[str]]
 ) -> None:
     service = run_released("-m", "air_executor.cli", "launcher")
-    backend = LocalBackend(store, config(store.root, launcher="service"))
+    backend = LocalBackend(config(store.root, launcher="service"))
     run_id = order(backend, tmp_path / "log")
     (ended,) = wait_for(backend.take_ends, "the end of the run")
     assert (ended.id, ended.state) == (run_id, RunState.FAILED)
@@ -185,7 +185,7 @@ def test_what_a_launcher_of_another_protocol_would_misunderstand_waits_for_anoth
     store: RunStore, tmp_path: Path, caplog: pytest.LogCaptureFixture, hello: dict[str, Any], remedy: str
 ) -> None:
     stranger = Stranger(store, **hello)
-    backend = LocalBackend(store, config(store.root, launcher="service"))
+    backend = LocalBackend(config(store.root, launcher="service"))
     run_id = order(backend, tmp_path / "log")
     stranger.greet()
     wait_for(lambda: backend.take_ends() or caplog.records, "the mismatch to be noticed")
@@ -232,7 +232,7 @@ def test_who_starts_with_other_options_of_pruning_says_so_to_a_launcher_that_und
 ) -> None:
     options = config(store.root, keep_days=2.0, keep_runs=5, keep_jobs=6)
     launcher = Stranger(store, address=address(store, options), **hello)
-    backend = LocalBackend(store, options)
+    backend = LocalBackend(options)
     backend.warm_up()
     launcher.greet()
     wait_for(

@@ -44,7 +44,7 @@ def line(store: RunStore) -> Iterator[GpuQueue]:
 @contextmanager
 def queue_of(store: RunStore, owner: str) -> Iterator[GpuQueue]:
     """The queue of an executor."""
-    backend, queue = LocalBackend(store, config(store.root, gpus=POOL)), GpuQueue()
+    backend, queue = LocalBackend(config(store.root, gpus=POOL)), GpuQueue()
     assert backend.open(owner)
     queue.open(backend)
     yield queue

@@ -333,7 +333,7 @@ class ActiveJobs:
             self._changed.add(job.name)
             return
         job.files.set_state(state, error)
-        self._runs.remove_locks([job.places.workload_id(place) for place in range(job.places.used)])
+        self._runs.release(job.places.workload_id(place) for place in range(job.places.used))
         glance = self._lookout.glance(job.name)
         if not job.files.asks():
             self._lookout.settle(job.name, glance)

@@ -14,11 +14,12 @@ from air_executor.config import Config
 from air_executor.errors import ManagedError
 from air_executor.jobs.lookout import Lookout
 from air_executor.jobs.manager.active_jobs import ActiveJobs
-from air_executor.jobs.manager.runs import MakeBackend, Runs
+from air_executor.jobs.manager.runs import Runs
 from air_executor.jobs.manager.signals import waking
 from air_executor.jobs.manager.starts import Starts
 from air_executor.jobs.store import JobFiles, JobStore
 from air_executor.launcher.client.backend import LocalBackend
+from air_executor.runs.backend import RunBackend
 
 #: The longest time to wait for something to happen, in seconds.
 _LONGEST_WAIT_S = 3600.0
@@ -38,7 +39,7 @@ class Manager:
         max_runners: int | None = None,
         only: frozenset[str] | None = None,
         heeds_signals: bool = True,
-        backend: MakeBackend | None = None,
+        backend: RunBackend | None = None,
     ) -> None:
         """Prepare, but begin nothing.
 
@@ -46,7 +47,7 @@ class Manager:
         :param max_runners: how many tasks may run at a time, of all jobs together.
         :param only: names of the jobs to work on; ``None`` for all.
         :param heeds_signals: SIGTERM and SIGINT call :attr:`on_signal`. Only the main thread can do that.
-        :param backend: makes what starts the runs; runners on this machine unless given.
+        :param backend: where runs happen; on this machine unless given.
         """
         self._handles_signals = heeds_signals
         state_dir = os.path.abspath(config.state_dir)  # a runner's working directory is that of its task
@@ -55,7 +56,7 @@ class Manager:
         self._only = only
         self._store = JobStore(state_dir)
         self._lookout = Lookout(self._store, poll_s=poll_s, only=only)
-        self._runs = Runs(config, backend or LocalBackend)
+        self._runs = Runs(backend or LocalBackend(config))
         self._jobs = ActiveJobs(self._store, self._lookout, self._runs, only=only)
         self._starts = Starts(self._store, self._runs, self._jobs.outcomes)
         self._stopping = False
@@ -116,23 +117,19 @@ class Manager:
     @contextlib.contextmanager
     def _open(self) -> Iterator[None]:
         """Be the one manager of all jobs, or of none but those that it is for: each of these has a lock of its own."""
-        self._runs.prepare()
-        self._store.prepare()
-        lock = self._store.lock()
-        if self._only is None and not lock.acquire(timeout_s=0):
-            raise ManagedError(f"another manager works on the jobs below {self._store.root} already")
-        try:
-            if self._only is None:
-                self._store.note_manager()
+        with contextlib.ExitStack() as at_end:
+            at_end.callback(self._runs.close)
             self._runs.open()
-            try:
-                yield
-            finally:
-                self._jobs.close()
-                self._lookout.close()
-                self._runs.close()
-        finally:
-            lock.release(keep_file=True)
+            self._store.prepare()
+            if self._only is None:
+                lock = self._store.lock()
+                if not lock.acquire(timeout_s=0):
+                    raise ManagedError(f"another manager works on the jobs below {self._store.root} already")
+                at_end.callback(lock.release, keep_file=True)
+                self._store.note_manager()
+            at_end.callback(self._lookout.close)
+            at_end.callback(self._jobs.close)
+            yield
 
     def _waking(self) -> contextlib.AbstractContextManager[socket.socket]:
         return waking(self._note_signal if self._handles_signals else None)

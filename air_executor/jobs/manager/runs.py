@@ -1,29 +1,18 @@
-"""The runs of the manager's tasks, and all that the manager knows of runs.
-
-What it needs beyond :class:`air_executor.runs.backend.RunBackend` is done here with the records themselves.
-"""
+"""The runs of the manager's tasks, and all that the manager knows of runs."""
 
 from __future__ import annotations
 
-import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 
-from air_executor.config import Config
 from air_executor.errors import AirExecutorError, RecordError
 from air_executor.runs import limits
 from air_executor.runs import record as records
 from air_executor.runs.backend import RunBackend, RunRequest
 from air_executor.runs.record import RunRecord
-from air_executor.runs.store import RunStore
 
 log = logging.getLogger(__name__)
-
-
-#: Makes the backend for the runs below a state directory.
-MakeBackend = Callable[[RunStore, Config], RunBackend]
 
 
 @dataclass(frozen=True)
@@ -37,15 +26,9 @@ class Owner:
 class Runs:
     """The runs that execute tasks of this manager's jobs."""
 
-    def __init__(self, config: Config, make_backend: MakeBackend) -> None:
-        """Prepare, but open nothing.
-
-        :param config: as the backend gets it.
-        """
-        self._config = config
-        self._make_backend = make_backend
-        self._store = RunStore(config.state_dir)
-        self._backend: RunBackend
+    def __init__(self, backend: RunBackend) -> None:
+        """Follow no run yet."""
+        self._backend = backend
         #: The tasks that live runs execute, by the ids of the runs.
         self._live: dict[str, Owner] = {}
 
@@ -55,18 +38,12 @@ class Runs:
 
     # Life
 
-    def prepare(self) -> None:
-        """Make the folders.
-
-        :raises StateDirError: they can't be used.
-        """
-        self._store.prepare()
-        with contextlib.suppress(AirExecutorError):
-            self._store.mark_open()
-
     def open(self) -> None:
-        """Open the backend."""
-        self._backend = self._make_backend(self._store, self._config)
+        """Prepare the place where runs happen.
+
+        :raises StateDirError: it can't be used.
+        """
+        self._backend.open(owner=None)
 
     def close(self) -> None:
         """Close the backend. Runs continue."""
@@ -86,11 +63,6 @@ class Runs:
 
     # Runs
 
-    @property
-    def state_dir(self) -> Path:
-        """The state directory, which tasks need to queue others."""
-        return self._store.root
-
     def order(self, request: RunRequest, owner: Owner) -> None:
         """Have a run begin.
 
@@ -108,8 +80,7 @@ class Runs:
         :raises RecordError: there is none, or it can't be understood.
         :raises StateDirError: it can't be read now.
         """
-        record = self._backend.record(run_id)
-        return self._store.withdraw(record, "its manager died before its runner was born")
+        return self._backend.withdraw(self._backend.record(run_id), "its manager died before its runner was born")
 
     def was_begun(self, run_id: str) -> bool:
         """Tell whether there is anything of a run: without, it could not be ordered, as when the disk was full."""
@@ -142,7 +113,7 @@ class Runs:
 
     def folder(self, run_id: str) -> str:
         """Return the folder in which a run leaves its result and the tasks that it queued."""
-        return self._store.path(run_id)
+        return self._backend.folder(run_id)
 
     # Stopping
 
@@ -167,9 +138,6 @@ class Runs:
                 del self._live[run_id]
                 self._backend.stop(run_id, reason, unwanted=True)
 
-    def remove_locks(self, workload_ids: list[str]) -> None:
-        """Remove the lock files of workloads that have no runner any more."""
-        for workload_id in workload_ids:
-            lock = self._store.lock(workload_id)
-            if lock.acquire(timeout_s=0, create=False):
-                lock.release()
+    def release(self, workload_ids: Iterable[str]) -> None:
+        """Let go of what is kept for workloads of a job that has ended."""
+        self._backend.release(workload_ids)

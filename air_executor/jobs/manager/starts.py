@@ -24,7 +24,8 @@ class Starts:
 
     def __init__(self, store: JobStore, runs: Runs, outcomes: Outcomes) -> None:
         self._store, self._runs, self._outcomes = store, runs, outcomes
-        self._base = base_folder(runs.state_dir)
+        self._state_dir = store.root.parent
+        self._base = base_folder(self._state_dir)
 
     def start_next(self, job: ActiveJob) -> None:
         """Start the next task of a job that is willing to.
@@ -89,7 +90,7 @@ class Starts:
         variables = {
             **environment,
             PRIVATE_DIR: str(self._store.private.root),
-            "AIR_EXECUTOR_STATE_DIR": str(self._runs.state_dir),
+            "AIR_EXECUTOR_STATE_DIR": str(self._state_dir),
             "AIR_EXECUTOR_JOB": job.name,
             "AIR_EXECUTOR_TASK": task.id,
             "AIR_EXECUTOR_RUN": run_id,

@@ -10,7 +10,7 @@ import contextlib
 import logging
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from air_executor.config import Config
@@ -43,8 +43,12 @@ _SERVICE_S = (1.0,) * 60
 class LocalBackend:
     """Implements :class:`air_executor.runs.backend.RunBackend`."""
 
-    def __init__(self, store: RunStore, config: Config) -> None:
-        self._store = store
+    def __init__(self, config: Config) -> None:
+        """Prepare, but open nothing.
+
+        :param config: says where the runs are, and what launchers and runners do.
+        """
+        self._store = store = RunStore(config.state_dir)
         self._config = config
         self._launchers = Launchers(store, config)
         self._followed = Followed(store, self._launchers.links)
@@ -62,14 +66,15 @@ class LocalBackend:
 
     # Life
 
-    def open(self, owner: str) -> bool:
+    def open(self, owner: str | None) -> bool:
         """See :meth:`air_executor.runs.backend.RunBackend.open`."""
         self._store.prepare()
         with self._guard("Marking the runs that are open"):
             self._store.mark_open()
-        if not self._claims.begin(owner):
-            return False
-        self.gpus.open(owner)
+        if owner is not None:
+            if not self._claims.begin(owner):
+                return False
+            self.gpus.open(owner)
         return True
 
     def warm_up(self) -> None:
@@ -130,6 +135,17 @@ class LocalBackend:
         else:
             link.send({"type": message, "id": run_id})
 
+    def withdraw(self, record: RunRecord, reason: str) -> RunRecord:
+        """See :meth:`air_executor.runs.backend.RunBackend.withdraw`."""
+        return self._store.withdraw(record, reason)
+
+    def release(self, workload_ids: Iterable[str]) -> None:
+        """See :meth:`air_executor.runs.backend.RunBackend.release`."""
+        for workload_id in workload_ids:
+            lock = self._store.lock(workload_id)
+            if lock.acquire(timeout_s=0, create=False):
+                lock.release()
+
     # Taking over
 
     def adopt(self, run_id: str, identity: Callable[[], Identity]) -> RunRecord | None:
@@ -161,6 +177,10 @@ class LocalBackend:
     def record(self, run_id: str) -> RunRecord:
         """See :meth:`air_executor.runs.backend.RunBackend.record`."""
         return self._store.read(run_id)
+
+    def folder(self, run_id: str) -> str:
+        """See :meth:`air_executor.runs.backend.RunBackend.folder`."""
+        return self._store.path(run_id)
 
     def is_mine(self, run_id: str) -> bool:
         """See :meth:`air_executor.runs.backend.RunBackend.is_mine`."""
