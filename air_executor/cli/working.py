@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 
 from air_executor.errors import ManagedError
 from air_executor.jobs.manager import Manager
@@ -22,10 +23,13 @@ def work_until(is_over: Callable[[Manager | None], bool], make: Callable[[], Man
     while not is_over(None):
         manager = make()
         manager.on_signal = manager.interrupt
-        until = lambda manager=manager: is_over(manager) or manager.has_let_go  # noqa: E731
         try:
-            manager.serve(until=until)
+            manager.serve(until=partial(_is_done, is_over, manager))
             return manager.has_let_go
         except ManagedError:
             time.sleep(_LOOK_S)  # it does it; should it leave the job, this one takes it
     return False
+
+
+def _is_done(is_over: Callable[[Manager | None], bool], manager: Manager) -> bool:
+    return is_over(manager) or manager.has_let_go

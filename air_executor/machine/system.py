@@ -94,8 +94,8 @@ def signal_name(number: int) -> str:
 
 
 def has_no_room(error: OSError) -> bool:
-    """Tell whether a process could not be started for lack of memory or processes, which may be temporary."""
-    return error.errno in (errno.EAGAIN, errno.ENOMEM)
+    """Tell whether a process could not be started for lack of memory, processes or files, which may be temporary."""
+    return error.errno in (errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE)
 
 
 def is_process(pid: int, started: float | None) -> bool:

@@ -51,8 +51,12 @@ def prepare(store: RunStore, config: Config, connection: socket.socket) -> None:
     _dismiss = hooks(config.serves).prepare(store, config, connection)
 
 
+def _nothing() -> None:
+    """There is no task process that was forked ahead."""
+
+
 #: Ends the task process that was forked ahead, unless it has a workload.
-_dismiss: Callable[[], None] = lambda: None  # noqa: E731
+_dismiss: Callable[[], None] = _nothing
 
 
 def run(request: RunRequest, store: RunStore, config: Config) -> int:

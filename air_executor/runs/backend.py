@@ -76,8 +76,8 @@ class RunBackend(Protocol):
     """A place where runs happen: the only thing that an executor, or a manager of jobs, knows of them.
 
     It owns the claims on runs, their locks and their owners. An *owner* is an executor that has named itself to
-    :meth:`open`; who has no name, as a manager of jobs, follows its runs without a claim that others could take over. No call blocks for
-    longer than a few milliseconds, but for :meth:`open` and :meth:`close`.
+    :meth:`open`. Who has no name, as a manager of jobs, follows its runs without a claim that others could take over.
+    No call blocks for longer than a few milliseconds, but for :meth:`open` and :meth:`close`.
     """
 
     @property

@@ -141,7 +141,7 @@ class RunRecord:
     running_at: str | None = None
     ended_at: str | None = None
     reported_at: str | None = None
-    """When whoever ordered the run knew its end. In a file of its own, ``reported``: the document is not written again."""
+    """Since when whoever ordered the run knows its end. Not in the document: the file ``reported`` says so."""
     outcome: str | None = None
     """What became of the workload, in the orderer's words (Airflow: the task instance's state)."""
     delivered: bool = False

@@ -159,7 +159,7 @@ def test_any_bytes_in_any_file_at_any_moment_hurt_that_job_only(
                 path.write_bytes(data)
                 here.store.announce("bad")
             if step == 14:
-                here.backend.release()
+                here.backend.finish_all()
 
         here.work(at)
         assert here.state("good") is JobState.COMPLETED
@@ -330,7 +330,7 @@ def test_both_files_are_kept_when_somebody_spoils_them(pretended: Pretended) -> 
         if step == 5:
             (folder / "state.json").write_text("{ mine")
         if step == 20:
-            pretended.backend.release()
+            pretended.backend.finish_all()
             pretended.held = set()
 
     pretended.work(at, steps=60)
@@ -353,7 +353,7 @@ def test_a_checkout_that_makes_the_files_anew_is_no_removal(pretended: Pretended
             (folder / "state.json").write_bytes(saved[0])
         if step == 10:
             assert pretended.backend._running
-            pretended.backend.release()
+            pretended.backend.finish_all()
             pretended.held = set()
 
     pretended.work(at, steps=60)

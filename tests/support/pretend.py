@@ -19,7 +19,7 @@ class PretendedBackend:
         self.store = RunStore(config.state_dir)
         self.started: list[str] = []
         self.held: set[str] = set()
-        """Labels of runs that go on until :meth:`release`."""
+        """Labels of runs that go on until :meth:`finish_all`."""
         self.files: dict[str, dict[str, bytes]] = {}
         """What runs leave in their folders, by their labels."""
         self._running: dict[str, RunRecord] = {}
@@ -44,7 +44,7 @@ class PretendedBackend:
         if label not in self.held:
             self._end(record, RunState.SUCCEEDED, exit_code=0)
 
-    def release(self) -> None:
+    def finish_all(self) -> None:
         for record in list(self._running.values()):
             self._end(record, RunState.SUCCEEDED, exit_code=0)
 

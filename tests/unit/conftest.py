@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import pytest
 from air_executor.config import env_var
 from air_executor.runs.record import RunRecord, RunState
 from air_executor.runs.store import RunStore
+from tests.unit.clocks import Time
 from tests.unit.documents import identity, kept, of_process
 
 Done = subprocess.CompletedProcess[str]
@@ -45,6 +47,15 @@ class Cli:
 
     def json(self, *arguments: str, code: int = 0) -> Any:
         return orjson.loads(self.run(*arguments, "--json", code=code).stdout)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Time:
+    """Put clocks that a test sets in the place of those of this process."""
+    clock = Time()
+    monkeypatch.setattr(time, "monotonic", lambda: clock.mono_s)
+    monkeypatch.setattr(time, "time", lambda: clock.wall_s)
+    return clock
 
 
 @pytest.fixture

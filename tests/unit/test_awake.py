@@ -8,7 +8,6 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -28,34 +27,9 @@ from air_executor.runs.record import RunState
 from air_executor.runs.store import RunStore
 from tests.support.airflow_env import config
 from tests.support.waiting import wait_for
+from tests.unit.clocks import Time
 from tests.unit.documents import kept
 from tests.unit.processes import result_of
-
-
-class Time:
-    """The clocks, which pass only when the test says so."""
-
-    def __init__(self) -> None:
-        self.mono_s, self.wall_s = 1000.0, 1.7e9
-
-    def run(self, seconds: float, look: Callable[[], Any]) -> None:
-        """Let time pass while whoever looks at the clock does so every few seconds."""
-        for _ in range(round(seconds)):
-            self.pause(1.0)
-            look()
-
-    def pause(self, seconds: float) -> None:
-        """Let time pass while everything stands still."""
-        self.mono_s += seconds
-        self.wall_s += seconds
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Time:
-    clock = Time()
-    monkeypatch.setattr(time, "monotonic", lambda: clock.mono_s)
-    monkeypatch.setattr(time, "time", lambda: clock.wall_s)
-    return clock
 
 
 def test_pauses_hardly_count(clock: Time) -> None:

@@ -673,14 +673,14 @@ def test_a_run_that_cannot_be_looked_at_hurts_no_other_and_is_lost_in_the_end(
     heir, bad, good = bench.backend(), kept(bench.store, RunState.RUNNING), kept(bench.store, RunState.KILLED)
     runner = bench.store.lock(bad.identity.workload_id)
     assert runner.acquire(0)
-    read = bench.store.read
+    read = RunStore.read
 
-    def read_most(run_id: str) -> RunRecord:
+    def read_most(store: RunStore, run_id: str) -> RunRecord:
         if run_id == bad.id:
             raise error
-        return read(run_id)
+        return read(store, run_id)
 
-    monkeypatch.setattr(bench.store, "read", read_most)
+    monkeypatch.setattr(RunStore, "read", read_most)
     monkeypatch.setattr("air_executor.launcher.client.followed.LOOK_S", 0.0)
     monkeypatch.setattr("air_executor.launcher.client.followed._OBSCURE_S", 0.0)
     heir.follow(bad)

@@ -5,14 +5,11 @@ from __future__ import annotations
 import threading
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
-from datetime import datetime, timedelta, timezone
 from typing import Any
 
 import pytest
 import sqlalchemy
 from airflow.models.taskinstance import TaskInstance
-from sqlalchemy.orm import Session
 
 from air_executor.airflow import reconcile, schedulers, task_instances
 from air_executor.airflow.reconcile import Outcome, Reconciler
@@ -24,71 +21,15 @@ from tests.support.airflow_env import config
 from tests.support.postgres import Postgres
 from tests.support.waiting import wait_for
 from tests.unit.documents import identity, kept
+from tests.unit.instances import Database
 
 OWNER = f"7.{uuid.uuid4()}"
-
-LONG_AGO = datetime.now(tz=timezone.utc) - timedelta(hours=1)
-
-
-class Database:
-    """A database with task instances."""
-
-    def __init__(self, url: str) -> None:
-        self.engine = sqlalchemy.create_engine(url, connect_args={"options": "-c lock_timeout=30s"})
-
-    @contextmanager
-    def session(self, **_: Any) -> Iterator[Session]:
-        with Session(self.engine) as session:
-            yield session
-            session.commit()
-
-    def add(self, state: str = "running", **changes: Any) -> str:
-        """Add a task instance, and return its id."""
-        ti_id = str(uuid.uuid4())
-        values = {
-            "id": task_instances.instance_id(ti_id),
-            "task_id": f"t{ti_id}",
-            "dag_id": "d",
-            "run_id": "r",
-            "map_index": -1,
-            "try_number": 1,
-            "max_tries": 0,
-            "state": state,
-            "pool": "default_pool",
-            "pool_slots": 1,
-            "last_heartbeat_at": LONG_AGO,
-            "queued_by_job_id": 7,
-            **changes,
-        }
-        table = TaskInstance.__table__
-        with self.engine.begin() as connection:
-            connection.execute(sqlalchemy.insert(table).values(**values))
-        return ti_id
-
-    def value(self, ti_id: str, column: str) -> Any:
-        table = TaskInstance.__table__
-        with self.engine.connect() as connection:
-            query = sqlalchemy.select(table.c[column]).where(table.c.id == task_instances.instance_id(ti_id))
-            return connection.execute(query).scalar_one()
-
-    @contextmanager
-    def locked(self, *ti_ids: str) -> Iterator[Any]:
-        """Within this, somebody else holds the rows of these instances."""
-        table = TaskInstance.__table__
-        ids = [task_instances.instance_id(ti_id) for ti_id in ti_ids]
-        with self.engine.connect() as connection:
-            connection.execute(sqlalchemy.select(table.c.id).where(table.c.id.in_(ids)).with_for_update())
-            yield connection
-            connection.rollback()
 
 
 @pytest.fixture(scope="module")
 def database() -> Iterator[Database]:
     server = Postgres()
-    database = Database(server.url)
-    # The table alone, without what it refers to.
-    columns = [sqlalchemy.Column(c.name, c.type, primary_key=c.primary_key) for c in TaskInstance.__table__.columns]
-    sqlalchemy.Table(TaskInstance.__tablename__, sqlalchemy.MetaData(), *columns).create(database.engine)
+    database = Database(server.url, connect_args={"options": "-c lock_timeout=30s"})
     yield database
     database.engine.dispose()
     server.stop()
@@ -118,7 +59,7 @@ def make_pass(reconciler: Reconciler, *runs: RunRecord, reports: list[Report] | 
 
 
 def has_beaten(database: Database, run: RunRecord) -> bool:
-    return bool(database.value(run.identity.workload_id, "last_heartbeat_at") > LONG_AGO)
+    return database.has_beaten(run.identity.workload_id)
 
 
 def test_a_row_that_somebody_holds_delays_no_heartbeat_but_its_own(
@@ -203,13 +144,13 @@ def test_one_run_that_cannot_be_looked_at_keeps_no_other_from_its_heartbeat(
     database: Database, store: RunStore, reconciler: Reconciler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bad, good = live(database, store), live(database, store)
-    read = store.last_heartbeat_s
+    read = RunStore.last_heartbeat_s
 
-    def read_most(run_id: str) -> float | None:
+    def read_most(store: RunStore, run_id: str) -> float | None:
         if run_id == bad.id:
             raise ValueError("odd")
-        return read(run_id)
+        return read(store, run_id)
 
-    monkeypatch.setattr(store, "last_heartbeat_s", read_most)
+    monkeypatch.setattr(RunStore, "last_heartbeat_s", read_most)
     make_pass(reconciler, bad, good)
-    assert has_beaten(database, good)
+    assert [has_beaten(database, run) for run in (bad, good)] == [False, True]

@@ -100,7 +100,7 @@ def test_what_a_script_started_before_it_became_the_launcher_is_not_taken_for_a_
 def test_without_the_service_runs_fail_in_the_end_and_say_what_to_start(
     store: RunStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("air_executor.launcher.client.backend._SERVICE_S", (0.0, 0.1))
+    monkeypatch.setattr("air_executor.launcher.client.restarts._SERVICE_S", (0.0, 0.1))
     backend = LocalBackend(config(store.root, launcher="service"))
     order(backend, tmp_path / "log")
     (ended,) = wait_for(backend.take_ends, "the failure")

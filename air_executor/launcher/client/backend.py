@@ -18,10 +18,11 @@ from air_executor.errors import AirExecutorError, ProtocolError
 from air_executor.guard import Guard
 from air_executor.launcher import protocol
 from air_executor.launcher.client.claims import Claims
-from air_executor.launcher.client.followed import LOOK_S, Followed, Order
+from air_executor.launcher.client.followed import Followed, Order
 from air_executor.launcher.client.gpus import LocalGpus
 from air_executor.launcher.client.launchers import Launchers
-from air_executor.launcher.client.link import ANSWER_S, QUIET_S, Link
+from air_executor.launcher.client.link import QUIET_S, Link
+from air_executor.launcher.client.restarts import Restarts
 from air_executor.runs.backend import RunRequest
 from air_executor.runs.lock import is_held
 from air_executor.runs.record import Identity, RunRecord
@@ -31,13 +32,6 @@ log = logging.getLogger(__name__)
 
 #: While an order is not confirmed, how often to look whether its launcher hangs, in seconds.
 _WATCH_S = 1.0
-
-#: Waiting times before a launcher is started again after one that died, in seconds. When they are used up, the
-#: runs that wait for one fail.
-_RESTART_S = (0.0, 1.0, 5.0)
-
-#: The same for a launcher that is a service: its service manager may restart or upgrade it.
-_SERVICE_S = (1.0,) * 60
 
 
 class LocalBackend:
@@ -55,12 +49,7 @@ class LocalBackend:
         self._claims = Claims(store)
         self.gpus = LocalGpus(store, config.gpus)
         self._guard = Guard(log)
-        #: Launchers that died before they had confirmed an order, in a row.
-        self._deaths = 0
-        #: When to try the next one, on the monotonic clock.
-        self._retry_s = 0.0
-        #: Since when the launcher has taken no connections, in seconds of work.
-        self._shut_s: float | None = None
+        self._restarts = Restarts(self._launchers, self._followed)
         #: Launchers that were not asked yet may have some of the unattended runs.
         self._seeks = False
 
@@ -232,24 +221,24 @@ class LocalBackend:
         due_s = [] if (look_s := self._followed.due_in_s()) is None else [look_s]
         if self._followed.orders:
             is_connected = self._launchers.current is not None
-            due_s.append(_WATCH_S if is_connected else max(0.0, self._retry_s - time.monotonic()))
+            due_s.append(_WATCH_S if is_connected else self._restarts.due_in_s())
         return min(due_s, default=None)
 
     # Handing orders over
 
     def _reconnect(self) -> None:
         """Connect, and hand over what was ordered; if there is no way, fail it."""
-        if time.monotonic() < self._retry_s:
+        if self._restarts.due_in_s():
             return
         try:
             self._launchers.connect()
         except TimeoutError as error:
-            self._wait_for_room(error)
+            self._restarts.wait_for_room(error)
             return
         except (AirExecutorError, OSError, NotImplementedError) as error:  # the last one: no locks
-            self._count_death(f"no launcher can be started: {error}")
+            self._restarts.count_death(f"no launcher can be started: {error}")
             return
-        self._shut_s = None
+        self._restarts.note_connection()
         if (link := self._launchers.current) is not None:
             self._hand_over_all(link)
 
@@ -284,26 +273,6 @@ class LocalBackend:
 
     # Launchers that die or hang
 
-    def _count_death(self, why: str) -> None:
-        """Note that a launcher died, or could not be born. Unless that happened too often, another is started."""
-        if not self._followed.orders:
-            return
-        waits_s = _SERVICE_S if self._launchers.is_service else _RESTART_S
-        if self._deaths < len(waits_s):
-            self._retry_s = time.monotonic() + waits_s[self._deaths]
-            self._deaths += 1
-            log.log(logging.WARNING if self._deaths == 1 else logging.DEBUG, "%s; trying again", why)
-            return
-        unclaimed = [run_id for run_id, order in self._followed.orders.items() if order.link is None]
-        log.error("%s; giving up on %d runs that wait for it", why, len(unclaimed))
-        for run_id in unclaimed:
-            if self._followed.is_begun(run_id):
-                self._followed.detach(run_id)
-            else:
-                where = self._launchers.address.log
-                self._followed.fail(run_id, f"{why}. Its log is {where}; `air-executor doctor` tells more")
-        self._deaths = 0
-
     def _lose(self, link: Link) -> None:
         """Continue without a launcher that is gone, or is to be left."""
         self._launchers.drop(link)
@@ -318,21 +287,7 @@ class LocalBackend:
         was_current = link is self._launchers.current
         self._lose(link)
         if was_current:
-            self._count_death("the launcher died")
-
-    def _wait_for_room(self, error: TimeoutError) -> None:
-        """Wait for a launcher that takes no connections; one that does not for long hangs."""
-        self._retry_s = time.monotonic() + LOOK_S
-        if self._shut_s is None:
-            self._shut_s = self._launchers.clock.look()
-            log.warning("%s; trying again", error)
-        elif self._launchers.clock.since_s(self._shut_s) >= QUIET_S + ANSWER_S and not self._launchers.is_service:
-            log.error("%s: it hangs, and is replaced", error)
-            self._replace()
-
-    def _replace(self) -> None:
-        self._shut_s, self._retry_s = None, 0.0
-        self._launchers.leave_socket()
+            self._restarts.count_death("the launcher died")
 
     def _watch(self) -> None:
         """See to it that every order is confirmed, and that each launcher that owes an answer still works."""
@@ -365,7 +320,7 @@ class LocalBackend:
         log.error("%s hangs: it does not answer, and is %s. Its %d runs continue", who, fate, len(link.attached))
         self._lose(link)
         if was_current:
-            self._replace()
+            self._restarts.replace()
 
     # Messages
 
@@ -389,7 +344,7 @@ class LocalBackend:
         if kind == "hello":
             self._meet(link, message)
         elif kind == "started":
-            self._deaths = 0
+            self._restarts.note_confirmation()
             self._followed.confirm(run_id, link)
         elif kind == "followed":
             self._followed.attach(run_id, link)

@@ -70,10 +70,16 @@ class Clients:
         return len(self._clients)
 
     def accept(self, listener: socket.socket) -> None:
-        """Accept all connections that wait at ``listener``. Those of other users are refused."""
+        """Accept all connections that wait at ``listener``. Those of other users are refused.
+
+        :raises OSError: the machine has no room for another one.
+        """
         with contextlib.suppress(BlockingIOError):
             while True:
-                connection, _ = listener.accept()
+                try:
+                    connection, _ = listener.accept()
+                except ConnectionAbortedError:
+                    continue
                 peer = system.peer(connection)
                 if peer is not None and peer.uid != os.geteuid():
                     print(f"refused a connection from user id {peer.uid}", flush=True)

@@ -103,6 +103,7 @@ class Launcher:
             for key, _ in self._selector.select(self._wait_s()):
                 key.data()
             self._reaper.reap()
+            self._listening.look()
             if self._farewell.is_near:
                 self._take_leave()
                 continue
@@ -120,9 +121,9 @@ class Launcher:
 
     # When to look again, and when to end
 
-    def _wait_s(self) -> float | None:
-        waits_s = [wait_s for wait_s in (self._own_wait_s(), self._succession.due_in_s()) if wait_s is not None]
-        return min(waits_s, default=None)
+    def _wait_s(self) -> float:
+        waits_s = (self._own_wait_s(), self._succession.due_in_s(), self._listening.due_in_s())
+        return min(wait_s for wait_s in waits_s if wait_s is not None)
 
     def _own_wait_s(self) -> float:
         if self._reaper.is_clearing:

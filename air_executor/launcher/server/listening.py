@@ -1,14 +1,21 @@
-"""The address of a launcher: the socket at which it listens, and its file."""
+"""The address of a launcher: the socket at which it listens, and its file.
+
+A connection that can't be accepted, as no descriptor or memory is left, ends nothing: it waits, and so do others.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import selectors
 import socket
+import time
 from collections.abc import Callable
 
 from air_executor.launcher import protocol
 from air_executor.launcher.address import Address
+
+#: After a connection that could not be accepted, the next attempt comes so many seconds later.
+_PAUSE_S = 1.0
 
 
 class Listening:
@@ -29,13 +36,33 @@ class Listening:
         self.address = address
         self._selector = selector
         self._accept = accept
+        #: When to accept connections again, on the monotonic clock; ``None`` while they are accepted.
+        self._again_s: float | None = None
         #: Tells the socket's file from that of a launcher that came later.
         self._file = self._at_address()
 
     def watch(self) -> None:
         """Have the loop accept connections from now on."""
         self.socket.setblocking(False)
-        self._selector.register(self.socket, selectors.EVENT_READ, lambda: self._accept(self.socket))
+        self._selector.register(self.socket, selectors.EVENT_READ, self._serve)
+
+    def _serve(self) -> None:
+        try:
+            self._accept(self.socket)
+        except OSError as error:
+            print(f"a connection can't be accepted now: {error.strerror}", flush=True)
+            self._selector.unregister(self.socket)
+            self._again_s = time.monotonic() + _PAUSE_S
+
+    def due_in_s(self) -> float | None:
+        """Return in how many seconds to call :meth:`look`; ``None``: no need to."""
+        return None if self._again_s is None else max(0.0, self._again_s - time.monotonic())
+
+    def look(self) -> None:
+        """Accept connections again, if it is time to."""
+        if self.due_in_s() == 0.0:
+            self._again_s = None
+            self.watch()
 
     def move(self, address: Address) -> None:
         """Listen at another address; the file at the former one stays, for the successor that listens there.
@@ -54,7 +81,8 @@ class Listening:
         self._close()
 
     def _close(self) -> None:
-        with contextlib.suppress(KeyError, ValueError):  # not watched yet, or closed before
+        self._again_s = None
+        with contextlib.suppress(KeyError, ValueError):  # not watched now, or closed before
             self._selector.unregister(self.socket)
         self.socket.close()
 
