@@ -1,7 +1,12 @@
-"""The launcher is a service in a PID namespace of its own, as in another container: nobody relies on seeing a pid."""
+"""The launcher is a service in a PID namespace of its own, as in another container: nobody relies on seeing a pid.
+
+It is started as ``docker/compose.yaml`` and ``examples/systemd`` say, with the settings that Airflow has there.
+"""
 
 from __future__ import annotations
 
+import configparser
+import shlex
 import signal
 import subprocess
 import sys
@@ -9,13 +14,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 
 from air_executor.launcher.address import service_address
 from air_executor.launcher.client import control
 from air_executor.runs.record import RunState
 from tests.faults.conftest import Fly
 from tests.support import machine
-from tests.support.airflow_env import Airflow
+from tests.support.airflow_env import REPOSITORY, Airflow
 from tests.support.flights import launchers, probe, start_scheduler, strays, unfinished
 from tests.support.waiting import wait_for
 
@@ -24,9 +30,30 @@ pytestmark = [pytest.mark.faults, machine.needs_root]
 NAMESPACE = ("unshare", "--pid", "--fork", "--mount-proc", "--kill-child")
 
 
+COMPOSE = yaml.safe_load((REPOSITORY / "docker" / "compose.yaml").read_text())
+
+
 @pytest.fixture(scope="module")
 def options() -> dict[str, str]:
-    return {"AIRFLOW__AIR_EXECUTOR__LAUNCHER": "service"}
+    """What containers get, but for addresses, paths and secrets."""
+    given = COMPOSE["services"]["scheduler"]["environment"]
+    assert given == COMPOSE["services"]["launcher"]["environment"]
+    plain = {name: value for name, value in given.items() if not value.startswith(("/", "http")) and "$" not in value}
+    assert plain["AIRFLOW__AIR_EXECUTOR__LAUNCHER"] == "service"
+    return plain
+
+
+def container_command() -> list[str]:
+    """Return what the launcher's container executes below its init process."""
+    entrypoint = COMPOSE["services"]["launcher"]["entrypoint"]
+    return entrypoint[entrypoint.index("--") + 1 :] + COMPOSE["services"]["launcher"]["command"]
+
+
+def unit_command() -> list[str]:
+    """Return what systemd executes."""
+    unit = configparser.ConfigParser(interpolation=None)
+    unit.read(REPOSITORY / "examples" / "systemd" / "air-executor-launcher.service")
+    return shlex.split(unit["Service"]["ExecStart"])
 
 
 @pytest.fixture(scope="module")
@@ -42,9 +69,9 @@ class Service:
         self._airflow = airflow
         self._process: subprocess.Popen[bytes] | None = None
 
-    def start(self) -> None:
-        home = str(self._airflow.home)
-        command = [*NAMESPACE, "env", "--chdir", home, sys.executable, "-m", "air_executor.cli", "launcher"]
+    def start(self, argv: list[str]) -> None:
+        home, program = str(self._airflow.home), Path(sys.executable).with_name(Path(argv[0]).name)
+        command = [*NAMESPACE, "env", "--chdir", home, str(program), *argv[1:]]
         with (self._airflow.home / "service.log").open("ab") as log:
             self._process = subprocess.Popen(
                 command, env=self._airflow.env, cwd="/", stdout=log, stderr=log, start_new_session=True
@@ -61,7 +88,7 @@ class Service:
 @pytest.fixture(scope="module")
 def service(home: Path, airflow: Airflow) -> Iterator[Service]:
     service = Service(airflow)
-    service.start()
+    service.start(container_command())
     yield service
     service.kill()
 
@@ -92,7 +119,7 @@ def test_when_the_container_of_the_launcher_dies_its_tasks_are_tried_again_in_th
     record = flight.record()
     service.kill()
     wait_for(lambda: airflow.store.read(record.id).state is RunState.LOST, "the loss to be noticed")
-    service.start()
+    service.start(unit_command())
     flight.wait_for("begin 0 2")
     flight.release()
     assert flight.run.wait() == "success"
