@@ -202,13 +202,13 @@ def measure(folder: Path, url: str, without: str) -> dict[str, float]:
 @contextlib.contextmanager
 def api_server() -> Iterator[str]:
     """Run an execution API that says yes to everything, and return its URL."""
-    from air_executor.airflow.rehearsal import _ExecutionApi
+    from air_executor.airflow.rehearsal import ExecutionApi
 
     class Server(socketserver.ThreadingTCPServer):
         daemon_threads = True
         request_queue_size = 64
 
-    with Server(("127.0.0.1", 0), _ExecutionApi) as server:
+    with Server(("127.0.0.1", 0), ExecutionApi) as server:
         threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
         yield f"http://127.0.0.1:{server.server_address[1]}/execution/"
         server.shutdown()

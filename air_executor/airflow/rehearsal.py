@@ -47,7 +47,7 @@ _COMPLAINT = "cannot be rehearsed"
 _MOMENT = "2026-01-01T00:00:00Z"
 
 #: The execution API's answer to the start of a run.
-_CONTEXT: dict[str, Any] = {
+CONTEXT: dict[str, Any] = {
     "dag_run": {
         "dag_id": _DAG_ID,
         "run_id": "rehearsal",
@@ -149,7 +149,7 @@ class _Rehearsal:
             os.environ["NO_PROXY"] = "*"
             stack.enter_context(rehearsing.rehearsing(_DAG_FILE.parent))
             stack.enter_context(unheard.telemetry())
-            server = stack.enter_context(socketserver.TCPServer(("127.0.0.1", 0), _ExecutionApi))
+            server = stack.enter_context(socketserver.TCPServer(("127.0.0.1", 0), ExecutionApi))
             self._url = f"http://127.0.0.1:{server.server_address[1]}/execution/"
             thread = threading.Thread(target=server.serve_forever, args=(0.05,))
             thread.start()
@@ -210,7 +210,7 @@ class _Rehearsal:
         """Execute the task in this process. All its supervisor's answers are sent before it asks."""
         ours, theirs = socket.socketpair()
         with ours:
-            ours.sendall(rehearsing.answers_to_task({**workload, "ti": task}, _CONTEXT))
+            ours.sendall(rehearsing.answers_to_task({**workload, "ti": task}, CONTEXT))
             nothing = os.open(os.devnull, os.O_RDONLY)
             with theirs:
                 os.dup2(theirs.fileno(), 0)
@@ -224,22 +224,26 @@ class _Rehearsal:
             raise AirExecutorError(f"the rehearsed task did not succeed: it sent {sent!r}")
 
 
-class _ExecutionApi(BaseHTTPRequestHandler):
-    """Accepts everything."""
+class ExecutionApi(BaseHTTPRequestHandler):
+    """Airflow's execution API, as far as the rehearsal needs it: it accepts everything."""
 
     protocol_version = "HTTP/1.1"
     wbufsize = 1 << 16  # an answer is one packet then
 
+    def answer(self, body: bytes) -> tuple[int, Any]:
+        """Return the status and the JSON that answer a request with this body."""
+        return 200, CONTEXT if self.path.endswith("/run") else None
+
     def _answer(self) -> None:
-        self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        body = orjson.dumps(_CONTEXT) if self.path.endswith("/run") else b"null"
-        self.send_response(200)
+        status, answer = self.answer(self.rfile.read(int(self.headers.get("Content-Length", 0))))
+        body = orjson.dumps(answer)
+        self.send_response(status)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
 
-    do_GET = do_PATCH = do_POST = do_PUT = _answer  # noqa: N815 (names that the standard library looks up)
+    do_DELETE = do_GET = do_PATCH = do_POST = do_PUT = _answer  # noqa: N815 (names that the standard library looks up)
 
     def log_message(self, format: str, *args: Any) -> None:
         """Log nothing."""

@@ -1,0 +1,217 @@
+"""Single tasks, from the order to the end: what the execution API is told, what the log says, what is on record."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from air_executor.runs.record import UNWANTED, RunState
+from tests.support.quick import Quick, quick
+from tests.support.waiting import wait_for
+from tests.unit.processes import family
+
+pytestmark = pytest.mark.core
+
+
+@pytest.fixture(scope="module", params=["rehearsed", "fresh", "exec"])
+def tasks(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Quick]:
+    options: dict[str, Any] = {
+        "rehearsed": {"preload": ("auto",)},
+        "fresh": {"preload": ("off",)},
+        "exec": {"launch": "exec"},
+    }[request.param]
+    with family(), quick(tmp_path_factory.mktemp("tasks"), gpus=("0", "1"), **options) as made:
+        yield made
+
+
+# Ends that the task tells itself
+
+
+def test_a_success_is_told_once_with_what_the_task_returns(tasks: Quick) -> None:
+    air = {"memory": "1GiB", "cpu_time": 60, "timeout": 60, "nice": 5, "cpus": 1}
+    task = tasks.run("trouble.py", "limited", "within_limits", air=air)
+    record = task.record
+    assert (record.state, record.outcome, record.delivered, record.reason) == (
+        RunState.SUCCEEDED,
+        "success",
+        True,
+        None,
+    )
+    assert task.told.states == ["success"]
+    assert len(task.told.started) == 1
+    (value,) = [value for names, value in tasks.api.xcoms.items() if "within_limits" in names]
+    assert value == {"nice": os.nice(0) + 5, "cpus": 1}
+
+
+def test_an_exception_is_told_as_airflow_tells_it(tasks: Quick) -> None:
+    task = tasks.run("trouble.py", "trouble", "raises")
+    record = task.record
+    assert (record.state, record.reason, record.exception) == (RunState.FAILED, None, "ValueError: not so")
+    assert task.told.states == ["failed"]
+    (told,) = [line for line in task.log if line.get("level") == "error"]
+    assert (told["event"], told["logger"]) == ("Task failed with exception", "task")
+    (detail,) = told["error_detail"]
+    assert (detail["exc_type"], detail["exc_value"]) == ("ValueError", "not so")
+
+
+def test_a_failure_with_tries_left_is_up_for_retry(tasks: Quick) -> None:
+    task = tasks.run("features.py", "retries", "third_time_lucky", should_retry=True, max_tries=2)
+    assert task.told.states == ["up_for_retry"]
+    assert (task.record.state, task.record.outcome) == (RunState.FAILED, "up_for_retry")
+
+
+# Deaths, which the task can't tell
+
+
+@pytest.mark.parametrize(
+    ("task_id", "state", "reason"),
+    [
+        ("exits_at_once", RunState.FAILED, "exit code 0 without telling"),
+        ("exits_with_a_code", RunState.FAILED, "exit code 42"),
+        ("segfaults", RunState.KILLED, "SIGSEGV (signal 11)"),
+        ("is_killed", RunState.KILLED, "SIGKILL (signal 9)"),
+    ],
+)
+def test_a_death_is_on_record_and_in_the_log_and_left_to_the_executor_to_tell(
+    tasks: Quick, task_id: str, state: RunState, reason: str
+) -> None:
+    task = tasks.run("trouble.py", "trouble", task_id)
+    assert (task.record.state, task.record.delivered) == (state, False)
+    assert reason in (task.record.reason or "")
+    assert reason in task.said("error")[-1]
+    assert task.told.states == []
+
+
+# Output
+
+
+def test_output_of_any_kind_is_in_the_log(tasks: Quick) -> None:
+    binary = tasks.run("trouble.py", "trouble", "binary_output")
+    assert binary.record.state is RunState.SUCCEEDED
+    assert any("no newline at the end" in line for line in binary.said())
+    much = tasks.run("trouble.py", "trouble", "prints_much")
+    assert [line for line in much.said() if line.endswith("x" * 100)] == [f"{n} {'x' * 100}" for n in range(20_000)]
+    closed = tasks.run("trouble.py", "trouble", "closes_stdout")
+    assert closed.told.states == ["success"]
+
+
+# What is left of a task
+
+
+def test_nothing_that_a_task_has_started_outlives_it(tasks: Quick) -> None:
+    task = tasks.run("trouble.py", "trouble", "forks_children")
+    assert task.told.states == ["success"]
+    for name in ("forked-child", "daemon"):
+        assert not psutil.pid_exists(int((tasks.out / name).read_text()))
+
+
+# Limits
+
+
+@pytest.mark.parametrize(
+    ("task_id", "air", "reason"),
+    [
+        ("too_much_memory", {"memory": "100MiB"}, "memory limit of 100 MiB reached; peak "),
+        ("too_much_memory_in_a_child", {"memory": "100MiB"}, "memory limit of 100 MiB reached; peak "),
+        ("too_much_cpu", {"cpu_time": 1}, "CPU time limit of 1 s reached; used "),
+        ("too_long", {"timeout": 0.5}, "wall time limit of 0.5 s reached after "),
+    ],
+)
+def test_a_task_that_exceeds_a_limit_is_ended_for_it(tasks: Quick, task_id: str, air: Any, reason: str) -> None:
+    task = tasks.run("trouble.py", "limited", task_id, air=air)
+    assert (task.record.state, task.record.delivered) == (RunState.KILLED, False)
+    assert reason in (task.record.reason or "")
+    assert any(reason in line for line in task.said())
+    assert task.told.states == []
+
+
+@pytest.mark.parametrize(
+    ("air", "reason"),
+    [
+        ({"memoryy": "1GiB"}, "unknown keys: memoryy. Known are: memory, cpu_time"),
+        ({"cpus": 4096}, "['cpus'] = 4096 can not be applied"),
+        ({"gpus": 64}, "[air_executor] gpus offers 2"),
+        ("much", "must be"),
+    ],
+)
+def test_a_limit_that_makes_no_sense_fails_the_task_before_it_begins(tasks: Quick, air: Any, reason: str) -> None:
+    task = tasks.run("trouble.py", "limited", "unknown_key", air=air)
+    assert task.record.state is RunState.FAILED
+    assert reason in (task.record.reason or "")
+    assert reason in task.text
+    assert task.told.started == []
+    assert not (tasks.out / "must-not-run").exists()
+
+
+def test_a_task_gets_its_environment_and_its_gpus(tasks: Quick) -> None:
+    air = {"environment": {"GREETING": "hello-from-the-environment"}}
+    tasks.run("trouble.py", "limited", "environment", air=air)
+    tasks.run("trouble.py", "limited", "gpu", air={"gpus": 1})
+    found = {names[2]: value for names, value in tasks.api.xcoms.items()}
+    assert found["environment"] == "hello-from-the-environment"
+    assert found["gpu"] in ("0", "1")
+
+
+# Requests to stop
+
+
+@pytest.mark.parametrize("unwanted", [False, True])
+def test_a_task_is_stopped_with_the_reason(tasks: Quick, unwanted: bool) -> None:
+    task = tasks.start("trouble.py", "limited", "too_long")
+    task.begun()
+    tasks.backend.stop(task.run_id, "the test has seen enough", unwanted=unwanted)
+    record = task.wait()
+    assert record.state is RunState.KILLED
+    assert record.reason == "stopped: the test has seen enough"
+    assert (record.outcome == UNWANTED) is unwanted
+    assert task.told.states == []
+
+
+def test_a_task_that_ignores_a_stop_is_killed_after_its_grace(tasks: Quick) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        (tasks.out / "stubborn").unlink()
+    task = tasks.start("trouble.py", "stubborn", "ignores_sigterm")
+    wait_for((tasks.out / "stubborn").exists, "the task to begin")
+    tasks.backend.stop(task.run_id, "enough")
+    record = task.wait()
+    assert (record.signal, record.reason) == ("SIGKILL", "stopped: enough")
+
+
+def test_a_runner_that_is_killed_takes_its_task_with_it(tasks: Quick) -> None:
+    task = tasks.start("trouble.py", "limited", "too_long")
+    begun = task.begun()
+    tasks.backend.kill(task.run_id)
+    record = task.wait()
+    assert (record.state, record.signal) == (RunState.KILLED, "SIGKILL")
+    assert not psutil.pid_exists(begun.task_pid or 0)
+
+
+# The API server
+
+
+@pytest.mark.parametrize("status", [404, 409, 410])
+def test_a_start_that_airflow_does_not_want_is_left_alone(tasks: Quick, status: int) -> None:
+    with tasks.api.refusing(status):
+        refused = tasks.run("trouble.py", "limited", "unknown_key")
+    assert (refused.record.state, refused.record.outcome) == (RunState.FAILED, UNWANTED)
+    assert "Airflow does not want this run any more" in (refused.record.reason or "")
+    assert not (tasks.out / "must-not-run").exists()
+
+
+def test_a_server_that_is_away_is_waited_for_at_the_start_and_at_the_end(tasks: Quick, tmp_path: Path) -> None:
+    with tasks.api.away():
+        task = tasks.start("trouble.py", "trouble", "closes_stdout")
+        began_s = time.monotonic()
+        wait_for(lambda: tasks.take_ends() is not None and time.monotonic() - began_s > 1.5, "some attempts")
+        assert not task.record.state.is_end
+    record = task.wait()
+    assert (record.state, record.delivered) == (RunState.SUCCEEDED, True)
+    assert task.told.states == ["success"]
+    assert len(task.told.started) == 1
