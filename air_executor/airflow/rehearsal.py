@@ -230,7 +230,7 @@ class ExecutionApi(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     wbufsize = 1 << 16  # an answer is one packet then
 
-    def answer(self, body: bytes) -> tuple[int, Any]:
+    def answer(self, _body: bytes) -> tuple[int, Any]:
         """Return the status and the JSON that answer a request with this body."""
         return 200, CONTEXT if self.path.endswith("/run") else None
 

@@ -38,9 +38,9 @@ class Told:
 class _Handler(rehearsal.ExecutionApi):
     server: FakeApi
 
-    def answer(self, body: bytes) -> tuple[int, Any]:
+    def answer(self, _body: bytes) -> tuple[int, Any]:
         path = urllib.parse.unquote(urllib.parse.urlsplit(self.path).path).strip("/").split("/")[1:]
-        return self.server.answer(self.command, path, orjson.loads(body) if body else None)
+        return self.server.answer(self.command, path, orjson.loads(_body) if _body else None)
 
 
 class FakeApi(socketserver.ThreadingTCPServer):
