@@ -24,24 +24,24 @@ from air_executor.runs.lock import renew_held
 from air_executor.runs.record import UNWANTED, RunRecord, RunState
 from air_executor.runs.store import RunStore
 
-#: How often it is looked whether the files of this runner's locks are still there, in seconds.
+#: How often the runner checks that its lock files still exist, in seconds.
 _RENEW_S = 4.0
 
-#: An executor that has not reconciled its runs for so many seconds is taken to be away.
+#: An executor that has not reconciled its runs for this many seconds counts as absent.
 _ABSENT_S = 30.0
 
 
 class StopRequested(BaseException):
-    """SIGTERM came while nothing was there that could end the task gracefully."""
+    """SIGTERM or SIGINT came while no supervisor could end the task gracefully."""
 
 
 @dataclass(frozen=True)
 class Ending:
-    """The task has to end before its time."""
+    """Why and how a task is ended early."""
 
     reason: str
     signum: signal.Signals
-    """What it is sent first. SIGTERM gives it time for ``on_kill``."""
+    """The first signal that it is sent. SIGTERM gives it time for ``on_kill``."""
     unwanted: bool = False
     """Airflow has given the task up already, and is told nothing more."""
 
@@ -60,7 +60,7 @@ class Outcome:
 
 
 class ActiveRun:
-    """What a supervisor of the task process needs to know and to tell."""
+    """What the supervisor of the task process asks and reports."""
 
     def __init__(self, store: RunStore, record: RunRecord, config: Config) -> None:
         self._store = store
@@ -85,11 +85,11 @@ class ActiveRun:
         self._renewed_s = time.monotonic()
         self.leftovers = Leftovers()
         self.is_over = False
-        """The task process has ended. Airflow is being told, and logs may be uploaded, which nothing should disturb."""
+        """The task process has ended. What follows, telling Airflow and uploading logs, should not be disturbed."""
 
     @property
     def limits(self) -> Limits:
-        """What the task may use. To be set before it begins."""
+        """What the task may use. Set it before the task begins."""
         return self._limits
 
     @limits.setter
@@ -97,30 +97,30 @@ class ActiveRun:
         self._limits = limits
         self._usage = Usage(limits)
 
-    # What the supervisor tells
+    # What the supervisor reports
 
     def attach(self, pid: int) -> None:
-        """Take note of the task process, just born."""
+        """Take note of the new task process."""
         self._task_pid = pid
         self._attached_s = time.monotonic()
         self._oom_kills = system.oom_kills()
         self._usage.begin()
 
     def note_gpus(self, names: list[str]) -> None:
-        """Put on record which GPUs this process has leased: for people, and for the executor to count on.
+        """Record which GPUs this process has leased: for people, and for the executor, which counts them.
 
         :raises StateDirError: it can't be written.
         """
         self.record = self._store.write(replace(self.record, gpus=names))
 
     def begin_task(self) -> None:
-        """In a task process that was forked from the runner: do first what the runner needs to look after it."""
+        """In a task process forked from the runner, first: let the runner measure it."""
         self._usage.grant_view()
 
     def started(self, *, is_short: bool = False) -> None:
         """Take note that the workload is being executed.
 
-        :param is_short: it may be over in a moment; the next :meth:`beat` writes it down, if there is one.
+        :param is_short: it may be over in a moment, so the record is written by the next :meth:`beat`, if one comes.
         """
         self.record = self.record.advance(RunState.RUNNING, task_pid=self._task_pid)
         self._is_unwritten = True
@@ -133,7 +133,7 @@ class ActiveRun:
         self._is_unwritten = True
 
     def beat(self) -> None:
-        """Leave a sign of life, and write what could not be written before. A full disk must not end a task."""
+        """Leave a heartbeat, and write what is not written yet. A full disk must not end a task."""
         self.awake.look()
         try:
             self._store.heartbeat(self.record.id)
@@ -149,7 +149,7 @@ class ActiveRun:
             self._is_mute = True
 
     def note_imports(self, known: int) -> None:
-        """In the task process: note what it has imported, since it had ``known`` modules, for who imports it ahead."""
+        """In the task process: note what it imported after its first ``known`` modules, to be imported ahead."""
         if self._learns_imports:
             imports.note(self._store, self.record.id, known)
 
@@ -191,14 +191,14 @@ class ActiveRun:
         if request is None:
             return Ending(f"stopped: {self._stop_signal.name} was sent to the runner", signal.SIGTERM)
         if request.unwanted and told:
-            # Airflow has moved on because of what this very task has told it.
+            # The request is stale: Airflow moved on because of what this very task told it.
             self._stop_signal = None
             self._store.withdraw_stop(self.record.id)
             return None
         return Ending(f"stopped: {request.reason}", signal.SIGTERM, request.unwanted)
 
     def is_reconciled(self) -> bool:
-        """Tell whether an executor looks after this run: it passes heartbeats on, and asks for the end it wants."""
+        """Tell whether an executor looks after this run: one that passes heartbeats on and requests stops."""
         return is_fresh(self._store.last_reconciled_s(self.record.id), _ABSENT_S)
 
     def _overtime(self) -> Ending | None:
@@ -215,17 +215,17 @@ class ActiveRun:
         peak_bytes, used_s = self._usage.peak_bytes, self._usage.cpu_time_s
         if limits.memory is not None and peak_bytes > limits.memory:
             reason = f"memory limit of {mebibytes(limits.memory)} reached; peak {mebibytes(peak_bytes)}"
-            # Whoever is about to take the machine's last page gets no time to say goodbye.
+            # No grace time: the task could use it to take the machine's last memory.
             return Ending(reason, signal.SIGKILL)
         if limits.cpu_time is not None and used_s > limits.cpu_time:
             return Ending(f"CPU time limit of {limits.cpu_time:g} s reached; used {used_s:.1f} s", signal.SIGTERM)
         return None
 
     def peak_memory_bytes(self) -> int:
-        """Return for the record the most memory that the task has held.
+        """Return the most memory that the task has held, for the record.
 
-        With a memory limit that is what the limit compares: of all its processes together, each page once. Without
-        one nobody has looked, and it is the largest resident size of a single process of the run, files included.
+        With a memory limit, it is what the limit applies to: all processes of the task, each page counted once. Without
+        one nothing was measured: it is the largest resident size of one process of the run, pages of files included.
         """
         return self._usage.peak_bytes or system.peak_bytes()
 
@@ -245,17 +245,17 @@ class ActiveRun:
 
     @contextlib.contextmanager
     def heeding_signals(self, *, monitored: bool = False) -> Iterator[socket.socket]:
-        """Take SIGTERM and SIGINT for a request to stop the run.
+        """Treat SIGTERM and SIGINT as requests to stop the run.
 
-        :param monitored: somebody waits on the socket that is yielded, which a signal makes readable, and calls
-            :meth:`check`. Otherwise the signal raises :class:`StopRequested` wherever this process is.
+        :param monitored: the caller waits on the yielded socket, which a signal makes readable, and calls
+            :meth:`check`. Otherwise a signal raises :class:`StopRequested` wherever this process is.
         """
         receiver, sender = socket.socketpair()
         with receiver, sender:
             receiver.setblocking(False)
             sender.setblocking(False)
             wakeup = signal.set_wakeup_fd(sender.fileno(), warn_on_full_buffer=False)
-            before, self._is_monitored = self._is_monitored, monitored  # first: a handler asks for it
+            before, self._is_monitored = self._is_monitored, monitored  # before the handlers, which read it
             handlers = {signum: signal.signal(signum, self._on_signal) for signum in (signal.SIGTERM, signal.SIGINT)}
             try:
                 yield receiver
@@ -266,7 +266,7 @@ class ActiveRun:
                 signal.set_wakeup_fd(wakeup)
 
     def stop_if_asked(self) -> None:
-        """Heed a request to stop that came before its signal could be.
+        """Heed a request to stop whose signal came before this process handled signals.
 
         :raises StopRequested: there is one.
         """
@@ -285,7 +285,7 @@ class ActiveRun:
         return self._stop_signal is not None and self._stop(told=True) is not None
 
     def stopped(self) -> Outcome:
-        """Return the outcome of a run that was stopped with nobody to end its task gracefully."""
+        """Return the outcome of a run that was stopped while no supervisor could end its task gracefully."""
         ending = self.ending or self._stop(told=False)
         outcome = UNWANTED if ending and ending.unwanted else None
         return Outcome(

@@ -29,16 +29,16 @@ from air_executor.runs.store import RunStore
 #: How often a runner shows that it lives, in seconds; and when it does so first.
 _BEAT_S, _FIRST_BEAT_S = 5.0, 0.2
 
-#: With a line that begins so, a manager that begins a job anew has divided a log already; it is no longer than this.
+#: The line with which a manager that begins a job anew divides a log: how it begins, and its maximum length in bytes.
 _DIVIDED, _LAST_BYTES = b"-- generation ", 120
 
-#: A task that has got SIGKILL and has not ended after so many seconds can't be killed.
+#: A task that has not ended this many seconds after SIGKILL can't be killed.
 _GIVE_UP_S = 2.0
 
-#: What a shell says of a command that it can't find, or can't execute.
+#: A shell's exit codes for a command that it can't find, or can't execute.
 _NOT_FOUND, _NOT_EXECUTABLE = 127, 126
 
-#: Signals that a task finds as a shell has them, whatever this process does with them.
+#: Signals that a task finds at their defaults, as in a shell, whatever this process does with them.
 _DEFAULT = (signal.SIGTERM, signal.SIGINT, signal.SIGPIPE, signal.SIGXFSZ)
 
 #: Exit code of a process whose function raised an exception, or returned what can't be kept.
@@ -46,15 +46,15 @@ _RAISED = 1
 
 
 class _FolderError(OSError):
-    """The working directory of a task can't be used. The command may have the same path, so its path can't tell."""
+    """The working directory of a task can't be used. The path could not tell: the command may have the same."""
 
 
 def execute(request: RunRequest, active: ActiveRun, store: RunStore) -> Outcome:
     """Execute the task that ``request`` describes, and return what became of it.
 
     The workload is ``{"argv": [...], "shell": bool}`` or ``{"function": "module:name", "arguments": {...}}``, with
-    the working directory as ``cwd``, and with ``env_files`` variables that the request's own go before. Output goes to
-    the request's ``log_file``.
+    ``cwd``, the working directory, and ``env_files``, whose variables yield to the request's own. Output goes to the
+    request's ``log_file``.
     """
     task = request.workload
     _set_variables(request, store.folder(request.id))
@@ -88,7 +88,7 @@ def _open_log(path: str | None) -> BinaryIO:
 
 
 def _set_variables(request: RunRequest, folder: Path) -> None:
-    """Set the variables of files, and for a command the one that says where its result goes."""
+    """Set the variables of env files, and for a command the one that says where its result goes."""
     if paths := request.workload.get("env_files"):
         from air_executor.runner import env_file
 
@@ -99,7 +99,7 @@ def _set_variables(request: RunRequest, folder: Path) -> None:
 
 
 def _begin_log(log: BinaryIO, request: RunRequest) -> None:
-    """Divide the output of this try from that of those before it, which stands in the same file."""
+    """Separate the output of this try from that of earlier tries in the same file."""
     if size := os.fstat(log.fileno()).st_size:
         fd = os.open(request.log_file or os.devnull, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         try:
@@ -116,7 +116,7 @@ def _begin_log(log: BinaryIO, request: RunRequest) -> None:
 def _command(task: dict[str, Any], log: BinaryIO) -> int:
     """Start a command in a process group of its own, and return its pid.
 
-    Without a fork of this process: that would make both copy the memory that they write to.
+    This process is not forked: after a fork, both would copy the memory that they write to.
 
     :raises OSError: it can't be started.
     """
@@ -140,7 +140,7 @@ def _command(task: dict[str, Any], log: BinaryIO) -> int:
 
 
 def _begin(runner: int, log: BinaryIO) -> None:
-    """Do first what every task process does: it leads a process group, dies with its runner, and prints to its log."""
+    """Set up a forked task process: it leads a process group, dies with its runner, and prints to its log."""
     os.setpgid(0, 0)
     system.die_with_parent(runner)
     signal.set_wakeup_fd(-1)
@@ -151,7 +151,7 @@ def _begin(runner: int, log: BinaryIO) -> None:
 
 
 def _not_begun(task: dict[str, Any], error: OSError, log: BinaryIO) -> Outcome:
-    """Return the outcome of a command that could not be begun; it is the task's failure, as in a shell."""
+    """Return the outcome of a task that could not be started: the task has failed, as in a shell."""
     if isinstance(error, _FolderError):
         reason = f"its working directory {task['cwd']} cannot be used: {error.strerror}"
     elif "function" in task:
@@ -164,7 +164,7 @@ def _not_begun(task: dict[str, Any], error: OSError, log: BinaryIO) -> Outcome:
 
 
 def _supervise(pid: int, active: ActiveRun) -> int | None:
-    """Wait for a process to end, keeping its limits and heeding requests to stop it; return its wait status.
+    """Wait for a process to end, enforce its limits, heed requests to stop it, and return its wait status.
 
     ``None``: it was killed, and does not end.
     """
@@ -199,7 +199,7 @@ def _supervise(pid: int, active: ActiveRun) -> int | None:
                 fds = [wake.fileno()] if pidfd is None else [wake.fileno(), pidfd]
                 if wake.fileno() in select.select(fds, [], [], wait_s)[0]:
                     wake.recv(4096)
-        # Before the handlers change: a signal that comes now must not make a task that has ended one that was stopped.
+        # Before the handlers change: a signal that comes now must not turn a task that has ended into a stopped one.
         active.is_over = True
     if pidfd is not None:
         os.close(pidfd)
@@ -207,9 +207,9 @@ def _supervise(pid: int, active: ActiveRun) -> int | None:
 
 
 def _signal(pid: int, signum: signal.Signals) -> None:
-    """Send a signal to the process group that a task leads, which is not reaped yet.
+    """Send a signal to the process group of a task that is not reaped yet.
 
-    One of which no process may be signalled, as the task has become another user's through sudo, is left as it is.
+    A group that may not be signalled, as its processes run as another user through sudo, is left alone.
     """
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(pid, signum)

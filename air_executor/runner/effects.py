@@ -1,4 +1,4 @@
-"""What an import does beside making modules, and what it depends on: warnings, loggers, variables, files, libraries."""
+"""Side effects of imports, and what imports depend on: warnings, loggers, variables, files, libraries."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ def loggers() -> dict[str, logging.Logger]:
 
 
 class FilterChanges:
-    """Compares the filters of warnings with those that were there before."""
+    """Compares the warning filters with those that were there before."""
 
     def __init__(self, before: list[Any]) -> None:
         self._before = before
 
     def by_others(self, known: list[tuple[list[Any], list[Any]]]) -> tuple[list[Any], list[Any]]:
-        """Return the filters that were added before and behind the former ones, without those among ``known``."""
+        """Return the filters that were added before and after the earlier ones, without those in ``known``."""
         taken = [each for front, back in known for each in (*front, *back)]
         now = [each for each in warnings.filters if each not in taken]
         kept = [each for each in self._before if each in now]
@@ -64,7 +64,7 @@ class VariableReads:
 
 
 def stamp(path: str) -> object:
-    """Return a value that differs when the file at ``path`` has changed, or is there no more."""
+    """Return a value that changes when the file at ``path`` changes or disappears."""
     try:
         found = os.stat(path)
     except OSError as error:

@@ -9,12 +9,12 @@ from collections.abc import Iterable
 
 from air_executor.errors import AirExecutorError
 
-#: A file that is larger, in bytes, is none of variables.
+#: A larger file, in bytes, is refused.
 _MAX_BYTES = 1 << 20
 
 
 def read(paths: Iterable[str]) -> dict[str, str]:
-    """Return the variables of files, those of later ones before those of earlier ones.
+    """Return the variables of files; a later file overrides an earlier one.
 
     The files are read as python-dotenv reads them: comments, quotes, ``export``, and ``${NAME}`` of what came before.
 
@@ -50,5 +50,5 @@ def _text(path: str) -> str:
 
 
 def _opener(path: str, flags: int) -> int:
-    """Open what may be anything: it must not keep the runner from looking after its task."""
+    """Open without blocking: the path may be a FIFO, which must not keep the runner from its task."""
     return os.open(path, flags | os.O_NONBLOCK)

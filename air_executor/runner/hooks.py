@@ -1,4 +1,4 @@
-"""What the launcher and the runner need to know of the work that they do, given by the package that orders it.
+"""What the launcher and the runner need to know of the work that they do, supplied by the package that orders it.
 
 ``air_executor.airflow.hooks`` and ``air_executor.jobs.hooks`` are modules with the functions of :class:`Hooks`. They
 are looked up by name, so that a launcher of jobs imports nothing of Airflow.
@@ -27,9 +27,9 @@ class Hooks(Protocol):
         """
 
     def prepare(self, store: RunStore, config: Config, connection: socket.socket) -> Callable[[], None]:
-        """Do in a spare process what can be done before its request comes, through ``connection``.
+        """Do in a spare what can be done before its request comes through ``connection``.
 
-        :return: ends what was begun, unless the run has made use of it.
+        :return: a function that ends what was prepared, unless the run uses it.
         """
 
     def execute(self, request: RunRequest, active: ActiveRun, store: RunStore) -> Outcome:
@@ -47,5 +47,5 @@ def hooks(serves: str) -> Hooks:
 
 
 def prune_jobs(config: Config) -> None:
-    """Remove jobs that are old, whatever a launcher serves: below Airflow's state directory lie jobs, too."""
+    """Remove old jobs, whatever the launcher serves: Airflow's state directory has jobs, too."""
     importlib.import_module("air_executor.jobs.retention").prune_if_due(config)

@@ -30,15 +30,15 @@ from air_executor.runs.record import UNWANTED, RunRecord, RunState
 from air_executor.runs.store import RunStore
 from air_executor.runs.tasklog import append_to_log
 
-#: A task instance that comes back from a deferral may be faster than its former runner's last steps. Its new runner
-#: waits for the lock this long, in seconds.
+#: A task instance may come back from a deferral before its former runner has ended. Its new runner waits for the lock
+#: this long, in seconds.
 LOCK_WAIT_S = 60.0
 
-#: A try waits for what a former one left behind, and nobody may kill, at most this long, in seconds. Airflow gives up
-#: on a task that is queued for longer than ``task_queued_timeout``, ten minutes by default.
+#: A try waits at most this long, in seconds, for processes of an earlier try that can't be killed. Airflow gives up on
+#: a task that is queued for longer than ``task_queued_timeout``, ten minutes by default.
 LEFTOVERS_S = 300.0
 
-#: How often it is looked whether it has ended, in seconds.
+#: How often it checks whether they have ended, in seconds.
 _LOOK_S = 2.0
 
 #: How long to wait before each attempt to write a run's end, in seconds.
@@ -46,13 +46,13 @@ _WAITS_S = (0.0, 0.5, 2.0)
 
 
 def prepare(store: RunStore, config: Config, connection: socket.socket) -> None:
-    """Do in a process that was forked ahead what can be done before its request comes, through ``connection``."""
+    """Do in a spare what can be done before its request comes through ``connection``."""
     global _dismiss
     _dismiss = hooks(config.serves).prepare(store, config, connection)
 
 
 def _nothing() -> None:
-    """There is no task process that was forked ahead."""
+    """Do nothing: no task process was forked ahead."""
 
 
 #: Ends the task process that was forked ahead, unless it has a workload.
@@ -68,7 +68,7 @@ def run(request: RunRequest, store: RunStore, config: Config) -> int:
         if not lock.acquire(LOCK_WAIT_S):
             record = store.read(request.id)
             if record.state is not RunState.QUEUED:
-                return EXIT_ELSEWHERE  # it is this very run that the other runner executes
+                return EXIT_ELSEWHERE  # the other runner executes this very run
             reason = "another runner already executes this workload, and holds its lock"
             store.write(record.advance(RunState.FAILED, outcome=UNWANTED, reason=reason))
             return EXIT_RECORDED
@@ -76,11 +76,11 @@ def run(request: RunRequest, store: RunStore, config: Config) -> int:
         if record.state is not RunState.QUEUED:
             return EXIT_ELSEWHERE  # ordered twice, because the first launcher died: the run has begun or ended
         for signum in (signal.SIGTERM, signal.SIGINT):
-            # From here on they mean "stop" while there is something to stop, and never keep the end from being written.
+            # From here on a signal counts only while there is a task to stop; it never prevents writing the end.
             signal.signal(signum, signal.SIG_IGN)
         return execute(request, record, store, config)
     finally:
-        # Of a job's few places, the files are taken by the next ones; its manager removes them in the end.
+        # The next runs of a job use the same few lock files; its manager removes them in the end.
         lock.release(keep_file=request.identity.kind == "job")
 
 
@@ -90,7 +90,7 @@ def execute(request: RunRequest, record: RunRecord, store: RunStore, config: Con
     record = store.begin(record.advance(RunState.STARTING, **_this_process(record.identity.kind)))
     active, outcome = _execute(request, record, store, config)
     survivors = active.leftovers.survivors
-    # After a success nothing follows that could not do with what was left on purpose, as through sudo.
+    # After a success no try follows that would have to wait for survivors (left on purpose perhaps, as through sudo).
     note = leftovers.name_survivors if outcome.state is RunState.SUCCEEDED else partial(store.note_survivors, record)
     reason = "; ".join(filter(None, (outcome.reason, note(survivors)))) or None
     return _write_end(active, dataclasses.replace(outcome, reason=reason), store)
@@ -98,7 +98,7 @@ def execute(request: RunRequest, record: RunRecord, store: RunStore, config: Con
 
 def _this_process(kind: str) -> dict[str, Any]:
     pid = os.getpid()
-    # What the kernel says of when it began stands in the heartbeat file. This is for executors of former versions.
+    # The heartbeat file has the start time as the kernel reports it. This is for executors of earlier versions.
     started = system.start_time(pid) if kind != "job" else None
     return {"pid": pid, "pid_started": started, "host": system.host(), "boot_id": system.boot_id()}
 
@@ -137,7 +137,7 @@ def _execute(request: RunRequest, record: RunRecord, store: RunStore, config: Co
 
 
 def _wait_for_leftovers(request: RunRequest, active: ActiveRun, store: RunStore) -> None:
-    """Let what a former try left, and nobody could kill, come to its end first."""
+    """Wait for processes of an earlier try that could not be killed."""
     until_s = time.monotonic() + LEFTOVERS_S
     said = False
     while left := store.leftovers.living(request.identity):
@@ -178,7 +178,7 @@ def _write_end(active: ActiveRun, outcome: Outcome, store: RunStore) -> int:
         peak_memory_bytes=active.peak_memory_bytes(),
         cpu_time_s=round(children.ru_utime + children.ru_stime + own.ru_utime + own.ru_stime, 3),
     )
-    # Of Airflow's tasks, Airflow was told as well. Of a job's task, nobody knows but this process.
+    # Airflow already has the outcome, so try three times; a job's outcome exists only here, so try for ever.
     waits_s = itertools.chain(_WAITS_S, itertools.repeat(_WAITS_S[-1]) if record.identity.kind == "job" else ())
     for wait_s in waits_s:
         time.sleep(wait_s)
@@ -188,5 +188,5 @@ def _write_end(active: ActiveRun, outcome: Outcome, store: RunStore) -> int:
         except StateDirError as error:
             print(f"the end of run {record.id} ({end.state.value}) is not on record: {error}", file=sys.stderr)
             if not store.has(record.id):
-                break  # somebody has removed it, and the job or all of the state directory with it
+                break  # somebody has removed the record, with its job or the whole state directory
     return EXIT_UNRECORDED

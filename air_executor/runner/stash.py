@@ -37,14 +37,14 @@ class Layer:
     attributes: list[tuple[str, str, types.ModuleType]]
     """Which of ``modules`` are attributes of packages that are not, as (package, attribute, module)."""
     needs: list[str]
-    """Roots of the layers that it needs, in the order in which they have to be there."""
+    """Roots of the layers that it needs, in the order in which they have to be activated."""
     variables: frozenset[str]
     """The environment variables that were read."""
     filters: tuple[list[Any], list[Any]]
-    """Filters of warnings that were put before and behind those that were there."""
+    """Warning filters that it has added before and after the existing ones."""
     loggers: list[logging.Logger]
     finders: list[Any]
-    """Finders of modules that it has put behind the others."""
+    """Module finders that it has added."""
     files: dict[str, object]
     """Files outside of packages that were read or looked for, each with its stamp, see :func:`effects.stamp`."""
     added: dict[str, str]
@@ -150,7 +150,7 @@ class Stash:
 
     @contextlib.contextmanager
     def _forks_heard_if_active(self, root: str) -> Iterator[None]:
-        """Run the fork hooks that modules register only in processes that have imported them."""
+        """Make fork hooks that modules register run only in processes in which ``root`` is active."""
         real = os.register_at_fork
 
         def register(**hooks: Callable[[], object]) -> None:
@@ -204,7 +204,7 @@ class Stash:
         return spec
 
     def _fits(self, layer: Layer) -> bool:
-        """Tell whether importing it now would do the same as it did."""
+        """Tell whether importing the layer now would do the same as it did in the launcher."""
         if os.getpid() == self._pid:
             return True
         if self._shadow(layer):
@@ -272,7 +272,7 @@ class Stash:
             effects.filters_have_changed()
         sys.meta_path += [each for each in layer.finders if each not in sys.meta_path]
         for logger in layer.loggers:
-            logger.disabled = False  # one that is made only now would not be, whatever was configured before
+            logger.disabled = False  # as one that is created only now, whatever was configured before
         if os.getpid() != self._pid and "numpy.random" in layer.modules:
             system.renew_random_state()
 

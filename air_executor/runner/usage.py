@@ -1,9 +1,9 @@
 """What a task and all that it has started use together, measured while it runs, for the limits on it.
 
-**Memory is counted once.** The plain sum over the processes is cheap; it counts what forked processes share for each
-of them, and what they share with the launcher too, so it is never too low. As long as it is below the limit nothing
-else is asked. Above it, the kernel's exact account decides, in which every page is divided by the number of processes
-that have it (:mod:`air_executor.machine.rollup`), less the shares in the launcher's pages.
+**Memory is counted once.** The plain sum over the processes is cheap. It counts memory that forks share, with each
+other or with the launcher, for each of them, so it is never too low. While it is below the limit, nothing else is read.
+Above it, the kernel's exact account decides: it divides every page by the number of processes that have it
+(:mod:`air_executor.machine.rollup`). The shares in the launcher's pages are subtracted.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from air_executor.machine.family import Family, Member
 from air_executor.machine.rollup import Rollup
 from air_executor.runs.limits import Limits
 
-#: How often a task with a limit is measured, in seconds; more seldom when that takes long.
+#: How often a task with a limit is measured, in seconds; less often when that takes long.
 _MEASURE_S = 0.2
 
-#: How often the exact account is asked for only so that the peak on record is right, in seconds.
+#: How often the exact account is read only to keep the recorded peak right, in seconds.
 _REFINE_S = 1.0
 
-#: A fork that has shown nothing for so many seconds will not. On a busy machine it may not have begun before.
+#: A fork that has not shown its account after this many seconds never will. On a busy machine it may begin that late.
 _SHY_S = 10.0
 
-#: Measuring takes at most one part in so many of a CPU's time.
+#: Measuring takes at most one part in this many of a CPU's time.
 _SHARE = 10
 
 
@@ -45,10 +45,10 @@ class Usage:
         self.peak_bytes = 0
         """The most memory that was held at a time."""
         self.cpu_time_s = 0.0
-        """With that of descendants that have ended."""
+        """Including that of descendants that have ended."""
 
     def begin(self) -> None:
-        """In the runner, when the task process was born: note what is not the task's."""
+        """In the runner, when the task process has begun: note what is not the task's."""
         if self._is_wanted:
             self._inherited_bytes = family.memory_bytes(os.getpid())
             self._ended_before_s = _ended_s()
@@ -68,7 +68,7 @@ class Usage:
         if not self._is_wanted or time.monotonic() < self._next_s:
             return False
         members = self._family.look(memory=self._limit is not None)
-        # What has ended by now was in the sum of its parent when that was looked at, or is missing until the next time.
+        # A process that has just ended is in its parent's sum already, or is missing until the next measurement.
         used_s = sum(member.cpu_time_s for member in members) + _ended_s() - self._ended_before_s
         self.cpu_time_s = max(self.cpu_time_s, used_s)
         if self._limit is not None:
@@ -95,9 +95,9 @@ class Usage:
     def _exact_bytes(self, members: Sequence[Member]) -> int:
         """Return what the processes hold together.
 
-        Of one that can't be seen, as it is another user's, or was forked by other means than Python's or just now, the
-        plain sum counts. Of a fork only what it has added, as what it has from its parent is counted there; undivided,
-        once it is clear that the fork will show nothing.
+        For a process without an account (another user's, or forked just now or not by Python), the plain sum counts. If
+        it is a fork, only what it has added counts: its parent's count has the rest. The parent counts undivided once
+        it is clear that the fork will never show its account.
         """
         accounts = {member.pid: self._views.look(member.pid) if self._views is not None else None for member in members}
         shy_s = time.monotonic() - _SHY_S
@@ -115,12 +115,12 @@ class Usage:
                 total += max(0, member.memory_bytes - member.first_bytes)
             else:
                 total += self._beyond_inherited(member)
-        # How much of each page that is shared with the launcher counts for one process, the runner's own pages tell.
+        # The runner's own pages show what share of a page of the launcher counts for one process.
         return max(0, total - round(launchers * _share(rollup.own())))
 
 
 def _share(account: Rollup | None) -> float:
-    """Return by how much, from 0 to 1, a process's shared anonymous pages count on average."""
+    """Return how much of a shared anonymous page counts for the process on average, from 0 to 1."""
     if account is None or account.anonymous <= account.anonymous_private:
         return 0.0
     shared = account.anonymous - account.anonymous_private
@@ -128,6 +128,6 @@ def _share(account: Rollup | None) -> float:
 
 
 def _ended_s() -> float:
-    """Return the CPU time of this process's children that have ended, with theirs."""
+    """Return the CPU time of this process's children that have ended, including that of their children."""
     ended = resource.getrusage(resource.RUSAGE_CHILDREN)
     return ended.ru_utime + ended.ru_stime
