@@ -1,7 +1,7 @@
 """Runs on this machine, each forked by a launcher.
 
-The launcher's messages are only the quick way. What counts is on disk, so a launcher that dies takes no run with
-it: runs whose launcher is gone are followed through their records and locks.
+The launcher's messages are only a shortcut. What counts is on disk, so a launcher that dies takes no run with it:
+runs whose launcher is gone are followed through their records and locks.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from air_executor.runs.store import RunStore
 
 log = logging.getLogger(__name__)
 
-#: While an order is not confirmed, how often to look whether its launcher hangs, in seconds.
+#: While an order is not confirmed, how often to check whether its launcher hangs, in seconds.
 _WATCH_S = 1.0
 
 
@@ -50,7 +50,7 @@ class LocalBackend:
         self.gpus = LocalGpus(store, config.gpus)
         self._guard = Guard(log)
         self._restarts = Restarts(self._launchers, self._followed)
-        #: Launchers that were not asked yet may have some of the unattended runs.
+        #: Whether the other launchers have still to be asked for the unattended runs.
         self._seeks = False
 
     # Life
@@ -70,7 +70,7 @@ class LocalBackend:
         """See :meth:`air_executor.runs.backend.RunBackend.warm_up`."""
         try:
             self._launchers.connect()
-        except (AirExecutorError, OSError, NotImplementedError) as error:  # the last one: no locks
+        except (AirExecutorError, OSError, NotImplementedError) as error:  # the last one: no file locks here
             log.error("The launcher cannot be started yet: %s", error)
 
     def show_life(self) -> None:
@@ -79,7 +79,7 @@ class LocalBackend:
 
     def close(self) -> None:
         """See :meth:`air_executor.runs.backend.RunBackend.close`."""
-        with contextlib.ExitStack() as stack:  # each of them, in the reverse order
+        with contextlib.ExitStack() as stack:  # each of them, even if others fail; the last first
             stack.callback(self._claims.end)
             stack.callback(self.gpus.close)
             stack.callback(self._followed.clear)
@@ -94,7 +94,7 @@ class LocalBackend:
         self._store.create(record)
         self._followed.add_order(order, record)
         if (link := self._launchers.current) is None:
-            self._reconnect()  # hands over all that is ordered
+            self._reconnect()  # hands over all orders
         else:
             self._hand_over(request.id, link)
         self._claims.claim(record.id)
@@ -227,7 +227,7 @@ class LocalBackend:
     # Handing orders over
 
     def _reconnect(self) -> None:
-        """Connect, and hand over what was ordered; if there is no way, fail it."""
+        """Connect, and hand over the orders; when that keeps failing, fail them."""
         if self._restarts.due_in_s():
             return
         try:
@@ -235,7 +235,7 @@ class LocalBackend:
         except TimeoutError as error:
             self._restarts.wait_for_room(error)
             return
-        except (AirExecutorError, OSError, NotImplementedError) as error:  # the last one: no locks
+        except (AirExecutorError, OSError, NotImplementedError) as error:  # the last one: no file locks here
             self._restarts.count_death(f"no launcher can be started: {error}")
             return
         self._restarts.note_connection()
@@ -243,11 +243,11 @@ class LocalBackend:
             self._hand_over_all(link)
 
     def _is_understood(self, link: Link) -> bool:
-        """Tell whether a launcher can be spoken to: a service may be of another version, until it has said hello."""
+        """Tell whether a launcher's version is known: that of a service is not before its hello."""
         return not self._launchers.is_service or bool(link.launcher)
 
     def _hand_over_all(self, link: Link) -> None:
-        """Give a launcher what no other has, and ask it for the runs of which none tells."""
+        """Give a launcher the orders that no other has, and ask it for the unattended runs."""
         if not self._is_understood(link):
             return
         for run_id in list(self._followed.orders):
@@ -264,7 +264,7 @@ class LocalBackend:
         link.send_encoded(protocol.start_for(link.launcher, order.request.to_message()) or order.message)
 
     def _ask_others(self) -> None:
-        """Ask all other launchers for the runs of which none tells: former ones may still have them."""
+        """Ask all other launchers for the unattended runs: former launchers may still have them."""
         self._seeks = False
         if self._followed.unattended:
             for link in self._launchers.connect_to_others():
@@ -274,7 +274,7 @@ class LocalBackend:
     # Launchers that die or hang
 
     def _lose(self, link: Link) -> None:
-        """Continue without a launcher that is gone, or is to be left."""
+        """Continue without a launcher that is gone or given up."""
         self._launchers.drop(link)
         self._followed.detach_all(link)
         for run_id in link.attached:
@@ -290,7 +290,7 @@ class LocalBackend:
             self._restarts.count_death("the launcher died")
 
     def _watch(self) -> None:
-        """See to it that every order is confirmed, and that each launcher that owes an answer still works."""
+        """Check that every order gets confirmed, and that each launcher that owes an answer still works."""
         for link in self._launchers.links():
             orders = {run_id: order for run_id, order in self._followed.orders.items() if order.link is link}
             owes = bool(orders or link.attached or link.asked)
@@ -365,7 +365,7 @@ class LocalBackend:
                 self._launchers.connect()
         elif kind == "status" and message.get("waiting") == 0:
             for doubtful in link.doubts & self._followed.orders.keys():
-                self._followed.orders[doubtful].link = None  # it got lost
+                self._followed.orders[doubtful].link = None  # the order got lost
                 self._hand_over(doubtful, self._launchers.current or link)
             link.doubts.clear()
 

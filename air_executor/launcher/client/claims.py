@@ -82,7 +82,7 @@ class Claims:
             try:
                 if is_held(path) or not lock.acquire(timeout_s=0, create=False):  # its holder may just have removed it
                     continue
-            except (StateDirError, OSError) as error:  # as on a full disk; whoever is alive needs no lock
+            except (StateDirError, OSError) as error:  # as on a full disk; no living owner needs this lock
                 log.warning("Whether a scheduler is dead can't be told now: %s", error)
                 continue
             keeps = True
@@ -100,7 +100,7 @@ class Claims:
             is_unborn = record.state is RunState.QUEUED
             record = self._store.withdraw(record, "its scheduler died before it began", outcome=UNWANTED)
         except RecordError as error:
-            # If there is a runner, it writes another record in the end.
+            # If the run has a runner, that one writes a new record in the end.
             who = identity()
             if not is_held(self._store.lock(who.workload_id).path):
                 raise RecordError(f"the record of run {run_id} is lost, and it has no runner: {error}") from error

@@ -14,7 +14,7 @@ from air_executor.runs.store import RunStore
 #: How long a launcher may take to answer, in seconds: one that starts up answers when it is warm.
 _ANSWER_S = 5.0
 
-#: What a launcher printed that has ended by itself is kept for so many seconds.
+#: The log of a launcher that has ended by itself is kept for this many seconds.
 _KEEP_S = 86_400.0
 
 
@@ -44,7 +44,7 @@ def remove_dead_launchers(store: RunStore, asking: Address | None = None) -> Non
 
     :param asking: the launcher that asks, and so lives.
     """
-    from filelock import FileLock, Timeout  # not for all: see Launcher._retire
+    from filelock import FileLock, Timeout  # imported late: see Launcher._retire
 
     for address in {Address(path.stem, store.launchers) for path in store.launchers.iterdir()}:
         has_socket = address.socket.exists()
@@ -57,8 +57,8 @@ def remove_dead_launchers(store: RunStore, asking: Address | None = None) -> Non
                 except (ConnectionRefusedError, FileNotFoundError):
                     for path in (address.socket, address.code, address.log):
                         path.unlink(missing_ok=True)
-                    # A lock file that goes while somebody is about to lock it, as a launcher is wanted in place of the
-                    # dead one, lets two hold the lock. So it stays for as long as a log does.
+                    # If the lock file were removed while somebody is about to lock it, to replace the dead launcher,
+                    # two could hold the lock. So it stays for as long as a log does.
                     if has_socket:
                         os.utime(address.lock)
                     else:

@@ -1,4 +1,4 @@
-"""The runs that an executor follows, and who tells of each: a launcher, or nobody, so that its files are looked at."""
+"""The runs that an executor follows. A launcher reports the end of a run; if none does, the run's files are watched."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ log = logging.getLogger(__name__)
 #: How often to look at runs without a launcher, in seconds.
 LOOK_S = 1.0
 
-#: One call looks at them for at most so many seconds.
+#: One call looks at them for at most this many seconds.
 _LOOK_BUDGET_S = 0.004
 
-#: A run of which nothing can be read for so many seconds, and that has no runner, is lost.
+#: A run that can't be read for this many seconds, and has no runner, is lost.
 _OBSCURE_S = 60.0
 
-#: From the order to the runner's lock it takes at most this many seconds, on the slowest machine.
+#: A runner has its lock at most this many seconds after the order, on the slowest machine.
 _BIRTH_S = 30.0
 
 
@@ -61,14 +61,14 @@ class Followed:
         self.orders: dict[str, Order] = {}
         """Ordered, and not confirmed by a launcher."""
         self.unattended: dict[str, float] = {}
-        """No launcher tells of them; since when, on the monotonic clock."""
+        """Runs that no launcher reports, and since when, on the monotonic clock."""
         self.ended: list[RunRecord] = []
         """Ends that nobody has taken yet."""
         self.looked_s = 0.0
         """When the last round of looks at unattended runs began, on the monotonic clock."""
-        #: Those among them that are still to be looked at in this round.
+        #: Unattended runs that are still to be looked at in this round.
         self._unseen: list[str] = []
-        #: Since when those of which nothing can be read are so, on the monotonic clock.
+        #: Unattended runs that can't be read, and since when, on the monotonic clock.
         self._obscure: dict[str, float] = {}
         self._guard = Guard(log)
         self._awake = AwakeClock()
@@ -90,22 +90,22 @@ class Followed:
             link.attached.add(run_id)
 
     def attach(self, run_id: str, link: Link) -> None:
-        """Note that a launcher tells of a run from now on."""
+        """Note that a launcher will report the end of a run."""
         link.asked.discard(run_id)
         if self.unattended.pop(run_id, None) is not None:
             link.attached.add(run_id)
 
     def detach(self, run_id: str) -> None:
-        """Follow a run through its record and lock: no launcher tells of it."""
+        """Follow a run through its record and lock: no launcher reports its end."""
         if run_id in self.records:
             self._forget(run_id)
             self.unattended[run_id] = time.monotonic()
 
     def detach_all(self, link: Link) -> None:
-        """Do so with all runs of one launcher, and take its unconfirmed orders back.
+        """Detach all runs of one launcher, and take back its unconfirmed orders.
 
-        It may have taken such an order. To order the run again is harmless: the runner that finds it begun, by its lock
-        or its record, leaves it alone.
+        The launcher may have taken such an order. Orders are idempotent, so the run is ordered again: a runner that
+        finds it begun, by its lock or its record, leaves it alone.
         """
         now_s = time.monotonic()
         for run_id in link.attached:
@@ -131,7 +131,7 @@ class Followed:
         return 0.0 if self._unseen else max(0.0, self.looked_s + LOOK_S - time.monotonic())
 
     def look(self) -> None:
-        """Look at unattended runs, as many as little time allows; the next call looks at the others."""
+        """Look at unattended runs for a short time; the next call goes on with the others."""
         began_s = self._awake.look()
         if not self.unattended or not (self._unseen or began_s - self.looked_s >= LOOK_S):
             return
@@ -167,7 +167,7 @@ class Followed:
     def exited(self, run_id: str, exit_code: int | None, document: Any = None) -> None:
         """Take the end of a run whose runner has exited, and which its launcher has recorded.
 
-        :param document: the record as the launcher sends it; if it does not, or this makes no sense, it is read.
+        :param document: the record as the launcher sends it; if it is missing or invalid, the file is read.
         """
         if run_id not in self.records:
             return
@@ -191,14 +191,14 @@ class Followed:
         return record if record.id == run_id else None
 
     def fail(self, run_id: str, reason: str, state: RunState = RunState.FAILED) -> None:
-        """End a run that nobody else can: it has no runner, or nothing can be read or written of it."""
+        """End a run that nobody else can end: it has no runner, or its record can't be read or written."""
         if (record := self.records.get(run_id)) is None:
             return
         with contextlib.suppress(Exception):  # what is known here has to do
             try:
                 record = self._store.read(run_id)
             except RecordError as error:
-                if not isinstance(error, RecordVersionError):  # that stays as it is
+                if not isinstance(error, RecordVersionError):  # a newer version's record stays
                     self._store.set_aside(run_id)
                 raise
             if record.state.is_end:
@@ -207,7 +207,7 @@ class Followed:
             if self._store.has_runner(record):
                 self.detach(run_id)
                 return
-        if record.state.is_end:  # as it was when it was taken over; its folder has gone since
+        if record.state.is_end:  # it had ended when it was taken over; its folder has gone since
             self._end(record)
             return
         record = record.advance(state, reason=reason)

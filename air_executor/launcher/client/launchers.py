@@ -34,10 +34,10 @@ log = logging.getLogger(__name__)
 #: How often to look whether packages were installed or upgraded, in seconds.
 _PACKAGES_S = 5.0
 
-#: How long to wait for another process that looks for the same launcher, and for unsent orders at the end, in seconds.
+#: How long to wait for another process that starts the same launcher, and in the end for orders to go out, in seconds.
 _WAIT_S = 2.0
 
-#: A launcher's log that is longer than this many bytes is started anew with the next launcher.
+#: A log of more than this many bytes is removed before a launcher starts.
 _MAX_LOG_BYTES = 1 << 20
 
 
@@ -73,10 +73,10 @@ class Launchers:
         return self._selector.fileno() if self.links() else None  # type: ignore[attr-defined,no-any-return]
 
     def connect(self) -> None:
-        """Connect to the launcher at the address, unless that is done; start it if there is none.
+        """Connect to the launcher at the address, unless connected; start one if there is none.
 
         :raises AirExecutorError: there is none, and none can be started.
-        :raises TimeoutError: there is one, and it takes no connections.
+        :raises TimeoutError: there is one, and it accepts no connections.
         :raises OSError: it can't be reached.
         """
         if self.current is not None:
@@ -110,15 +110,15 @@ class Launchers:
                     yield link
 
     def supersede(self) -> None:
-        """Give no more orders to the current launcher. It still tells what becomes of those that it has."""
+        """Give no more orders to the current launcher. It still reports the ends of its runs."""
         if self.current is not None:
             self.former.append(self.current)
             self.current = None
 
     def leave_outdated(self) -> None:
-        """Go to another launcher if packages were installed, upgraded or removed: this one has the former in memory.
+        """Go to another launcher if packages were installed, upgraded or removed: this one has the old ones in memory.
 
-        Not if this very code, or Airflow's, was changed: that takes a new scheduler.
+        Not if this very code, or Airflow's, has changed: that takes a restart of the scheduler.
         """
         now_s = time.monotonic()
         if self.is_service or now_s < self._checked_s + _PACKAGES_S:
@@ -132,7 +132,7 @@ class Launchers:
         self.supersede()
 
     def leave_socket(self) -> None:
-        """Remove the socket of the launcher: nobody connects to it any more, and the next one is started."""
+        """Remove the launcher's socket, so that nobody connects to it any more and the next launcher is started."""
         with contextlib.suppress(Timeout, OSError), FileLock(self.address.lock, timeout=_WAIT_S, mode=0o600):
             self.address.socket.unlink(missing_ok=True)
 
@@ -157,9 +157,9 @@ class Launchers:
         self._selector.close()
 
     def _leave_changed_code(self) -> None:
-        """Leave a launcher whose code was changed since it imported it: a scheduler is restarted to get the new code.
+        """Leave a launcher whose code has changed since it imported it: a scheduler is restarted to get new code.
 
-        Once, at the first connection: a scheduler that runs on has the former code itself.
+        Only at the first connection: a scheduler that keeps running has the old code itself.
         """
         self._has_compared = True
         if (file := changed_code(self.address.code)) is None:
@@ -171,9 +171,9 @@ class Launchers:
             self.leave_socket()
 
     def _launch(self) -> socket.socket:
-        """Start a launcher, and connect to it. It inherits its listening socket, so it need not be warm for that.
+        """Start a launcher, and connect to it. It inherits its listening socket, so it need not be warm yet.
 
-        Nor need it live: its death is noticed like any other, as its socket is still open here.
+        Connecting succeeds even if it dies at once, as the socket is open here; its death is noticed like any other.
         """
         with contextlib.suppress(FileNotFoundError):
             if self.address.log.stat().st_size > _MAX_LOG_BYTES:

@@ -17,16 +17,16 @@ from air_executor.launcher.address import Address
 from air_executor.machine import system
 from air_executor.machine.awake import AwakeClock
 
-#: A launcher that owes an answer, and has said nothing for so many seconds, is asked whether it still works.
+#: A launcher that owes an answer, and has said nothing for this many seconds, is asked whether it still works.
 QUIET_S = 30.0
 
-#: One that starts says nothing for at most so many seconds, on the slowest machine.
+#: A launcher that starts says nothing for at most this many seconds, on the slowest machine.
 START_S = 120.0
 
-#: It answers that question within so many seconds, or it hangs.
+#: A launcher that does not answer that question within this many seconds hangs.
 ANSWER_S = 10.0
 
-#: Who talks to launchers looks at its clock at least every so many seconds: what is longer was a pause. It must be
+#: Whoever talks to launchers looks at the clock at least this often, in seconds: a longer gap was a pause. It must be
 #: shorter than :data:`ANSWER_S`.
 LOOK_S = 5.0
 
@@ -42,11 +42,11 @@ class Link:
         self.launcher: dict[str, Any] = {}
         """What the launcher has said of itself; empty until it has."""
         self.attached: set[str] = set()
-        """Runs of whose end this launcher tells."""
+        """Runs whose ends this launcher reports."""
         self.asked: set[str] = set()
-        """Runs of which it was asked whether it has them, and has not answered yet."""
+        """Runs that it was asked for, and has not answered for yet."""
         self.doubts: set[str] = set()
-        """Orders that it has not confirmed for long, though it works."""
+        """Orders that it has not confirmed for long, though it answers."""
         self.hangs = False
         """It does not answer, and is not replaced, as it is a service."""
         self.objection: str | None = None
@@ -74,7 +74,7 @@ class Link:
         return self._process[0] if self._process else None
 
     def send(self, message: dict[str, Any]) -> None:
-        """Send a message, as much of it as goes now; the rest when the launcher takes it."""
+        """Send a message: what fits now, and the rest once the launcher reads it."""
         self.send_encoded(protocol.encode(message))
 
     def send_encoded(self, message: bytes) -> None:
@@ -83,12 +83,12 @@ class Link:
         self.flush()
 
     def follow(self, run_id: str) -> None:
-        """Ask the launcher to tell of the end of a run that somebody else has ordered, if it has that."""
+        """Ask the launcher to report the end of a run that somebody else ordered, if it has that run."""
         self.asked.add(run_id)
         self.send({"type": "follow", "id": run_id})
 
     def flush(self) -> None:
-        """Send what waits, as much as goes now."""
+        """Send as much of what waits as fits now."""
         if not self._outbox:
             return
         protocol.send(self._connection, self._outbox)
@@ -97,7 +97,7 @@ class Link:
     def receive(self) -> Iterator[dict[str, Any]]:
         """Yield the messages that have come.
 
-        :raises EOFError: the launcher has hung up; after its last message.
+        :raises EOFError: the launcher has hung up; raised after its last message.
         :raises ProtocolError: it does not make sense.
         """
         self.flush()
@@ -116,7 +116,7 @@ class Link:
     def is_overdue(self, *, owes: bool) -> bool:
         """Tell whether the launcher hangs; ask it, when it has been quiet for too long.
 
-        :param owes: it has something to say, sooner or later.
+        :param owes: it has something to report, sooner or later.
         """
         now_s = self._awake.look()
         if not owes:
@@ -144,7 +144,7 @@ class Link:
             words = " ".join(psutil.Process(self._process[0]).cmdline())
         except psutil.Error:
             return False
-        # Whoever made the socket may be somebody else: the executor for which the launcher was started.
+        # The socket's maker may be another process: the executor that started the launcher.
         if self.address.key not in words or "launcher" not in words:
             return False
         return system.signal_process(*self._process, signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""Launchers that die, can't be started or take no connections: when to try the next one, and when to give up."""
+"""Launchers that die, can't be started or accept no connections: when to try the next one, and when to give up."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from air_executor.launcher.client.link import ANSWER_S, QUIET_S
 
 log = logging.getLogger(__name__)
 
-#: Waiting times before a launcher is started again after one that died, in seconds. When they are used up, the
-#: runs that wait for one fail.
+#: Backoff before a launcher is started after one that died, in seconds. When it is used up, the runs that wait for a
+#: launcher fail.
 _RESTART_S = (0.0, 1.0, 5.0)
 
 #: The same for a launcher that is a service: its service manager may restart or upgrade it.
@@ -29,7 +29,7 @@ class Restarts:
         self._deaths = 0
         #: When to try the next one, on the monotonic clock.
         self._retry_s = 0.0
-        #: Since when the launcher has taken no connections, in seconds of work.
+        #: Since when the launcher has accepted no connections, on the clock of :attr:`Launchers.clock`.
         self._shut_s: float | None = None
 
     def due_in_s(self) -> float:
@@ -37,7 +37,7 @@ class Restarts:
         return max(0.0, self._retry_s - time.monotonic())
 
     def note_connection(self) -> None:
-        """Take note that a launcher has taken a connection."""
+        """Take note that a launcher has accepted a connection."""
         self._shut_s = None
 
     def note_confirmation(self) -> None:
@@ -45,7 +45,7 @@ class Restarts:
         self._deaths = 0
 
     def count_death(self, why: str) -> None:
-        """Take note that a launcher died, or could not be born. Unless that happened too often, another is started."""
+        """Take note that a launcher died or could not be started. Another is started, unless too many have died."""
         if not self._followed.orders:
             return
         waits_s = _SERVICE_S if self._launchers.is_service else _RESTART_S
@@ -65,7 +65,7 @@ class Restarts:
         self._deaths = 0
 
     def wait_for_room(self, error: TimeoutError) -> None:
-        """Wait for a launcher that takes no connections; one that does not for long hangs."""
+        """Wait for a launcher that accepts no connections; after a while, it counts as hanging, and is replaced."""
         self._retry_s = time.monotonic() + LOOK_S
         if self._shut_s is None:
             self._shut_s = self._launchers.clock.look()

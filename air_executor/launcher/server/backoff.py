@@ -1,4 +1,4 @@
-"""When to fork the next process ahead: later and later, if they die before they are of any use."""
+"""Backoff for spares: each further one that dies before its order comes delays the next one more."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _GIVEN_UP_S = 300.0
 
 
 class Backoff:
-    """Counts the deaths of processes that were forked ahead."""
+    """Counts the deaths of spares."""
 
     def __init__(self) -> None:
         self._deaths_s: list[float] = []
@@ -20,10 +20,10 @@ class Backoff:
         self.has_given_up = False
         """Runners are forked when their orders come, and prepare nothing."""
         self.due_s = 0.0
-        """When the next process may be forked ahead, on the monotonic clock."""
+        """When the next spare may be forked, on the monotonic clock."""
 
     def failed(self) -> None:
-        """Take note that a process has died before its order came."""
+        """Take note that a spare has died before its order came."""
         now_s = time.monotonic()
         self._in_a_row += 1
         self._deaths_s = [*(each for each in self._deaths_s if now_s - each < _WITHIN_S), now_s]
@@ -33,7 +33,7 @@ class Backoff:
             print(self.trouble(), flush=True)
 
     def succeeded(self) -> None:
-        """Take note that a process has become a runner."""
+        """Take note that a spare has become a runner."""
         self._deaths_s, self._in_a_row, self.has_given_up = [], 0, False
 
     def trouble(self) -> str | None:

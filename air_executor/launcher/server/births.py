@@ -1,4 +1,4 @@
-"""Births: each order becomes a runner, in the sequence in which they came, as soon as the machine has room for it."""
+"""Births: each order becomes a runner, first come, first served, as soon as the machine has room for it."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Births:
         self.waiting: deque[Waiting] = deque()
 
     def order(self, client: Client, message: Mapping[str, Any], body: bytes) -> None:
-        """Take a ``start`` message. One that is no request is refused, and hurts no other."""
+        """Take a ``start`` message. An invalid one is refused, and affects no other."""
         try:
             order = Order.from_message(message, body)
         except ProtocolError as error:

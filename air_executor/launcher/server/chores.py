@@ -1,4 +1,4 @@
-"""Work beside the launcher's own: each chore has a process and a deadline, so the launcher never waits for one."""
+"""Background work: each chore has a process of its own and a deadline, so the launcher never waits for one."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Chores:
         :param let_go: closes in a forked child what belongs to the launcher.
         """
         self._let_go = let_go
-        #: When each has to be done, on the monotonic clock, by process id.
+        #: Their deadlines, on the monotonic clock, by process id.
         self._until_s: dict[int, float] = {}
 
     @property
@@ -46,7 +46,7 @@ class Chores:
         code = 1
         try:
             self._let_go()
-            signal.alarm(int(CHORE_S))  # the launcher may be gone by then
+            signal.alarm(int(CHORE_S))  # the deadline holds even if the launcher dies
             work()
             code = 0
         except AirExecutorError as error:
@@ -62,7 +62,7 @@ class Chores:
         self._until_s.pop(pid, None)
 
     def end_overdue(self) -> None:
-        """Kill chores whose time is over."""
+        """Kill chores that are past their deadlines."""
         for pid, until_s in self._until_s.items():  # not reaped yet: no other process can have the id
             if time.monotonic() > until_s:
                 print(f"process {pid} has taken more than {CHORE_S:g} s for its chore, and is killed", flush=True)

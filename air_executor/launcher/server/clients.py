@@ -33,7 +33,7 @@ class Client:
 
     @property
     def is_executor(self) -> bool:
-        """Whether this may be an executor: all but those that ask for the status alone."""
+        """Whether this may be an executor: any client but one that only asks for the status."""
         return self.orders or not self.asks
 
 
@@ -96,7 +96,7 @@ class Clients:
         return client
 
     def tell(self, client: Client | None, message: dict[str, Any]) -> None:
-        """Send a message, if the client is still there; what does not go at once waits in its outbox."""
+        """Send a message, if the client is still connected; what can't be sent at once waits in its outbox."""
         if client is not None and client in self._clients:
             client.outbox += protocol.encode(message)
             self._flush(client)
@@ -107,7 +107,7 @@ class Clients:
             self.tell(client, message)
 
     def forget(self) -> None:
-        """In a forked child: close all connections, and drop what has come on them: it holds other tasks' tokens."""
+        """In a forked child: close all connections, and drop what came on them: it holds other tasks' tokens."""
         for client in self._clients:
             client.connection.close()
         self._clients = []

@@ -26,7 +26,7 @@ REASON = "its launcher was stopped"
 def is_main_of_container() -> bool:
     """Tell whether this process is a container's main process, with which all others of it die.
 
-    It may have a small init before it, as ``dumb-init`` or ``tini``.
+    A small init, such as ``dumb-init`` or ``tini``, may be its parent.
     """
     if os.getpid() == 1:
         return True
@@ -52,7 +52,7 @@ class Farewell:
         self._kill_s: float | None = None
 
     def ask(self, *_: object) -> None:
-        """Take a request to end. Safe in a signal's handler."""
+        """Take a request to end. Safe in a signal handler."""
         self._requests += 1
 
     @property

@@ -1,4 +1,4 @@
-"""Keeping the state directory small: what is old is pruned now and then, in a process of its own."""
+"""Keeping the state directory small: old files are pruned regularly, in a process of its own."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Janitor:
         self._pruner = 0
 
     def keep(self, options: Mapping[str, Any]) -> None:
-        """Prune by other options from now on: those of an executor that has started after the launcher.
+        """Prune by these options from now on: those of an executor that has started after the launcher.
 
         :param options: see :data:`protocol.RETENTION`. What is missing, or not a number, stays as it is.
         """
@@ -49,17 +49,17 @@ class Janitor:
     def work(self, *, prunes: bool = True) -> None:
         """Do what is due.
 
-        :param prunes: whether this launcher is the one that prunes: its successor does, once there is one.
+        :param prunes: whether this launcher prunes; once it has a successor, only that one does.
         """
         self._log.cut()
         now_s = time.monotonic()
         if prunes and now_s >= self._due_s and self._pruner not in self._chores.pids:
             self._due_s = now_s + PRUNE_S
-            with contextlib.suppress(OSError):  # no room for another process: the next time will do
+            with contextlib.suppress(OSError):  # no room for another process: try again next time
                 self._pruner = self._chores.begin("pruning", self._prune)
 
     def _prune(self) -> None:
-        with contextlib.ExitStack() as each:  # whatever becomes of the others
+        with contextlib.ExitStack() as each:  # each is done, even if others fail
             each.callback(remove_dead_launchers, self._store, asking=self._address)
             each.callback(self._store.mark_open)
             each.callback(prune_jobs, self._config)

@@ -24,13 +24,13 @@ def launchers() -> list[int]:
 
 def pass_on(signum: int) -> None:
     """Send a signal to the launchers below this process."""
-    for pid in launchers():  # our children, not reaped yet
+    for pid in launchers():  # children that are not reaped: no other process can have these ids
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signum)
 
 
 def become_keeper() -> None:
-    """Execute this module in place of this process, if it has launchers for children. Signals wait meanwhile."""
+    """Execute this module in place of this process, if launchers are among its children. Signals wait meanwhile."""
     if launchers():
         signal.pthread_sigmask(signal.SIG_BLOCK, _PASSED_ON)
         sys.stdout.flush()

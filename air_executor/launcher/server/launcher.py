@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 #: Without a client and without a runner, the launcher stays this many seconds for a scheduler that restarts.
 _ABANDONED_S = 10.0
 
-#: How often the launcher looks whether what dead runners left can be killed by now, in seconds.
+#: How often the launcher kills again what dead runners left, until nothing is, in seconds.
 _STRAYS_S = 0.5
 
 
@@ -152,17 +152,17 @@ class Launcher:
         return self._succession.is_over or time.monotonic() - self._active_s >= self._patience_s()
 
     def _retire(self) -> bool:
-        """End, unless somebody has something to say, or is just about to connect."""
+        """Leave the address, unless a message waits or somebody is about to connect; tell whether it is left."""
         if self._succession.is_over:
             if self._selector.select(0):
                 return False
             self._listening.remove_file()
             return True
-        # Imported only now: the handlers that it registers for forks would cost each runner, and each task's processes.
+        # Imported late: each fork of a runner or task would pay for the fork handlers that it registers.
         from filelock import FileLock, Timeout
 
-        # Who starts a launcher holds this lock: none comes to this address while this one leaves it. An executor that
-        # connects at the last moment finds its connection closed, and starts the next launcher.
+        # Whoever starts a launcher holds this lock, so none starts at this address while this one leaves it. An
+        # executor that connects at the last moment finds its connection closed, and starts the next launcher.
         try:
             with FileLock(self._listening.address.lock, timeout=0):
                 if self._selector.select(0):
@@ -174,7 +174,7 @@ class Launcher:
             return False
 
     def _take_leave(self) -> None:
-        """Take no new orders, and let the present runs come to their ends. Orders that wait are the next launcher's."""
+        """Drain: take no new orders, and let the runs end, or stop them. The next launcher gets orders that wait."""
         if self._farewell.begin():
             self._listening.close()
             self._spares.dismiss()
@@ -202,7 +202,7 @@ class Launcher:
         self._selector.register(ready, selectors.EVENT_READ, hear)
 
     def _hand_over(self) -> None:
-        """Leave the address to the successor, and listen at another, for the runs that there are."""
+        """Leave the address to the successor, and listen at another one, for whoever follows the present runs."""
         self._spares.dismiss()
         address = let_go_of_address(self._listening.address)
         try:
@@ -233,7 +233,7 @@ class Launcher:
 
     def _client_gone(self, client: Client) -> None:
         self._reaper.forget(client)
-        if client.is_executor:  # who asks for the status now and then does not keep a launcher from ending
+        if client.is_executor:  # requests for the status alone do not keep a launcher from ending
             self._active_s = time.monotonic()
 
     def _hello(self) -> dict[str, Any]:
@@ -279,7 +279,7 @@ class Launcher:
             self._spares.fork_ahead()
 
     def _let_go(self) -> None:
-        """In a forked child: close and reset what is the launcher's."""
+        """In a forked child: close and reset what belongs to the launcher."""
         if self._wakeups is not None:
             self._wakeups.let_go()
         self._selector.close()

@@ -1,6 +1,6 @@
 """The address of a launcher: the socket at which it listens, and its file.
 
-A connection that can't be accepted, as no descriptor or memory is left, ends nothing: it waits, and so do others.
+A connection that can't be accepted, for lack of descriptors or memory, does no harm: it waits, and so do later ones.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Callable
 from air_executor.launcher import protocol
 from air_executor.launcher.address import Address
 
-#: After a connection that could not be accepted, the next attempt comes so many seconds later.
+#: After a connection could not be accepted, the next attempt comes this many seconds later.
 _PAUSE_S = 1.0
 
 
@@ -38,7 +38,7 @@ class Listening:
         self._accept = accept
         #: When to accept connections again, on the monotonic clock; ``None`` while they are accepted.
         self._again_s: float | None = None
-        #: Tells the socket's file from that of a launcher that came later.
+        #: Identifies the socket's file, as a later launcher may have replaced it.
         self._file = self._at_address()
 
     def watch(self) -> None:
@@ -67,7 +67,7 @@ class Listening:
     def move(self, address: Address) -> None:
         """Listen at another address; the file at the former one stays, for the successor that listens there.
 
-        :raises OSError: nobody can listen there, or :class:`StateDirError`; then this launcher listens nowhere.
+        :raises OSError: it can't listen there, or :class:`StateDirError`; then this launcher listens nowhere.
         """
         self._close()
         self.address, self._file = address, None
@@ -76,7 +76,7 @@ class Listening:
         self.watch()
 
     def close(self) -> None:
-        """Listen no more, and remove the file."""
+        """Stop listening, and remove the file."""
         self.remove_file()
         self._close()
 
@@ -87,7 +87,7 @@ class Listening:
         self.socket.close()
 
     def remove_file(self) -> None:
-        """Remove the socket's file, unless another launcher listens at its place by now."""
+        """Remove the socket's file, unless another launcher has replaced it."""
         if self._file is not None and self._at_address() == self._file:
             self.address.socket.unlink(missing_ok=True)
 

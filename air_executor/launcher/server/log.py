@@ -23,7 +23,7 @@ class Log:
         self._looked_s = 0.0
 
     def cut(self) -> None:
-        """Cut the log to its last part if it is too long. An output that is another file is left as it is."""
+        """Cut the log to its last part if it is too long. If the output goes to another file, leave it alone."""
         if time.monotonic() - self._looked_s < _LOOK_S:
             return
         self._looked_s = time.monotonic()

@@ -32,7 +32,7 @@ class Runner:
 
 
 class Parent(Protocol):
-    """A part of the launcher that has child processes of its own, which are no runners."""
+    """A part of the launcher that has child processes other than runners."""
 
     @property
     def pids(self) -> set[int]:
@@ -43,7 +43,7 @@ class Parent(Protocol):
 
 
 class Reaper:
-    """Reaps the launcher's children. Tells the end of a run when nothing of it is left, and its end is on record."""
+    """Reaps the launcher's children. Reports the end of a run once nothing of it is left and its end is on record."""
 
     def __init__(
         self,
@@ -94,7 +94,7 @@ class Reaper:
         self._runners[pid] = runner
 
     def forget(self, client: Client) -> None:
-        """Tell a client of nothing any more: it has gone."""
+        """Report nothing more to a client: it has gone."""
         for runner in (*self._runners.values(), *self._dying.values()):
             if runner.client is client:
                 runner.client = None
@@ -102,7 +102,7 @@ class Reaper:
     # What clients ask for
 
     def follow(self, client: Client, run_id: Any) -> None:
-        """Tell ``client``, and nobody else, of a run's end from now on."""
+        """Report a run's end to ``client``, and to nobody else, from now on."""
         runner = self._find(self._dying, run_id)[1] or self._find(self._runners, run_id)[1]
         if runner is None:
             self._tell(client, {"type": "unknown", "id": run_id, "asked": "follow"})
@@ -133,7 +133,7 @@ class Reaper:
     # Ends
 
     def reap(self) -> None:
-        """Reap the children that have ended, and kill what dead runners have left, as far as it has come."""
+        """Reap the children that have ended, and kill what dead runners left, as far as it is adopted by now."""
         try:
             while (found := os.waitpid(-1, os.WNOHANG))[0]:
                 self._reap(*found)

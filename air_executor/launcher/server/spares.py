@@ -1,4 +1,4 @@
-"""Processes that are forked ahead: each waits for an order, and becomes its runner."""
+"""Spares: processes that are forked ahead. Each waits for an order, and becomes its runner."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ class Spares:
     def spawn(self, order: Order) -> int:
         """Make the spare the runner of an order, or fork one now. Return its process id.
 
-        Variables that a process reads as it begins can't be given to a fork: a task that sets any gets a fresh process.
+        A process reads some variables only when it begins, so a task that sets any gets a fresh process, not a fork.
 
         :raises OSError: the machine has no room for another process.
         """

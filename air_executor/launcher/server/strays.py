@@ -27,16 +27,16 @@ class DeadRunner:
 class Strays:
     """Kills what dead runners leave, and tells when nothing of a run is left. It never waits.
 
-    The launcher adopts orphans. So a child that it did not make comes from a runner that died; and when such a child
-    dies, the launcher adopts the children of that one.
+    The launcher adopts orphans. So a child that it did not start comes from a runner that died; when such a child
+    dies, the launcher adopts its children in turn.
     """
 
     def __init__(self, *, has_others: bool = False) -> None:
         """:param has_others: this process has children from before it was the launcher."""
         self._dead: list[DeadRunner] = []
-        #: Children that may outlive their task, and those that can't be killed.
+        #: Children that may outlive their task, or can't be killed.
         self._left_alone: set[int] = set()
-        #: The first process of a container adopts all its orphans, also those of a shell that somebody opens there.
+        #: The first process of a container adopts all its orphans, even those of a shell that somebody opens there.
         self._has_others = has_others or os.getpid() == 1
         self._is_due = False
 
@@ -58,7 +58,7 @@ class Strays:
         self._is_due = True
 
     def end(self, own: Collection[int]) -> None:
-        """Kill the strays that there are, and tell the ends of the runs of which nothing is left.
+        """Kill the present strays, and report the ends of runs of which nothing is left.
 
         :param own: the launcher's own children, which are no strays.
         """

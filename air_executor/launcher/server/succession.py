@@ -1,8 +1,8 @@
 """Generations: a launcher that serves prepares nothing. Its successor does, and takes over when it is ready.
 
-To import, rehearse and lay out in memory what is new takes seconds, and may hang. So a fresh process does it beside the
-launcher that serves, and inherits its listening socket. When the successor is ready, the former launcher takes no new
-orders, and ends with its last run. When the successor fails, the former launcher serves on.
+Importing, rehearsing and laying out new modules in memory takes seconds, and may hang. So a fresh process does it
+beside the launcher that serves, and inherits its listening socket. When the successor is ready, the former launcher
+takes no new orders, and ends with its last run. When the successor fails, the former launcher serves on.
 """
 
 from __future__ import annotations
@@ -29,8 +29,7 @@ _GAP_S = 60.0
 #: A successor that is not ready after this many seconds is killed.
 _READY_S = 120.0
 
-#: After a failure, the next successor is tried this many seconds later; after each further one twice as long, up to
-#: the most.
+#: Backoff after a failed successor, in seconds: it begins with the first value, and doubles up to the second.
 _AGAIN_S, _AGAIN_MOST_S = 60.0, 3600.0
 
 
@@ -112,7 +111,7 @@ class Succession:
         print(f"process {self.pid} prepares itself to be the next launcher", flush=True)
 
     def hear(self) -> bool:
-        """Tell whether the successor is ready. If it has died instead, this launcher serves on."""
+        """Tell whether the successor is ready. If it died instead, this launcher serves on."""
         if self._ready is None:
             return False
         with self._ready, contextlib.suppress(OSError):
@@ -152,5 +151,5 @@ class Succession:
 
 
 def let_go_of_address(address: Address) -> Address:
-    """Return where a launcher listens after its successor has taken ``address``: for who follows its last runs."""
+    """Return where a launcher listens once its successor has ``address``, for whoever follows its last runs."""
     return Address(f"{address.key}-{os.getpid()}", address.folder)

@@ -34,7 +34,7 @@ class Trials:
         self._is_on = False
 
     def take_note(self, run_id: str) -> None:
-        """Take in what the task of a run that has ended has imported."""
+        """Take note of what the task of a run that has ended has imported."""
         self._preloader.take_note(run_id)
 
     def begin_next(self) -> None:
