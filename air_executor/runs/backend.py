@@ -14,8 +14,8 @@ from air_executor.runs.record import Identity, RunRecord, check_id
 class RunRequest:
     """Everything a runner needs to execute one workload. It holds a token, so it is never written.
 
-    A launcher of another version passes over a field that it does not know. So a new field has a default, and where
-    passing over it would be wrong, ``launcher.protocol.VERSION`` rises.
+    A launcher of another version ignores a field that it does not know. So a new field has a default, and if ignoring
+    it would be wrong, ``launcher.protocol.VERSION`` rises.
     """
 
     id: str
@@ -35,7 +35,7 @@ class RunRequest:
 
     @classmethod
     def from_message(cls, message: Any) -> RunRequest:
-        """Read a request from plain data. Fields that this version does not know are passed over.
+        """Read a request from plain data. Fields that this version does not know are ignored.
 
         :raises ProtocolError: it is not one.
         """
@@ -54,7 +54,7 @@ def _known(kind: type, values: dict[str, Any]) -> dict[str, Any]:
 
 
 class GpuPool(Protocol):
-    """The GPUs of a place where runs happen, as far as somebody who orders runs needs them."""
+    """The GPUs of a place where runs happen, for those who order runs."""
 
     size: int
     """How many there are."""
@@ -63,21 +63,21 @@ class GpuPool(Protocol):
         """Return how many nobody has leased."""
 
     def take_turn(self) -> bool:
-        """Be the only one to order runs that need GPUs, if nobody else is; tell whether this one is."""
+        """Try to become the only one that orders runs that need GPUs; tell whether this one is."""
 
     def leave_turn(self) -> None:
         """Let others order runs that need GPUs."""
 
     def publish(self, waiting: list[dict[str, Any]]) -> None:
-        """Show to people what waits for GPUs: ``name``, ``gpus``, ``of`` and ``since`` of each."""
+        """Show people what waits for GPUs: ``name``, ``gpus``, ``of`` and ``since`` of each."""
 
 
 class RunBackend(Protocol):
-    """A place where runs happen: the only thing that an executor, or a manager of jobs, knows of them.
+    """A place where runs happen: all that an executor, or a manager of jobs, knows of them.
 
-    It owns the claims on runs, their locks and their owners. An *owner* is an executor that has named itself to
-    :meth:`open`. Who has no name, as a manager of jobs, follows its runs without a claim that others could take over.
-    No call blocks for longer than a few milliseconds, but for :meth:`open` and :meth:`close`.
+    It keeps the claims on runs, their locks and their owners. An *owner* is an executor that has named itself to
+    :meth:`open`. A user without a name, such as a manager of jobs, follows its runs without a claim that others could
+    take over. No call but :meth:`open` and :meth:`close` blocks for longer than a few milliseconds.
     """
 
     @property
@@ -106,7 +106,7 @@ class RunBackend(Protocol):
     # Orders
 
     def order(self, request: RunRequest, record: RunRecord) -> None:
-        """Have a run begin, whose first record is ``record``, and follow it.
+        """Order a run, whose first record is ``record``, and follow it.
 
         :raises StateDirError: the run cannot be recorded, so it was not ordered.
         :raises ProtocolError: the request cannot be sent to a runner.
@@ -132,7 +132,7 @@ class RunBackend(Protocol):
         """
 
     def release(self, workload_ids: Iterable[str]) -> None:
-        """Let go of what is kept for workloads that nobody will order again. One that has a runner is left alone."""
+        """Release what is kept for workloads that nobody will order again. One that has a runner is left alone."""
 
     # Taking over
 
@@ -207,7 +207,7 @@ class RunBackend(Protocol):
         """Read what there is to be read, and tell whether :meth:`take_ends` should be called."""
 
     def fileno(self) -> int | None:
-        """Return a descriptor that becomes readable when there may be news; ``None`` if nothing tells."""
+        """Return a descriptor that becomes readable when there may be news; ``None`` if there is none now."""
 
     def due_in_s(self) -> float | None:
-        """Return in how many seconds to call :meth:`take_ends` though nothing tells; ``None``: no need to."""
+        """Return in how many seconds to call :meth:`take_ends` even without news; ``None``: no need to."""

@@ -8,6 +8,7 @@
                     output.log   what the runner process itself printed; normally empty
                     heartbeat    names the runner process, which touches it while it lives
                     stop.json    a request to stop the run, with the reason
+                    reported     empty; made when whoever ordered the run knows its end (not for jobs)
                     imports.json modules that the task had to import, if any
       open/<run id>              a link for each run that lives, or whose end was not reported yet
       locks/<workload id>        locked by the runner for its whole life
@@ -90,7 +91,7 @@ class RunFiles:
     def refuse_strangers(self) -> None:
         """Check that the state directory belongs to this process's user, before a command writes to it.
 
-        :raises StateDirError: it is another user's. What root writes there, its owner could not read.
+        :raises StateDirError: it is another user's, who could not read what root writes there.
         """
         try:
             owner = self.root.stat().st_uid
@@ -229,7 +230,7 @@ class RunFiles:
             raise StateDirError(f"cannot make {path}: {error.strerror}") from error
 
     def reported_s(self, run_id: str) -> float | None:
-        """Return when that was noted, in seconds since the epoch; ``None``: it was not."""
+        """Return when :meth:`note_reported` was called for a run, in seconds since the epoch; ``None``: never."""
         return modified_s(self.path(run_id, "reported"))
 
     def set_owner(self, run_id: str, executor: str) -> None:

@@ -22,7 +22,7 @@ _MAX_BYTES = 1 << 16
 
 @dataclass(frozen=True)
 class Leftover:
-    """A process that a former try left behind."""
+    """A process that an earlier try left behind."""
 
     id: ProcessId
     text: str
@@ -48,11 +48,11 @@ class LeftoverNotes:
         replace_file(self._path(who), orjson.dumps(document))
 
     def living(self, who: Identity) -> list[Leftover]:
-        """Return what a former try of the same work left behind, and still lives. A note of what has ended goes."""
+        """Return what earlier tries of the same work left behind and still lives. If nothing does, remove the note."""
         return self._look(self._path(who))
 
     def prune(self) -> None:
-        """Remove the notes of what has ended."""
+        """Remove the notes of processes that have all ended."""
         with contextlib.suppress(FileNotFoundError):
             for path in self._folder.iterdir():
                 self._look(str(path))

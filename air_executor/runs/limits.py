@@ -40,7 +40,7 @@ class Limits:
 
     @property
     def are_measured(self) -> bool:
-        """Whether the task has to be looked at while it runs."""
+        """Whether the task has to be measured while it runs."""
         return self.memory is not None or self.cpu_time is not None
 
     def public(self) -> dict[str, Any]:
@@ -50,7 +50,7 @@ class Limits:
         return {name: value for name, value in values.items() if value is not None}
 
     def apply(self) -> None:
-        """Apply to this process, and so to its children, what the kernel then keeps: priority, CPUs, environment.
+        """Apply what needs no measuring to this process, and so to its children: priority, CPUs, environment.
 
         :raises LimitsError: the machine does not offer it.
         """

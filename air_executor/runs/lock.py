@@ -1,4 +1,4 @@
-"""A lock that its holder's death frees: the evidence that a runner lives."""
+"""A lock that the kernel frees when its holder dies: the evidence that a runner lives."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class KernelLock:
     def acquire(self, timeout_s: float, *, create: bool = True) -> bool:
         """Take the lock, waiting at most ``timeout_s`` seconds for it.
 
-        :param create: whether to make its file if there is none; otherwise the lock is not taken then.
+        :param create: whether to make its file if there is none; otherwise, without a file, the lock is not taken.
         :return: whether it was taken.
         :raises StateDirError: the lock file cannot be opened, or its file system has no locks.
         """
@@ -70,7 +70,7 @@ class KernelLock:
         if self._fd is None:
             return
         if self._is_at_path(self._fd):
-            os.utime(self._fd)  # who deletes old files has no reason to
+            os.utime(self._fd)  # so that nothing that deletes old files takes it for one
             return
         former = self._fd
         if self.acquire(timeout_s=0):
@@ -84,7 +84,7 @@ class KernelLock:
             return False
 
     def release(self, *, keep_file: bool = False) -> None:
-        """Free the lock, and remove its file first unless it shall be found by others."""
+        """Free the lock, and remove its file first, unless others are to find it."""
         if self._fd is not None:
             # Another file may be there by now: the lock of somebody who found none.
             if not keep_file and self._is_at_path(self._fd):
@@ -104,7 +104,7 @@ _held: set[KernelLock] = set()
 
 
 def renew_held() -> None:
-    """Make the files of all locks that this process holds again, where somebody has deleted them.
+    """Recreate the files of the locks that this process holds, where somebody has deleted them.
 
     :raises OSError: it is not possible, or :class:`StateDirError`.
     """
@@ -121,7 +121,7 @@ os.register_at_fork(after_in_child=_leave_to_parent)
 
 
 def is_held(path: str | Path) -> bool:
-    """Tell whether a process holds the lock at ``path``, without taking it from one that is about to."""
+    """Tell whether a process holds the lock at ``path``. To look takes a shared lock for a moment."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)  # it may be a pipe
     except FileNotFoundError:

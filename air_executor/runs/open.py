@@ -1,6 +1,6 @@
-"""Which runs are open: those that live, and those of whose end somebody has still to hear.
+"""Open runs: those that live, and those whose end has not been reported yet.
 
-Each has a link in a folder of its own, so that nobody needs to read the records of all that have ever run to find them.
+Each has a link in one folder, so that nobody has to read the records of all runs to find them.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from pathlib import Path
 from air_executor.errors import RecordError, StateDirError
 from air_executor.runs.record import check_id
 
-#: Says that every open run has its link; the file's time, up to when that was checked.
+#: This file says that every open run has its link; its modification time says up to when that was checked.
 _COMPLETE = ".complete"
 
-#: A link is made before its run's folder, at most so many seconds.
+#: A link is made before its run's folder, by at most this many seconds.
 _BIRTH_S = 60.0
 
 
@@ -27,7 +27,7 @@ class OpenRuns:
         self.folder = folder
 
     def add(self, run_id: str) -> None:
-        """Note that a run is open. Where the folder is missing nobody relies on it.
+        """Note that a run is open. If the folder is missing, nobody relies on it, and nothing is noted.
 
         :raises StateDirError: it cannot be noted.
         """
@@ -39,7 +39,7 @@ class OpenRuns:
             raise StateDirError(f"cannot make {self.folder / run_id}: {error.strerror}") from error
 
     def remove(self, run_id: str) -> None:
-        """Note that nobody waits for a run any more. One that stays is looked at in vain."""
+        """Note that nobody waits for a run any more. A link that can't be removed only costs time."""
         with contextlib.suppress(OSError):
             os.unlink(os.path.join(self.folder, run_id))
 
@@ -75,7 +75,10 @@ class OpenRuns:
             raise StateDirError(f"cannot write {path}: {error.strerror}") from error
 
     def remove_stale(self, run_ids: set[str]) -> None:
-        """Remove the links of runs that are not among ``run_ids``, all that there are."""
+        """Remove the links of runs that no longer exist.
+
+        :param run_ids: all runs that exist.
+        """
         for run_id in self.ids() - run_ids:
             with contextlib.suppress(OSError):
                 if time.time() - os.lstat(self.folder / run_id).st_mtime > _BIRTH_S:

@@ -1,4 +1,4 @@
-"""Removing the records of ended runs that are old, or beyond a number."""
+"""Removing the records of ended runs that are old or too many."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def _may_go(store: RunStore, run_id: str, changed_s: float) -> bool:
     except RecordVersionError:
         return False
     except RecordError:
-        # Nobody can report anything of it any more, so only its age counts.
+        # Nobody can report its end any more, so only its age counts.
         return True
     if not record.state.is_end:
         return False

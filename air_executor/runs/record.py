@@ -19,8 +19,8 @@ from air_executor.errors import IllegalTransitionError, RecordError, RecordVersi
 #: Version of the document. A reader refuses a newer one instead of guessing.
 VERSION = 1
 
-#: Under this name, among the limits, stand fields that the first release of version 1 does not know: it does not read
-#: a document with an unknown field, but takes and keeps any limit.
+#: The entry of ``limits`` with the fields that the first release of version 1 does not know: that release rejects a
+#: document with an unknown field, but keeps any limit.
 LATER = "+"
 
 #: The fields of a record in that release.
@@ -35,7 +35,7 @@ _CANONICAL_ID = re.compile("[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9
 #: A reason is cut to this many characters.
 _MAX_REASON = 8000
 
-#: ``outcome`` of a run that Airflow, or another runner, made superfluous. Nothing is to be told to anybody.
+#: ``outcome`` of a run that Airflow, or another runner, made superfluous. It is reported to nobody.
 UNWANTED = "unwanted"
 
 
@@ -89,7 +89,7 @@ def check_id(text: str) -> str:
     :raises RecordError: ``text`` is not a UUID.
     """
     if isinstance(text, str) and _CANONICAL_ID.fullmatch(text):
-        return text  # as nearly always; a UUID is slow to make
+        return text  # nearly always; to parse a UUID is slow
     try:
         return str(uuid.UUID(text))
     except (ValueError, AttributeError, TypeError):
@@ -246,7 +246,7 @@ class RunRecord:
             raise RecordError(f"it is not a run's document: {error}") from None
 
 
-#: The fields of a record that it does not know.
+#: The fields of a record that the first release of version 1 does not know.
 _LATER = tuple(each.name for each in dataclasses.fields(RunRecord) if each.name not in _FIRST)
 
 
@@ -261,7 +261,7 @@ _TYPES: dict[Any, tuple[type, ...]] = {
     "list[str] | None": (list, type(None)),
 }
 
-#: The same by the names of the fields, for each kind of document. What is read apart is not among them.
+#: The same by the names of the fields, for each kind of document. Fields that are read separately are left out.
 _FIELDS: dict[type, dict[str, tuple[type, ...]]] = {
     kind: {each.name: _TYPES[each.type] for each in dataclasses.fields(kind) if each.type in _TYPES}
     for kind in (Identity, RunRecord)
@@ -271,7 +271,7 @@ _FIELDS: dict[type, dict[str, tuple[type, ...]]] = {
 def _divided(kind: type, document: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the fields of a document that dataclass ``kind`` has, and the others.
 
-    :raises ValueError: one of the former is not what it has to be.
+    :raises ValueError: one of the former has a wrong type, or is no moment though it has to be one.
     """
     types = _FIELDS[kind]
     known: dict[str, Any] = {}

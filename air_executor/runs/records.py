@@ -19,7 +19,7 @@ from air_executor.machine.safe_files import CLOCK_STEP_S, replace_file
 from air_executor.runs.files import RunFiles, is_id
 from air_executor.runs.record import LATER, RunRecord, RunState, check_id, moment
 
-#: Names of executors of the last release, which does not link open runs.
+#: Names of executors of the previous release, which does not link open runs.
 _FORMER_NAME = re.compile(r"\d+\.[0-9a-f-]{36}")
 
 
@@ -63,9 +63,9 @@ class RunRecords(RunFiles):
         return record
 
     def set_aside(self, run_id: str) -> None:
-        """Move a record that can't be understood to ``state.json.unreadable``, before it is replaced.
+        """Quarantine a record that can't be understood as ``state.json.unreadable``, before it is replaced.
 
-        Only for whoever writes the run's end. Others must leave it: they may be of an older version.
+        Only for whoever writes the run's end. Others must leave it alone: they may be of an older version.
         """
         path = self.path(run_id, "state.json")
         with contextlib.suppress(OSError):
@@ -100,7 +100,7 @@ class RunRecords(RunFiles):
         return record.advance(RunState.STARTING, pid=runner.pid, boot_id=runner.boot_id, host=system.host())
 
     def _reported(self, record: RunRecord) -> RunRecord:
-        """Add to an ended run's record when its end was reported. Former releases wrote that into the record."""
+        """Add to an ended run's record when its end was reported. Earlier releases wrote that into the record."""
         if record.reported_at is None and (moment_s := self.reported_s(record.id)) is not None:
             return replace(record, reported_at=moment(moment_s))
         return record
@@ -114,7 +114,7 @@ class RunRecords(RunFiles):
     def open_records(self) -> Iterator[RunRecord]:
         """Yield the readable records of runs that live or whose end may not have been reported.
 
-        The cost grows with the open runs, not with all, unless an executor of the last release works here too.
+        The cost grows with the open runs, not with all, unless an executor of the previous release works here too.
         """
         return self._readable(self.open.ids() if self._marks_open() else self.ids())
 
@@ -127,9 +127,9 @@ class RunRecords(RunFiles):
             return False
 
     def mark_open(self) -> None:
-        """Link all open runs, also those that the last release has begun. The first call reads all runs.
+        """Link all open runs, also those that the previous release has begun. The first call reads all runs.
 
-        :raises StateDirError: they cannot be made.
+        :raises StateDirError: the links cannot be made.
         """
         began_s, checked_s = time.time(), self.open.checked_s()
         marked = self.open.ids()
@@ -169,7 +169,7 @@ class RunRecords(RunFiles):
         return self.read(matches[0])
 
     def unreadable(self) -> list[Path]:
-        """Return the documents of open runs that can't be understood, and all that were set aside."""
+        """Return the documents of open runs that can't be understood, and all that were quarantined."""
         run_ids = self.ids()
         aside = (self.folder(run_id) / "state.json.unreadable" for run_id in run_ids)
         found = [path for path in aside if os.path.lexists(path)]

@@ -1,4 +1,4 @@
-"""Runs whose runner and launcher are both gone: nothing of them may live on when their end is told."""
+"""Runs whose runner and launcher are both gone: nothing of them may live on when their end is reported."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from dataclasses import dataclass, field
 from air_executor.machine import leftovers, marks, processes, system
 from air_executor.machine.processes import Process, ProcessId
 
-#: The machine's processes are looked at no oftener than this, however many runs have died, in seconds.
+#: All processes of the machine are looked at no more often than this, however many runs have died, in seconds.
 _TABLE_S = 0.5
 
 
 @dataclass(frozen=True)
 class DeadRun:
-    """What is known of a run whose runner died, for its processes to be found."""
+    """What is known of a run whose runner died, to find its processes."""
 
     id: str
     workload_id: str
@@ -26,7 +26,7 @@ class DeadRun:
 
     @functools.cached_property
     def signs(self) -> tuple[str, ...]:
-        """By which its processes are known, wherever they are."""
+        """What identifies its processes, wherever they are, see :func:`marks.signs_of`."""
         return marks.signs_of(self.id, self.workload_id)
 
 
@@ -50,7 +50,7 @@ class _Table:
         return table
 
     def of(self, run: DeadRun) -> list[Process]:
-        """Return what belongs to a run: its runner's session, what says that it does, and all that these started."""
+        """Return a run's processes: its runner's session, those with its signs, and all that these started."""
         found = {pid for pid, process in self.living.items() if self._belongs(process, run)}
         offspring: dict[int, list[int]] = {}
         for process in self.living.values():
@@ -72,8 +72,8 @@ class _Table:
         runner = run.runner
         if runner is None or runner.ticks is None or process.ticks is None or not runner.is_of_here:
             return False
-        # No pid is given out again while a session or a group has it for its id. So with its leader dead, and younger
-        # than the runner, it is the run's.
+        # The kernel reuses no pid that is the id of a session or group. So if the leader is the run's, or dead, and
+        # this process is younger than the runner, it is the run's.
         leaders = {process.session, process.group} & {runner.pid, run.task_pid}
         return bool(leaders) and process.ticks >= runner.ticks and all(self._is_led(leader, run) for leader in leaders)
 
@@ -92,14 +92,14 @@ class Undertaker:
 
     def __init__(self) -> None:
         self._table: _Table | None = None
-        #: For each run when it was first found dead, and since when it was last killed, on the monotonic clock.
+        #: By run, on the monotonic clock: when it was first found dead, and when its processes were last killed.
         self._since_s: dict[str, float] = {}
         self._looked_s: dict[str, float] = {}
 
     def end(self, run: DeadRun) -> list[Process] | None:
         """Kill what is left of a run.
 
-        :return: ``None`` while there may be something, and a later call shall look again; then what can't be killed.
+        :return: ``None`` while something may be left, so that a later call must look again; then what can't be killed.
         """
         now_s = time.monotonic()
         since_s, looked_s = self._since_s.setdefault(run.id, now_s), self._looked_s.setdefault(run.id, now_s)

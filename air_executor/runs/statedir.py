@@ -1,4 +1,4 @@
-"""Which state directory is meant: one rule for every command, and for programs."""
+"""Which state directory is used: one rule for every command, and for programs."""
 
 from __future__ import annotations
 
@@ -54,11 +54,11 @@ def locate(start: str | Path | None = None) -> StateDir:
         here = Path(start or os.getcwd()).resolve()
     except FileNotFoundError as error:
         raise StateDirError("the working directory was removed: go to another one, or name --state-dir") from error
-    # The default place of Airflow's is its own business: airflow.cfg may name another one.
+    # Airflow's default state directory is skipped: airflow.cfg may name another one.
     default = (config.airflow_home() / FOLDER).resolve()
     for folder in (here, *here.parents):
         if (found := folder / FOLDER) != default and found.is_dir():
-            check_state_dir(found)  # whoever placed it there
+            check_state_dir(found)  # anybody may have placed it there
             return StateDir(found, f"the nearest {FOLDER}")
     if has_airflow():
         return StateDir(Path(config.plain_state_dir()), "Airflow's", is_airflows=True)

@@ -33,13 +33,13 @@ class RunStore(RunRecords):
     def begin(self, record: RunRecord) -> RunRecord:
         """Record that the calling process is the runner of a run, and begins it; return its record.
 
-        Of a job's run only the heartbeat file says so, and :meth:`read` takes it into account: the run may be over in
+        For a job's run, only the heartbeat file says so, which :meth:`read` takes into account: the run may be over in
         a moment, and some file systems wait for the disk whenever a file is replaced.
 
         :raises StateDirError: it cannot be written.
         """
         is_noted = False
-        with contextlib.suppress(OSError):  # the record says it then
+        with contextlib.suppress(OSError):  # then the record says so
             fd = os.open(
                 self.path(record.id, "heartbeat"),
                 os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC,
@@ -53,7 +53,7 @@ class RunStore(RunRecords):
     def mark_reported(self, record: RunRecord) -> RunRecord:
         """Note that whoever ordered a run knows its end, and return its record.
 
-        Of a job's run only the link goes: the job's own files say what became of its tasks.
+        For a job's run, only the link is removed: the job's own files say what became of its tasks.
 
         :raises StateDirError: it can't be noted.
         """
@@ -75,7 +75,7 @@ class RunStore(RunRecords):
     def has_runner(self, record: RunRecord) -> bool:
         """Tell whether the run's workload has a runner.
 
-        The lock is the evidence. If its file was deleted, as by something that cleans up old files, the runner's
+        The lock is the evidence. If its file was deleted, perhaps by something that cleans up old files, the runner's
         process decides.
         """
         path = self.lock(record.identity.workload_id).path
@@ -97,7 +97,7 @@ class RunStore(RunRecords):
             return False
         if (known := self.runner(record)) is not None:
             return known.lives()
-        # A former version began it, and its heartbeat file names no process.
+        # An earlier version began it, and its heartbeat file names no process.
         process = processes.look(record.pid)
         return process is not None and not process.is_dead and system.is_process(record.pid, record.pid_started)
 

@@ -1,4 +1,4 @@
-"""A task's own log, from outside the task: a line for what it can no longer say, and what it has failed with."""
+"""A task's own log, from outside the task: to append what the task can no longer say, and to find why it failed."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import orjson
 
 from air_executor.runs.record import now
 
-#: What a task failed with is looked for in so many bytes at the end of its log.
+#: The exception of a failed task is looked for in this many bytes at the end of its log.
 _END_BYTES = 1 << 18
 
-#: How Airflow begins what it says of a task that failed.
+#: How Airflow's message about a failed task begins.
 _FAILED = "Task failed"
 
 _FLAGS = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
@@ -23,8 +23,9 @@ _FLAGS = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW |
 def append_to_log(log_file: str | None, message: str, *, kind: str = "") -> None:
     """Append ``message`` as an error to a task's log, in the JSON lines that Airflow writes and shows.
 
+    A log that can't be written is left alone: the run's record has the message, too.
+
     :param kind: of the run; the log of a ``job`` is for its owner alone, others have Airflow's mode.
-    A log that can't be written is left: the message also stands in the run's record.
     """
     if log_file is None:
         return
@@ -44,9 +45,9 @@ def append_to_log(log_file: str | None, message: str, *, kind: str = "") -> None
 
 
 def last_exception(log_file: str | None) -> str | None:
-    """Return the exception with which a task failed, in a line, as its log ends: ``ValueError: not so``.
+    """Return the exception with which a task failed, in a line, from the end of its log: ``ValueError: not so``.
 
-    The log is the place that has it, and in it secrets are masked already. ``None`` if it does not tell.
+    Only the log has it, with secrets masked already. ``None`` if it is not there.
     """
     found: dict[bool, str] = {}
     for line in _last_lines(log_file):
@@ -56,7 +57,7 @@ def last_exception(log_file: str | None) -> str | None:
             event: dict[str, Any] = orjson.loads(line)
             error = event["error_detail"][0]
             text = f"{error['exc_type']}: {error['exc_value']}" if error["exc_value"] else str(error["exc_type"])
-            # A callback that fails after it is not what the task failed with.
+            # A callback may fail after the task; that is not why the task failed.
             found[str(event.get("event")).startswith(_FAILED)] = " ".join(text.split())
     return found.get(True) or found.get(False)
 
