@@ -18,15 +18,15 @@ _MAX_PAUSES = 100
 class AwakeClock:
     """Tells for how long this process has been running, since a moment on the monotonic clock.
 
-    Who depends on it looks at it every few seconds. Two looks that are much further apart mean that this process, or
-    the machine, stood still; what it waits for probably did, too. The kernel does not tell: its monotonic clock stops
-    while a machine is suspended, but not while processes are.
+    Its users look at it every few seconds. Two looks that are much further apart mean that this process, or the
+    machine, stood still; what it waits for probably did, too. The kernel does not tell: its monotonic clock stops while
+    a machine is suspended, but not while processes are.
     """
 
     def __init__(self, longest_s: float | None = None) -> None:
         """Begin to look.
 
-        :param longest_s: a longer time between two looks was a pause, in seconds; for who looks more often.
+        :param longest_s: a longer time between two looks was a pause, in seconds; for users that look more often.
         """
         self._longest_s = _LONGEST_S if longest_s is None else longest_s
         self._looked_s = time.monotonic()

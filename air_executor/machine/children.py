@@ -1,4 +1,4 @@
-"""The children of this process, also those that it has adopted."""
+"""The children of this process, including those that it has adopted."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 from air_executor.machine.processes import all_pids, look, read_proc
 
-#: A process id, and the children that this process had before it became what it is.
+#: A process id, and the children that this process had before it executed this program.
 _older: tuple[int, set[int]] = (0, set())
 
 
@@ -30,7 +30,7 @@ def reaped(pid: int) -> None:
 
 
 def children() -> list[int]:
-    """Return the children of this process, also those that have ended and wait to be reaped."""
+    """Return the children of this process, including those that have ended and wait to be reaped."""
     older = _older[1] if _older[0] == os.getpid() else ()
     return [pid for pid in _children() if pid not in older]
 

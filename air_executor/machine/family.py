@@ -1,8 +1,8 @@
 """The descendants of this process, and what the kernel says each of them uses.
 
-Looking costs as much as there are descendants, however many other processes the machine has: the tree is walked down
-through ``/proc/PID/task/TID/children``. Where there is none (Linux without ``CONFIG_PROC_CHILDREN``, other systems),
-psutil finds them, at a price that grows with all processes.
+The cost grows with the descendants, not with the other processes of the machine: the tree is walked down through
+``/proc/PID/task/TID/children``. Where that is missing (Linux without ``CONFIG_PROC_CHILDREN``, other systems), psutil
+finds them, at a cost that grows with all processes.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import psutil
 #: From ``<linux/sched.h>``.
 _PF_FORKNOEXEC = 0x40
 
-#: More than what is in each of the small files that are read.
+#: More than any of the small files that are read contains.
 _FILE_BYTES = 1 << 16
 
 
@@ -48,8 +48,8 @@ class Family:
     """Looks at all descendants of this process."""
 
     def __init__(self) -> None:
-        #: Members as they were first seen, by pid and start time. An orphan, which the runner adopts, would look like a
-        #: fork of the runner otherwise.
+        #: Members as they were first seen, by pid and start time. Otherwise an orphan, which the runner adopts, would
+        #: look like a fork of the runner.
         self._first: dict[tuple[int, int], Member] = {}
 
     def look(self, *, memory: bool = True) -> list[Member]:
@@ -137,7 +137,7 @@ def _ticks_per_s() -> int:
 def _stat(pid: int) -> list[bytes] | None:
     """Return the fields of ``/proc/PID/stat`` from the third on: the state, the parent and so on, see proc(5)."""
     data = _read(f"/proc/{pid}/stat")
-    # The second field is the program's name, in which anything may be.
+    # The second field is the program's name, which may contain anything.
     return data[data.rindex(b")") + 2 :].split() if data else None
 
 

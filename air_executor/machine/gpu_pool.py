@@ -63,7 +63,7 @@ def _entry(name: str, there: Sequence[int]) -> str:
 
 
 def _shown(visible: str, count: int) -> list[str]:
-    """Return what CUDA reads in ``CUDA_VISIBLE_DEVICES``: the names up to the first one that is none."""
+    """Return what CUDA reads in ``CUDA_VISIBLE_DEVICES``: the names up to the first invalid one."""
     shown: list[str] = []
     for name in (part.strip() for part in visible.split(",")):
         is_number = name.isdigit() and (not count or int(name) < count)
@@ -75,7 +75,7 @@ def _shown(visible: str, count: int) -> list[str]:
 
 
 def _is_hidden(name: str, shown: Sequence[str]) -> bool:
-    """Tell whether a GPU is certainly none of those that are shown. A number and a UUID can't be compared."""
+    """Tell whether a GPU is certainly not among those that are shown. A number and a UUID can't be compared."""
     if any(other.isdigit() != name.isdigit() for other in shown):
         return False
     if name.isdigit():

@@ -24,8 +24,8 @@ STUCK_S = 10.0
 #: How long to wait for a process of another user, which may not be killed, in seconds: its parent may end it.
 _FORBIDDEN_S = 2.0
 
-#: A process that is to outlive its task says so from its ``exec`` on. So in this time after the task's end, in seconds,
-#: no process is killed that is younger than that.
+#: A process that is to outlive its task can be recognized only from its ``exec`` on. So during this time after the
+#: task's end, in seconds, no process is killed that is younger than that.
 _YOUNG_S = 0.5
 
 #: How often to look whether a process has ended, where there are no pidfds, in seconds.
@@ -46,7 +46,7 @@ class Leftovers:
 
     def __init__(self) -> None:
         self.killed: set[int] = set()
-        """Their process ids, of those that were killed."""
+        """The ids of the processes that were killed."""
         self.survivors: list[Process] = []
         """The processes that could not be killed, and still live."""
         self._kept: set[int] = set()
@@ -101,14 +101,14 @@ class Leftovers:
 
 
 def _wait_for_any(pids: Collection[int], timeout_s: float) -> bool:
-    """Wait until one of these children has ended; ``False``: none has, and the time is over."""
+    """Wait until one of these children has ended; ``False``: none has in time."""
     if timeout_s <= 0:
         return False
     fds = [fd for pid in pids if (fd := system.open_pidfd(pid)) is not None]
     try:
         if len(fds) < len(pids):
             time.sleep(_LOOK_S)
-            return True  # that is to be looked at
+            return True  # one may have: the caller looks
         poll = select.poll()
         for fd in fds:
             poll.register(fd, select.POLLIN)

@@ -1,4 +1,4 @@
-"""Whose a process is: what it inherits says of which run it is, and whether it may outlive its task."""
+"""Whose a process is: what it inherits says which run it belongs to, and whether it may outlive its task."""
 
 from __future__ import annotations
 
@@ -37,15 +37,15 @@ def is_launcher(pid: int) -> bool:
 def join(run_id: str) -> None:
     """Mark this process, and all that will descend from it, as the run's.
 
-    They have a variable, which a program may leave out of the environment of another, and the run's mark: a soft limit
-    that applies to real-time scheduling only, and is so high that it limits nothing. Forks, sessions and programs
-    inherit it whatever their environment is.
+    They inherit a variable, which a program may leave out of another one's environment, and the run's mark: a soft
+    limit that applies to real-time scheduling only, and is so high that it limits nothing. Forks, sessions and programs
+    inherit the mark whatever their environment is.
     """
     os.environ[RUN_VARIABLE] = run_id
     if _MARKED is None:
         return
     soft, hard = resource.getrlimit(_MARKED)
-    if hard == resource.RLIM_INFINITY and (soft == hard or _is_mark(soft)):  # else somebody wants that limit
+    if hard == resource.RLIM_INFINITY and (soft == hard or _is_mark(soft)):  # else somebody has set that limit
         resource.setrlimit(_MARKED, (_mark_of(run_id), hard))
 
 
@@ -65,7 +65,7 @@ def signs_of(run_id: str, workload_id: str) -> tuple[str, ...]:
 def whose(pid: int) -> str | None:
     """Return the sign by which a process is a run's, see :func:`signs_of`; ``None``: it has none.
 
-    That is its mark, or else the variable in its environment. A fork of before the mark has its parent's title.
+    That is its mark, or else the variable in its environment, or else its title: a fork has that of its parent.
     """
     for line in read_proc(f"/proc/{pid}/limits").splitlines():
         if line.startswith(b"Max realtime timeout") and (soft := line.split()[3]).isdigit() and _is_mark(int(soft)):

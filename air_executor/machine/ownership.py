@@ -1,6 +1,6 @@
 """Whose a state directory is. One that others own, or may write to, is refused before anything is read or written.
 
-Who can write files there decides what runs, with the rights of the user who works there: as with the ``.git`` of a
+Whoever can write files there decides what runs, with the rights of the user who works there: as with the ``.git`` of a
 repository that somebody else has placed in a folder above (CVE-2022-24765).
 """
 
@@ -16,7 +16,7 @@ from air_executor.errors import StateDirError
 
 
 def check_state_dir(folder: str | Path, *, is_looking: bool = False) -> None:
-    """Make sure that a state directory, and the folder of jobs in it, are this user's alone. What is not there passes.
+    """Check that a state directory, and the folder of jobs in it, are this user's alone. What is missing passes.
 
     :param is_looking: the caller only reads; then root may use the state directory of another user.
     :raises StateDirError: they are not; the message says what to do.
@@ -52,7 +52,7 @@ def may_others_write(status: os.stat_result) -> bool:
 
 
 def _is_private_group(status: os.stat_result) -> bool:
-    """Tell whether a group is its owner's own, as most distributions give one to each user, with umask 002."""
+    """Tell whether a group is its owner's own: most distributions give each user one, with umask 002."""
     if status.st_uid == 0:
         return False
     try:
@@ -63,7 +63,7 @@ def _is_private_group(status: os.stat_result) -> bool:
 
 
 def user_name(uid: int) -> str:
-    """Return a user's name; of one that has none, ``#`` and the number."""
+    """Return a user's name, or ``#`` and the number if there is no name."""
     try:
         return pwd.getpwuid(uid).pw_name
     except KeyError:

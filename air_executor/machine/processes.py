@@ -31,13 +31,13 @@ class ProcessId:
 
     @classmethod
     def own(cls) -> ProcessId:
-        """Return the calling process's."""
+        """Return the calling process's id."""
         process = look(os.getpid())
         return cls(os.getpid(), process.ticks if process else None, system.boot_id(), system.pid_namespace())
 
     @classmethod
     def from_document(cls, document: Any) -> ProcessId | None:
-        """Read it from what :meth:`to_document` returned; ``None`` if it is missing, as in older documents."""
+        """Read an id from what :meth:`to_document` returned; ``None`` if it is missing, as in older documents."""
         try:
             pid, ticks, boot_id, namespace = (document[name] for name in ("pid", "ticks", "boot_id", "namespace"))
         except (KeyError, TypeError):
@@ -108,7 +108,7 @@ def look(pid: int) -> Process | None:
     data = read_proc(f"/proc/{pid}/stat")
     if not data:
         return None
-    # The name stands in brackets and may hold anything, brackets too.
+    # The name is in brackets and may contain anything, brackets too.
     name, _, rest = data.partition(b"(")[2].rpartition(b") ")
     fields = rest.split()
     return Process(
@@ -137,7 +137,7 @@ def _has_proc() -> bool:
 
 
 def read_proc(path: str) -> bytes:
-    """Return what a file below ``/proc`` says; nothing where there is none, or this user may not read it."""
+    """Return the content of a file below ``/proc``; nothing if it is missing, or this user may not read it."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
@@ -154,7 +154,7 @@ def read_proc(path: str) -> bytes:
 
 
 def _user(pid: int) -> str:
-    # From the file, not through getpwuid(): a directory service that hangs would hang this process.
+    # From the file, not by getpwuid(): a directory service that hangs would hang this process.
     for line in read_proc(f"/proc/{pid}/status").splitlines():
         if line.startswith(b"Uid:"):
             uid = line.split()[1].decode()

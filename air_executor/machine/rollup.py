@@ -24,7 +24,7 @@ _MAX_VIEWS = 256
 
 _FILE_BYTES = 1 << 14
 
-#: Not on macOS, where no process sends its file, as there is none.
+#: Missing on macOS, where no process sends its file, as there is none.
 _CLOEXEC = getattr(socket, "MSG_CMSG_CLOEXEC", 0)
 
 
@@ -42,14 +42,14 @@ class Rollup:
 
 
 def parse(data: bytes) -> Rollup | None:
-    """Read the text of a ``smaps_rollup``; ``None`` when the kernel is too old (before 5.4) to tell what is wanted."""
+    """Read the text of a ``smaps_rollup``; ``None`` if the kernel is too old (before 5.4) to show what is needed."""
     sizes: dict[bytes, int] = {}
     try:
         for line in data.splitlines()[1:]:
             name, _, value = line.partition(b":")
             sizes[name] = int(value.split()[0]) * 1024
         anonymous, proportional = sizes[b"Anonymous"], sizes[b"Pss_Anon"]
-        # Nearly all anonymous pages are dirty; what else is dirty are files that are mapped to be written, and shared.
+        # Nearly all anonymous pages are dirty; the other dirty ones are of files that are mapped to be written, shared.
         other_dirty = max(0, sizes.get(b"Pss_Dirty", proportional) - proportional)
         private = min(proportional, max(0, sizes[b"Private_Dirty"] - other_dirty))
         return Rollup(proportional + sizes[b"Pss_Shmem"] + sizes[b"SwapPss"], anonymous, proportional, private)
@@ -86,7 +86,7 @@ class Views:
         # Without the file, the runner uses the plain sum.
         with contextlib.suppress(OSError):
             if os.fstat(self._sender.fileno()).st_ino != self._inode:
-                return  # a daemon has closed all that it had inherited, and has its own file with this number now
+                return  # a daemon has closed all that it inherited, and reused this number for a file of its own
             fd = os.open("/proc/self/smaps_rollup", os.O_RDONLY | os.O_CLOEXEC)
             try:
                 socket.send_fds(self._sender, [b"+"], [fd])

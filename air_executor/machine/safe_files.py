@@ -33,7 +33,7 @@ def open_plain(path: str | Path) -> BinaryIO:
 
     :raises OSError: it can't be read, is a link, or no plain file.
     """
-    # A pipe without a writer would be waited for without O_NONBLOCK.
+    # Without O_NONBLOCK, opening a pipe would wait for a writer.
     fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     return os.fdopen(_plain(fd, path), "rb")
 
@@ -102,13 +102,13 @@ def _plain(fd: int, path: str | Path) -> int:
 
 
 def replace_file(path: str | Path, data: bytes, *, is_durable: bool = False) -> None:
-    """Put ``data`` in the place of a file, whole or not at all.
+    """Replace a file by one with ``data``, atomically.
 
-    :param is_durable: even if the machine loses power; the disk is waited for.
+    :param is_durable: atomically even if the machine loses power, which takes a wait for the disk.
     :raises StateDirError: it can't be written.
     """
     folder, name = os.path.split(path)
-    # By chance, and not to be there yet: processes of several PID namespaces may share the folder.
+    # A random name, not one with a pid: processes of several PID namespaces may share the folder.
     temporary = os.path.join(folder, f".{name}.{os.urandom(8).hex()}.tmp")
     try:
         fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
@@ -141,6 +141,6 @@ def modified_s(path: str | Path) -> float | None:
 def is_fresh(moment_s: float | None, limit_s: float) -> bool:
     """Tell whether ``moment_s``, in seconds since the epoch, is less than ``limit_s`` seconds ago.
 
-    A moment in the future is not fresh: the clock was set back, and what it says of the past is worth nothing.
+    A moment in the future is not fresh: the clock was set back, so nothing is known about how long ago it was.
     """
     return moment_s is not None and -CLOCK_STEP_S < time.time() - moment_s < limit_s

@@ -1,7 +1,7 @@
 """What an operating system offers to control processes: identity, signals, memory, sockets.
 
-Each function has its fallback for other systems than Linux in it, not in a module of its own: what it promises then
-stands in one place. So macOS works, if less promptly.
+Each function contains its fallback for systems other than Linux, so that its promise is in one place. macOS works, but
+reacts less promptly.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def boot_id() -> str:
 
 
 def _boot_session() -> str | None:
-    # macOS has an id as well. The time of the boot, which is all that is left, moves whenever the clock is set.
+    # macOS has an id, too. The last resort, the time of the boot, moves whenever the clock is set.
     try:
         command = ["/usr/sbin/sysctl", "-n", "kern.bootsessionuuid"]
         return subprocess.check_output(command, stderr=subprocess.DEVNULL, text=True).strip() or None
@@ -70,7 +70,7 @@ def host() -> str:
 
 @functools.cache
 def pid_namespace() -> int | None:
-    """Return which PID namespace this process is in: pids mean something in it alone. ``None`` where there are none."""
+    """Return the PID namespace of this process: pids are valid only within one. ``None`` where there are none."""
     try:
         return os.stat("/proc/self/ns/pid").st_ino
     except OSError:
@@ -86,7 +86,7 @@ def start_time(pid: int) -> float | None:
 
 
 def signal_name(number: int) -> str:
-    """Return the name of a signal; of one without a name, its number in words."""
+    """Return the name of a signal, or its number in words if it has none."""
     try:
         return signal.Signals(number).name
     except ValueError:
@@ -135,7 +135,7 @@ def signal_if(pid: int, is_it: Callable[[], bool], signum: signal.Signals) -> bo
 
 
 def descriptors() -> list[int]:
-    """Return the open descriptors of this process, with that of the listing; none where the system has no list."""
+    """Return this process's open descriptors, including the one of the listing; none where the system lists none."""
     return [int(name) for name in os.listdir("/proc/self/fd")] if os.path.isdir("/proc/self/fd") else []
 
 
@@ -221,7 +221,7 @@ def adopt_orphans() -> None:
 
 
 def exit_fork(code: int) -> NoReturn:
-    """End this forked process. What it has printed is written out; nothing that its parent has for its exit is done."""
+    """End this forked process: flush what it has printed, but run none of its parent's exit handlers."""
     with contextlib.suppress(OSError, ValueError):
         sys.stdout.flush()
         sys.stderr.flush()
@@ -293,7 +293,7 @@ def outlive_full_disks() -> None:
 
 
 def show_faults() -> None:
-    """Have this process and its forks print the Python stack to descriptor 2 when a fault of the CPU ends them.
+    """Have this process and its forks print the Python stack to descriptor 2 when a CPU fault ends them.
 
     In a task, descriptor 2 leads to its log.
     """

@@ -27,7 +27,7 @@ _EVENT = struct.Struct("iIII")
 class Watch:
     """Becomes readable when a file appears in, leaves, or is written in one of the watched folders.
 
-    Where the system has no inotify it never does, so users have to look now and then as well.
+    Without inotify it never does, so its users have to poll as well.
     """
 
     def __init__(self) -> None:
@@ -51,7 +51,7 @@ class Watch:
                 self._folders[folder], self._numbers[number] = number, folder
 
     def remove(self, folder: Path) -> None:
-        """Watch a folder no longer."""
+        """Stop watching a folder."""
         number = self._folders.pop(folder, None)
         if self._fd is not None and number is not None:
             self._numbers.pop(number, None)
@@ -88,7 +88,7 @@ class Watch:
         return changed
 
     def close(self) -> None:
-        """Watch nothing any more."""
+        """Stop watching."""
         if self._fd is not None:
             os.close(self._fd)
             self._fd = None
