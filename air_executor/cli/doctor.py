@@ -1,4 +1,4 @@
-"""The doctor: looks at everything that has to be right, and says how to mend what is not."""
+"""The doctor: checks everything that has to be right, and says how to repair what is not."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _LOW_SPACE_BYTES = 100 << 20
 
 
 def examine() -> list[Check]:
-    """Look at everything that what is done from here depends on, and return what was found."""
+    """Check everything that commands from here depend on, and return the findings."""
     checks = [_python()]
     try:
         where = locate()
@@ -122,7 +122,7 @@ def _state_dir(where: StateDir) -> Check:
             store.prepare()
             _use_sockets_and_locks(store.root / f".try-{os.urandom(8).hex()}")
             return Check("state directory", True, str(where))
-        # Made here, it would belong to whoever asks. What can be done in the folder that is there, can be in this one.
+        # It is not made here: it would belong to whoever asks. What works in its nearest parent works in it as well.
         parent = next(each for each in path.parents if os.path.lexists(each))
         with tempfile.TemporaryDirectory(prefix=".air-executor-", dir=parent) as folder:
             _use_sockets_and_locks(Path(folder) / "try")

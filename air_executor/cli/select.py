@@ -1,4 +1,4 @@
-"""Finding runs by what they are of: dag, task, dag run and map index, as well as by their ids."""
+"""Finding runs by their dag, task, dag run and map index, or by their ids."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from air_executor.errors import AirExecutorError
 from air_executor.runs.record import RunRecord
 from air_executor.runs.store import RunStore
 
-#: So many of the runs that could be meant are named.
+#: At most this many of the task instances that could be meant are named.
 _NAMED = 5
 
 FILTERS = (
@@ -30,7 +30,7 @@ ARGUMENTS = tuple(
 
 
 def names_runs(args: argparse.Namespace) -> bool:
-    """Tell whether a command line names runs by what they are of.
+    """Tell whether a command line names runs by their dag, task, dag run or map index.
 
     :raises AirExecutorError: it names one by its id as well.
     """
@@ -56,7 +56,7 @@ def matching(store: RunStore, args: argparse.Namespace, *, live: bool = False) -
 
 
 def is_wanted(record: RunRecord, args: argparse.Namespace) -> bool:
-    """Tell whether a run is one of those that a command line names by what they are of."""
+    """Tell whether a run has the dag, task, dag run and map index that a command line names."""
     return all(_is(record, name, value) for name, value in _wanted(args).items())
 
 

@@ -25,7 +25,7 @@ _COLOURS = {
     RunState.LOST: "magenta",
 }
 
-#: So many characters of an id tell runs apart; commands take the beginning of one.
+#: This many characters of an id tell runs apart; commands accept the beginning of one.
 _SHORT = 8
 
 

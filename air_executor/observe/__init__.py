@@ -1,1 +1,1 @@
-"""What the command line, the plugin and metrics ask: which runs, launchers and jobs there are, and how they stand."""
+"""Answers for the command line, the plugin and metrics: which runs, launchers and jobs there are, in which state."""

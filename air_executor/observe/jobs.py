@@ -1,4 +1,4 @@
-"""How jobs stand, seen from outside: from their files and locks. Nothing here writes."""
+"""The state of jobs, seen from outside: from their files and locks. Nothing here writes."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def summaries(state_dir: str | Path, *, ended: bool = True) -> list[Summary]:
 def listed(state_dir: str | Path, *, most_ended: int | None) -> Listed:
     """Return the jobs below a state directory that have not ended, and some of those that have.
 
-    Files are opened for what is returned; of all other jobs only the folders are looked at.
+    Only files of the jobs that are returned are opened; of all others, only the folders are looked at.
 
     :param most_ended: how many of the ended ones, the last to end first; ``None`` for all.
     """
@@ -95,7 +95,7 @@ def _unreadable(name: str, error: AirExecutorError) -> Summary:
 
 
 def summary(files: JobFiles) -> Summary:
-    """Return one job that was read."""
+    """Return the summary of a job that was read."""
     found = _summary(files.job, Counter(task.status.value for task in files.tasks.values()))
     return found if found.state.is_end else dataclasses.replace(found, has_manager=is_worked_on(files.path))
 
@@ -124,7 +124,7 @@ def _summary(job: Job, counts: Counter[str]) -> Summary:
 def untrusted(store: JobStore, job: Job) -> str | None:
     """Return what to do about a job that is not run because nobody trusts it; ``None`` for all others.
 
-    Nobody is asked about a job that has ended, nor when somebody else's jobs are looked at.
+    Trust does not matter for a job that has ended, nor when somebody else's jobs are looked at.
     """
     if job.state.is_end or store.root.lstat().st_uid != os.geteuid():
         return None
@@ -147,10 +147,10 @@ def obstacle(store: JobStore, files: JobFiles) -> str | None:
 
 
 def leftover_runs(files: JobFiles) -> dict[str, RunRecord | None] | None:
-    """Return the runs of tasks that are ``running`` as the files of a job say which has no manager, by task.
+    """Return the runs of the ``running`` tasks of a job that has no manager, by task.
 
-    Such a run may have ended since; a task without a record has ``None``. Nothing at all, ``None``, is returned when
-    the files are up to date: a manager works on the job, or it has ended.
+    Such a run may have ended since; a task without a record has ``None``. If the files are up to date, because a
+    manager works on the job or it has ended, ``None`` is returned.
     """
     if files.job.state.is_end or is_worked_on(files.path):
         return None

@@ -1,4 +1,4 @@
-"""What a process and all below it use now."""
+"""What a process and all its descendants use now."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import psutil
 def of_family(pid: int) -> tuple[int | None, float | None]:
     """Return the memory and the CPU time of a process and all its descendants: bytes and seconds.
 
-    Memory is the proportional set size (each has its share of shared pages), or the resident one where the kernel does
-    not tell. ``None`` for both when the process is gone.
+    Memory is the proportional set size (a shared page counts for each process in part), or the resident one where the
+    kernel does not tell. ``None`` for both when the process is gone.
     """
     memory, cpu = 0, 0.0
     try:
