@@ -1,1 +1,1 @@
-"""All that knows Airflow."""
+"""Everything that imports Airflow."""

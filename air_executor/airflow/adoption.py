@@ -19,15 +19,15 @@ if TYPE_CHECKING:
 
 
 class Adoption:
-    """Takes over what one executor may."""
+    """Takes over runs for one executor."""
 
     def __init__(self, work: Work) -> None:
         self._work = work
 
     def inherit(self) -> None:
-        """Follow the callbacks of schedulers that are gone: nobody but an executor tells Airflow of their ends.
+        """Follow the callbacks of schedulers that are gone: only an executor reports their ends to Airflow.
 
-        Tasks are offered by Airflow. Those that it has given up meanwhile are not: their ends need nobody.
+        Airflow offers tasks for adoption, but not those that it has given up meanwhile: nobody needs their ends.
         """
         work, orphans = self._work, []
         for record in work.backend.orphans(is_of_this_database):
@@ -45,9 +45,9 @@ class Adoption:
     def take(self, instances: Sequence[TaskInstance]) -> list[TaskInstance]:
         """Take over the runs of task instances.
 
-        A scheduler whose heartbeat was late may take itself for gone: what is in hand already stays as it is.
+        A scheduler whose heartbeat was late may consider itself gone, so what is in hand already stays as it is.
 
-        :return: the instances that have no run to take over, and were not queued but begun.
+        :return: the instances that have no run to take over, and had begun, so that they can't be queued again.
         """
         work, given_back = self._work, []
         before = self._counts()
@@ -79,7 +79,7 @@ class Adoption:
             if record is None:
                 return self._queue_again(ti) or self._leave_elsewhere(ti)
             if record.state.is_end and (record.reported_at or record.outcome == UNWANTED):
-                return self._queue_again(ti)  # its next run was ordered by a scheduler that died before it was noted
+                return self._queue_again(ti)  # a scheduler ordered its next run, and died before it was noted
             self._work.follow(record, ti.key)
         except AirExecutorError as error:
             self._work.executor.log.warning("%s is given back: %s", ti, error)
@@ -97,15 +97,15 @@ class Adoption:
             executor.log.exception("%s can't be queued again and is given back", ti)
             return False
         executor.queued_tasks[ti.key] = workload
-        # The scheduler saves it with the rest. It would take one for stuck that waited for long before it died.
+        # The scheduler saves it with the rest. With the old time, it could take the instance for stuck in the queue.
         ti.queued_dttm = datetime.now(tz=timezone.utc)
         return True
 
     def _leave_elsewhere(self, ti: TaskInstance) -> bool:
         """Keep the slot of an instance that runs where this executor can't see it, while its runner sends heartbeats.
 
-        It is of a scheduler on another machine, or one with another state directory. Its runner tells Airflow its end;
-        if it dies, Airflow misses its heartbeats.
+        It belongs to a scheduler on another machine, or with another state directory. Its runner reports its end to
+        Airflow; if the runner dies, Airflow misses its heartbeats.
         """
         if ti.state != compat.states_of("task").RUNNING or not task_instances.is_beating(str(ti.id), SILENT_S):
             return False

@@ -6,7 +6,7 @@ from typing import Any
 
 from air_executor.runs.record import RunRecord
 
-#: How many requests to remember. Airflow repeats one within a loop of the scheduler.
+#: How many requests to remember. Airflow repeats a request within one loop of the scheduler.
 _MANY = 10_000
 
 #: Requests that Airflow's scheduler makes for one try of a task. Those for a dag run always pass.
@@ -20,8 +20,8 @@ class Alerts:
     """Remembers requests, so that none is repeated.
 
     Airflow's scheduler requests the callbacks of a task whose heartbeats are missing twice: when it notices that, and
-    when it handles the executor's event. It also requests those of a task that has run them itself, when its state
-    could not be reported to the API server.
+    when it handles the executor's event. It also requests them for a task that has run them itself, but could not
+    report its state to the API server.
     """
 
     def __init__(self) -> None:

@@ -1,7 +1,6 @@
 """The doctor's checks that need Airflow.
 
-Airflow is imported by the checks, not with this module: with some configurations its import fails, and the check says
-so.
+The checks import Airflow, not this module: with some configurations the import fails, and the check reports that.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ _TIMEOUT_S = 5.0
 def examine() -> list[Check]:
     """Check what the scheduler's executor and its tasks depend on, with logging switched off.
 
-    Airflow's own messages would stand between the findings.
+    Otherwise Airflow's own messages would appear between the findings.
     """
     logging.disable(logging.CRITICAL)
     try:
@@ -52,7 +51,7 @@ def _executor() -> Check:
     for name in _executor_names():
         try:
             executor = _imported(name.module_path)
-        except Exception as error:  # whatever is imported
+        except Exception as error:  # the module may raise anything
             why = f"{type(error).__name__}: {error}"
             return Check("executor", False, f"{found}: {name.module_path} can't be imported: {why}", remedy)
         is_named = is_named or (isinstance(executor, type) and issubclass(executor, AirExecutor))

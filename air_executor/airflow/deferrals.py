@@ -1,8 +1,8 @@
 """Jobs of deferred tasks: cancelled when the task has ended or is gone, even if no trigger notices.
 
 A trigger cancels its job when its task instance is marked, cleared or deleted. It can't do so before the triggerer has
-taken it, or while no triggerer runs. So a task that defers leaves a note, and the executor looks up the states of the
-task instances that have one from time to time.
+taken it, or while no triggerer runs. So a task that defers leaves a note, and the executor regularly looks up the
+states of the task instances with a note.
 """
 
 from __future__ import annotations

@@ -41,7 +41,7 @@ class Ends:
             self.report(run.key, record)
         if attempt.error is not None:
             if record.delivered or record.outcome == UNWANTED:
-                work.free(run)  # Airflow knows, or does not want to
+                work.free(run)  # Airflow knows the end, or does not want it
             else:
                 self.fail(run.key, f"run {record.id} ended as {record.state.value}: {record.reason or record.outcome}")
         self.note(run.key, record.id, record, run.ti_id, record.id)
@@ -55,14 +55,14 @@ class Ends:
             how = f"its token was not valid any more; its runner has signed another, {record.tokens_signed} times"
             executor.log_task_event(event=_TOKEN_EVENT, extra=f"run {record.id}: {how}", ti_key=key)
         if record.outcome == UNWANTED or (record.delivered and record.outcome in _CONTINUES_LATER):
-            # An event would make the scheduler fail an instance that somebody else may be running, or one that is
-            # scheduled again already, and still waits for a slot.
+            # An event would make the scheduler fail an instance that somebody else may be running, or that is scheduled
+            # again already, and still waits for a slot.
             if is_last:
                 executor.running.discard(key)
             return
         states = compat.states_of(record.identity.kind)
-        # For a task whose runner has told Airflow its state, the scheduler only needs to know that the slot is free;
-        # "failed" would mean that the task's state is not what it should be.
+        # For a task whose runner has reported its state to Airflow, the scheduler only needs to know that the slot is
+        # free; "failed" would mean that the task's state is wrong.
         ok = record.delivered or (record.identity.kind != "task" and record.state is RunState.SUCCEEDED)
         if not ok:
             self._alerts.are_told_by(record)
@@ -81,16 +81,16 @@ class Ends:
     def note(
         self, key: Any, report_id: str, record: RunRecord | None, ti_id: str | None, executor_id: str | None
     ) -> None:
-        """Note what the scheduler gets to see of a workload. What is to fail a task instance must not be missed."""
+        """Note what is reported to the scheduler. A report that is to fail a task instance must not be missed."""
         state, reason = self._work.executor.event_buffer.get(key, (None, None))
         is_failure = isinstance(key, TaskInstanceKey) and state == compat.states_of("task").FAILED
         self._work.reports.add(Report(report_id, record, key, ti_id if is_failure else None, executor_id, reason))
 
     def repeat(self, report_id: str) -> None:
-        """Report a failure again that the scheduler has missed."""
+        """Report again a failure that the scheduler has missed."""
         executor, report = self._work.executor, self._work.reports.repeat(report_id)
         if report is None or report.key in executor.running or report.key in executor.queued_tasks:
-            return  # in hand again: the scheduler would ignore it
+            return  # the workload is in hand again: the scheduler would ignore the report
         executor.log.info(
             "Reporting again the end of %s, which the scheduler has missed: %s", report.key, report.reason
         )

@@ -30,7 +30,7 @@ from air_executor.runs.backend import RunBackend
 if TYPE_CHECKING:
     from airflow.models.taskinstance import TaskInstance
 
-#: How often an executor that drains looks whether its runs have ended, in seconds.
+#: How often an executor that drains checks whether its runs have ended, in seconds.
 _DRAIN_LOOK_S = 0.2
 
 
@@ -39,8 +39,8 @@ class AirExecutor(BaseExecutor):
 
     Records of the runs are in ``[air_executor] state_dir``; ``air-executor status`` shows them.
 
-    An exception out of here would end the scheduler. So whatever is done for one run, or in one step, is guarded:
-    it is logged, and the others continue.
+    An exception from here would end the scheduler. So whatever is done for one run, or in one step, is guarded: its
+    exception is logged, and the others continue.
     """
 
     is_local = True
@@ -64,16 +64,16 @@ class AirExecutor(BaseExecutor):
         self._orders = Orders(self._work, self._ends)
         self._adoption = Adoption(self._work)
         self._passes = Passes(self._work, self._ends, self._stops)
-        #: Releases in reverse order what was acquired, however far the start has come.
+        #: Releases resources in reverse order of acquisition, however far the start has come.
         self._at_end = contextlib.ExitStack()
-        #: The scheduler saves audit entries through a generator, and SQLAlchemy holds them by weak references only:
-        #: those that nobody else holds are saved empty, which fails and loses all of them.
+        #: Keeps audit entries alive: the scheduler saves them through a generator, and SQLAlchemy holds only weak
+        #: references. An entry that nobody else holds is saved empty, which fails and loses all of them.
         self._held_entries: list[Any] = []
 
     # Airflow's calls, in the order in which they come
 
     def start(self) -> None:
-        """Check the options and the state directory, and warm a launcher up.
+        """Check the options and the state directory, and warm up a launcher.
 
         :raises ConfigError: an option cannot be used. The scheduler does not start; the message names the option.
         :raises StateDirError: the state directory cannot be used.
@@ -106,8 +106,8 @@ class AirExecutor(BaseExecutor):
         """Return where the runs happen."""
         return LocalBackend(options)
 
-    # The slot of a run that has ended is free before the scheduler knows of it, which takes another of its loops.
-    # A task that waits for GPUs has none.
+    # The slot of a run that has ended is free one loop of the scheduler before the scheduler knows it. A task that
+    # waits for GPUs has no slot.
 
     @property
     def slots_available(self) -> int:
@@ -120,7 +120,7 @@ class AirExecutor(BaseExecutor):
         return int(super().slots_occupied) - self._work.vacant()
 
     def trigger_tasks(self, open_slots: int) -> None:
-        """Order the runs of queued tasks, as many as there are slots."""
+        """Order the runs of as many queued tasks as there are slots."""
         with self._work.guard("Ordering the runs of queued tasks"):
             super().trigger_tasks(open_slots + self._work.vacant())
 
@@ -128,7 +128,7 @@ class AirExecutor(BaseExecutor):
         self._orders.take(workload_items)
 
     def sync(self) -> None:
-        """Report the runs that have ended, and reconcile the others with the database now and then."""
+        """Report the runs that have ended, and regularly reconcile the others with the database."""
         self._held_entries = list(self._task_event_logs)
         with self._work.guard("Acknowledging ends"):
             self._work.reports.next_loop(self._work.backend)
@@ -158,7 +158,7 @@ class AirExecutor(BaseExecutor):
                 fail_connection_test(str(key.id), str(info))
 
     def send_callback(self, request: Any) -> None:
-        """Have a callback run, or a mail sent, by the dag processor: for each try of a task once."""
+        """Have the dag processor run a callback or send a mail: once for each try of a task."""
         is_wanted = True
         with self._work.guard("Looking whether a callback was asked for before"):
             is_wanted = self._alerts.are_wanted(request)
@@ -183,12 +183,12 @@ class AirExecutor(BaseExecutor):
         return self._adoption.take(tis)
 
     def end(self) -> None:
-        """Release everything. What becomes of the runs, ``[air_executor] on_shutdown`` says."""
+        """Release everything. ``[air_executor] on_shutdown`` decides what becomes of the runs."""
         work = self._work
         with work.guard("Ending the executor"), self._at_end:
             if not work.has_begun:
                 return
-            # Whether the scheduler has dealt with the last ends is not known: the next one gets them again.
+            # Nobody knows whether the scheduler has dealt with the last ends: the next scheduler gets them again.
             policy = work.options.on_shutdown
             self.log.info("AirExecutor ends; %d runs: %s", len(work.runs), policy)
             if policy == "drain":
@@ -198,7 +198,7 @@ class AirExecutor(BaseExecutor):
                 self._wait_for_runs(work.options.stop_grace_seconds + 2 * STUBBORN_S)
 
     def terminate(self) -> None:
-        """Stop every run of this executor. What waits for one stays queued, for the next executor."""
+        """Stop every run of this executor. Workloads that wait for one stay queued, for the next executor."""
         self.running -= self._work.gpu_queue.keys()
         self._work.gpu_queue.clear()
         for run_id in list(self._work.runs):

@@ -1,7 +1,7 @@
 """Tasks that wait for GPUs. While they wait, they hold no slot and no process.
 
 A GPU is free when nobody holds its lock and no run was ordered for it. Executors that share a state directory take
-turns: while one has ordered runs that have not leased their GPUs yet, no other orders any.
+turns: while one has ordered runs that have not leased their GPUs yet, no other orders any such run.
 """
 
 from __future__ import annotations
@@ -68,13 +68,13 @@ class GpuQueue:
         return set(self._waiting)
 
     def instances(self) -> list[str]:
-        """Return the ids of the task instances that wait, or whose runs may."""
+        """Return the ids of the task instances that wait here, or whose runs may wait for their leases."""
         return [each.ti_id for each in self._waiting.values()] + [ti_id for _, ti_id in self._promised.values()]
 
     def takes(self, key: Any, workload: Any) -> bool:
         """Queue a workload if it needs GPUs; return whether it does.
 
-        One that asks for more than there is does not wait: its runner refuses it and says why.
+        A workload that asks for more than there are does not wait: its runner refuses it and says why.
         """
         air = workloads.executor_config(workload).get("air")
         if not isinstance(air, dict) or not air.get("gpus"):
@@ -107,11 +107,11 @@ class GpuQueue:
         self._promised[run_id] = count, ti_id
 
     def ready(self, slots: int) -> list[tuple[Any, Any]]:
-        """Remove those whose turn it is and whose GPUs are free; return their keys and workloads.
+        """Remove the workloads that are next and whose GPUs are free; return their keys and workloads.
 
-        Nothing overtakes one that needs more GPUs than are free, as it could wait for ever.
+        Nothing overtakes a workload that needs more GPUs than are free: otherwise it could wait for ever.
 
-        :param slots: how many at most.
+        :param slots: how many workloads at most.
         """
         ready: list[tuple[Any, Any]] = []
         self._forget_promises()

@@ -1,6 +1,6 @@
 """The hooks of launchers and runners for Airflow's workloads: see :class:`air_executor.runner.hooks.Hooks`.
 
-The functions import Airflow, not this module: a launcher that starts each runner as a fresh Python does without.
+The functions import Airflow, not this module: a launcher that starts each runner as a fresh Python needs none.
 """
 
 from __future__ import annotations

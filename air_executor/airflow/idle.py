@@ -10,24 +10,24 @@ from collections.abc import Sequence
 
 from air_executor.airflow.work import Work
 
-#: While there is plenty of work, the scheduler rests at most so many times as long as its last loop took.
+#: Batch completions: while there is plenty of work, wait for more at most 3x the last loop's duration.
 _GATHER_FACTOR = 3.0
 
-#: So many live runs for each CPU are plenty of work.
+#: This many live runs for each CPU are plenty of work.
 PLENTY_PER_CPU = 4
 
-#: After a look for news that has failed, the scheduler waits so many seconds for the next one.
+#: After a failed look for news, the scheduler waits this many seconds for the next one.
 _FAILED_WAIT_S = 0.1
 
-#: When the scheduler of this process last ended its wait for news, on the monotonic clock.
+#: When the last wait for news in this process ended, on the monotonic clock.
 woken_s = math.inf
 
 
 def wait_for_news(works: Sequence[Work], seconds: float) -> None:
-    """Wait until a run of one of the executors has ended, at most so many seconds.
+    """Wait until a run of one of the executors has ended, for at most ``seconds``.
 
-    What follows a task is scheduled when it ends, not up to a second later. Only while there is plenty of work for
-    every CPU, ends are left to gather: a loop of the scheduler costs about as much for many of them as for one.
+    What follows a task is scheduled when the task ends, not up to a second later. Only while there is plenty of work
+    for every CPU, ends are batched: a loop of the scheduler costs about as much for many of them as for one.
     """
     global woken_s
     begin_s = time.monotonic()

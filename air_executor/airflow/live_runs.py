@@ -1,4 +1,4 @@
-"""The live runs of an executor, and which of them are of one workload."""
+"""The live runs of an executor, by their ids and by workload."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ class Run:
     """A live run of this executor."""
 
     key: Any
-    """By which the scheduler knows the workload."""
+    """The scheduler's key of the workload."""
     ti_id: str | None
     """Id of the task instance; ``None`` for what is not a task."""
 
 
 class LiveRuns(MutableMapping[str, Run]):
-    """Runs by their ids. A task instance has two for a moment: one that resumes it, and one that is just ending."""
+    """Runs by their ids. A task instance may briefly have two: one that resumes it, and one that is just ending."""
 
     def __init__(self) -> None:
         self._runs: dict[str, Run] = {}

@@ -21,14 +21,14 @@ _QUEUES = ("queued_tasks", "queued_callbacks", "queued_connection_tests")
 
 
 class Orders:
-    """Orders the runs of workloads, one after the other; each may fail alone."""
+    """Orders the runs of workloads, one by one; a failure affects no other."""
 
     def __init__(self, work: Work, ends: Ends) -> None:
         self._work = work
         self._ends = ends
 
     def take(self, workloads: Sequence[Any]) -> None:
-        """Take workloads out of Airflow's queues, and have their runs begin."""
+        """Take workloads out of Airflow's queues, and order their runs."""
         items = []
         for workload in workloads:
             with self._work.guard(f"Taking {type(workload).__name__} from the queue"):
@@ -37,19 +37,19 @@ class Orders:
         self.order_waiting()
 
     def order_held(self) -> None:
-        """Have those begin whose task instance has no former try left."""
+        """Order the runs of held workloads whose task instance has no other live try any more."""
         held = self._work.held
         free = [key for key in held if not self._work.runs.has_other_try(key)]
         self._order_all([(key, held.pop(key)) for key in free])
 
     def order_waiting(self) -> None:
-        """Have those begin whose GPUs are free."""
+        """Order the runs of waiting workloads whose GPUs are free."""
         with self._work.guard("Looking for free GPUs"):
             slots = self._work.executor.slots_available if len(self._work.gpu_queue) else 0
             self._order_all(self._work.gpu_queue.ready(slots), have_waited=True)
 
     def _order_all(self, items: Iterable[tuple[Any, Any]], *, have_waited: bool = False) -> None:
-        """Have the runs of workloads begin, given with their keys; those that need GPUs wait until they are free."""
+        """Order the runs of workloads, given with their keys; those that need GPUs wait until they are free."""
         work = self._work
         unnamed: dict[str, str] = {}  # runs that the database does not know yet, by their instances
         for key, workload in items:
@@ -78,7 +78,7 @@ class Orders:
         identity = compat.identity_of(workload, team=work.team)
         air = compat.executor_config(workload).get("air")
         known_id = compat.pre_assigned_id(workload)
-        # One that was queued by a scheduler that died may have a run on record already, which never began.
+        # If a scheduler queued the workload and died, there may be a record of a run with this id, which never began.
         run_id = known_id if known_id and not work.backend.knows(known_id) else str(uuid.uuid4())
         log_file = compat.log_file_of(workload)
         request = RunRequest(
@@ -102,7 +102,7 @@ class Orders:
         try:
             key = compat.key_of(workload)
         except Exception:
-            # Of a kind that came with a later Airflow. It must not be offered again with every loop.
+            # A kind from a later Airflow. It must not be offered again in every loop.
             for queue in queues:
                 for queued in [each for each, other in queue.items() if other is workload]:
                     del queue[queued]

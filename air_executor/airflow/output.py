@@ -1,9 +1,9 @@
 """Reading a task's output and its log messages in bounded memory and linear time.
 
 Airflow's own reader keeps everything since the last newline, and searches all of it again with each piece. This one
-yields the same lines, except where there is no newline. There it does what a terminal does: of a progress bar, whose
-states overwrite each other with carriage returns, it shows the last state once a second; and it splits what is longer
-than :data:`MAX_LINE_BYTES`.
+yields the same lines, except where there is no newline. There it does as a terminal does: it shows the last state of a
+progress bar, whose states overwrite each other with carriage returns, once a second. And it splits what is longer than
+:data:`MAX_LINE_BYTES`.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from typing import Any
 #: A longer line is split, so that output without newlines takes bounded memory.
 MAX_LINE_BYTES = 1 << 20
 
-#: A line whose states overwrite each other is passed on as it is if it is complete within this many seconds and not
-#: longer than this many bytes. After that, its last state is shown at this interval.
+#: A line whose states overwrite each other is passed on unchanged if it is complete within this many seconds and at
+#: most this many bytes long. After that, its last state is shown at this interval.
 _PROGRESS_S = 1.0
 _PROGRESS_BYTES = 1 << 16
 
@@ -36,7 +36,7 @@ class _Text:
         self._has_return = False
         self._began_s = 0.0
         self._is_progress = False
-        """States that were overwritten have been left out of the line."""
+        """Overwritten states have been removed from the line."""
         self._shown = b""
         """The state of this line that was shown last."""
 
@@ -62,7 +62,7 @@ class _Text:
         self._has_return = self._has_return or b"\r" in data
 
     def end(self) -> None:
-        """Pass on what there is of the line."""
+        """Pass on the line as far as it has come."""
         if self._is_progress:
             state = self._line[self._start_of_state() :]
             if state.strip() and state.strip() != self._shown:
@@ -75,7 +75,7 @@ class _Text:
         self._has_return, self._is_progress, self._shown = False, False, b""
 
     def _start_of_state(self) -> int:
-        """Return where the last state begins. A carriage return at the end has not overwritten it yet."""
+        """Return where the last state begins. A carriage return at the very end has not overwritten it yet."""
         return self._line.rfind(b"\r", 0, len(self._line.rstrip())) + 1
 
     def _show_progress(self, is_all: bool) -> None:
@@ -85,7 +85,7 @@ class _Text:
         age_s = self._clock() - self._began_s
         if not start or not (self._is_progress or age_s >= _PROGRESS_S or len(self._line) > _PROGRESS_BYTES):
             return
-        # In a flood a piece ends somewhere in a state; the one before it is whole.
+        # When output comes fast, a piece may end in the middle of a state; the state before is whole.
         is_whole = is_all or self._line.endswith(b"\r")
         state = self._line[start:] if is_whole else self._line[:start].rstrip().rpartition(b"\r")[2]
         del self._line[:start]
@@ -97,7 +97,7 @@ class _Text:
                 self._send(state)
 
     def _cut(self) -> None:
-        """Pass on the first part of a line that is too long: it cuts no character and loses no spaces."""
+        """Pass on the first part of a line that is too long, without cutting a character or losing spaces."""
         end = MAX_LINE_BYTES
         while end > MAX_LINE_BYTES - 4 and self._line[end] & 0xC0 == 0x80:
             end -= 1
@@ -107,7 +107,7 @@ class _Text:
 
 
 class _Messages:
-    """Splits log messages, a line of JSON each, which have to stay whole however long they are."""
+    """Splits log messages, one line of JSON each, which have to stay whole however long they are."""
 
     def __init__(self, send: Callable[[bytearray], None]) -> None:
         self._send = send
@@ -127,7 +127,7 @@ class _Messages:
 
 
 def make_reader(is_text: Callable[[Lines], bool], clock: Callable[[], float] = time.monotonic) -> Callable[..., Any]:
-    """Return a function that takes the place of ``make_buffered_socket_reader`` in Airflow's supervisor.
+    """Return a function that replaces ``make_buffered_socket_reader`` in Airflow's supervisor.
 
     :param is_text: returns whether a generator takes printed text; otherwise it takes log messages.
     """

@@ -14,7 +14,7 @@ from air_executor.airflow.work import Work
 if TYPE_CHECKING:
     from airflow.models.taskinstance import TaskInstance
 
-#: After a pause of the machine, the scheduler waits so many seconds at most for its tasks' heartbeats to be written.
+#: After a pause of the machine, the scheduler waits at most this many seconds for its tasks' heartbeats to be written.
 _CATCH_UP_S = 5.0
 
 
@@ -28,7 +28,7 @@ class Passes:
         self.reconciler: Reconciler
 
     def make(self) -> None:
-        """Begin a pass when it is time for one, and act on what it has found when it is over."""
+        """Begin a pass when one is due, and act on its findings when it is over."""
         self.begin()
         found = None
         with self._work.guard("Reconciling the runs with the database"):
@@ -37,7 +37,7 @@ class Passes:
             self.act_on(found)
 
     def begin(self) -> None:
-        """Begin a pass when it is time for one. One that is overdue is waited for, for a moment."""
+        """Begin a pass when one is due. If heartbeats are behind, wait a moment for it."""
         work = self._work
         with work.guard("Beginning to reconcile the runs with the database"):
             if self.reconciler.is_due():
@@ -47,7 +47,7 @@ class Passes:
             self.reconciler.catch_up(_CATCH_UP_S)
 
     def act_on(self, found: Outcome) -> None:
-        """Do what follows from a pass."""
+        """Act on the findings of a pass."""
         work, executor = self._work, self._work.executor
         for run_id in found.lost & work.runs.keys():
             executor.log.info("Run %s was taken over by another scheduler", run_id)
@@ -70,7 +70,7 @@ class Passes:
                 work.backend.show_life()
 
     def is_alive(self, ti: TaskInstance) -> bool:
-        """Tell whether a task instance has a runner here that shows itself."""
+        """Tell whether a task instance has a runner here that holds its lock and is not silent."""
         work = self._work
         with work.guard(f"Looking whether {ti} lives"):
             for run_id in work.runs.ids_of(ti.key):
@@ -86,8 +86,8 @@ class Passes:
 def vouch(passes: Iterable[Passes], instances: Callable[[], list[Any]]) -> list[Any]:
     """Return those task instances that the scheduler should fail because their heartbeats are missing.
 
-    Not those whose runner lives: it is not their fault that a heartbeat was not written, as while the machine was
-    paused.
+    Those whose runner lives are left out: it is not their fault that a heartbeat was not written, as when the machine
+    was paused.
 
     :param instances: looks them up in the database.
     """

@@ -1,4 +1,4 @@
-"""How a runner waits for an API server that is away: it retries for a long time, and its task runs meanwhile."""
+"""How a runner waits for an API server that is away: it retries for a long time, while its task runs on."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Any
 from air_executor.airflow.compat import api, options
 from air_executor.machine.awake import AwakeClock
 
-#: Longest first wait and longest wait of all, in seconds; in between it doubles. Each wait is a random part of that, so
-#: that many runners do not return at the same moment.
+#: Backoff: the longest first wait and the longest wait of all, in seconds; the longest wait doubles in between. Each
+#: wait is a random part of the longest, so that many runners do not retry at the same moment.
 _SHORTEST_S, _LONGEST_S = 1.0, 30.0
 
 
@@ -45,7 +45,7 @@ class Patience:
 
     @contextlib.contextmanager
     def only_once(self) -> Iterator[None]:
-        """Make requests without retries: what is sent regularly needs none."""
+        """Make requests without retries: requests that are repeated regularly need none."""
         self._single = True
         try:
             yield
@@ -62,8 +62,8 @@ class Patience:
             return True
         if since_s != self._since_s:
             self._since_s, self._refusals = since_s, 0  # another request
-        # A healthy server that fails at the same request again and again will keep failing. Errors from a time when it
-        # was not healthy do not count.
+        # A healthy server that fails at the same request repeatedly will keep failing. Errors of an unhealthy server do
+        # not count.
         is_refusal = api.is_internal_error(error) and api.is_well(client, error)
         self._refusals = self._refusals + 1 if is_refusal else 0
         return self._refusals >= options.stock_attempts()

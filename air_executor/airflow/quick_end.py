@@ -1,9 +1,9 @@
 """Ends a task whose operator has no ``on_kill`` at SIGTERM, instead of after the grace time.
 
-Airflow's task process answers SIGTERM by calling the operator's ``on_kill``, and then continues. For an operator that
-has none, that is ten seconds of work that nobody wants, and then SIGKILL.
+On SIGTERM, Airflow's task process calls the operator's ``on_kill``, and then continues. For an operator that has none,
+that means ten seconds of work that nobody wants, and then SIGKILL.
 
-Airflow calls ``on_kill`` after a time-out, too, and then fails the task. That stays as it is.
+Airflow also calls ``on_kill`` after a time-out, and then fails the task. That does not change.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Making runs and Airflow's metadata database agree: all live runs in one pass, in two statements.
+"""Making runs and Airflow's metadata database agree: all live runs in one pass, with a few statements.
 
-Runners leave heartbeats where they run. A pass writes all of them to the database in one UPDATE, every third time, and
-asks in one SELECT which task instances should no longer run: marked, cleared, deleted, or moved on to another try.
-While passes are made, no runner sends heartbeats to the API server. A pass is made in a thread of its own, so that the
-scheduler's loop waits neither for the database nor for a thousand files.
+Runners leave heartbeats where they run. Every third pass writes them to the database in bulk, and each pass asks in
+bulk which task instances should no longer run: marked, cleared, deleted, or moved on to another try. While passes are
+made, no runner sends heartbeats to the API server. A pass has a thread of its own, so that the scheduler's loop waits
+neither for the database nor for a thousand files.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ log = logging.getLogger(__name__)
 #: Seconds between two passes: as often as Airflow's own supervisor would ask whether its task should still run.
 PASS_S = 5.0
 
-#: Heartbeats are written every so many seconds, or four times within Airflow's time-out for them if that is shorter.
+#: Seconds between two writes of heartbeats; or a quarter of Airflow's time-out for them, if that is shorter.
 _BEAT_S = 15.0
 
-#: Instances that wait for GPUs are shown to Airflow as queued just now every so many seconds, or four times within its
-#: time-out for them if that is shorter.
+#: Seconds between two renewals of the queued time of instances that wait for GPUs; or a quarter of Airflow's time-out
+#: for queued instances, if that is shorter.
 _QUEUED_S = 60.0
 
-#: A runner that has shown no sign of life for so many seconds is not vouched for; Airflow's time-out then decides.
+#: A runner without a heartbeat for this many seconds is not vouched for; Airflow's time-out then decides.
 SILENT_S = 60.0
 
 
@@ -59,11 +59,11 @@ class Outcome:
     """Runs that another executor follows by now."""
     unwanted: list[Unwanted]
     over: set[str]
-    """Instances without a run here that do not run any more, by their ids."""
+    """Ids of instances without a run here that no longer run."""
     missed: set[str] = field(default_factory=set)
-    """Reports that the scheduler has not taken in, by their ids."""
+    """Ids of reports that the scheduler has missed."""
     heard: set[str] = field(default_factory=set)
-    """Reports that need not be repeated."""
+    """Ids of reports that need not be repeated."""
 
 
 class Reconciler:
@@ -72,7 +72,7 @@ class Reconciler:
     def __init__(self, backend: RunBackend, state_dir: str | Path, job_id: object) -> None:
         """Make no pass yet.
 
-        :param state_dir: where the jobs of deferred tasks lie.
+        :param state_dir: where the notes on jobs of deferred tasks are.
         :param job_id: of the scheduler's job in the database.
         """
         self._backend = backend
@@ -83,19 +83,19 @@ class Reconciler:
         #: When heartbeats were last written, in seconds since the epoch, as the scheduler measures them.
         self._beaten_at_s = time.time()
         self._awake = AwakeClock()
-        #: What each run's heartbeat was when it was last seen to change, and when that was, on the monotonic clock.
+        #: By run: its last heartbeat, and when that one was first seen here, on the monotonic clock.
         self._signs: dict[str, tuple[float, float]] = {}
-        #: The pass that was waited for.
+        #: The pass that :meth:`catch_up` has waited for.
         self._awaited: threading.Thread | None = None
         self._thread: threading.Thread | None = None
         self._found: Outcome | None = None
         self.is_database_away = False
-        #: Runs that were unwanted in the last pass. One that is so twice is stopped: the first time it may be about
-        #: to end because of what it has told Airflow itself.
+        #: Runs that were unwanted in the last pass. A run that is unwanted twice in a row is stopped: the first time it
+        #: may be about to end because of what it has told Airflow itself.
         self._suspects: dict[str, str] = {}
-        #: Instances whose rows others had locked when they were to beat. They do with the next pass.
+        #: Instances whose heartbeats were not written, as others had locked their rows. The next pass writes them.
         self._unbeaten: set[str] = set()
-        #: Instances whose runs are not ordered yet, as they wait for GPUs. Airflow must not take them for stuck.
+        #: Instances that wait for GPUs. Airflow must not take them for stuck.
         self.waiting: Sequence[str] = ()
         self._next_queued_s = 0.0
         self._queued_s = min(_QUEUED_S, conf.getfloat("scheduler", "task_queued_timeout") / 4)
@@ -103,24 +103,24 @@ class Reconciler:
         self._guard = Guard(log)
 
     def is_due(self) -> bool:
-        """Tell whether it is time for a pass, and the last one is over."""
+        """Tell whether a pass is due, and the last one is over."""
         return self._thread is None and (self._awake.look() >= self._next_s or self.is_behind())
 
     def is_behind(self) -> bool:
         """Tell whether heartbeats were not written for so long that the scheduler may soon fail tasks for it.
 
-        As after a pause of the machine, when the database was away, or when the clock was set forward.
+        This happens after a pause of the machine, when the database was away, or when the clock was set forward.
         """
         return time.time() - self._beaten_at_s > self._timeout_s / 2
 
     def catch_up(self, timeout_s: float) -> None:
-        """Wait for a pass, if there is one and heartbeats are behind; for each pass once."""
+        """Wait for the present pass, if heartbeats are behind; at most once for each pass."""
         if self._thread is not None and self._thread is not self._awaited and self.is_behind():
             self._awaited = self._thread
             self._thread.join(timeout_s)
 
     def is_silent(self, run_id: str) -> bool:
-        """Tell whether a runner has shown no sign of life for long, while it could have."""
+        """Tell whether a runner has left no heartbeat for long, not counting pauses."""
         sign = self._signs.get(run_id)
         return sign is not None and self._awake.since_s(sign[1]) > SILENT_S
 
@@ -162,9 +162,9 @@ class Reconciler:
     def _look_up(
         self, lost: set[str], runs: Mapping[str, str], elsewhere: Sequence[str], reports: Sequence[Report]
     ) -> Outcome:
-        """Exchange news with the database. If it is away, that is logged once, and made up for by the next pass."""
+        """Exchange news with the database. If it is away, that is logged once, and the next pass makes up for it."""
         try:
-            runs = {**runs, **{ti_id: ti_id for ti_id in self.waiting}}  # given up like runs, by their own ids
+            runs = {**runs, **{ti_id: ti_id for ti_id in self.waiting}}  # Airflow gives these up like runs
             states = self._exchange(runs, elsewhere)
             missed = task_instances.missed(reports, self._job)
         except SQLAlchemyError as error:

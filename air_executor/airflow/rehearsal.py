@@ -1,8 +1,8 @@
 """A launcher's rehearsal: it does, before its first fork, what runners and task processes would do for the first time.
 
 CPython caches where it has found attributes, and specializes code that is called often. What a process does for the
-first time is slow, and makes the memory of these caches private. So the launcher is a runner for a few runs, and a task
-process. No Airflow, and nothing that the user has installed, takes part.
+first time is slow, and makes the memory of these caches private. So the launcher plays runner and task process for a
+few runs. No server or database of Airflow, and nothing that the user has installed, takes part.
 """
 
 from __future__ import annotations
@@ -78,9 +78,9 @@ def rehearse() -> None:
 
 
 def rehearse_runs(config: Config) -> None:
-    """Be a runner and a task process, for a dag that is in no database. For processes without children and threads.
+    """Play runner and task process for a dag that is in no database. Only for processes without children and threads.
 
-    It also moves the code that was used next to each other. Where tasks run as another user, nothing is rehearsed.
+    It also moves the code that was used together in memory. Where tasks run as another user, nothing is rehearsed.
     """
 
     def runs() -> None:
@@ -168,7 +168,7 @@ class _Rehearsal:
             "run_id": "rehearsal",
             "map_index": 0,
             "try_number": 1,
-            "queue": f"air-executor-{run_id}",  # no coordinator's, so Python's
+            "queue": f"air-executor-{run_id}",  # of no coordinator, so the task is Python's
             "pool_slots": 1,
             "priority_weight": 1,
         }
@@ -228,7 +228,7 @@ class ExecutionApi(BaseHTTPRequestHandler):
     """Airflow's execution API, as far as the rehearsal needs it: it accepts everything."""
 
     protocol_version = "HTTP/1.1"
-    wbufsize = 1 << 16  # an answer is one packet then
+    wbufsize = 1 << 16  # so that an answer is one packet
 
     def answer(self, _body: bytes) -> tuple[int, Any]:
         """Return the status and the JSON that answer a request with this body."""

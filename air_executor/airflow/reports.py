@@ -17,30 +17,30 @@ from air_executor.guard import Guard
 from air_executor.runs.backend import RunBackend
 from air_executor.runs.record import RunRecord
 
-#: While this many ends can't be acknowledged in one loop, as on a full disk, the others wait for the next loop.
+#: When this many ends can't be acknowledged in one loop, as on a full disk, the others wait for the next loop.
 _MAX_FAILURES = 8
 
-#: Pauses before a failure is reported again, in seconds: the first one, doubled each time, up to the last one.
+#: Backoff before a failure is reported again, in seconds: the first pause, doubled each time, up to the last one.
 _FIRST_PAUSE_S, _LAST_PAUSE_S = 5.0, 300.0
 
 
 @dataclass
 class Report:
-    """What was reported to the scheduler of one end."""
+    """A report of one end to the scheduler."""
 
     id: str
     """Id of the run, or of this report if there is no run."""
     record: RunRecord | None = None
     """``None`` for a workload that could not even be ordered."""
     key: Any = None
-    """By which the scheduler knows the workload."""
+    """The scheduler's key of the workload."""
     ti_id: str | None = None
     """Id of the task instance that the scheduler has to fail; ``None`` if it does not matter whether it does."""
     executor_id: str | None = None
     """``external_executor_id`` of that instance, as long as nobody has queued it again."""
     reason: str | None = None
     due_s: float = 0.0
-    """From when on to ask whether the scheduler has taken it in, on the monotonic clock."""
+    """When to begin to check whether the scheduler has taken it in, on the monotonic clock."""
     pause_s: float = _FIRST_PAUSE_S
 
 
@@ -49,11 +49,11 @@ class Reports:
 
     def __init__(self, guard: Guard) -> None:
         self._guard = guard
-        #: Made in this loop of the scheduler. In the next one it has dealt with them.
+        #: Reports of this loop of the scheduler. In the next loop, it has dealt with them.
         self._fresh: list[Report] = []
-        #: Perhaps not taken in, by their ids.
+        #: Reports that the scheduler may have missed, by their ids.
         self._open: dict[str, Report] = {}
-        #: Certainly taken in, and still to be acknowledged.
+        #: Ends that the scheduler has taken in, still to be acknowledged.
         self._taken_in: list[RunRecord] = []
 
     def add(self, report: Report) -> None:
@@ -76,7 +76,7 @@ class Reports:
             self._acknowledge(backend)
 
     def to_confirm(self) -> list[Report]:
-        """Return those of which it is time to ask whether the scheduler has taken them in."""
+        """Return the reports for which a check is due whether the scheduler has taken them in."""
         now_s = time.monotonic()
         return [each for each in self._open.values() if each.due_s <= now_s]
 
@@ -87,7 +87,7 @@ class Reports:
                 self._taken_in.append(each.record)
 
     def repeat(self, report_id: str) -> Report | None:
-        """Return what is to be reported again; ``None``: that has become needless."""
+        """Return a report that is to be made again; ``None`` if it is no longer needed."""
         report = self._open.pop(report_id, None)
         if report is not None:
             report.due_s = time.monotonic() + report.pause_s
@@ -109,4 +109,4 @@ class Reports:
                         raise
             if attempt.error is not None:
                 failed += 1
-                self._taken_in.append(record)  # the next loop tries again, and logs no more of it
+                self._taken_in.append(record)  # the next loop tries again, and does not log it again

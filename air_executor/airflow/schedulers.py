@@ -23,7 +23,7 @@ from air_executor.runs.backend import RunBackend
 
 log = logging.getLogger(__name__)
 
-#: What is left of an executor whose job another database has is kept for those so long, in seconds.
+#: The trace of a dead executor whose job another database has is kept this long for that one's schedulers, in seconds.
 _STRANGE_S = 86400.0
 
 #: States of a job. The enumeration has moved from one version of Airflow to another.
@@ -42,7 +42,7 @@ class JobName:
 
     id: int
     begun: str | None
-    """When the job began, in microseconds since the epoch; ``None`` in names of the last release."""
+    """When the job began, in microseconds since the epoch; ``None`` in names of the previous release."""
 
     @classmethod
     def parse(cls, name: str) -> JobName | None:
@@ -103,9 +103,9 @@ def is_of_this_database(executor: str) -> bool:
 
 
 def fail_jobs_of_dead_executors(backend: RunBackend, own_job_id: object) -> None:
-    """Note in the database which schedulers are dead, as the kernel knows, so that their tasks can be taken over now.
+    """Fail the jobs of dead schedulers in the database, so that their tasks can be taken over now.
 
-    Airflow itself waits for a heartbeat that is missing for long. A scheduler whose executor has died is gone.
+    The kernel has freed the locks of their executors. Airflow itself would wait until heartbeats were missing for long.
 
     :raises SQLAlchemyError: the database can't be reached. The next call tries again.
     """
@@ -113,9 +113,9 @@ def fail_jobs_of_dead_executors(backend: RunBackend, own_job_id: object) -> None
 
 
 def _fail_job_of(executor: str, last_seen_s: float, own_job_id: object) -> bool:
-    """Note in the database that the job of a dead executor is over.
+    """Fail the job of a dead executor in the database.
 
-    :return: whether to keep the executor's trace, for those whose job it is.
+    :return: whether to keep the executor's trace, for schedulers of the database that has the job.
     """
     job = JobName.parse(executor)
     if job is None:

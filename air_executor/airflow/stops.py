@@ -37,7 +37,7 @@ class Stops:
         self._asked_s.pop(run_id, None)
 
     def kill_the_stubborn(self) -> None:
-        """Kill runs that were asked to end and have not. In each loop: it needs no database."""
+        """Kill runs that were asked to end and have not. Done in each loop, as it needs no database."""
         now_s = self._awake.look()
         for run_id, since_s in list(self._asked_s.items()):
             grace_s = self._work.options.stop_grace_seconds
@@ -46,5 +46,5 @@ class Stops:
             with self._work.guard(f"Killing run {run_id}"):
                 if self._work.backend.is_stopping(run_id):
                     self._work.executor.log.warning("Run %s does not end by itself and is killed", run_id)
-                    self._asked_s[run_id] = now_s - grace_s  # again after the rest
+                    self._asked_s[run_id] = now_s - grace_s  # so it is killed again after STUBBORN_S
                     self._work.backend.kill(run_id)

@@ -22,21 +22,21 @@ from air_executor.machine.safe_files import is_fresh
 
 log = logging.getLogger(__name__)
 
-#: The result of a connection test is cut to so many characters.
+#: The result of a connection test is cut to this many characters.
 _MAX_RESULT = 2000
 
-#: So many ids go into one statement: SQLite before 3.32 takes at most 999.
+#: At most this many ids go into one statement: SQLite before 3.32 takes at most 999.
 _CHUNK = 900
 
-#: In these states of its task instance a run is where it should be.
+#: A run should go on while its task instance is in one of these states.
 WANTED = frozenset({TaskInstanceState.QUEUED.value, TaskInstanceState.RUNNING.value})
 
-#: The scheduler would fail a task instance in these states, and so has missed that it should.
+#: A task instance that is still in one of these states after a report of its failure: the scheduler has missed that.
 _UNENDED = WANTED | {TaskInstanceState.RESTARTING.value}
 
 
 def beat(ti_ids: Sequence[str]) -> set[str]:
-    """Pass on that these instances live, and return those that could not be, as somebody else had locked their rows."""
+    """Write heartbeats for these instances, and return those whose rows somebody else had locked."""
     unbeaten: set[str] = set()
     for some in _chunks([instance_id(ti_id) for ti_id in ti_ids]):
         with create_session(scoped=False) as session:
@@ -48,7 +48,7 @@ def beat(ti_ids: Sequence[str]) -> set[str]:
 
 
 def keep_queued(ti_ids: Sequence[str]) -> None:
-    """Let these instances count as queued just now, which ``[scheduler] task_queued_timeout`` is about."""
+    """Renew the queued time of these instances, so that ``[scheduler] task_queued_timeout`` does not fail them."""
     for some in _chunks([instance_id(ti_id) for ti_id in ti_ids]):
         with create_session(scoped=False) as session:
             is_queued = TaskInstance.state == TaskInstanceState.QUEUED
@@ -57,9 +57,9 @@ def keep_queued(ti_ids: Sequence[str]) -> None:
 
 
 def fail_connection_test(test_id: str, reason: str) -> None:
-    """Give a connection test its end, unless it has one: Airflow heeds no event of it, and would let the user wait.
+    """Fail a connection test, unless it has ended: Airflow ignores events about it, and would let the user wait.
 
-    :raises SQLAlchemyError: the database can't be reached. Airflow itself gives the test up after its time-out then.
+    :raises SQLAlchemyError: the database can't be reached. Then Airflow gives the test up after its time-out.
     """
     models = importlib.import_module("airflow.models.connection_test")
     with create_session(scoped=False) as session:
@@ -70,10 +70,10 @@ def fail_connection_test(test_id: str, reason: str) -> None:
 
 
 def name_runs(runs: Mapping[str, str]) -> None:
-    """Put the ids of runs in the database, by those of their task instances, where their scheduler has not.
+    """Write the ids of runs to the database, by those of their task instances, where their scheduler has not.
 
-    Not as events, for which the scheduler does it: on SQLite, which locks no rows, an instance that moves on to
-    another try at that moment, and so gets another id, would be an error that ends the scheduler.
+    The scheduler would do it for events. But on SQLite, which locks no rows, an instance that moves on to another try
+    at that moment, and so gets another id, would then cause an error that ends the scheduler.
     """
     try:
         named: set[Any] = set()
@@ -82,7 +82,7 @@ def name_runs(runs: Mapping[str, str]) -> None:
                 for ti_id in _free(session, some):
                     session.execute(_update(ti_id).values(external_executor_id=runs[str(ti_id)]))
                     named.add(str(ti_id))
-        for ti_id in runs.keys() - named:  # one at a time: who waits for a row and holds another may be waited for
+        for ti_id in runs.keys() - named:  # one at a time: to wait for a row while holding another may deadlock
             with create_session(scoped=False) as session:
                 session.execute(_update(instance_id(ti_id)).values(external_executor_id=runs[ti_id]))
     except SQLAlchemyError as error:
@@ -90,7 +90,7 @@ def name_runs(runs: Mapping[str, str]) -> None:
 
 
 def is_beating(ti_id: str, limit_s: float) -> bool:
-    """Tell whether a task instance has shown a sign of life in the database within so many seconds."""
+    """Tell whether a task instance has a heartbeat in the database that is less than ``limit_s`` seconds old."""
     try:
         with create_session(scoped=False) as session:
             beat = select(TaskInstance.last_heartbeat_at).where(TaskInstance.id == instance_id(ti_id))
@@ -117,8 +117,8 @@ def given_up(runs: Mapping[str, str]) -> list[str]:
 def _free(session: Session, ids: Sequence[Any]) -> Sequence[Any]:
     """Lock the rows of those task instances that nobody else has locked, and return their ids.
 
-    So a statement over many waits for no lock and can't be part of a deadlock. The scheduler passes over rows that are
-    locked: commit soon.
+    So a statement over many rows waits for no lock and can't be part of a deadlock. The scheduler skips locked rows:
+    commit soon.
     """
     if session.get_bind().dialect.name == "sqlite":
         return ids  # it locks the whole database, and waits for that only if nothing was read before

@@ -26,7 +26,7 @@ from air_executor.runs.store import RunStore
 def fork_ahead(store: RunStore, config: Config, connection: socket.socket) -> Callable[[], None]:
     """Fork a task process ahead of its workload. It closes its copy of ``connection``.
 
-    :return: ends the task process, unless it has got a workload.
+    :return: a function that ends the task process, unless it has a workload.
     """
 
     def let_go() -> None:

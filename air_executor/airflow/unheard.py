@@ -1,4 +1,4 @@
-"""Switches off what else learns of tasks, for a rehearsal: metrics, traces, Sentry, remote logs.
+"""Switches off, for a rehearsal, what reports tasks elsewhere: metrics, traces, Sentry, remote logs.
 
 Each is replaced where Airflow's code looks it up, not where it sends. So the launcher makes no client, connection or
 thread that its forks would share.
@@ -70,7 +70,7 @@ def _traces() -> Iterator[None]:
     trace: Any = sys.modules.get("opentelemetry.trace")
     with contextlib.ExitStack() as stack:
         for name, module in list(sys.modules.items()) if trace else ():
-            # Each module has its own, which would look up once where its spans go, and keep that.
+            # Each module has a tracer of its own, which would look up once where its spans go, and keep that.
             if name.startswith("airflow.") and isinstance(vars(module).get("tracer"), trace.Tracer):
                 stack.enter_context(replaced(module, tracer=trace.NoOpTracer()))
         yield

@@ -31,7 +31,7 @@ class Work:
         self.gpu_queue = GpuQueue()
         """Workloads that wait for GPUs."""
         self.held: dict[Any, Any] = {}
-        """Workloads whose task instance has a former try that is still ending, by their keys: they begin after it."""
+        """Workloads whose task instance has another try that is still ending, by their keys: they begin after it."""
         self.elsewhere: dict[str, Any] = {}
         """Keys of task instances that were taken over with a runner that can't be seen from here, by their ids."""
         self.reports = Reports(self.guard)
@@ -86,7 +86,7 @@ class Work:
         return True
 
     def has(self, key: Any) -> bool:
-        """Tell whether a workload is in hand already, though Airflow offers it for taking over."""
+        """Tell whether a workload is in hand already, though Airflow offers it for adoption."""
         if key in self.executor.queued_tasks or key in self.held or key in self.gpu_queue or self.reports.has_key(key):
             return True
         return any(self.is_mine(run_id) for run_id in self.runs.ids_of(key))

@@ -60,7 +60,7 @@ def summaries(state_dir: str | Path, *, ended: bool = True) -> list[Summary]:
 def listed(state_dir: str | Path, *, most_ended: int | None) -> Listed:
     """Return the jobs below a state directory that have not ended, and some of those that have.
 
-    Only files of the jobs that are returned are opened; of all others, only the folders are looked at.
+    Files are opened for what is returned; for other jobs that are noted as ended, only the folders are looked at.
 
     :param most_ended: how many of the ended ones, the last to end first; ``None`` for all.
     """
