@@ -1,7 +1,7 @@
 """The manager: starts a runner for each task that is ready, and keeps the jobs' files up to date.
 
-It knows nothing that is not in the files, and what it does next follows from them. So it may be killed at any moment:
-the next manager continues with the runners that are still there.
+All that it knows is in the files, and what it does next follows from them. So it may be killed at any moment: the next
+manager continues with the runners that are still there.
 
 ``loop`` has the manager's life; ``active_jobs`` the jobs that it works on; ``turns`` says which job may start the next
 task, ``starts`` starts it, ``outcomes`` records what became of it; ``requests`` does what others ask; and ``runs`` is

@@ -1,4 +1,4 @@
-"""The jobs that a manager works on: opening, reloading and closing them, and keeping the errors of each to itself."""
+"""The jobs that a manager works on: opening, reloading and closing them, and isolating the errors of each."""
 
 from __future__ import annotations
 
@@ -30,21 +30,21 @@ from air_executor.runs.record import RunRecord
 
 log = logging.getLogger(__name__)
 
-#: A job that can't be read or written is tried again after so many seconds.
+#: A job that can't be read or written is tried again after this many seconds.
 _BLOCKED_S = 1.0
 
 
 class ActiveJobs:
     """The jobs that a manager works on, each with its lock.
 
-    An error that may pass, such as a full disk, blocks the job: it is reloaded from its files a little later. An error
-    that nobody expected fails the job. Neither concerns any other job.
+    An error that may pass, such as a full disk, blocks the job: it is reloaded from its files a little later. An
+    unexpected error fails the job. Neither affects any other job.
     """
 
     def __init__(self, store: JobStore, lookout: Lookout, runs: Runs, *, only: frozenset[str] | None) -> None:
         """Work on no job yet.
 
-        :param only: names of the jobs that matter; ``None`` for all.
+        :param only: names of the jobs to work on; ``None`` for all.
         """
         self._store, self._lookout, self._runs, self._only = store, lookout, runs, only
         self.outcomes = Outcomes(runs)
@@ -116,7 +116,7 @@ class ActiveJobs:
             self._give_up(name, error)
 
     def _give_up(self, name: str, error: Exception) -> None:
-        """Fail a job for an error that nobody expected. It is looked at again when its files change."""
+        """Fail a job because of an unexpected error. It is looked at again when its files change."""
         reason = f"its manager met an error: {type(error).__name__}: {error}"
         log.error("Job %s fails, as %s", jsontext.shown(name), reason, exc_info=error)
         if (job := self._jobs.get(name)) is not None:
@@ -221,7 +221,7 @@ class ActiveJobs:
         self.attempt(job, lambda job: resume(job, self._runs, self.outcomes))
 
     def _reload(self, name: str) -> None:
-        """Continue a job with its files as they are now. What runs continues, if it is still running in the files."""
+        """Continue a job with its files as they are now. Runs continue if the files still say ``running``."""
         job = self._jobs[name]
         if not self._store.has(name):
             self._note_missing(job)
@@ -235,7 +235,7 @@ class ActiveJobs:
             self._complain(job.name, error)
             return
         except JobError as error:
-            # Its runs must not be forgotten for that. The job continues as it was.
+            # Its runs must not be forgotten because of that, so the job continues as it was.
             aside = ", ".join(map(str, job.files.set_aside())) or "not kept"
             log.error("%s. Job %s goes on as it was; what was there is %s", error, name, aside)
             job.blocked_until_s = 0.0
@@ -252,7 +252,7 @@ class ActiveJobs:
         :raises ManagedError: another manager has it.
         """
         lock = files.lock()
-        # Looked at first: opening the lock file for writing would wake those who watch the folder.
+        # Look first: opening the lock file for writing would wake those who watch the folder.
         if is_held(lock.path) or not lock.acquire(timeout_s=0):
             self._lookout.watch(name)  # the other manager may leave it
             raise ManagedError(f"another manager works on job {name}")
@@ -264,7 +264,7 @@ class ActiveJobs:
             lock.release(keep_file=True)
 
     def _drop(self, job: ActiveJob) -> None:
-        """Work on a job no more."""
+        """Stop working on a job."""
         job.files.abandon()
         del self._jobs[job.name]
         self.turns.remove(job.name)
@@ -298,7 +298,7 @@ class ActiveJobs:
             self.attempt(job, lambda job: self.outcomes.record(job, task, record))
 
     def wake(self) -> None:
-        """Do what is due now: reload blocked jobs, and make ready what is tried again."""
+        """Do what is due now: reload blocked jobs, and make ready the tasks whose next try is due."""
         now_s = time.monotonic()
         for name in self._timers.take_due(now_s):
             job = self._jobs[name]
@@ -343,5 +343,5 @@ class ActiveJobs:
         self._drop(job)
 
     def due_s(self) -> float:
-        """Return when the next step is due though nothing happens, on the monotonic clock."""
+        """Return when the next step is due even if nothing happens, on the monotonic clock."""
         return 0.0 if self._changed else self._timers.due_s()

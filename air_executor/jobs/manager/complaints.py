@@ -1,4 +1,4 @@
-"""Problems that last: each is logged once, not each time that it is met."""
+"""Lasting problems: each is logged once, not every time it is met."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Complaints:
         """Log a problem, unless it is the one that was last logged about the same job.
 
         :param about: the job's name; nothing for all jobs.
-        :param why: tells the problem from others.
+        :param why: identifies the problem.
         """
         if self._last.get(about) != why:
             log.error("%s", message)

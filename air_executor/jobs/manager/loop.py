@@ -24,7 +24,7 @@ from air_executor.runs.backend import RunBackend
 #: The longest time to wait for something to happen, in seconds.
 _LONGEST_WAIT_S = 3600.0
 
-#: When to try again if a task could be started and was not, in seconds.
+#: How soon to try again when a task could be started but was not, in seconds.
 _START_AGAIN_S = 0.1
 
 
@@ -43,7 +43,7 @@ class Manager:
     ) -> None:
         """Prepare, but begin nothing.
 
-        :param poll_s: how often to look at the files though nothing tells of a change, in seconds.
+        :param poll_s: how often to look at the files even if no change is reported, in seconds.
         :param max_runners: how many tasks may run at a time, of all jobs together.
         :param only: names of the jobs to work on; ``None`` for all.
         :param heeds_signals: SIGTERM and SIGINT call :attr:`on_signal`. Only the main thread can do that.
@@ -116,7 +116,7 @@ class Manager:
 
     @contextlib.contextmanager
     def _open(self) -> Iterator[None]:
-        """Be the one manager of all jobs, or of none but those that it is for: each of these has a lock of its own."""
+        """Hold the lock of the one manager of all jobs. For some jobs it is not needed: each has a lock of its own."""
         with contextlib.ExitStack() as at_end:
             at_end.callback(self._runs.close)
             self._runs.open()

@@ -66,7 +66,7 @@ class Outcomes:
     def interrupt(self, job: ActiveJob, task: Task, reason: str, *, counts: bool = True) -> None:
         """Start a task again whose run ended before the task could.
 
-        :param counts: whether it is one of the interruptions of which a task may have only so many.
+        :param counts: whether it counts towards the interruptions that a task may have at most.
         :raises AirExecutorError: the job's files can't be written.
         """
         task.interruptions += counts
@@ -117,12 +117,12 @@ class Outcomes:
 
 
 def _is_interruption(record: RunRecord) -> bool:
-    """Tell whether a run ended without its task having had a chance to end."""
+    """Tell whether a run ended before its task had a chance to end."""
     return record.state is RunState.LOST or (record.state is RunState.KILLED and record.outcome in (None, UNWANTED))
 
 
 def _is_retried_after(task: Task, record: RunRecord | None) -> bool:
-    """Tell whether a failure is one after which the task is to be tried again, as its ``retry_on`` says."""
+    """Tell whether the task's ``retry_on`` allows another try after this failure."""
     if not task.retry_on:
         return True
     if record is None:

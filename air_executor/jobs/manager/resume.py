@@ -17,7 +17,7 @@ _MAX_PLACES = 10_000
 
 
 def resume(job: ActiveJob, runs: Runs, outcomes: Outcomes) -> None:
-    """Follow the runs of tasks that are running as the files say, and stop those that belong to no such task.
+    """Follow the runs of tasks that are ``running`` in the files, and stop the job's other runs.
 
     :raises AirExecutorError: the job's files can't be written, or a record can't be read now.
     """
@@ -37,7 +37,7 @@ def _find_run(job: ActiveJob, task: Task, runs: Runs, outcomes: Outcomes) -> Non
     try:
         record = runs.record(run_id)
     except RecordError:
-        # If there is nothing of it, the disk may have been full. That may last, and is not the task's fault.
+        # If nothing of the run exists, the disk may have been full. That may last, and is not the task's fault.
         outcomes.interrupt(job, task, "its run is not on record", counts=runs.was_begun(run_id))
         return
     if record.state.is_end:

@@ -54,17 +54,17 @@ class Runs:
         self._backend.warm_up()
 
     def fileno(self) -> int | None:
-        """Return a descriptor that becomes readable when there may be news; ``None`` if nothing tells."""
+        """Return a descriptor that becomes readable when there may be news; ``None`` if there is none now."""
         return self._backend.fileno()
 
     def due_in_s(self) -> float | None:
-        """Return in how many seconds to call :meth:`take_ends` though nothing tells; ``None``: no need to."""
+        """Return in how many seconds to call :meth:`take_ends` even without news; ``None``: no need to."""
         return self._backend.due_in_s()
 
     # Runs
 
     def order(self, request: RunRequest, owner: Owner) -> None:
-        """Have a run begin.
+        """Order a run.
 
         :raises ProtocolError: the request is too large for a runner, or no JSON.
         :raises StateDirError: the run can't be recorded, so it was not ordered.
@@ -75,7 +75,7 @@ class Runs:
         self._live[request.id] = owner
 
     def record(self, run_id: str) -> RunRecord:
-        """Return the record of a run. One that was ordered by a dead manager, and has not begun, will not begin.
+        """Return the record of a run. If a dead manager ordered it, and it has not begun, it never will.
 
         :raises RecordError: there is none, or it can't be understood.
         :raises StateDirError: it can't be read now.
@@ -83,7 +83,7 @@ class Runs:
         return self._backend.withdraw(self._backend.record(run_id), "its manager died before its runner was born")
 
     def was_begun(self, run_id: str) -> bool:
-        """Tell whether there is anything of a run: without, it could not be ordered, as when the disk was full."""
+        """Tell whether anything of a run exists: if not, it could not be ordered, as on a full disk."""
         try:
             return self._backend.knows(run_id)
         except RecordError:
@@ -101,7 +101,7 @@ class Runs:
         return self._backend.take_ends()
 
     def forget(self, run_id: str) -> Owner | None:
-        """Note that a run is not live any more; return the task that it has executed, if it was one of these jobs'."""
+        """Note that a run is not live any more; return the task that it executed, if it was followed here."""
         return self._live.pop(run_id, None)
 
     def acknowledge(self, record: RunRecord) -> None:
@@ -139,5 +139,5 @@ class Runs:
                 self._backend.stop(run_id, reason, unwanted=True)
 
     def release(self, workload_ids: Iterable[str]) -> None:
-        """Let go of what is kept for workloads of a job that has ended."""
+        """Release what is kept for workloads of a job that has ended."""
         self._backend.release(workload_ids)

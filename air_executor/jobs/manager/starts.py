@@ -28,7 +28,7 @@ class Starts:
         self._base = base_folder(self._state_dir)
 
     def start_next(self, job: ActiveJob) -> None:
-        """Start the next task of a job that is willing to.
+        """Start the next task of a job, if one is ready and there is a place for it.
 
         :raises AirExecutorError: the job's files or the run's record can't be written; then nothing was started.
         """
@@ -57,7 +57,7 @@ class Starts:
             request = self._request(job, task, filled, place, environment)
             if job.files.job.state is not JobState.WORKING:
                 job.files.set_state(JobState.WORKING)
-            # First in the files, so that the next manager finds the run.
+            # Into the files first, so that the next manager finds the run.
             job.files.commit(task)
             self._runs.order(request, Owner(job.name, task.id))
         except ProtocolError as error:  # too large, or nested too deeply: another try would be so, too

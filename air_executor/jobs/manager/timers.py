@@ -1,4 +1,4 @@
-"""When something is to be done for a job though nothing happens."""
+"""When something is due for a job even if nothing happens."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ class Timers:
 
     def __init__(self) -> None:
         self._heap: list[tuple[float, str]] = []
-        #: The timer of each job. Others in the heap do not count any more.
+        #: The timer of each job. All other entries of the heap are stale.
         self._of: dict[str, float] = {}
 
     def set(self, name: str, at_s: float) -> None:

@@ -22,13 +22,13 @@ class _Entry(NamedTuple):
 
 
 class Turns:
-    """The queue of jobs that could start a task. A call costs what has changed, not how many jobs there are."""
+    """The queue of jobs that could start a task. The cost of a call depends on what has changed, not on all jobs."""
 
     def __init__(self) -> None:
         self._counter = itertools.count()
         #: The numbers of the jobs, by their names.
         self._numbers: dict[str, int] = {}
-        #: The entry of each queued job. Others in the heap do not count any more.
+        #: The entry of each queued job. All other entries of the heap are stale.
         self._entries: dict[str, _Entry] = {}
         self._heap: list[_Entry] = []
         #: Jobs of the present priority that have had their turn in this round.
@@ -50,7 +50,7 @@ class Turns:
         self._numbers.pop(name, None)
 
     def __bool__(self) -> bool:
-        """Tell whether a job could start a task. Between two rounds."""
+        """Tell whether a job could start a task. Valid only between two rounds."""
         self._drop_unwilling()
         return bool(self._heap)
 
@@ -71,7 +71,7 @@ class Turns:
         return entry.job
 
     def end_round(self) -> None:
-        """Begin a new round: those that were opened first are first again."""
+        """Begin a new round: the jobs that were opened first are first again."""
         for entry in self._had_turn:
             heapq.heappush(self._heap, entry)
         self._had_turn.clear()
