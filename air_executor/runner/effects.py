@@ -89,7 +89,7 @@ def changed(before: dict[str, str], now: dict[str, str]) -> list[str]:
 
 
 def mentioned(variables: Iterable[str], libraries: Iterable[str]) -> str | None:
-    """Return one of ``variables`` whose name stands in one of the files ``libraries``; ``None``: there is none."""
+    """Return one of ``variables`` whose name is in one of the files ``libraries``; ``None``: there is none."""
     names = [name for name in variables if len(name) > 1]
     for path in libraries:
         try:

@@ -82,7 +82,7 @@ class Claims:
             try:
                 if is_held(path) or not lock.acquire(timeout_s=0, create=False):  # its holder may just have removed it
                     continue
-            except (StateDirError, OSError) as error:  # as on a full disk; no living owner needs this lock
+            except (StateDirError, OSError) as error:  # as on a full disk; living owners are not affected
                 log.warning("Whether a scheduler is dead can't be told now: %s", error)
                 continue
             keeps = True

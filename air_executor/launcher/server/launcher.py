@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 #: Without a client and without a runner, the launcher stays this many seconds for a scheduler that restarts.
 _ABANDONED_S = 10.0
 
-#: How often the launcher kills again what dead runners left, until nothing is, in seconds.
+#: How often the launcher tries again to end what dead runners left, in seconds.
 _STRAYS_S = 0.5
 
 
