@@ -287,7 +287,9 @@ class ActiveRun:
     def stopped(self) -> Outcome:
         """Return the outcome of a run that was stopped while no supervisor could end its task gracefully."""
         ending = self.ending or self._stop(told=False)
-        outcome = UNWANTED if ending and ending.unwanted else None
         return Outcome(
-            state=RunState.KILLED, outcome=outcome, signal="SIGTERM", reason=ending.reason if ending else None
+            state=RunState.KILLED,
+            outcome=UNWANTED if ending and ending.unwanted else None,
+            signal=(self._stop_signal or signal.SIGTERM).name,
+            reason=ending.reason if ending else None,
         )

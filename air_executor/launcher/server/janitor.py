@@ -59,8 +59,9 @@ class Janitor:
                 self._pruner = self._chores.begin("pruning", self._prune)
 
     def _prune(self) -> None:
-        with contextlib.ExitStack() as each:  # each is done, even if others fail
+        with contextlib.ExitStack() as each:  # each is done, even if others fail; the last one here is the first
             each.callback(remove_dead_launchers, self._store, asking=self._address)
-            each.callback(self._store.mark_open)
             each.callback(prune_jobs, self._config)
-            pruning.prune(self._store, keep_days=self._config.keep_days, keep_runs=self._config.keep_runs)
+            days, runs = self._config.keep_days, self._config.keep_runs
+            each.callback(pruning.prune, self._store, keep_days=days, keep_runs=runs)
+            each.callback(self._store.mark_open)
