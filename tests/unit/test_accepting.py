@@ -26,7 +26,7 @@ class Server:
     def __init__(self, folder: Path) -> None:
         self.selector = selectors.DefaultSelector()
         self.clients = Clients(self.selector, lambda *_: None, greeting=lambda: {"type": "hello"}, gone=lambda _: None)
-        address = Address(folder, "key")
+        address = Address("key", folder)
         self.path = str(address.socket)
         self.listening = Listening(protocol.listen(address.socket), address, self.selector, self.clients.accept)
         self.listening.watch()

@@ -48,7 +48,7 @@ class World(Protocol):
 
 class Memory:
     def __init__(self, folder: Path) -> None:
-        self.place = Place(folder, gpus=2)
+        self.place = Place(folder=folder, gpus=2)
 
     def backend(self) -> RunBackend:
         return MemoryBackend(self.place)
@@ -122,7 +122,7 @@ class Local:
         return record.id
 
     def keeps(self, workload_id: str) -> bool:
-        return self.store.lock(workload_id).path.exists()
+        return os.path.exists(self.store.lock(workload_id).path)
 
     def close(self) -> None:
         for backend in self.made:
