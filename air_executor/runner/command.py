@@ -56,8 +56,8 @@ def execute(request: RunRequest, active: ActiveRun, store: RunStore) -> Outcome:
     ``cwd``, the working directory, and ``env_files``, whose variables yield to the request's own. Output goes to the
     request's ``log_file``.
     """
-    task = request.workload
-    _set_variables(request, store.folder(request.id))
+    task, folder = request.workload, store.path(request.id)
+    _set_variables(request, folder)
     try:
         log = _open_log(request.log_file)
     except OSError as error:
@@ -68,26 +68,26 @@ def execute(request: RunRequest, active: ActiveRun, store: RunStore) -> Outcome:
         except OSError as error:
             raise AirExecutorError(f"the log {request.log_file} cannot be written: {error.strerror}") from error
         try:
-            pid = _call(task, log, store.folder(request.id), active) if "function" in task else _command(task, log)
+            pid = _call(task, log, folder, active) if "function" in task else _command(task, log)
         except OSError as error:
             return _not_begun(task, error, log)
         active.attach(pid)
         active.started(is_short=True)
         status = _supervise(pid, active)
-    return _outcome(status, active, _error_of(store.folder(request.id)))
+    return _outcome(status, active, _error_of(folder) if "function" in task else None)
 
 
 def _open_log(path: str | None) -> BinaryIO:
     if path is None:
         return open(os.devnull, "ab")
-    folder = Path(path).parent
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if folder.is_symlink():
+    folder = os.path.dirname(path)
+    os.makedirs(folder, mode=0o700, exist_ok=True)
+    if os.path.islink(folder):
         raise OSError(errno.ELOOP, "its folder is a link, which is not followed")
     return os.fdopen(open_to_append(path), "ab")
 
 
-def _set_variables(request: RunRequest, folder: Path) -> None:
+def _set_variables(request: RunRequest, folder: str) -> None:
     """Set the variables of env files, and for a command the one that says where its result goes."""
     if paths := request.workload.get("env_files"):
         from air_executor.runner import env_file
@@ -95,7 +95,7 @@ def _set_variables(request: RunRequest, folder: Path) -> None:
         given = (request.air or {}).get("environment", {})
         os.environ.update({name: value for name, value in env_file.read(paths).items() if name not in given})
     if "function" not in request.workload:
-        os.environ["AIR_EXECUTOR_RESULT"] = str(folder / WRITTEN)
+        os.environ["AIR_EXECUTOR_RESULT"] = os.path.join(folder, WRITTEN)
 
 
 def _begin_log(log: BinaryIO, request: RunRequest) -> None:
@@ -240,7 +240,7 @@ def _outcome(status: int | None, active: ActiveRun, error: str | None) -> Outcom
 # Functions
 
 
-def _call(task: dict[str, Any], log: BinaryIO, folder: Path, active: ActiveRun) -> int:
+def _call(task: dict[str, Any], log: BinaryIO, folder: str, active: ActiveRun) -> int:
     """Call a function in a fork of this process, and return its pid."""
     if not Path(task["cwd"]).is_dir():
         raise _FolderError(errno.ENOENT, "No such directory")
@@ -266,7 +266,7 @@ def _call(task: dict[str, Any], log: BinaryIO, folder: Path, active: ActiveRun) 
         system.exit_fork(code)
 
 
-def _call_here(task: dict[str, Any], folder: Path) -> int:
+def _call_here(task: dict[str, Any], folder: str) -> int:
     module, _, name = task["function"].partition(":")
     function: Any = importlib.import_module(module)
     for part in name.split("."):
@@ -278,17 +278,17 @@ def _call_here(task: dict[str, Any], folder: Path) -> int:
         raise TypeError(f"{task['function']} returned what is not JSON: {error}") from None
     if len(data) > MAX_RESULT_BYTES:
         raise ValueError(f"{task['function']} returned {len(data)} bytes; write what is larger than 64 KiB to a file")
-    replace_file(folder / RETURNED, data)
+    replace_file(os.path.join(folder, RETURNED), data)
     return 0
 
 
-def _note(folder: Path, name: str, text: str) -> None:
+def _note(folder: str, name: str, text: str) -> None:
     with contextlib.suppress(AirExecutorError):
-        replace_file(folder / name, jsontext.dumps(text))
+        replace_file(os.path.join(folder, name), jsontext.dumps(text))
 
 
-def _error_of(folder: Path) -> str | None:
+def _error_of(folder: str) -> str | None:
     try:
-        return str(jsontext.loads((folder / "error.json").read_bytes()))
+        return str(jsontext.loads(Path(folder, "error.json").read_bytes()))
     except (OSError, ValueError):
         return None

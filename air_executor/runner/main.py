@@ -181,7 +181,8 @@ def _write_end(active: ActiveRun, outcome: Outcome, store: RunStore) -> int:
     # Airflow already has the outcome, so try three times; a job's outcome exists only here, so try for ever.
     waits_s = itertools.chain(_WAITS_S, itertools.repeat(_WAITS_S[-1]) if record.identity.kind == "job" else ())
     for wait_s in waits_s:
-        time.sleep(wait_s)
+        if wait_s:
+            time.sleep(wait_s)
         try:
             store.write(end)
             return EXIT_RECORDED

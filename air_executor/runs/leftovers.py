@@ -49,6 +49,8 @@ class LeftoverNotes:
 
     def living(self, who: Identity) -> list[Leftover]:
         """Return what earlier tries of the same work left behind and still lives. If nothing does, remove the note."""
+        if not os.path.lexists(self._folder):  # as nearly always: no name has to be computed for a short run
+            return []
         return self._look(self._path(who))
 
     def prune(self) -> None:
