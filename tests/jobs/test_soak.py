@@ -51,7 +51,7 @@ def test_a_full_disk_costs_no_descriptors(pretended: Pretended, monkeypatch: pyt
         nonlocal is_full
         if step == 20:
             is_full = True
-            pretended.backend.release()
+            pretended.backend.finish_all()
             pretended.held = set()
             monkeypatch.setattr(files_module, "replace_file", fail)
         if 30 <= step < 130:

@@ -131,7 +131,7 @@ def test_nobody_hears_of_what_is_rehearsed(tmp_path: Path) -> None:
 def test_a_rehearsal_that_fails_says_why(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setitem(rehearsal._CONTEXT, "dag_run", {})
+    monkeypatch.setitem(rehearsal.CONTEXT, "dag_run", {})
 
     def play() -> list[Any]:
         before = state()
