@@ -695,6 +695,30 @@ def test_a_run_that_cannot_be_looked_at_hurts_no_other_and_is_lost_in_the_end(
     assert len([entry for entry in caplog.records if bad.id in entry.getMessage()]) == 1
 
 
+def test_an_end_that_could_not_be_written_is_written_when_it_is_acknowledged(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heir, dead = bench.backend(), kept(bench.store, RunState.RUNNING)
+
+    def refuse(*_: object) -> None:
+        raise StateDirError("No space left on device")
+
+    monkeypatch.setattr("air_executor.launcher.client.followed.LOOK_S", 0.0)
+    monkeypatch.setattr("air_executor.launcher.client.followed._OBSCURE_S", 0.0)
+    with monkeypatch.context() as full:
+        full.setattr(RunStore, "write", refuse)
+        heir.follow(dead)
+        (end,) = wait_for(heir.take_ends, "its end")
+        with pytest.raises(StateDirError):
+            heir.acknowledge(end)
+    assert bench.store.read(dead.id) == dead
+    assert bench.store.open.has(dead.id)
+    heir.acknowledge(end)
+    found = bench.store.read(dead.id)
+    assert (found.state, found.reason, found.reported_at is None) == (RunState.LOST, end.reason, False)
+    assert not bench.store.open.has(dead.id)
+
+
 @LAUNCH
 def test_an_idle_launcher_ends_and_leaves_neither_socket_nor_process(bench: Bench, launch: str) -> None:
     # An Airflow of other tests in this process may still run.

@@ -205,6 +205,9 @@ class LocalBackend:
 
     def acknowledge(self, record: RunRecord) -> RunRecord:
         """See :meth:`air_executor.runs.backend.RunBackend.acknowledge`."""
+        if record.id in self._followed.unwritten:
+            self._store.write(record)
+            self._followed.unwritten.discard(record.id)
         return self._store.mark_reported(record)
 
     def has_news(self) -> bool:

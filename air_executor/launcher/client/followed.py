@@ -64,6 +64,8 @@ class Followed:
         """Runs that no launcher reports, and since when, on the monotonic clock."""
         self.ended: list[RunRecord] = []
         """Ends that nobody has taken yet."""
+        self.unwritten: set[str] = set()
+        """Runs whose ends are known only here, as they could not be written."""
         self.looked_s = 0.0
         """When the last round of looks at unattended runs began, on the monotonic clock."""
         #: Unattended runs that are still to be looked at in this round.
@@ -216,6 +218,7 @@ class Followed:
             self._store.write(record)
         except Exception as error:
             log.error("Run %s failed (%s), which can't be recorded: %s", run_id, reason, error)
+            self.unwritten.add(run_id)
         self._end(record)
 
     def _end(self, record: RunRecord) -> None:
