@@ -80,12 +80,12 @@ def queue_from_outside(state_dir: str | Path, name: str, tasks: Iterable[Mapping
     :raises JobError: as :func:`queue_in_job`.
     """
     store = JobStore(state_dir)
-    store.check_trust(store.files(name).read_job())
-    new, values = _apart([named(task, prefix="task") for task in tasks], "tasks to queue")
-    ids = _ids(new, store.files(name), [], name, "tasks to queue")
-    _keep(store, name, values)
     files = store.files(name)
     files.job = files.read_job()
+    store.check_trust(files.job)
+    new, values = _apart([named(task, prefix="task") for task in tasks], "tasks to queue")
+    ids = _ids(new, files, [], name, "tasks to queue")
+    _keep(store, name, values)
     vouch(files, [Task.from_dict(each, job_name=name, where="tasks to queue") for each in new])
     store.ask(name, "queue", new)
     return ids

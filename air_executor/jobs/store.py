@@ -106,8 +106,8 @@ class JobStore:
         if tasks is None:
             files = self.open(job.name)
             job, tasks = files.job, files.tasks.values()
-        new = [what for digest, what in trust.digests(job, tasks).items() if digest not in vouched]
-        return f"has changed since it was trusted ({trust.named(new)})" if new else None
+        new = trust.changes(trust.digests(job, tasks), vouched)
+        return None if new is None else f"has changed since it was trusted ({new})"
 
     def check_trust(self, job: Job, tasks: Iterable[Task] | None = None) -> None:
         """Check that a job may run, as :meth:`distrust` tells.

@@ -33,15 +33,16 @@ _NAMED = 3
 
 def digests(job: Job, tasks: Iterable[Task]) -> dict[str, str]:
     """Return the digests of all that a job would execute, each with what it stands for, for people."""
-    found = {_digest(job, _OF_JOB): "its folder or variables"}
     hooks = [hook for name in HOOKS if (hook := job.hook(name, where=f"job {job.name}")) is not None]
-    return found | {digest: what for task in (*tasks, *hooks) for digest, what in _of_task(task).items()}
+    return {_digest(job, _OF_JOB): "its folder or variables", **_of_tasks((*tasks, *hooks))}
 
 
-def _of_task(task: Task) -> Mapping[str, str]:
-    found = {_digest(task, _OF_TASK): f"task {task.id}"}
-    if isinstance(task.foreach, list):
-        found[_digest(task, ("foreach",))] = f"the items of task {task.id}"
+def _of_tasks(tasks: Iterable[Task]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for task in tasks:
+        found[_digest(task, _OF_TASK)] = f"task {task.id}"
+        if isinstance(task.foreach, list):
+            found[_digest(task, ("foreach",))] = f"the items of task {task.id}"
     return found
 
 
@@ -50,9 +51,11 @@ def _digest(of: Any, names: Iterable[str]) -> str:
     return hashlib.blake2b(jsontext.dumps(values, option=orjson.OPT_SORT_KEYS), digest_size=16).hexdigest()
 
 
-def named(changes: Iterable[str]) -> str:
-    """Return a few changes, for a message."""
-    every = list(dict.fromkeys(changes))
+def changes(found: Mapping[str, str], vouched: frozenset[str]) -> str | None:
+    """Return what of :func:`digests` is not trusted, for a message: a few of them; ``None``: all is."""
+    every = list(dict.fromkeys(what for digest, what in found.items() if digest not in vouched))
+    if not every:
+        return None
     return ", ".join(every[:_NAMED]) + (f" and {len(every) - _NAMED} more" if len(every) > _NAMED else "")
 
 
@@ -63,7 +66,7 @@ def vouch(files: JobFiles, tasks: Iterable[Task]) -> None:
     """
     private = PrivateStore(files.path.parent.parent)
     if private.is_trusted(files.job.id) and private.vouched(files.job.id) is not None:
-        private.vouch(files.job.id, {digest for task in tasks for digest in _of_task(task)})
+        private.vouch(files.job.id, _of_tasks(tasks))
 
 
 def check_queued(files: JobFiles, tasks: Iterable[Task]) -> None:
@@ -72,7 +75,6 @@ def check_queued(files: JobFiles, tasks: Iterable[Task]) -> None:
     :raises UntrustedJobError: nobody here has queued them.
     """
     private = PrivateStore(files.path.parent.parent)
-    if private.is_trusted(files.job.id) and (vouched := private.vouched(files.job.id)) is not None:
-        new = [what for task in tasks for digest, what in _of_task(task).items() if digest not in vouched]
-        if new:
-            raise UntrustedJobError(f"{named(new)} was not queued by its user, but came with the files of the job")
+    vouched = private.vouched(files.job.id) if private.is_trusted(files.job.id) else None
+    if vouched is not None and (new := changes(_of_tasks(tasks), vouched)) is not None:
+        raise UntrustedJobError(f"{new} was not queued by its user, but came with the files of the job")

@@ -13,6 +13,7 @@ from air_executor.runs.record import RunRecord, RunState
 from tests.support import airflow_env
 from tests.support.airflow_env import Airflow
 from tests.support.api import DagRun
+from tests.support.deaths import DEATHS
 from tests.support.waiting import wait_for
 
 OPTIONS = {
@@ -74,15 +75,7 @@ def test_only_the_tasks_that_die_fail(trouble: DagRun) -> None:
     }
 
 
-@pytest.mark.parametrize(
-    ("task_id", "state", "reason"),
-    [
-        ("exits_at_once", RunState.FAILED, "exit code 0 without telling"),
-        ("exits_with_a_code", RunState.FAILED, "exit code 42"),
-        ("segfaults", RunState.KILLED, "SIGSEGV (signal 11)"),
-        ("is_killed", RunState.KILLED, "SIGKILL (signal 9)"),
-    ],
-)
+@pytest.mark.parametrize(("task_id", "state", "reason"), DEATHS)
 def test_the_reason_of_a_death_is_told(
     env: Airflow, trouble: DagRun, task_id: str, state: RunState, reason: str
 ) -> None:

@@ -12,6 +12,8 @@ import threading
 from types import FunctionType
 from typing import TypeAlias
 
+from air_executor.runs.record import RunState
+
 Fault: TypeAlias = FunctionType
 
 
@@ -66,3 +68,11 @@ FAULTS: dict[Fault, signal.Signals] = {
     arithmetic_fault: signal.SIGFPE,
     illegal_instruction: signal.SIGILL,
 }
+
+#: How tasks of the dag ``trouble`` die: the task, the state of its run, and the reason that is told.
+DEATHS = [
+    ("exits_at_once", RunState.FAILED, "exit code 0 without telling"),
+    ("exits_with_a_code", RunState.FAILED, "exit code 42"),
+    ("segfaults", RunState.KILLED, "SIGSEGV (signal 11)"),
+    ("is_killed", RunState.KILLED, "SIGKILL (signal 9)"),
+]

@@ -15,6 +15,7 @@ from typing import Any
 import orjson
 import pytest
 
+from air_executor.airflow.rehearsal import CONTEXT
 from air_executor.launcher.client.backend import LocalBackend
 from air_executor.runs.backend import RunRequest
 from air_executor.runs.record import Identity, RunRecord, RunState, queued
@@ -109,7 +110,7 @@ class Quick:
             "token": "",
             "log_path": str(log_file),
         }
-        of_run = {**_context()["dag_run"], "dag_id": dag_id, "run_id": "quick", **context.pop("dag_run", {})}
+        of_run = {**CONTEXT["dag_run"], "dag_id": dag_id, "run_id": "quick", **context.pop("dag_run", {})}
         self.api.contexts[ti_id] = {"dag_run": of_run, **context}
         who = Identity(
             kind="task",
@@ -139,12 +140,6 @@ class Quick:
         select.select([] if fd is None else [fd], [], [], 0.05)
         self.ended.update({record.id: record for record in self.backend.take_ends()})
         return self.ended
-
-
-def _context() -> dict[str, Any]:
-    from air_executor.airflow.rehearsal import CONTEXT
-
-    return CONTEXT
 
 
 @contextmanager

@@ -13,6 +13,7 @@ import psutil
 import pytest
 
 from air_executor.runs.record import UNWANTED, RunState
+from tests.support.deaths import DEATHS
 from tests.support.quick import Quick, quick
 from tests.support.waiting import wait_for
 from tests.unit.processes import family
@@ -70,15 +71,7 @@ def test_a_failure_with_tries_left_is_up_for_retry(tasks: Quick) -> None:
 # Deaths, which the task can't tell
 
 
-@pytest.mark.parametrize(
-    ("task_id", "state", "reason"),
-    [
-        ("exits_at_once", RunState.FAILED, "exit code 0 without telling"),
-        ("exits_with_a_code", RunState.FAILED, "exit code 42"),
-        ("segfaults", RunState.KILLED, "SIGSEGV (signal 11)"),
-        ("is_killed", RunState.KILLED, "SIGKILL (signal 9)"),
-    ],
-)
+@pytest.mark.parametrize(("task_id", "state", "reason"), DEATHS)
 def test_a_death_is_on_record_and_in_the_log_and_left_to_the_executor_to_tell(
     tasks: Quick, task_id: str, state: RunState, reason: str
 ) -> None:
