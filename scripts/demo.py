@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import base64
 import configparser
+import contextlib
 import json
 import os
 import signal
@@ -16,6 +17,12 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 from typing import Any
+
+import psutil
+
+from air_executor.launcher.address import all_addresses
+from air_executor.launcher.client.control import status
+from air_executor.runs.store import RunStore
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 HOME = REPOSITORY / ".demo"
@@ -52,6 +59,8 @@ def configure(port: int) -> None:
             # Somebody who triggers a dag wants it to run.
             "dags_are_paused_at_creation": "False",
         },
+        # The demo ends its launcher, and what the launcher still runs.
+        "air_executor": {"on_launcher_stop": "stop"},
         "api": {"port": str(port), "base_url": f"http://localhost:{port}"},
     }.items():
         for name, value in options.items():
@@ -128,7 +137,18 @@ def end(airflow: subprocess.Popen[bytes]) -> None:
                 os.killpg(airflow.pid, 0)
                 time.sleep(0.1)
         except ProcessLookupError:
-            return
+            break
+    for pid in launcher_pids():
+        with contextlib.suppress(psutil.NoSuchProcess):
+            launcher = psutil.Process(pid)
+            launcher.terminate()
+            launcher.wait(END_S)
+
+
+def launcher_pids() -> list[int]:
+    """Return the process ids of the demo's launchers, which outlive the scheduler for some seconds."""
+    store = RunStore(HOME / ".air-executor")
+    return [answer["pid"] for address in all_addresses(store) if (answer := status(address)) is not None]
 
 
 def main() -> int:
