@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
-__all__ = ["AirExecutor", "__version__"]
+__all__ = ["AirExecutor", "TemporalExecutor", "__version__"]
 
 if TYPE_CHECKING:
     from air_executor.airflow.executor import AirExecutor
+    from air_executor.airflow.temporal_executor import TemporalExecutor
 
 
 def __getattr__(name: str) -> Any:
@@ -19,4 +20,8 @@ def __getattr__(name: str) -> Any:
         from air_executor.airflow.executor import AirExecutor
 
         return AirExecutor
+    if name == "TemporalExecutor":
+        from air_executor.airflow.temporal_executor import TemporalExecutor
+
+        return TemporalExecutor
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -101,8 +101,7 @@ class AirExecutor(BaseExecutor):
         compat.use_idle_wait(self._wait_for_news)
         compat.use_vouching(self._vouch)
 
-    @staticmethod
-    def _make_backend(options: Config) -> RunBackend:
+    def _make_backend(self, options: Config) -> RunBackend:
         """Return where the runs happen."""
         return LocalBackend(options)
 

@@ -16,6 +16,7 @@ from air_executor.cli import (
     schema,
     service,
     trust,
+    worker,
 )
 from air_executor.cli.table import Command
 
@@ -32,5 +33,6 @@ COMMANDS: tuple[Command, ...] = (
     *schema.COMMANDS,
     *manager.COMMANDS,
     *service.COMMANDS,
+    *worker.COMMANDS,
     helping.command(lambda: COMMANDS),
 )

@@ -19,7 +19,7 @@ _GROUPS: dict[str, tuple[str, ...]] = {
         *("init", "add", "run", "submit", "queue", "jobs", "job", "wait", "results"),
         *("pause", "resume", "cancel", "retry", "reset", "remove", "trust", "schema"),
     ),
-    "Service": ("start", "shutdown", "launcher", "doctor", "prune", "mcp", "help"),
+    "Service": ("start", "shutdown", "launcher", "worker", "doctor", "prune", "mcp", "help"),
 }
 _OTHERS = "Other commands"
 
@@ -54,6 +54,7 @@ _EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
     "wait": (("wait build --timeout 600", "ends as the job does, or with 124"),),
     "pause": (("pause build", "what runs, runs on; nothing more begins"),),
     "resume": (("resume build", "go on"),),
+    "worker": (("worker --queues default,gpu --slots 8", "run tasks of these queues, eight at a time from each"),),
     "mcp": (("mcp --write", "agents may change jobs, too"),),
     "help": (("help agents", "the page for programs and AI agents"),),
     "submit": (

@@ -4,6 +4,7 @@ from air_executor.config.options import OPTIONS as OPTIONS
 from air_executor.config.options import SECTION as SECTION
 from air_executor.config.options import Group as Group
 from air_executor.config.options import Option as Option
+from air_executor.config.options import default as default
 from air_executor.config.options import env_var as env_var
 from air_executor.config.options import parse_option as parse_option
 from air_executor.config.sources import Getter as Getter

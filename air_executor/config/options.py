@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ class Group(Enum):
     LAUNCHER = "The launcher"
     RUNNER = "Runners"
     RETENTION = "What is kept"
+    TEMPORAL = "Temporal, for runs on many hosts"
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,12 @@ def _modules(text: str) -> tuple[str, ...]:
         if not all(piece.isidentifier() for piece in name.removeprefix("-").split(".")):
             raise ValueError(f"{name!r} is not a module name")
     return names
+
+
+def _queue_name(text: str) -> str:
+    if not re.fullmatch(r"[\w.-]{1,100}", text):
+        raise ValueError("must have 1 to 100 letters, digits, '.', '_' or '-'")
+    return text
 
 
 def _gpus(text: str) -> tuple[str, ...]:
@@ -243,9 +251,59 @@ OPTIONS: tuple[Option, ...] = (
         Group.RETENTION,
         for_launcher=False,
     ),
+    Option(
+        "temporal_address",
+        "string",
+        "",
+        "Host and port of Temporal's frontend, for TemporalExecutor and ``air-executor worker``. Empty: what "
+        "``TEMPORAL_ADDRESS`` or Temporal's own configuration file says, or else localhost:7233. Keys and "
+        "certificates come from there too.",
+        "temporal.example.com:7233",
+        str,
+        Group.TEMPORAL,
+        for_launcher=False,
+    ),
+    Option(
+        "temporal_namespace",
+        "string",
+        "",
+        "Namespace in Temporal. Empty: what ``TEMPORAL_NAMESPACE`` or Temporal's own configuration file says, or else "
+        "``default``.",
+        "airflow",
+        str,
+        Group.TEMPORAL,
+        for_launcher=False,
+    ),
+    Option(
+        "temporal_task_queue",
+        "string",
+        "airflow-tasks",
+        "The first part of the names of Temporal's task queues: one for each of Airflow's queues, as "
+        "``airflow-tasks.default``. ``TEMPORAL_TASK_QUEUE`` overrides it.",
+        None,
+        _queue_name,
+        Group.TEMPORAL,
+        for_launcher=False,
+    ),
+    Option(
+        "temporal_key",
+        "string",
+        "",
+        "Secrets with which the orders in Temporal are sealed, separated by commas: the first seals, all open. All "
+        "hosts need the same. Empty: [api] secret_key.",
+        None,
+        str,
+        Group.TEMPORAL,
+        for_launcher=False,
+    ),
 )
 
 _BY_NAME = {option.name: option for option in OPTIONS}
+
+
+def default(name: str) -> str:
+    """Return the text of an option's default."""
+    return _BY_NAME[name].default
 
 
 def parse_option(name: str, text: str) -> Any:

@@ -80,7 +80,8 @@ def load(get: Getter) -> Config:
                 f"in the environment variable {env_var(option.name)}."
             ) from None
     values["state_dir"] = _absolute(values["state_dir"])
-    return Config(**values)
+    # Those for Temporal are no part of it: a launcher's command line has it, and one of them is a secret.
+    return Config(**{each.name: values[each.name] for each in fields(Config) if each.name in values})
 
 
 def _absolute(state_dir: str) -> str:

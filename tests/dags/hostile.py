@@ -10,6 +10,7 @@ import logging
 import mmap
 import multiprocessing
 import os
+import re
 import resource
 import signal
 import socket
@@ -256,6 +257,24 @@ class Actor:
         time.sleep(FOR_EVER_S)
 
 
+def descriptors():
+    """Return what each open descriptor is, without numbers that differ from process to process."""
+    sockets = {}
+    for line in Path("/proc/net/unix").read_text().splitlines()[1:]:
+        inode, *path = line.split()[6:]
+        sockets[f"socket:[{inode}]"] = f"unix {' '.join(path)}"
+    for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
+        sockets[f"socket:[{line.split()[9]}]"] = "tcp"
+    found = []
+    for fd in os.listdir("/proc/self/fd"):
+        try:
+            target = os.readlink(f"/proc/self/fd/{fd}")
+        except FileNotFoundError:
+            continue  # that of the listing itself
+        found.append(re.sub(r"[0-9a-f]{8}(-[0-9a-f]+){4}|\d+", "N", sockets.get(target, target)))
+    return sorted(found)
+
+
 def surroundings():
     """Return what a task finds, which no other task may have changed."""
     umask = os.umask(0o22)
@@ -269,7 +288,7 @@ def surroundings():
         "ignored": sorted(n for n in range(1, 32) if n not in (9, 19) and signal.getsignal(n) == signal.SIG_IGN),
         "nice": os.nice(0),
         "threads": threading.active_count(),
-        "descriptors": len(os.listdir("/proc/self/fd")),
+        "descriptors": descriptors(),
         "timeout": socket.getdefaulttimeout(),
         "recursion": sys.getrecursionlimit(),
         "level": logging.getLogger().level,

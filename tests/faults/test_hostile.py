@@ -11,7 +11,7 @@ import os
 import random
 import signal
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -173,6 +173,13 @@ def is_running(pid: str, ticks: str) -> bool:
     return fields[19] == ticks and fields[0] != "Z"
 
 
+def difference(normal: object, found: object) -> str:
+    if not isinstance(normal, list) or not isinstance(found, list):
+        return f"{found} instead of {normal}"
+    usual, here = Counter(normal), Counter(found)
+    return f"more: {list((here - usual).elements())}, less: {list((usual - here).elements())}"
+
+
 def test_hostile_tasks_hurt_only_themselves(airflow: Airflow, fly: Fly, request: pytest.FixtureRequest) -> None:
     seed = request.config.getoption("--hostile-seed") or random.randrange(1_000_000)
     number = request.config.getoption("--hostile-tasks")
@@ -191,6 +198,11 @@ def test_hostile_tasks_hurt_only_themselves(airflow: Airflow, fly: Fly, request:
         found = batch.surroundings()
         assert len(found) == INNOCENTS, run.states()
         normal = normal or found[0]
-        odd = {name: (normal[name], each[name]) for each in found for name in normal if each.get(name) != normal[name]}
-        assert odd == {}
+        odd = {
+            name: difference(normal[name], each[name])
+            for each in found
+            for name in normal
+            if each[name] != normal[name]
+        }
+        assert odd == {}, run.run_id
     bystander.assert_each_ran_once()

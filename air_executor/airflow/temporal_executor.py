@@ -1,0 +1,86 @@
+"""TemporalExecutor: AirExecutor's calls, with runs on many hosts."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from typing import Any
+
+from airflow.models.dagrun import DagRun
+from airflow.utils.session import create_session
+from airflow.utils.state import DagRunState
+from sqlalchemy import select, tuple_
+
+from air_executor.airflow import compat
+from air_executor.airflow.executor import AirExecutor
+from air_executor.config import Config
+from air_executor.guard import Guard
+from air_executor.runs.backend import RunBackend
+from air_executor.temporal.backend import TemporalBackend
+from air_executor.temporal.settings import Settings
+
+log = logging.getLogger(__name__)
+
+#: How often to look which DAG runs have ended, in seconds, and how many at once.
+_LOOK_S, _AT_ONCE = 5.0, 500
+
+_ENDS = (DagRunState.SUCCESS, DagRunState.FAILED)
+
+
+class DagRunEnds:
+    """Ends the workflows of DAG runs that have ended in Airflow. Each look has a thread of its own."""
+
+    def __init__(self, backend: TemporalBackend) -> None:
+        self._backend = backend
+        self._next_s = 0.0
+        self._thread: threading.Thread | None = None
+        self._guard = Guard(log)
+
+    def look(self) -> None:
+        """Look, when it is time."""
+        if time.monotonic() >= self._next_s and (self._thread is None or not self._thread.is_alive()):
+            self._next_s = time.monotonic() + _LOOK_S
+            self._thread = threading.Thread(target=self._look, name="dag runs", daemon=True)
+            self._thread.start()
+
+    def _look(self) -> None:
+        with self._guard("Looking which DAG runs have ended"):
+            open_runs = self._backend.open_dag_runs()
+            for begin in range(0, len(open_runs), _AT_ONCE):
+                some = open_runs[begin : begin + _AT_ONCE]
+                query = select(DagRun.dag_id, DagRun.run_id, DagRun.state)
+                with create_session(scoped=False) as session:
+                    found = session.execute(query.where(tuple_(DagRun.dag_id, DagRun.run_id).in_(some))).all()
+                states = {(dag_id, run_id): state for dag_id, run_id, state in found}
+                for dag_run in some:
+                    state = states.get(dag_run, "deleted")
+                    if state == "deleted" or state in _ENDS:
+                        self._backend.close_dag_run(*dag_run, str(getattr(state, "value", state)))
+
+
+class TemporalExecutor(AirExecutor):
+    """Runs each workload in a runner process of its own on one of many hosts, where ``air-executor worker`` serves.
+
+    Orders stay in Temporal until a host takes them; each DAG run is a workflow there.
+    """
+
+    is_local = False
+    serve_logs = False
+
+    _dag_runs: DagRunEnds
+
+    def _make_backend(self, options: Config) -> RunBackend:
+        backend = TemporalBackend(options, Settings.load(compat.team_getter(self.conf)))
+        self._dag_runs = DagRunEnds(backend)
+        return backend
+
+    def sync(self) -> None:
+        """Report the runs that have ended, and end the workflows of DAG runs that have."""
+        super().sync()
+        self._dag_runs.look()
+
+    @staticmethod
+    def get_cli_commands() -> list[Any]:
+        """Return no commands: AirExecutor's come with the provider."""
+        return AirExecutor.get_cli_commands()

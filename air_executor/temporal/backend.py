@@ -1,0 +1,346 @@
+"""Runs on many hosts, ordered through Temporal: the second place behind :class:`air_executor.runs.backend.RunBackend`.
+
+The executor's own records of the runs are below ``temporal`` in its state directory. They say what it has ordered, and
+how that ended; how far a run is, its host knows.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import TimeoutError as FutureTimeoutError
+from pathlib import Path
+from typing import Any
+
+import orjson
+from temporalio.service import RPCError
+
+from air_executor.config import Config
+from air_executor.errors import RecordError
+from air_executor.guard import Guard
+from air_executor.launcher.client.claims import Claims
+from air_executor.runs.backend import RunRequest
+from air_executor.runs.pruning import prune
+from air_executor.runs.record import UNWANTED, Identity, RunRecord, RunState, queued
+from air_executor.runs.store import RunStore
+from air_executor.temporal import cards
+from air_executor.temporal.link import WATCH_S, Link, Order, Signal
+from air_executor.temporal.settings import Settings
+
+log = logging.getLogger(__name__)
+
+#: How often old records are removed, in seconds.
+_PRUNE_S = 600.0
+
+#: A scheduler that takes runs over waits so long for Temporal to say what it has, in seconds.
+_ASK_S = 5.0
+
+
+class EveryGpu:
+    """GPUs are leased on the hosts, which tasks reach through their queue: here they are no reason to wait."""
+
+    size = 0
+
+    def free(self) -> int:
+        """See :meth:`air_executor.runs.backend.GpuPool.free`."""
+        return sys.maxsize
+
+    def take_turn(self) -> bool:
+        """See :meth:`air_executor.runs.backend.GpuPool.take_turn`."""
+        return True
+
+    def leave_turn(self) -> None:
+        """See :meth:`air_executor.runs.backend.GpuPool.leave_turn`."""
+
+    def publish(self, waiting: list[dict[str, Any]]) -> None:
+        """See :meth:`air_executor.runs.backend.GpuPool.publish`."""
+
+
+class TemporalBackend:
+    """Implements :class:`air_executor.runs.backend.RunBackend`."""
+
+    def __init__(self, config: Config, settings: Settings) -> None:
+        """Prepare, but open nothing."""
+        self._config = config
+        self._settings = settings
+        self._store = RunStore(Path(config.state_dir) / "temporal")
+        self._claims = Claims(self._store)
+        self._link = Link(settings, self._take)
+        self.gpus = EveryGpu()
+        self._lock = threading.Lock()
+        #: Followed runs that have not ended, with the ids of their workflows.
+        self._live: dict[str, str] = {}
+        self._identities: dict[str, Identity] = {}
+        #: Ends that nobody has taken yet.
+        self._ended: dict[str, RunRecord] = {}
+        self._stopping: set[str] = set()
+        #: DAG runs whose workflows are open, with the ids of those.
+        self._open: dict[tuple[str, str], str] = {}
+        self._ours, self._theirs = socket.socketpair()
+        self._ours.setblocking(False)
+        self._theirs.setblocking(False)
+        self._guard = Guard(log)
+
+    # Life
+
+    def open(self, owner: str | None) -> bool:
+        """See :meth:`air_executor.runs.backend.RunBackend.open`.
+
+        :raises ConfigError: Temporal can't be used.
+        """
+        Path(self._config.state_dir).mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._store.prepare()
+        with self._guard("Marking the runs that are open"):
+            self._store.mark_open()
+        if owner is not None and not self._claims.begin(owner):
+            return False
+        self._link.open()
+        self._link.begin(self._watch())
+        return True
+
+    def warm_up(self) -> None:
+        """See :meth:`air_executor.runs.backend.RunBackend.warm_up`."""
+
+    def show_life(self) -> None:
+        """See :meth:`air_executor.runs.backend.RunBackend.show_life`."""
+        self._claims.show_life()
+
+    def close(self) -> None:
+        """See :meth:`air_executor.runs.backend.RunBackend.close`."""
+        self._link.close()
+        self._claims.end()
+        for end in (self._ours, self._theirs):
+            end.close()
+
+    # Orders
+
+    def order(self, request: RunRequest, record: RunRecord) -> None:
+        """See :meth:`air_executor.runs.backend.RunBackend.order`."""
+        who = request.identity
+        card = cards.card(request, record, self._settings)
+        workflow_id = cards.workflow_id(who)
+        self._store.create(record)
+        self._claims.claim(record.id)
+        self._note(record, workflow_id)
+        self._link.send(Order(workflow_id, self._header(who), card, len(orjson.dumps(card))))
+
+    def _header(self, who: Identity) -> dict[str, Any]:
+        header: dict[str, Any] = {"dag": who.dag_id, "dag_run": who.dag_run_id, "team": who.team}
+        if who.dag_run_id is None:
+            header.update(is_single=True, name=who.name)
+        return {name: value for name, value in header.items() if value is not None}
+
+    def _note(self, record: RunRecord, workflow_id: str) -> None:
+        who = record.identity
+        with self._lock:
+            self._live[record.id] = workflow_id
+            self._identities[record.id] = who
+            if who.dag_id is not None and who.dag_run_id is not None:
+                self._open[(who.dag_id, who.dag_run_id)] = workflow_id
+
+    def stop(self, run_id: str, reason: str, *, unwanted: bool = False) -> None:
+        """See :meth:`air_executor.runs.backend.RunBackend.stop`."""
+        if (workflow_id := self._live.get(run_id)) is not None:
+            self._stopping.add(run_id)
+            self._link.send(Signal(workflow_id, "stop", [run_id, reason, unwanted]))
+
+    def is_stopping(self, run_id: str) -> bool:
+        """See :meth:`air_executor.runs.backend.RunBackend.is_stopping`."""
+        return run_id in self._stopping
+
+    def kill(self, run_id: str) -> None:
+        """See :meth:`air_executor.runs.backend.RunBackend.kill`: its host kills what does not end."""
+
+    def withdraw(self, record: RunRecord, reason: str) -> RunRecord:
+        """See :meth:`air_executor.runs.backend.RunBackend.withdraw`."""
+        return self._store.withdraw(record, reason)
+
+    def release(self, workload_ids: Iterable[str]) -> None:
+        """See :meth:`air_executor.runs.backend.RunBackend.release`: nothing is kept here."""
+
+    # DAG runs
+
+    def open_dag_runs(self) -> list[tuple[str, str]]:
+        """Return the DAG runs, as DAG and run id, that have a workflow and no live run here."""
+        with self._lock:
+            busy = set(self._live.values())
+            return [dag_run for dag_run, workflow_id in self._open.items() if workflow_id not in busy]
+
+    def close_dag_run(self, dag_id: str, dag_run_id: str, state: str) -> None:
+        """End a DAG run's workflow, with the state of the DAG run."""
+        with self._lock:
+            workflow_id = self._open.pop((dag_id, dag_run_id), None)
+        if workflow_id is not None:
+            self._link.send(Signal(workflow_id, "close", [state]))
+
+    # Taking over
+
+    def adopt(self, run_id: str, identity: Callable[[], Identity]) -> RunRecord | None:
+        """See :meth:`air_executor.runs.backend.RunBackend.adopt`."""
+        record = self._store.read(run_id) if self._store.has(run_id) else None
+        if record is not None and record.state.is_end:
+            return record
+        who = record.identity if record is not None else identity()
+        try:
+            known = run_id in self._link.call(self._link.known(cards.workflow_id(who)), _ASK_S)
+        except (RPCError, FutureTimeoutError, TimeoutError, asyncio.CancelledError) as error:
+            log.warning(
+                "Temporal does not say whether it has run %s; it is taken for one of its runs: %s", run_id, error
+            )
+            known = True
+        if not known:
+            if record is not None:
+                lost = record.advance(
+                    RunState.LOST, reason="its scheduler died before it was ordered", outcome=UNWANTED
+                )
+                self._store.mark_reported(self._store.write(lost))
+            return None
+        if record is None:
+            record = queued(run_id, who, limits={}, log_file=None)
+            self._store.create(record)
+        return record
+
+    def follow(self, record: RunRecord) -> None:
+        """See :meth:`air_executor.runs.backend.RunBackend.follow`."""
+        self._claims.claim(record.id)
+        if record.state.is_end:
+            self._end(record)
+            return
+        workflow_id = cards.workflow_id(record.identity)
+        self._note(record, workflow_id)
+
+        def is_lost() -> None:
+            self._take(
+                [{"id": record.id, "end": {"state": "lost", "reason": "Temporal has no workflow of it any more"}}]
+            )
+
+        self._link.send(Signal(workflow_id, "follow", [self._link.queue, [record.id]], is_lost))
+
+    def orphans(self, is_ours: Callable[[str], bool]) -> Iterator[RunRecord]:
+        """See :meth:`air_executor.runs.backend.RunBackend.orphans`."""
+        return self._claims.orphans(is_ours)
+
+    def settle_owners(self, settle: Callable[[str, float], bool]) -> None:
+        """See :meth:`air_executor.runs.backend.RunBackend.settle_owners`."""
+        self._claims.settle_owners(settle)
+
+    # Questions
+
+    def knows(self, run_id: str) -> bool:
+        """See :meth:`air_executor.runs.backend.RunBackend.knows`."""
+        return self._store.has(run_id)
+
+    def record(self, run_id: str) -> RunRecord:
+        """See :meth:`air_executor.runs.backend.RunBackend.record`."""
+        return self._store.read(run_id)
+
+    def folder(self, run_id: str) -> str:
+        """See :meth:`air_executor.runs.backend.RunBackend.folder`."""
+        return self._store.path(run_id)
+
+    def is_mine(self, run_id: str) -> bool:
+        """See :meth:`air_executor.runs.backend.RunBackend.is_mine`."""
+        return self._claims.is_mine(run_id)
+
+    def is_alive(self, workload_id: str) -> bool:  # noqa: ARG002
+        """See :meth:`air_executor.runs.backend.RunBackend.is_alive`: Airflow's own heartbeats tell."""
+        return False
+
+    def last_beat_s(self, run_id: str) -> float | None:  # noqa: ARG002
+        """See :meth:`air_executor.runs.backend.RunBackend.last_beat_s`: runners send theirs to Airflow themselves."""
+        return None
+
+    # News
+
+    def ends(self) -> list[str]:
+        """See :meth:`air_executor.runs.backend.RunBackend.ends`."""
+        return list(self._ended)
+
+    def take_ends(self) -> list[RunRecord]:
+        """See :meth:`air_executor.runs.backend.RunBackend.take_ends`."""
+        with contextlib.suppress(BlockingIOError):
+            self._ours.recv(1 << 12)
+        with self._lock:
+            ended, self._ended = self._ended, {}
+        return list(ended.values())
+
+    def acknowledge(self, record: RunRecord) -> RunRecord:
+        """See :meth:`air_executor.runs.backend.RunBackend.acknowledge`."""
+        return self._store.mark_reported(record)
+
+    def has_news(self) -> bool:
+        """See :meth:`air_executor.runs.backend.RunBackend.has_news`."""
+        return bool(self._ended)
+
+    def fileno(self) -> int | None:
+        """See :meth:`air_executor.runs.backend.RunBackend.fileno`."""
+        return self._ours.fileno()
+
+    def due_in_s(self) -> float | None:
+        """See :meth:`air_executor.runs.backend.RunBackend.due_in_s`."""
+        return None
+
+    # In the link's thread
+
+    def _take(self, ends: list[dict[str, Any]]) -> None:
+        """Record ends. They are told again if that fails."""
+        for each in ends:
+            run_id = str(each["id"])
+            if run_id in self._live:
+                self._end(self._store.write(self._ended_record(run_id, each["end"])))
+
+    def _ended_record(self, run_id: str, end: dict[str, Any]) -> RunRecord:
+        if "version" in end:
+            return RunRecord.from_document(dict(end))
+        try:
+            record = self._store.read(run_id)
+        except RecordError:
+            record = queued(run_id, self._identities[run_id], limits={}, log_file=None)
+        if record.state.is_end:
+            return record
+        outcome = UNWANTED if end.get("unwanted") else None
+        return record.advance(RunState(end["state"]), reason=end["reason"], outcome=outcome)
+
+    def _end(self, record: RunRecord) -> None:
+        with self._lock:
+            self._live.pop(record.id, None)
+            self._identities.pop(record.id, None)
+            self._stopping.discard(record.id)
+            self._ended[record.id] = record
+        with contextlib.suppress(OSError):  # it is readable already, or closed
+            self._theirs.send(b"!")
+
+    async def _watch(self) -> None:
+        """Look for workflows that are over though runs are followed: terminated, or lost by Temporal."""
+        with self._guard("Looking for open workflows"):
+            for workflow_id in await self._link.open_workflows():
+                memo = await self._link.client.get_workflow_handle(workflow_id).describe()
+                header = await memo.memo()
+                if "dag" in header and "dag_run" in header:
+                    with self._lock:
+                        self._open.setdefault((header["dag"], header["dag_run"]), workflow_id)
+        prune_s = 0.0
+        while True:
+            seen = dict(self._live)
+            await asyncio.sleep(WATCH_S)
+            with self._guard("Looking for workflows that are over"):
+                for workflow_id in set(seen.values()):
+                    if not await self._link.is_open(workflow_id):
+                        reason = (
+                            "its workflow is over: it was terminated or cancelled in Temporal, or Temporal has lost it"
+                        )
+                        ids = [
+                            run_id for run_id, other in self._live.items() if other == workflow_id and run_id in seen
+                        ]
+                        self._take([{"id": run_id, "end": {"state": "killed", "reason": reason}} for run_id in ids])
+            if time.monotonic() >= prune_s:
+                prune_s = time.monotonic() + _PRUNE_S
+                with self._guard("Removing old records"):
+                    days, runs = self._config.keep_days, self._config.keep_runs
+                    await asyncio.to_thread(prune, self._store, keep_days=days, keep_runs=runs)

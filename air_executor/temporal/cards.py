@@ -1,0 +1,65 @@
+"""An order as it stands in Temporal: a card that people can read, with its secret part sealed."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import orjson
+
+from air_executor import config
+from air_executor.errors import ProtocolError
+from air_executor.runs.backend import RunRequest
+from air_executor.runs.record import Identity, RunRecord
+from air_executor.temporal.settings import Settings
+
+#: Workflow ids have at most 1,000 bytes.
+_MAX_ID = 900
+
+
+def workflow_id(who: Identity) -> str:
+    """Return the id of the workflow that has the runs of a DAG run; of other workloads, each has its own."""
+    if who.dag_run_id is None:
+        return f"airflow-{who.kind}-{who.workload_id}"
+    name = f"airflow-{who.dag_id}-{who.dag_run_id}"
+    if len(name.encode()) > _MAX_ID:
+        raise ProtocolError(f"the ids of DAG and DAG run have more than {_MAX_ID} bytes, too many for Temporal")
+    return name
+
+
+def summary(who: Identity) -> str:
+    """Return a run's title in Temporal's UI."""
+    index = f"[{who.map_index}]" if who.map_index is not None and who.map_index >= 0 else ""
+    attempt = f" try {who.try_number}" if who.try_number is not None else ""
+    return f"{who.task_id or who.name}{index}{attempt}"[:200]
+
+
+def card(request: RunRequest, record: RunRecord, settings: Settings) -> dict[str, Any]:
+    """Return the card of a run."""
+    who = request.identity
+    secret = {"workload": request.workload, "air": request.air}
+    return {
+        "id": request.id,
+        "identity": {name: value for name, value in vars(who).items() if value is not None},
+        "summary": summary(who),
+        "queue": settings.queue(who.queue),
+        "limits": record.limits,
+        "server": request.server,
+        "sealed": settings.seal(orjson.dumps(secret)),
+    }
+
+
+def request(card: dict[str, Any], settings: Settings) -> RunRequest:
+    """Return the order of a card, with the paths and addresses of this host.
+
+    :raises ProtocolError: it can't be understood, or no key here opens it.
+    """
+    secret = orjson.loads(settings.unseal(card["sealed"]))
+    server = config.plain_getter("core")("execution_api_server_url") or card.get("server")
+    return RunRequest.from_message({**card, **secret, "server": server, "log_file": _log_file(secret["workload"])})
+
+
+def _log_file(workload: dict[str, Any]) -> str | None:
+    folder = config.plain_getter("logging")("base_log_folder") or str(config.airflow_home() / "logs")
+    relative = workload.get("log_path")
+    return os.path.join(folder, relative) if relative else None

@@ -1,0 +1,266 @@
+"""An executor's connection to Temporal, in a thread with an event loop of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import uuid
+from collections.abc import Callable, Coroutine
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any, TypeVar
+
+from temporalio import activity
+from temporalio.client import Client, WorkflowExecutionStatus
+from temporalio.common import WorkflowIDReusePolicy
+from temporalio.service import RPCError, RPCStatusCode
+from temporalio.worker import Worker
+
+from air_executor.errors import AirExecutorError
+from air_executor.guard import Guard
+from air_executor.temporal.settings import Settings
+from air_executor.temporal.workflow import NAME, DagRunWorkflow
+
+log = logging.getLogger(__name__)
+
+_T = TypeVar("_T")
+
+#: One signal has at most this many orders, and about this many bytes of them: a payload has at most 2 MB, but each is
+#: in the history for good.
+_MAX_ORDERS, _MAX_BYTES = 100, 200_000
+
+#: Backoff before Temporal is asked again, in seconds: the first pause, doubled each time, up to the last one.
+_FIRST_PAUSE_S, _LAST_PAUSE_S = 0.5, 15.0
+
+#: How often open workflows are looked at, in seconds: one that was terminated tells nobody.
+WATCH_S = 10.0
+
+#: A call may take so long, in seconds.
+_CALL_S = 10.0
+
+
+@dataclass
+class Order:
+    """A card on its way to its workflow."""
+
+    workflow_id: str
+    header: dict[str, Any]
+    card: dict[str, Any]
+    bytes: int
+
+
+@dataclass
+class Signal:
+    """Something else to tell a workflow."""
+
+    workflow_id: str
+    name: str
+    arguments: list[Any] = field(default_factory=list)
+    is_lost: Callable[[], None] = lambda: None
+    """Called when there is no such workflow any more."""
+
+
+class Link:
+    """Sends what it is given in order, again and again until Temporal has it, and takes what workflows tell."""
+
+    def __init__(self, settings: Settings, take: Callable[[list[dict[str, Any]]], None]) -> None:
+        """Prepare, but connect to nothing.
+
+        :param take: is given the ends that a workflow tells, in the link's thread. They are told again if it raises.
+        """
+        self._settings = settings
+        self._take = take
+        self.queue = f"{settings.prefix}!{uuid.uuid4()}"
+        """The task queue on which workflows tell of ends."""
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="temporal", daemon=True)
+        self._client: Client | None = None
+        self._worker: asyncio.Task[None] | None = None
+        self._outbox: asyncio.Queue[Order | Signal] = asyncio.Queue()
+        self._is_away = False
+        self._guard = Guard(log)
+
+    def open(self) -> None:
+        """Connect.
+
+        :raises ConfigError: Temporal can't be used.
+        """
+        self._thread.start()
+        self._client = self.call(self._settings.connect(), 30.0)
+        self._loop.call_soon_threadsafe(self._begin)
+
+    def _begin(self) -> None:
+        self._worker = self._loop.create_task(self._serve())
+        self._sender = self._loop.create_task(self._send_all())
+
+    def close(self) -> None:
+        """Send what waits, within a few seconds, and disconnect."""
+        if not self._thread.is_alive():
+            return
+        with self._guard("Leaving Temporal"):
+            self.call(self._leave(), _CALL_S)
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(_CALL_S)
+
+    async def _leave(self) -> None:
+        if not self._is_away:
+            await asyncio.wait_for(self._outbox.join(), _CALL_S / 2)
+        for task in (self._sender, self._worker):
+            if task is not None:
+                task.cancel()
+        if self._worker is not None:
+            await asyncio.wait([self._worker], timeout=_CALL_S / 2)
+
+    def call(self, work: Coroutine[Any, Any, _T], timeout_s: float) -> _T:
+        """Return what a coroutine returns in the link's thread.
+
+        :raises TimeoutError: that takes too long.
+        """
+        future: Future[_T] = asyncio.run_coroutine_threadsafe(work, self._loop)
+        try:
+            return future.result(timeout_s)
+        except BaseException:
+            future.cancel()
+            raise
+
+    def send(self, message: Order | Signal) -> None:
+        """Send a message when its turn comes. Returns at once."""
+        self._loop.call_soon_threadsafe(self._outbox.put_nowait, message)
+
+    def begin(self, work: Coroutine[Any, Any, None]) -> None:
+        """Begin something in the link's thread."""
+        asyncio.run_coroutine_threadsafe(work, self._loop)
+
+    @property
+    def client(self) -> Client:
+        """The connection."""
+        if self._client is None:
+            raise AirExecutorError("Temporal is not connected")
+        return self._client
+
+    # In the thread
+
+    async def _serve(self) -> None:
+        @activity.defn(name="tell")
+        async def tell(ends: list[dict[str, Any]]) -> None:
+            self._take(ends)
+
+        workers = (
+            Worker(
+                self.client, task_queue=self.queue, activities=[tell], graceful_shutdown_timeout=timedelta(seconds=2)
+            ),
+            Worker(self.client, task_queue=self._settings.prefix, workflows=[DagRunWorkflow]),
+        )
+        async with workers[0], workers[1]:
+            await asyncio.Event().wait()
+
+    async def _send_all(self) -> None:
+        while True:
+            first = await self._outbox.get()
+            batch = [first]
+            while not self._outbox.empty():
+                batch.append(self._outbox.get_nowait())
+            try:
+                for group in _groups(batch):
+                    await self._send(group)
+            finally:
+                for _ in batch:
+                    self._outbox.task_done()
+
+    async def _send(self, group: list[Order] | Signal) -> None:
+        pause_s = _FIRST_PAUSE_S
+        while True:
+            try:
+                if isinstance(group, Signal):
+                    await self._signal(group)
+                else:
+                    await self._order(group)
+            except RPCError as error:
+                if error.status in (RPCStatusCode.INVALID_ARGUMENT, RPCStatusCode.PERMISSION_DENIED):
+                    log.error("Temporal refuses: %s", error)
+                if not self._is_away:
+                    log.warning("Temporal can't be reached; orders wait: %s", error)
+                self._is_away = True
+            except Exception:
+                log.exception("A message to Temporal can't be sent")
+                return
+            else:
+                if self._is_away:
+                    log.info("Temporal is back")
+                self._is_away = False
+                return
+            await asyncio.sleep(pause_s)
+            pause_s = min(2 * pause_s, _LAST_PAUSE_S)
+
+    async def _order(self, orders: list[Order]) -> None:
+        first = orders[0]
+        await self.client.start_workflow(
+            NAME,
+            first.header,
+            id=first.workflow_id,
+            task_queue=self._settings.prefix,
+            id_reuse_policy=WorkflowIDReusePolicy.ALLOW_DUPLICATE,
+            start_signal="order",
+            start_signal_args=[self.queue, [order.card for order in orders]],
+            memo={name: value for name, value in first.header.items() if isinstance(value, str)},
+            rpc_timeout=timedelta(seconds=_CALL_S),
+        )
+
+    async def _signal(self, signal: Signal) -> None:
+        handle = self.client.get_workflow_handle(signal.workflow_id)
+        try:
+            await handle.signal(signal.name, args=signal.arguments, rpc_timeout=timedelta(seconds=_CALL_S))
+        except RPCError as error:
+            if error.status is not RPCStatusCode.NOT_FOUND:
+                raise
+            signal.is_lost()
+
+    async def known(self, workflow_id: str) -> set[str]:
+        """Return the ids of the runs that an open workflow has; none, if there is no such workflow.
+
+        :raises RPCError: Temporal can't be asked.
+        """
+        handle = self.client.get_workflow_handle(workflow_id)
+        try:
+            return set(await handle.query("known", rpc_timeout=timedelta(seconds=_CALL_S)))
+        except RPCError as error:
+            if error.status is RPCStatusCode.NOT_FOUND:
+                return set()
+            raise
+
+    async def is_open(self, workflow_id: str) -> bool:
+        """Tell whether a workflow runs.
+
+        :raises RPCError: Temporal can't be asked.
+        """
+        try:
+            found = await self.client.get_workflow_handle(workflow_id).describe()
+        except RPCError as error:
+            if error.status is RPCStatusCode.NOT_FOUND:
+                return False
+            raise
+        return found.status == WorkflowExecutionStatus.RUNNING
+
+    async def open_workflows(self) -> list[str]:
+        """Return the ids of all workflows of ours that run."""
+        query = f"WorkflowType = '{NAME}' AND ExecutionStatus = 'Running' AND TaskQueue = '{self._settings.prefix}'"
+        return [each.id async for each in self.client.list_workflows(query)]
+
+
+def _groups(batch: list[Order | Signal]) -> list[list[Order] | Signal]:
+    """Return messages in order, with the orders of a workflow that follow each other together."""
+    groups: list[list[Order] | Signal] = []
+    open_groups: dict[str, list[Order]] = {}
+    for each in batch:
+        if isinstance(each, Signal):
+            open_groups.pop(each.workflow_id, None)
+            groups.append(each)
+            continue
+        group = open_groups.get(each.workflow_id)
+        if group is None or len(group) >= _MAX_ORDERS or sum(o.bytes for o in group) + each.bytes > _MAX_BYTES:
+            group = open_groups[each.workflow_id] = []
+            groups.append(group)
+        group.append(each)
+    return groups

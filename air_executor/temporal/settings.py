@@ -1,0 +1,111 @@
+"""How to reach Temporal, what its task queues are called, and with which keys orders are sealed."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from cryptography.fernet import Fernet, InvalidToken, MultiFernet
+from temporalio.client import Client
+from temporalio.envconfig import ClientConfig
+from temporalio.service import RPCError
+
+from air_executor import config
+from air_executor.errors import ConfigError, ProtocolError
+
+_DEFAULT_ADDRESS = "localhost:7233"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Options for Temporal. TLS and API keys come from Temporal's own variables and its configuration file."""
+
+    address: str
+    """Host and port of the frontend; empty: Temporal's own configuration decides."""
+    namespace: str
+    prefix: str
+    """The first part of the names of all task queues."""
+    keys: tuple[str, ...] = field(repr=False)
+    """Secrets from which keys are derived: the first seals, all open."""
+
+    @classmethod
+    def load(cls, get: Callable[[str, str], str | None]) -> Settings:
+        """Read the options.
+
+        :param get: returns the text of an option by its section and name; ``None``: it is not set.
+        :raises ConfigError: one is missing or can't be used; the message names it.
+        """
+        named = os.environ.get("TEMPORAL_TASK_QUEUE")
+        prefix = _parsed("temporal_task_queue", named) if named else _text(get, "temporal_task_queue")
+        keys = tuple(key.strip() for key in _text(get, "temporal_key").split(",") if key.strip())
+        if not keys and (shared := get("api", "secret_key")):
+            keys = (shared,)
+        if not keys:
+            raise ConfigError(
+                "orders for Temporal are sealed with a key that all hosts have: set [api] secret_key or "
+                "[air_executor] temporal_key to the same text on each"
+            )
+        return cls(_text(get, "temporal_address"), _text(get, "temporal_namespace"), prefix, keys)
+
+    def queue(self, name: str | None) -> str:
+        """Return Temporal's task queue for one of Airflow's."""
+        return f"{self.prefix}.{name or 'default'}"
+
+    def host_queue(self, host: str) -> str:
+        """Return the task queue of one host, where its runs are found again."""
+        return f"{self.prefix}@{host}"
+
+    async def connect(self) -> Client:
+        """Connect to Temporal.
+
+        :raises ConfigError: it can't be reached, or does not let us in; the message says which address was tried.
+        """
+        found: dict[str, Any] = dict(ClientConfig.load_client_connect_config())
+        found["target_host"] = self.address or found.get("target_host") or _DEFAULT_ADDRESS
+        if self.namespace:
+            found["namespace"] = self.namespace
+        try:
+            return await Client.connect(**found)
+        except (RuntimeError, RPCError, OSError, ValueError) as error:
+            raise ConfigError(f"Temporal at {found['target_host']} cannot be used: {error}") from None
+
+    def seal(self, data: bytes) -> str:
+        """Return data so that only who has a key can read it."""
+        return self._box().encrypt(data).decode()
+
+    def unseal(self, text: str) -> bytes:
+        """Return what was sealed.
+
+        :raises ProtocolError: no key here opens it.
+        """
+        try:
+            return self._box().decrypt(text.encode())
+        except InvalidToken:
+            raise ProtocolError(
+                "the order was sealed with a key that this host does not have: [air_executor] temporal_key, or "
+                "[api] secret_key, must be the same on all hosts"
+            ) from None
+
+    def _box(self) -> MultiFernet:
+        return MultiFernet([Fernet(_derived(key)) for key in self.keys])
+
+
+def _derived(key: str) -> bytes:
+    # The text is a secret of its own already, not a password that people choose: no stretching is needed.
+    return base64.urlsafe_b64encode(hashlib.blake2b(key.encode(), digest_size=32, person=b"air-executor").digest())
+
+
+def _text(get: Callable[[str, str], str | None], name: str) -> str:
+    text = get(config.SECTION, name)
+    return _parsed(name, config.default(name) if text is None else text)
+
+
+def _parsed(name: str, text: str) -> str:
+    try:
+        return str(config.parse_option(name, text.strip()))
+    except ValueError as error:
+        raise ConfigError(f"[{config.SECTION}] {name} = {text!r} cannot be used: {error}") from None

@@ -1,0 +1,224 @@
+"""The workflow of a DAG run: it holds the run's orders, hands them to hosts, and tells executors of the ends.
+
+It knows nothing of Airflow, and decides nothing: Airflow's scheduler says what runs. It is replayed by whatever worker
+has it next, so what it does must follow from its history alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+from temporalio import workflow
+from temporalio.common import RetryPolicy
+from temporalio.exceptions import ActivityError, ApplicationError, CancelledError, TimeoutError, TimeoutType
+from temporalio.workflow import ActivityCancellationType
+
+NAME = "AirflowDagRun"
+
+#: A worker that shows no life of a run for so long is asked for it through its host's own queue.
+HEARTBEAT_TIMEOUT = timedelta(seconds=30)
+
+#: When nobody answers there for so long, the host is lost.
+_ATTACH_TIMEOUT = timedelta(seconds=20)
+
+#: Airflow limits how long a task runs, Temporal does not; it wants a number.
+_NO_LIMIT = timedelta(days=3650)
+
+#: A workflow that nothing happened in for so long ends. The next order of its DAG run starts another.
+_IDLE = timedelta(hours=24)
+
+#: The runs of a workflow that is cancelled have so long to end.
+_LAST_WAIT = timedelta(minutes=10)
+
+#: The type of an activity's failure when its worker is shut down and leaves the run to its successor.
+DETACHED = "Detached"
+
+#: At most this many ends are told at once.
+_BATCH = 100
+
+
+@dataclass
+class _Run:
+    card: dict[str, Any]
+    follower: str
+    """The task queue of the executor that wants to know the end."""
+    handle: workflow.ActivityHandle[Any] | None = None
+    stop_reason: dict[str, Any] | None = None
+    end: dict[str, Any] | None = None
+    is_told: bool = False
+
+
+@workflow.defn(name=NAME)
+class DagRunWorkflow:
+    """The runs of one DAG run, or one other workload (``is_single``)."""
+
+    @workflow.init
+    def __init__(self, header: dict[str, Any]) -> None:
+        self._header = header
+        self._runs: dict[str, _Run] = {}
+        self._tellers: dict[str, asyncio.Task[None]] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._closed: str | None = None
+        self._changes = 0
+
+    @workflow.run
+    async def run(self, _: dict[str, Any]) -> str:
+        """Live until the DAG run ends."""
+        try:
+            while not self._may_end():
+                before = self._changes
+                try:
+                    await workflow.wait_condition(self._may_end, timeout=_IDLE)
+                except asyncio.TimeoutError:
+                    if before == self._changes and not self._live():
+                        return "nothing happened for a day"
+        except asyncio.CancelledError:
+            for run in self._live():
+                self._stop(run, {"reason": "its workflow was cancelled in Temporal", "unwanted": False})
+            await workflow.wait_condition(lambda: not self._untold(), timeout=_LAST_WAIT)
+            raise
+        if self._closed == "failed":
+            raise ApplicationError("the DAG run has failed", type="DagRunFailed", non_retryable=True)
+        return self._closed or "done"
+
+    def _may_end(self) -> bool:
+        if self._header.get("is_single"):
+            return bool(self._runs) and not self._untold()
+        return self._closed is not None and not self._live()
+
+    def _live(self) -> list[_Run]:
+        return [run for run in self._runs.values() if run.end is None]
+
+    def _untold(self) -> list[_Run]:
+        return [run for run in self._runs.values() if not run.is_told]
+
+    # What executors ask for
+
+    @workflow.signal
+    def order(self, follower: str, cards: list[dict[str, Any]]) -> None:
+        """Begin runs; one that was ordered before goes on."""
+        self._closed = None
+        for card in cards:
+            if card["id"] not in self._runs:
+                self._changes += 1
+                run = self._runs[card["id"]] = _Run(card, follower)
+                self._begin(self._execute(run))
+        self._show()
+
+    @workflow.signal
+    def follow(self, follower: str, run_ids: list[str]) -> None:
+        """Tell another executor of the ends of runs from now on."""
+        for run_id in run_ids:
+            if (run := self._runs.get(run_id)) is not None and run.follower != follower:
+                former, run.follower, run.is_told = run.follower, follower, False
+                if (teller := self._tellers.get(former)) is not None and not self._to_tell(former):
+                    teller.cancel()
+                self._tell(follower)
+
+    @workflow.signal
+    def stop(self, run_id: str, reason: str, unwanted: bool) -> None:
+        """Stop a run."""
+        if (run := self._runs.get(run_id)) is not None and run.end is None:
+            self._stop(run, {"reason": reason, "unwanted": unwanted})
+
+    @workflow.signal
+    def close(self, state: str) -> None:
+        """End with the DAG run's state once nothing runs."""
+        self._closed = state
+
+    @workflow.query
+    def known(self) -> list[str]:
+        """Return the ids of all runs."""
+        return list(self._runs)
+
+    @workflow.query
+    def stop_reason(self, run_id: str) -> dict[str, Any]:
+        """Return why a run has to stop."""
+        run = self._runs.get(run_id)
+        return (run.stop_reason if run else None) or {"reason": "it was cancelled in Temporal", "unwanted": False}
+
+    # Runs
+
+    def _begin(self, work: Any) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _stop(self, run: _Run, reason: dict[str, Any]) -> None:
+        run.stop_reason = run.stop_reason or reason
+        if run.handle is not None:
+            run.handle.cancel()
+
+    async def _execute(self, run: _Run) -> None:
+        run.end = await self._end_of(run)
+        self._tell(run.follower)
+        self._show()
+
+    async def _end_of(self, run: _Run) -> dict[str, Any]:
+        host: str | None = None
+        attempt = 0
+        while True:
+            attempt += 1
+            run.handle = workflow.start_activity(
+                "run" if host is None else "attach",
+                run.card,
+                task_queue=run.card["queue"] if host is None else host,
+                activity_id=run.card["id"] if host is None else f"{run.card['id']}-{attempt}",
+                summary=run.card["summary"],
+                schedule_to_start_timeout=None if host is None else _ATTACH_TIMEOUT,
+                start_to_close_timeout=_NO_LIMIT,
+                heartbeat_timeout=HEARTBEAT_TIMEOUT,
+                # Airflow decides whether there is another try.
+                retry_policy=RetryPolicy(maximum_attempts=1),
+                cancellation_type=ActivityCancellationType.WAIT_CANCELLATION_COMPLETED,
+            )
+            if run.stop_reason is not None:
+                run.handle.cancel()
+            try:
+                end: dict[str, Any] = await run.handle
+                return end
+            except (ActivityError, asyncio.CancelledError) as error:
+                cause = error.cause if isinstance(error, ActivityError) else error
+            if isinstance(cause, CancelledError | asyncio.CancelledError):
+                why = run.stop_reason or {}
+                reason = f"stopped before it began: {why.get('reason', 'cancelled')}"
+                return {"state": "killed", "reason": reason, "unwanted": why.get("unwanted", False)}
+            if isinstance(cause, TimeoutError) and cause.type is TimeoutType.HEARTBEAT:
+                details = cause.last_heartbeat_details
+                host = details[0]["queue"] if details else host
+                if host is None:
+                    return {"state": "lost", "reason": "the worker that took it was lost before it began"}
+            elif isinstance(cause, TimeoutError):
+                return {"state": "lost", "reason": f"its host was lost: no worker answers on {host}"}
+            elif isinstance(cause, ApplicationError) and cause.type == DETACHED:
+                host = str(cause.details[0])
+            else:
+                return {"state": "failed", "reason": getattr(cause, "message", None) or str(cause)}
+
+    # Ends
+
+    def _to_tell(self, follower: str) -> list[_Run]:
+        return [r for r in self._runs.values() if r.end is not None and not r.is_told and r.follower == follower]
+
+    def _tell(self, follower: str) -> None:
+        if follower not in self._tellers and self._to_tell(follower):
+            teller = self._tellers[follower] = asyncio.create_task(self._tell_all(follower))
+            teller.add_done_callback(lambda _: self._tellers.pop(follower, None))
+
+    async def _tell_all(self, follower: str) -> None:
+        while runs := self._to_tell(follower)[:_BATCH]:
+            await workflow.execute_activity(
+                "tell",
+                [{"id": run.card["id"], "end": run.end} for run in runs],
+                task_queue=follower,
+                start_to_close_timeout=timedelta(seconds=30),
+                summary=f"{len(runs)} ends",
+            )
+            for run in runs:
+                run.is_told = run.is_told or run.follower == follower
+
+    def _show(self) -> None:
+        workflow.set_current_details(f"{len(self._live())} live runs, {len(self._runs)} in all")

@@ -1,0 +1,164 @@
+"""A real Temporal server, an Airflow with TemporalExecutor, and workers with state directories of their own."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from temporalio.client import Client, WorkflowHandle
+
+from air_executor.machine import system
+from air_executor.runs.store import RunStore
+from tests.support import airflow_env
+from tests.support.airflow_env import Airflow
+from tests.support.waiting import wait_for
+
+
+@dataclass
+class Temporal:
+    """A Temporal server with its own database file."""
+
+    folder: Path
+    port: int = field(default_factory=airflow_env.free_port)
+    process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self.port}"
+
+    def start(self) -> None:
+        binary = shutil.which("temporal", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
+        assert binary is not None
+        command = [binary, "server", "start-dev", "--headless", "--ip", "127.0.0.1", "--port", str(self.port)]
+        with (self.folder / "temporal.log").open("ab") as log:
+            self.process = subprocess.Popen(
+                [*command, "--db-filename", str(self.folder / "temporal.db"), "--log-level", "warn"],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                preexec_fn=functools.partial(system.die_with_parent, os.getpid()),
+            )
+        wait_for(lambda: self.ask(self._is_up()), "Temporal", 60)
+
+    async def _is_up(self) -> bool:
+        try:
+            client = await Client.connect(self.address)
+            return await client.service_client.check_health()
+        except RuntimeError:
+            return False
+
+    def kill(self) -> None:
+        assert self.process is not None
+        self.process.kill()
+        self.process.wait()
+
+    def ask(self, work: Any) -> Any:
+        return asyncio.run(work)
+
+    def workflow(self, workflow_id: str) -> tuple[str, str, Any]:
+        """Return the status of a workflow, its history as JSON, and its memo."""
+
+        async def look() -> tuple[str, str, Any]:
+            client = await Client.connect(self.address)
+            handle: WorkflowHandle[Any, Any] = client.get_workflow_handle(workflow_id)
+            found = await handle.describe()
+            assert found.status is not None
+            return found.status.name, (await handle.fetch_history()).to_json(), await found.memo()
+
+        return self.ask(look())
+
+    def end_workflow(self, workflow_id: str, how: str) -> None:
+        async def do() -> None:
+            client = await Client.connect(self.address)
+            await getattr(client.get_workflow_handle(workflow_id), how)()
+
+        self.ask(do())
+
+
+@dataclass
+class Worker:
+    """A host's worker."""
+
+    airflow: Airflow
+    name: str
+    queues: str = "default"
+    process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def state_dir(self) -> Path:
+        return self.airflow.home / f"host-{self.name}"
+
+    @property
+    def store(self) -> RunStore:
+        return RunStore(self.state_dir)
+
+    def start(self) -> None:
+        env = {**self.airflow.env, "AIRFLOW__AIR_EXECUTOR__STATE_DIR": str(self.state_dir)}
+        argv = ["worker", "--name", self.name, "--queues", self.queues, "--slots", "16", "--no-logs"]
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "air_executor.cli", *argv],
+                env=env,
+                cwd=self.airflow.home,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                preexec_fn=functools.partial(system.die_with_parent, os.getpid()),
+            )
+        wait_for(lambda: "serving" in self.log.read_text(), f"worker {self.name}", 60)
+
+    @property
+    def log(self) -> Path:
+        return self.airflow.home / f"worker-{self.name}.log"
+
+    def stop(self, signum: signal.Signals = signal.SIGTERM) -> None:
+        assert self.process is not None
+        self.process.send_signal(signum)
+        self.process.wait(60)
+        self.log.rename(self.log.with_suffix(f".{self.process.pid}"))
+
+    def kill_host(self) -> None:
+        """Kill everything of the host at once: worker, launcher, runners and tasks."""
+        self.stop(signal.SIGKILL)
+        for process in self.airflow.ours():
+            if process.environ().get("AIRFLOW__AIR_EXECUTOR__STATE_DIR") == str(self.state_dir):
+                process.kill()
+
+
+@pytest.fixture(scope="module")
+def temporal(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Temporal]:
+    server = Temporal(tmp_path_factory.mktemp("temporal"))
+    server.start()
+    yield server
+    server.kill()
+
+
+@pytest.fixture(scope="module")
+def airflow(tmp_path_factory: pytest.TempPathFactory, shared_dir: Path, temporal: Temporal) -> Iterator[Airflow]:
+    options = {
+        "AIRFLOW__CORE__EXECUTOR": "air_executor.TemporalExecutor",
+        "AIRFLOW__AIR_EXECUTOR__TEMPORAL_ADDRESS": temporal.address,
+        "AIRFLOW__CORE__PARALLELISM": "16",
+    }
+    env = airflow_env.make(tmp_path_factory.mktemp("airflow") / "home", shared_dir, options)
+    env.split_api_server()
+    env.start()
+    yield env
+    env.end()
+
+
+@pytest.fixture(scope="module")
+def worker(airflow: Airflow) -> Worker:
+    host = Worker(airflow, "one")
+    host.start()
+    return host
