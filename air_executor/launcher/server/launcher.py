@@ -282,6 +282,10 @@ class Launcher:
         """In a forked child: close and reset what belongs to the launcher."""
         if self._wakeups is not None:
             self._wakeups.let_go()
+        # Whatever the launcher listens to, such as a trial or a successor: a child that held it would hide its end.
+        for key in list(self._selector.get_map().values()):
+            if isinstance(key.fileobj, socket.socket):
+                key.fileobj.close()
         self._selector.close()
         self._listening.socket.close()
         self._clients.forget()
