@@ -5,27 +5,56 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from datetime import datetime
 from typing import Any
 
 from airflow.models.dagrun import DagRun
+from airflow.models.taskinstance import TaskInstance
 from airflow.utils.session import create_session
-from airflow.utils.state import DagRunState
+from airflow.utils.state import DagRunState, TaskInstanceState
 from sqlalchemy import select, tuple_
 
-from air_executor.airflow import compat
+from air_executor.airflow import compat, task_instances
 from air_executor.airflow.executor import AirExecutor
 from air_executor.config import Config
 from air_executor.guard import Guard
+from air_executor.machine.safe_files import is_fresh
 from air_executor.runs.backend import RunBackend
+from air_executor.runs.record import Identity
 from air_executor.temporal.backend import TemporalBackend
 from air_executor.temporal.settings import Settings
+from air_executor.temporal.workflow import AGAIN, ALIVE, LOST, OVER
 
 log = logging.getLogger(__name__)
+
+#: A run whose host does not answer, and that has not sent a heartbeat for so many seconds, is lost.
+SILENT_S = 30.0
 
 #: How often to look which DAG runs have ended, in seconds, and how many at once.
 _LOOK_S, _AT_ONCE = 5.0, 500
 
 _ENDS = (DagRunState.SUCCESS, DagRunState.FAILED)
+
+
+def judge(who: Identity) -> str:
+    """Say what became of a run whose host does not answer: a verdict of :mod:`air_executor.temporal.workflow`.
+
+    Its runner sends heartbeats to Airflow itself, so the database knows whether it lives. One that has not begun can be
+    ordered again in the same try: Airflow refuses the second that begins.
+
+    :raises SQLAlchemyError: the database is away.
+    """
+    if who.kind != "task":
+        return LOST
+    columns = select(TaskInstance.state, TaskInstance.last_heartbeat_at)
+    with create_session(scoped=False) as session:
+        found = session.execute(columns.where(TaskInstance.id == task_instances.instance_id(who.workload_id))).first()
+    if found is not None and found.state in (TaskInstanceState.QUEUED, TaskInstanceState.RESTARTING):
+        return AGAIN
+    if found is None or found.state != TaskInstanceState.RUNNING:
+        return OVER
+    beat: datetime | None = found.last_heartbeat_at
+    return ALIVE if beat is not None and is_fresh(beat.timestamp(), SILENT_S) else LOST
 
 
 class DagRunEnds:
@@ -71,7 +100,7 @@ class TemporalExecutor(AirExecutor):
     _dag_runs: DagRunEnds
 
     def _make_backend(self, options: Config) -> RunBackend:
-        backend = TemporalBackend(options, Settings.load(compat.team_getter(self.conf)))
+        backend = TemporalBackend(options, Settings.load(compat.team_getter(self.conf)), judge)
         self._dag_runs = DagRunEnds(backend)
         return backend
 

@@ -22,7 +22,7 @@ import orjson
 from temporalio.service import RPCError
 
 from air_executor.config import Config
-from air_executor.errors import RecordError
+from air_executor.errors import AirExecutorError, RecordError
 from air_executor.guard import Guard
 from air_executor.launcher.client.claims import Claims
 from air_executor.runs.backend import RunRequest
@@ -65,13 +65,17 @@ class EveryGpu:
 class TemporalBackend:
     """Implements :class:`air_executor.runs.backend.RunBackend`."""
 
-    def __init__(self, config: Config, settings: Settings) -> None:
-        """Prepare, but open nothing."""
+    def __init__(self, config: Config, settings: Settings, judge: Callable[[Identity], str]) -> None:
+        """Prepare, but open nothing.
+
+        :param judge: says what became of a run whose host does not answer: one of the verdicts in :mod:`.workflow`.
+            It is called in threads of its own.
+        """
         self._config = config
         self._settings = settings
         self._store = RunStore(Path(config.state_dir) / "temporal")
         self._claims = Claims(self._store)
-        self._link = Link(settings, self._take)
+        self._link = Link(settings, self._take, lambda who: judge(Identity(**who)))
         self.gpus = EveryGpu()
         self._lock = threading.Lock()
         #: Followed runs that have not ended, with the ids of their workflows.
@@ -90,10 +94,7 @@ class TemporalBackend:
     # Life
 
     def open(self, owner: str | None) -> bool:
-        """See :meth:`air_executor.runs.backend.RunBackend.open`.
-
-        :raises ConfigError: Temporal can't be used.
-        """
+        """See :meth:`air_executor.runs.backend.RunBackend.open`."""
         Path(self._config.state_dir).mkdir(mode=0o700, parents=True, exist_ok=True)
         self._store.prepare()
         with self._guard("Marking the runs that are open"):
@@ -189,7 +190,7 @@ class TemporalBackend:
         who = record.identity if record is not None else identity()
         try:
             known = run_id in self._link.call(self._link.known(cards.workflow_id(who)), _ASK_S)
-        except (RPCError, FutureTimeoutError, TimeoutError, asyncio.CancelledError) as error:
+        except (AirExecutorError, RPCError, FutureTimeoutError) as error:
             log.warning(
                 "Temporal does not say whether it has run %s; it is taken for one of its runs: %s", run_id, error
             )
@@ -318,6 +319,7 @@ class TemporalBackend:
 
     async def _watch(self) -> None:
         """Look for workflows that are over though runs are followed: terminated, or lost by Temporal."""
+        await self._link.connected.wait()
         with self._guard("Looking for open workflows"):
             for workflow_id in await self._link.open_workflows():
                 memo = await self._link.client.get_workflow_handle(workflow_id).describe()

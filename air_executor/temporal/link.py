@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import threading
 import uuid
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -18,7 +20,7 @@ from temporalio.common import WorkflowIDReusePolicy
 from temporalio.service import RPCError, RPCStatusCode
 from temporalio.worker import Worker
 
-from air_executor.errors import AirExecutorError
+from air_executor.errors import AirExecutorError, ConfigError
 from air_executor.guard import Guard
 from air_executor.temporal.settings import Settings
 from air_executor.temporal.workflow import NAME, DagRunWorkflow
@@ -65,35 +67,53 @@ class Signal:
 class Link:
     """Sends what it is given in order, again and again until Temporal has it, and takes what workflows tell."""
 
-    def __init__(self, settings: Settings, take: Callable[[list[dict[str, Any]]], None]) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        take: Callable[[list[dict[str, Any]]], None],
+        judge: Callable[[dict[str, Any]], str],
+    ) -> None:
         """Prepare, but connect to nothing.
 
         :param take: is given the ends that a workflow tells, in the link's thread. They are told again if it raises.
+        :param judge: says what became of a run whose host does not answer, in a thread of its own.
         """
         self._settings = settings
         self._take = take
+        self._judge = judge
         self.queue = f"{settings.prefix}!{uuid.uuid4()}"
         """The task queue on which workflows tell of ends."""
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="temporal", daemon=True)
         self._client: Client | None = None
-        self._worker: asyncio.Task[None] | None = None
+        self.connected = asyncio.Event()
+        """Set when Temporal was reached, in the link's thread."""
+        self._tasks: list[asyncio.Task[None]] = []
         self._outbox: asyncio.Queue[Order | Signal] = asyncio.Queue()
         self._is_away = False
         self._guard = Guard(log)
 
     def open(self) -> None:
-        """Connect.
-
-        :raises ConfigError: Temporal can't be used.
-        """
+        """Connect. If Temporal can't be reached, that is logged, and orders wait until it can."""
         self._thread.start()
-        self._client = self.call(self._settings.connect(), 30.0)
-        self._loop.call_soon_threadsafe(self._begin)
+        self._tasks = [self.call(self._begin(), _CALL_S)]
+        with contextlib.suppress(FutureTimeoutError):
+            self.call(self.connected.wait(), _CALL_S)
 
-    def _begin(self) -> None:
-        self._worker = self._loop.create_task(self._serve())
-        self._sender = self._loop.create_task(self._send_all())
+    async def _begin(self) -> asyncio.Task[None]:
+        return asyncio.create_task(self._live())
+
+    async def _live(self) -> None:
+        while self._client is None:
+            try:
+                self._client = await self._settings.connect()
+            except ConfigError as error:
+                if not self._is_away:
+                    log.error("%s. Orders wait until it can.", error)
+                self._is_away = True
+                await asyncio.sleep(_FIRST_PAUSE_S)
+        self.connected.set()
+        await asyncio.gather(self._serve(), self._send_all())
 
     def close(self) -> None:
         """Send what waits, within a few seconds, and disconnect."""
@@ -106,12 +126,11 @@ class Link:
 
     async def _leave(self) -> None:
         if not self._is_away:
-            await asyncio.wait_for(self._outbox.join(), _CALL_S / 2)
-        for task in (self._sender, self._worker):
-            if task is not None:
-                task.cancel()
-        if self._worker is not None:
-            await asyncio.wait([self._worker], timeout=_CALL_S / 2)
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._outbox.join(), _CALL_S / 2)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.wait(self._tasks, timeout=_CALL_S / 2)
 
     def call(self, work: Coroutine[Any, Any, _T], timeout_s: float) -> _T:
         """Return what a coroutine returns in the link's thread.
@@ -147,9 +166,16 @@ class Link:
         async def tell(ends: list[dict[str, Any]]) -> None:
             self._take(ends)
 
+        @activity.defn(name="judge")
+        async def judge(identity: dict[str, Any]) -> str:
+            return await asyncio.to_thread(self._judge, identity)
+
         workers = (
             Worker(
-                self.client, task_queue=self.queue, activities=[tell], graceful_shutdown_timeout=timedelta(seconds=2)
+                self.client,
+                task_queue=self.queue,
+                activities=[tell, judge],
+                graceful_shutdown_timeout=timedelta(seconds=2),
             ),
             Worker(self.client, task_queue=self._settings.prefix, workflows=[DagRunWorkflow]),
         )

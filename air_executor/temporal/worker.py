@@ -15,7 +15,7 @@ from temporalio.exceptions import ApplicationError
 from temporalio.service import RPCError
 from temporalio.worker import Worker
 
-from air_executor.errors import AirExecutorError, RecordError
+from air_executor.errors import AirExecutorError, ConfigError, RecordError
 from air_executor.machine import system
 from air_executor.runs import record as runs
 from air_executor.runs.backend import RunBackend
@@ -31,6 +31,9 @@ BEAT_S = 5.0
 
 #: How often to look for ends without news, in seconds.
 _LOOK_S = 1.0
+
+#: How often to try to connect, in seconds.
+_RETRY_S = 2.0
 
 #: A worker that is told to end leaves its runs to its successor after so many seconds.
 _LEAVE_S = 1.0
@@ -56,9 +59,9 @@ class HostWorker:
         """Serve queues until an event is set. Runs outlive this, and the next worker of the host goes on with them.
 
         :param slots: at most so many runs at a time from each queue.
-        :raises ConfigError: Temporal can't be used.
         """
-        self._client = await self._settings.connect()
+        if not await self._connect(until):
+            return
         throttle = timedelta(seconds=BEAT_S)
         common: dict[str, Any] = {
             "identity": f"air-executor worker {self._host}",
@@ -84,6 +87,21 @@ class HostWorker:
                 await until.wait()
         finally:
             look.cancel()
+
+    async def _connect(self, until: asyncio.Event) -> bool:
+        """Connect to Temporal as soon as it can be reached; ``False``: the event came first."""
+        said = False
+        while not until.is_set():
+            try:
+                self._client = await self._settings.connect()
+                return True
+            except ConfigError as error:
+                if not said:
+                    log.error("%s. This worker waits for it.", error)
+                said = True
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(until.wait(), _RETRY_S)
+        return False
 
     @activity.defn(name="run")
     async def run(self, card: dict[str, Any]) -> dict[str, Any]:

@@ -7,22 +7,29 @@ has it next, so what it does must follow from its history alone.
 from __future__ import annotations
 
 import asyncio
+import itertools
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
 from temporalio import workflow
-from temporalio.common import RetryPolicy
+from temporalio.common import Priority, RetryPolicy
 from temporalio.exceptions import ActivityError, ApplicationError, CancelledError, TimeoutError, TimeoutType
 from temporalio.workflow import ActivityCancellationType
 
 NAME = "AirflowDagRun"
 
 #: A worker that shows no life of a run for so long is asked for it through its host's own queue.
-HEARTBEAT_TIMEOUT = timedelta(seconds=30)
+HEARTBEAT_TIMEOUT = timedelta(seconds=20)
 
-#: When nobody answers there for so long, the host is lost.
-_ATTACH_TIMEOUT = timedelta(seconds=20)
+#: When nobody answers there for so long, an executor looks in Airflow's database what became of the run.
+_ATTACH_TIMEOUT = timedelta(seconds=10)
+
+#: While the run still shows life there, its host is asked again, for longer each time, up to this.
+_LAST_ATTACH_TIMEOUT = timedelta(minutes=5)
+
+#: An executor may take so long to begin to look. Another one follows the run by then.
+_JUDGE_TIMEOUT = timedelta(minutes=1)
 
 #: Airflow limits how long a task runs, Temporal does not; it wants a number.
 _NO_LIMIT = timedelta(days=3650)
@@ -35,6 +42,10 @@ _LAST_WAIT = timedelta(minutes=10)
 
 #: The type of an activity's failure when its worker is shut down and leaves the run to its successor.
 DETACHED = "Detached"
+
+#: What an executor says of a run: it shows life; it does not; it has not begun, so it can be ordered again; nobody
+#: waits for it any more.
+ALIVE, LOST, AGAIN, OVER = "alive", "lost", "again", "over"
 
 #: At most this many ends are told at once.
 _BATCH = 100
@@ -49,6 +60,12 @@ class _Run:
     stop_reason: dict[str, Any] | None = None
     end: dict[str, Any] | None = None
     is_told: bool = False
+
+
+def _stopped(run: _Run, when: str) -> dict[str, Any]:
+    why = run.stop_reason or {}
+    reason = f"stopped {when}: {why.get('reason', 'cancelled')}"
+    return {"state": "killed", "reason": reason, "unwanted": why.get("unwanted", False)}
 
 
 @workflow.defn(name=NAME)
@@ -158,45 +175,74 @@ class DagRunWorkflow:
         self._show()
 
     async def _end_of(self, run: _Run) -> dict[str, Any]:
+        """Have a run executed, and return its end: its record, or the state and reason if there is none."""
         host: str | None = None
-        attempt = 0
-        while True:
-            attempt += 1
-            run.handle = workflow.start_activity(
-                "run" if host is None else "attach",
-                run.card,
-                task_queue=run.card["queue"] if host is None else host,
-                activity_id=run.card["id"] if host is None else f"{run.card['id']}-{attempt}",
-                summary=run.card["summary"],
-                schedule_to_start_timeout=None if host is None else _ATTACH_TIMEOUT,
-                start_to_close_timeout=_NO_LIMIT,
-                heartbeat_timeout=HEARTBEAT_TIMEOUT,
-                # Airflow decides whether there is another try.
-                retry_policy=RetryPolicy(maximum_attempts=1),
-                cancellation_type=ActivityCancellationType.WAIT_CANCELLATION_COMPLETED,
-            )
-            if run.stop_reason is not None:
-                run.handle.cancel()
+        patience = _ATTACH_TIMEOUT
+        for attempt in itertools.count(1):
+            run.handle = self._start(run, host, patience, attempt)
             try:
                 end: dict[str, Any] = await run.handle
                 return end
             except (ActivityError, asyncio.CancelledError) as error:
                 cause = error.cause if isinstance(error, ActivityError) else error
             if isinstance(cause, CancelledError | asyncio.CancelledError):
-                why = run.stop_reason or {}
-                reason = f"stopped before it began: {why.get('reason', 'cancelled')}"
-                return {"state": "killed", "reason": reason, "unwanted": why.get("unwanted", False)}
-            if isinstance(cause, TimeoutError) and cause.type is TimeoutType.HEARTBEAT:
+                return _stopped(run, "before it began")
+            if isinstance(cause, ApplicationError) and cause.type == DETACHED:
+                host, patience = str(cause.details[0]), _ATTACH_TIMEOUT
+            elif isinstance(cause, TimeoutError) and cause.type is TimeoutType.HEARTBEAT:
                 details = cause.last_heartbeat_details
-                host = details[0]["queue"] if details else host
-                if host is None:
-                    return {"state": "lost", "reason": "the worker that took it was lost before it began"}
+                host, patience = details[0]["queue"] if details else host, _ATTACH_TIMEOUT
             elif isinstance(cause, TimeoutError):
-                return {"state": "lost", "reason": f"its host was lost: no worker answers on {host}"}
-            elif isinstance(cause, ApplicationError) and cause.type == DETACHED:
-                host = str(cause.details[0])
+                verdict = await self._judge(run)
+                if verdict == LOST and run.stop_reason is not None:
+                    return _stopped(run, "and its host is lost")
+                if verdict == LOST:
+                    return {"state": "lost", "reason": f"its host was lost: no worker answers on {host}"}
+                if verdict == OVER:
+                    return {"state": "lost", "reason": "Airflow does not wait for it", "unwanted": True}
+                patience = min(2 * patience, _LAST_ATTACH_TIMEOUT)
+                host = None if verdict == AGAIN else host
             else:
                 return {"state": "failed", "reason": getattr(cause, "message", None) or str(cause)}
+        raise AssertionError
+
+    def _start(
+        self, run: _Run, host: str | None, patience: timedelta, attempt: int
+    ) -> workflow.ActivityHandle[dict[str, Any]]:
+        handle: workflow.ActivityHandle[dict[str, Any]] = workflow.start_activity(
+            "run" if host is None else "attach",
+            run.card,
+            task_queue=run.card["queue"] if host is None else host,
+            activity_id=run.card["id"] if attempt == 1 else f"{run.card['id']}-{attempt}",
+            summary=run.card["summary"],
+            schedule_to_start_timeout=None if host is None else patience,
+            start_to_close_timeout=_NO_LIMIT,
+            heartbeat_timeout=HEARTBEAT_TIMEOUT,
+            # Airflow decides whether there is another try.
+            retry_policy=RetryPolicy(maximum_attempts=1),
+            cancellation_type=ActivityCancellationType.WAIT_CANCELLATION_COMPLETED,
+            priority=Priority(priority_key=run.card.get("priority")),
+        )
+        if run.stop_reason is not None:
+            handle.cancel()
+        return handle
+
+    async def _judge(self, run: _Run) -> str:
+        """Return what Airflow's database says of a run whose host does not answer."""
+        while True:
+            try:
+                verdict: str = await workflow.execute_activity(
+                    "judge",
+                    run.card["identity"],
+                    task_queue=run.follower,
+                    schedule_to_start_timeout=_JUDGE_TIMEOUT,
+                    start_to_close_timeout=_JUDGE_TIMEOUT,
+                    retry_policy=RetryPolicy(maximum_attempts=1),
+                    summary=run.card["summary"],
+                )
+                return verdict
+            except ActivityError:
+                await workflow.sleep(_ATTACH_TIMEOUT)  # nobody looks now: the database, or every executor, is away
 
     # Ends
 

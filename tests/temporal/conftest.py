@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import os
 import shutil
@@ -14,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from temporalio.client import Client, WorkflowHandle
 
@@ -77,6 +79,10 @@ class Temporal:
 
         return self.ask(look())
 
+    def events(self, workflow_id: str, kind: str) -> int:
+        """Count the events of a kind in a workflow's history."""
+        return self.workflow(workflow_id)[1].count(kind)
+
     def end_workflow(self, workflow_id: str, how: str) -> None:
         async def do() -> None:
             client = await Client.connect(self.address)
@@ -129,9 +135,11 @@ class Worker:
 
     def kill_host(self) -> None:
         """Kill everything of the host at once: worker, launcher, runners and tasks."""
+        assert self.process is not None
+        family = psutil.Process(self.process.pid).children(recursive=True)
         self.stop(signal.SIGKILL)
-        for process in self.airflow.ours():
-            if process.environ().get("AIRFLOW__AIR_EXECUTOR__STATE_DIR") == str(self.state_dir):
+        for process in family:
+            with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
 
 

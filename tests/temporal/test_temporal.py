@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import signal
 
 import pytest
+from temporalio.service import RPCError
 
 from air_executor.runs.record import RunRecord
 from tests.support.airflow_env import Airflow
@@ -40,8 +42,6 @@ def test_orders_wait_for_a_worker_and_dag_runs_become_workflows(airflow: Airflow
 
 
 def temporal_has(temporal: Temporal, workflow_id: str) -> bool:
-    from temporalio.service import RPCError
-
     try:
         return bool(temporal.workflow(workflow_id))
     except RPCError:
@@ -52,8 +52,100 @@ def test_a_killed_workers_successor_goes_on_with_the_task(airflow: Airflow, work
     run = airflow.api.trigger("long_running", run_id="worker-killed")
     count = len(airflow.effects("long_running"))
     begun(airflow, worker, "worker-killed")
-    worker.stop(__import__("signal").SIGKILL)
+    worker.stop(signal.SIGKILL)
     worker.start()
     (airflow.out / "release-worker-killed").touch()
     assert run.wait() == "success"
     assert airflow.effects("long_running")[count:] == ["begin 1", "end 1"]
+
+
+def test_a_worker_that_comes_back_late_finds_its_task_running(airflow: Airflow, worker: Worker) -> None:
+    run = airflow.api.trigger("long_running", run_id="worker-late")
+    count = len(airflow.effects("long_running"))
+    begun(airflow, worker, "worker-late")
+    worker.stop()
+    # Its host does not answer, but the task shows life: it is neither lost nor ordered again.
+    scheduled = "EVENT_TYPE_ACTIVITY_TASK_COMPLETED"
+    before = temporal_of(airflow).events("airflow-long_running-worker-late", scheduled)
+    wait_for(
+        lambda: temporal_of(airflow).events("airflow-long_running-worker-late", scheduled) > before, "a verdict", 90
+    )
+    worker.start()
+    (airflow.out / "release-worker-late").touch()
+    assert run.wait() == "success"
+    assert airflow.effects("long_running")[count:] == ["begin 1", "end 1"]
+
+
+def test_a_new_scheduler_follows_what_runs_on_hosts(airflow: Airflow, worker: Worker) -> None:
+    run = airflow.api.trigger("long_running", run_id="scheduler-restarted")
+    count = len(airflow.effects("long_running"))
+    begun(airflow, worker, "scheduler-restarted")
+    airflow.stop("scheduler", signum=signal.SIGKILL)
+    airflow.start("scheduler")
+    (airflow.out / "release-scheduler-restarted").touch()
+    assert run.wait() == "success"
+    assert airflow.effects("long_running")[count:] == ["begin 1", "end 1"]
+
+
+def test_a_task_that_is_marked_is_stopped_on_its_host(airflow: Airflow, worker: Worker) -> None:
+    run = airflow.api.trigger("long_running", run_id="marked")
+    record = begun(airflow, worker, "marked")
+    run.mark("wait", "failed")
+    wait_for(lambda: worker.store.read(record.id).state.is_end, "the end of the run", 60)
+    assert worker.store.read(record.id).state.value == "killed"
+    assert run.wait() == "failed"
+    wait_for(lambda: temporal_of(airflow).workflow("airflow-long_running-marked")[0] == "FAILED", "its workflow", 60)
+
+
+@pytest.mark.parametrize("how", ["cancel", "terminate"])
+def test_a_workflow_ended_in_temporals_ui_stops_its_tasks(airflow: Airflow, worker: Worker, how: str) -> None:
+    run = airflow.api.trigger("long_running", run_id=f"by-{how}")
+    count = len(airflow.effects("long_running"))
+    record = begun(airflow, worker, f"by-{how}")
+    temporal_of(airflow).end_workflow(f"airflow-long_running-by-{how}", how)
+    wait_for(lambda: worker.store.read(record.id).state.is_end, "the end of the run", 60)
+    assert "in Temporal" in (worker.store.read(record.id).reason or "")
+    (airflow.out / f"release-by-{how}").touch()
+    assert run.wait() == "success"  # by its retry, in another execution of the workflow
+    assert airflow.effects("long_running")[count:] == ["begin 1", "begin 2", "end 2"]
+
+
+def test_tasks_outlive_a_temporal_that_is_away(airflow: Airflow, worker: Worker, temporal: Temporal) -> None:
+    run = airflow.api.trigger("long_running", run_id="temporal-away")
+    count = len(airflow.effects("long_running"))
+    begun(airflow, worker, "temporal-away")
+    temporal.kill()
+    other = airflow.api.trigger("shell", run_id="ordered-meanwhile")
+    (airflow.out / "release-temporal-away").touch()
+    wait_for(lambda: airflow.effects("long_running")[count:] == ["begin 1", "end 1"], "the task to end", 60)
+    temporal.start()
+    assert run.wait() == "success"
+    assert other.wait() == "success"
+
+
+def test_a_lost_hosts_task_is_retried_elsewhere(airflow: Airflow, worker: Worker) -> None:
+    worker.stop()
+    other = Worker(airflow, "two")
+    other.start()
+    run = airflow.api.trigger("long_running", run_id="host-lost")
+    count = len(airflow.effects("long_running"))
+    begun(airflow, other, "host-lost")
+    other.kill_host()
+    worker.start()
+    (airflow.out / "release-host-lost").touch()
+    assert run.wait() == "success"
+    assert airflow.effects("long_running")[count:] == ["begin 1", "begin 2", "end 2"]
+    assert "its host was lost" in str(run.events("wait"))
+
+
+def test_no_secret_is_in_temporals_database(airflow: Airflow, temporal: Temporal) -> None:
+    data = b"".join(path.read_bytes() for path in temporal.folder.glob("temporal.db*"))
+    assert b"airflow-example_dag-first" in data
+    assert b"eyJ" not in data, "a token stands there"
+    assert b"only-for-tests" not in data
+
+
+def temporal_of(airflow: Airflow) -> Temporal:
+    """Return the server that an Airflow uses."""
+    address = airflow.env["AIRFLOW__AIR_EXECUTOR__TEMPORAL_ADDRESS"]
+    return Temporal(airflow.home, int(address.rpartition(":")[2]))
