@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from air_executor import config
 from air_executor.cli.table import EXIT_OK, JSON, Argument, Command
@@ -19,6 +20,9 @@ from air_executor.launcher.client.backend import LocalBackend
 from air_executor.machine.ownership import check_state_dir
 from air_executor.runs.lock import KernelLock
 from air_executor.runs.statedir import VARIABLE, locate
+
+if TYPE_CHECKING:
+    from air_executor.temporal.worker import HostWorker
 
 #: Serves the logs of this host's tasks to Airflow's UI, as Airflow's own workers do.
 _SERVE_LOGS = "from airflow.utils.serve_logs import serve_logs; serve_logs()"
@@ -45,6 +49,8 @@ def _worker(args: argparse.Namespace) -> int:
         raise AirExecutorError("a worker needs the package temporalio: pip install 'air-executor[temporal]'") from None
     options = config.load_plain(str(locate().path) if VARIABLE in os.environ else None)
     settings = Settings.load(_option)
+    for name in [name for name in os.environ if name.startswith("TEMPORAL_")]:
+        del os.environ[name]  # tasks have no business with Temporal, and one of them may be its key
     Path(options.state_dir).mkdir(mode=0o700, parents=True, exist_ok=True)
     check_state_dir(options.state_dir)
     queues = [name.strip() for name in args.queues.split(",") if name.strip()]
@@ -57,10 +63,7 @@ def _worker(args: argparse.Namespace) -> int:
     return EXIT_OK
 
 
-async def _serve(worker: object, queues: list[str], slots: int) -> None:
-    from air_executor.temporal.worker import HostWorker
-
-    assert isinstance(worker, HostWorker)
+async def _serve(worker: HostWorker, queues: list[str], slots: int) -> None:
     is_over = asyncio.Event()
     for signum in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(signum, is_over.set)

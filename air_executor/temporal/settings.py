@@ -31,6 +31,8 @@ class Settings:
     """The first part of the names of all task queues."""
     keys: tuple[str, ...] = field(repr=False)
     """Secrets from which keys are derived: the first seals, all open."""
+    common: dict[str, Any] = field(default_factory=dict, repr=False)
+    """What Temporal's own variables and configuration file say, in the words of :meth:`Client.connect`."""
 
     @classmethod
     def load(cls, get: Callable[[str, str], str | None]) -> Settings:
@@ -49,7 +51,11 @@ class Settings:
                 "orders for Temporal are sealed with a key that all hosts have: set [api] secret_key or "
                 "[air_executor] temporal_key to the same text on each"
             )
-        return cls(_text(get, "temporal_address"), _text(get, "temporal_namespace"), prefix, keys)
+        try:
+            common = dict(ClientConfig.load_client_connect_config())
+        except (RuntimeError, ValueError, OSError) as error:
+            raise ConfigError(f"Temporal's configuration cannot be used: {error}") from None
+        return cls(_text(get, "temporal_address"), _text(get, "temporal_namespace"), prefix, keys, common)
 
     def queue(self, name: str | None) -> str:
         """Return Temporal's task queue for one of Airflow's."""
@@ -64,7 +70,7 @@ class Settings:
 
         :raises ConfigError: it can't be reached, or does not let us in; the message says which address was tried.
         """
-        found: dict[str, Any] = dict(ClientConfig.load_client_connect_config())
+        found = dict(self.common)
         found["target_host"] = self.address or found.get("target_host") or _DEFAULT_ADDRESS
         if self.namespace:
             found["namespace"] = self.namespace

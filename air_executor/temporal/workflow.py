@@ -40,6 +40,9 @@ _IDLE = timedelta(hours=24)
 #: The runs of a workflow that is cancelled have so long to end.
 _LAST_WAIT = timedelta(minutes=10)
 
+#: So many runs of a workflow are offered to hosts at a time; Temporal advises against more than 500 activities.
+MOST_AT_ONCE = 500
+
 #: The type of an activity's failure when its worker is shut down and leaves the run to its successor.
 DETACHED = "Detached"
 
@@ -78,6 +81,7 @@ class DagRunWorkflow:
         self._runs: dict[str, _Run] = {}
         self._tellers: dict[str, asyncio.Task[None]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._room = asyncio.Semaphore(MOST_AT_ONCE)
         self._closed: str | None = None
         self._changes = 0
 
@@ -132,7 +136,7 @@ class DagRunWorkflow:
             if (run := self._runs.get(run_id)) is not None and run.follower != follower:
                 former, run.follower, run.is_told = run.follower, follower, False
                 if (teller := self._tellers.get(former)) is not None and not self._to_tell(former):
-                    teller.cancel()
+                    teller.cancel()  # nobody serves that queue any more
                 self._tell(follower)
 
     @workflow.signal
@@ -170,7 +174,8 @@ class DagRunWorkflow:
             run.handle.cancel()
 
     async def _execute(self, run: _Run) -> None:
-        run.end = await self._end_of(run)
+        async with self._room:
+            run.end = _stopped(run, "before it began") if run.stop_reason is not None else await self._end_of(run)
         self._tell(run.follower)
         self._show()
 
@@ -251,20 +256,23 @@ class DagRunWorkflow:
 
     def _tell(self, follower: str) -> None:
         if follower not in self._tellers and self._to_tell(follower):
-            teller = self._tellers[follower] = asyncio.create_task(self._tell_all(follower))
-            teller.add_done_callback(lambda _: self._tellers.pop(follower, None))
+            self._tellers[follower] = asyncio.create_task(self._tell_all(follower))
 
     async def _tell_all(self, follower: str) -> None:
-        while runs := self._to_tell(follower)[:_BATCH]:
-            await workflow.execute_activity(
-                "tell",
-                [{"id": run.card["id"], "end": run.end} for run in runs],
-                task_queue=follower,
-                start_to_close_timeout=timedelta(seconds=30),
-                summary=f"{len(runs)} ends",
-            )
-            for run in runs:
-                run.is_told = run.is_told or run.follower == follower
+        try:
+            while runs := self._to_tell(follower)[:_BATCH]:
+                await workflow.execute_activity(
+                    "tell",
+                    [{"id": run.card["id"], "end": run.end} for run in runs],
+                    task_queue=follower,
+                    start_to_close_timeout=timedelta(seconds=30),
+                    summary=f"{len(runs)} ends",
+                )
+                for run in runs:
+                    run.is_told = run.is_told or run.follower == follower
+        finally:
+            # Here, not in a callback of the task: between the last look and that, another end may come.
+            del self._tellers[follower]
 
     def _show(self) -> None:
         workflow.set_current_details(f"{len(self._live())} live runs, {len(self._runs)} in all")

@@ -1,0 +1,129 @@
+"""The workflow of a DAG run on a real Temporal server, with activities that only pretend to run tasks."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import uuid
+from pathlib import Path
+from typing import Any
+
+import pytest
+from temporalio import activity
+from temporalio.client import Client, WorkflowFailureError, WorkflowHandle, WorkflowHistory
+from temporalio.exceptions import ApplicationError
+from temporalio.worker import Replayer, Worker
+
+from air_executor.temporal.workflow import DETACHED, NAME, DagRunWorkflow
+from tests.temporal.conftest import Temporal
+
+#: Recorded histories, each by the version of the workflow that wrote it. They must replay for ever: a workflow that is
+#: open while AirExecutor is upgraded goes on with the new code.
+HISTORIES = Path(__file__).parent / "histories"
+
+
+class Hosts:
+    """Activities as workers and executors have them."""
+
+    def __init__(self) -> None:
+        self.begun: list[str] = []
+        self.told: dict[str, Any] = {}
+        self.release = asyncio.Event()
+        self.release.set()
+
+    @activity.defn(name="run")
+    async def run(self, card: dict[str, Any]) -> dict[str, Any]:
+        self.begun.append(card["id"])
+        if card["summary"] == "detached":
+            raise ApplicationError("the worker ends", "host", type=DETACHED)
+        if card["summary"] == "refused":
+            raise ApplicationError("no key opens it")
+        try:
+            await self.release.wait()
+        except asyncio.CancelledError:
+            return {"state": "killed", "reason": "stopped"}
+        return {"state": "succeeded", "reason": None}
+
+    @activity.defn(name="attach")
+    async def attach(self, card: dict[str, Any]) -> dict[str, Any]:
+        return {"state": "succeeded", "reason": "by its host's next worker"}
+
+    @activity.defn(name="tell")
+    async def tell(self, ends: list[dict[str, Any]]) -> None:
+        for each in ends:
+            assert each["id"] not in self.told, "told twice"
+            self.told[each["id"]] = each["end"]
+
+
+def cards(count: int, summary: str = "task") -> list[dict[str, Any]]:
+    return [
+        {"id": str(uuid.uuid4()), "summary": summary, "queue": "tasks", "identity": {}, "limits": {}}
+        for _ in range(count)
+    ]
+
+
+async def history_of(
+    temporal: Temporal, hosts: Hosts, batches: list[list[dict[str, Any]]], close: str = "success"
+) -> tuple[WorkflowHandle[Any, Any], WorkflowHistory]:
+    """Run a workflow with these orders to its end, and return it with its history."""
+    client = await Client.connect(temporal.address)
+    ours = Worker(client, task_queue="ours", workflows=[DagRunWorkflow], activities=[hosts.tell])
+    tasks = Worker(client, task_queue="tasks", activities=[hosts.run])
+    host = Worker(client, task_queue="host", activities=[hosts.attach])
+    async with ours, tasks, host:
+        for batch in batches:
+            handle = await client.start_workflow(
+                NAME,
+                {"dag": "d", "dag_run": "r"},
+                id=f"airflow-{batches[0][0]['id']}",
+                task_queue="ours",
+                start_signal="order",
+                start_signal_args=["ours", batch],
+            )
+        ids = {card["id"] for batch in batches for card in batch}
+        for _ in range(600):
+            if hosts.told.keys() >= ids:
+                break
+            await asyncio.sleep(0.1)
+        assert hosts.told.keys() == ids
+        await handle.signal("close", close)
+        try:
+            await handle.result()
+        except WorkflowFailureError as error:
+            assert close == "failed" and "failed" in str(error.cause)
+        return handle, await handle.fetch_history()
+
+
+def test_ends_are_told_once_and_history_is_short(temporal: Temporal) -> None:
+    hosts = Hosts()
+    batch = cards(200)
+    # The second order repeats the first, as when its confirmation was lost.
+    _, history = asyncio.run(history_of(temporal, hosts, [batch[:100], batch[:100], batch[100:]]))
+    assert sorted(hosts.begun) == sorted(card["id"] for card in batch)
+    assert len(history.events) <= 10 * len(batch)
+    replay(history)
+
+
+def test_runs_go_on_with_the_next_worker_and_failures_have_their_reason(temporal: Temporal) -> None:
+    hosts = Hosts()
+    detached, refused = cards(1, "detached"), cards(1, "refused")
+    _, history = asyncio.run(history_of(temporal, hosts, [detached + refused], close="failed"))
+    assert hosts.told == {
+        detached[0]["id"]: {"state": "succeeded", "reason": "by its host's next worker"},
+        refused[0]["id"]: {"state": "failed", "reason": "no key opens it"},
+    }
+    replay(history)
+
+
+def replay(history: WorkflowHistory) -> None:
+    asyncio.run(Replayer(workflows=[DagRunWorkflow]).replay_workflow(history))
+
+
+@pytest.mark.parametrize("path", sorted(HISTORIES.glob("*.json")), ids=lambda path: path.stem)
+def test_histories_of_former_versions_replay(path: Path) -> None:
+    document = json.loads(path.read_text())
+    replay(WorkflowHistory.from_json("recorded", document))
+
+
+def test_there_are_recorded_histories() -> None:
+    assert list(HISTORIES.glob("*.json"))
