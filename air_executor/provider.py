@@ -27,6 +27,7 @@ def get_provider_info() -> dict[str, Any]:
                         "type": option.type,
                         "example": option.example,
                         "default": option.default,
+                        **({"sensitive": True} if option.is_secret else {}),
                     }
                     for option in config.OPTIONS
                 },

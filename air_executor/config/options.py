@@ -11,7 +11,7 @@ import os
 import re
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
@@ -41,6 +41,7 @@ class Option:
     example: str | None
     parse: Callable[[str], Any]
     group: Group
+    is_secret: bool = field(default=False, kw_only=True)
     for_launcher: bool = True
     """Whether a launcher or its runners use the value. A launcher keeps the values that it started with, so another
     value needs another launcher. Not so for retention: a launcher that prunes has to read the current values."""
@@ -294,6 +295,7 @@ OPTIONS: tuple[Option, ...] = (
         None,
         str,
         Group.TEMPORAL,
+        is_secret=True,
         for_launcher=False,
     ),
 )

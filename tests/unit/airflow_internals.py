@@ -231,6 +231,7 @@ INTERNALS: dict[str, list[Internal]] = {
             Internal(f"{_TI}.{name}")
             for name in "id state last_heartbeat_at queued_dttm external_executor_id queued_by_job_id".split()
         ),
+        *_all("airflow.models.dagrun", "DagRun.dag_id DagRun.run_id DagRun.state"),
         *_all("airflow.jobs.job", "Job.id Job.state Job.job_type Job.start_date Job.latest_heartbeat"),
         Internal("airflow.utils.session:create_session", takes="scoped"),
         Internal("airflow.utils.sqlalchemy:with_row_locks", takes="query session skip_locked"),

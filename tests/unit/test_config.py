@@ -54,7 +54,8 @@ def test_every_option_has_a_default_that_can_be_used(home: Path) -> None:
 
 
 def test_every_option_is_a_value_of_the_configuration_and_is_described() -> None:
-    assert {*(option.name for option in OPTIONS), "serves"} == set(Config.__dataclass_fields__)
+    ours = {option.name for option in OPTIONS if option.group is not Group.TEMPORAL}
+    assert {*ours, "serves"} == set(Config.__dataclass_fields__)
     assert len(OPTIONS) == len({option.name for option in OPTIONS})
     for option in OPTIONS:
         assert option.description.endswith(".")
@@ -69,7 +70,7 @@ def test_the_options_of_a_group_stand_side_by_side() -> None:
 
 
 def test_what_is_kept_and_what_a_scheduler_does_at_its_end_asks_for_no_other_launcher() -> None:
-    others = {option.name for option in OPTIONS if not option.for_launcher}
+    others = {option.name for option in OPTIONS if not option.for_launcher and option.group is not Group.TEMPORAL}
     assert others == {"on_shutdown", "keep_days", "keep_runs", "keep_jobs"}
 
 
