@@ -27,6 +27,7 @@ def begun(airflow: Airflow, worker: Worker, run_id: str) -> RunRecord:
     return found()[0]
 
 
+@pytest.mark.core
 def test_orders_wait_for_a_worker_and_dag_runs_become_workflows(airflow: Airflow, temporal: Temporal) -> None:
     run = airflow.api.trigger("example_dag", run_id="first")
     wait_for(lambda: temporal_has(temporal, "airflow-example_dag-first"), "the workflow", 60)
@@ -48,6 +49,7 @@ def temporal_has(temporal: Temporal, workflow_id: str) -> bool:
         return False
 
 
+@pytest.mark.core
 def test_a_killed_workers_successor_goes_on_with_the_task(airflow: Airflow, worker: Worker) -> None:
     run = airflow.api.trigger("long_running", run_id="worker-killed")
     count = len(airflow.effects("long_running"))
