@@ -46,21 +46,28 @@ def free_port() -> int:
     raise SystemExit("no free port")
 
 
-def configure(port: int) -> None:
+def any_port() -> int:
+    """Return a free port."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def configure(port: int, executor: str, address: str) -> None:
     """Write the demo's settings into its ``airflow.cfg``, where every command finds them that has its AIRFLOW_HOME."""
     path = HOME / "airflow.cfg"
     parser = configparser.RawConfigParser(strict=False)
     parser.read(path, encoding="utf-8")
     for section, options in {
         "core": {
-            "executor": "air_executor.AirExecutor",
+            "executor": executor,
             "dags_folder": str(REPOSITORY / "examples" / "dags"),
             "load_examples": "False",
             # Somebody who triggers a dag wants it to run.
             "dags_are_paused_at_creation": "False",
         },
         # The demo ends its launcher, and what the launcher still runs.
-        "air_executor": {"on_launcher_stop": "stop"},
+        "air_executor": {"on_launcher_stop": "stop", "temporal_address": address},
         "api": {"port": str(port), "base_url": f"http://localhost:{port}"},
     }.items():
         for name, value in options.items():
@@ -111,85 +118,148 @@ class Api:
         return password
 
 
-def attempt(action: Any, deadline_s: float, airflow: subprocess.Popen[bytes], log: Path) -> Any:
+class Parts:
+    """The processes of the demo, in one process group; what they print is in files of their names."""
+
+    def __init__(self) -> None:
+        self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        self.env = environment()
+
+    def start(self, name: str, *command: str, **env: str) -> None:
+        """Start a process."""
+        group = next((process.pid for process in self.processes.values()), 0)
+        with (HOME / f"{name}.log").open("wb") as output:
+            self.processes[name] = subprocess.Popen(
+                command, env=self.env | env, stdout=output, stderr=output, process_group=group
+            )
+
+    def start_airflow(self, *arguments: str) -> None:
+        """Start a command of Airflow."""
+        self.start(arguments[0], sys.executable, "-m", "airflow", *arguments)
+
+    def check(self) -> None:
+        """End the demo if one of them has ended."""
+        for name, process in self.processes.items():
+            if process.poll() is not None:
+                raise SystemExit(f"{name} ended with {process.returncode}; see {HOME / name}.log")
+
+    def end(self) -> None:
+        """End them with all that they have started, and the launchers."""
+        pids = [process.pid for process in self.processes.values()]
+        if not pids:
+            return
+        for signum in (signal.SIGTERM, signal.SIGKILL):
+            deadline = time.monotonic() + END_S
+            try:
+                os.killpg(pids[0], signum)
+                while time.monotonic() < deadline:
+                    for process in self.processes.values():
+                        process.poll()
+                    os.killpg(pids[0], 0)
+                    time.sleep(0.1)
+            except ProcessLookupError:
+                break
+        for pid in launcher_pids():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                launcher = psutil.Process(pid)
+                launcher.terminate()
+                launcher.wait(END_S)
+
+
+def launcher_pids() -> list[int]:
+    """Return the process ids of the demo's launchers, which outlive the scheduler for some seconds."""
+    stores = [RunStore(path) for path in (HOME / ".air-executor", *HOME.glob("host-*"))]
+    addresses = [address for store in stores for address in all_addresses(store)]
+    return [answer["pid"] for address in addresses if (answer := status(address)) is not None]
+
+
+def start_temporal(parts: Parts) -> tuple[str, str]:
+    """Start a development server of Temporal, and return its address and that of its UI."""
+    port, ui_port = any_port(), any_port()
+    server = ("server", "start-dev", "--ip", "127.0.0.1", "--port", str(port), "--ui-port", str(ui_port))
+    database = ("--db-filename", str(HOME / "temporal.db"), "--log-level", "warn")
+    parts.start("temporal", str(Path(sys.executable).parent / "temporal"), *server, *database)
+    return f"127.0.0.1:{port}", f"http://127.0.0.1:{ui_port}"
+
+
+def start_hosts(parts: Parts) -> None:
+    """Start Airflow's parts, as `airflow standalone` knows local executors only, and two workers beside them."""
+    subprocess.run(
+        [sys.executable, "-m", "airflow", "db", "migrate"], env=parts.env, check=True, stdout=subprocess.DEVNULL
+    )
+    for component in ("api-server", "scheduler", "dag-processor", "triggerer"):
+        parts.start_airflow(component)
+    for name in ("one", "two"):
+        command = ("worker", "--name", name, "--slots", "4", "--no-logs")
+        state_dir = {"AIRFLOW__AIR_EXECUTOR__STATE_DIR": str(HOME / f"host-{name}")}
+        parts.start(f"worker-{name}", sys.executable, "-m", "air_executor.cli", *command, **state_dir)
+
+
+def attempt(action: Any, deadline_s: float, parts: Parts) -> Any:
     """Return what ``action`` returns, as soon as it is something; end the demo when that takes too long."""
     end = time.monotonic() + deadline_s
     while time.monotonic() < end:
-        if airflow.poll() is not None:
-            raise SystemExit(f"airflow standalone ended with {airflow.returncode}; see {log}")
+        parts.check()
         try:
             if value := action():
                 return value
         except (OSError, urllib.error.URLError, KeyError, json.JSONDecodeError):
             pass  # not there yet
         time.sleep(0.5)
-    raise SystemExit(f"gave up after {deadline_s:.0f} s; see {log}")
-
-
-def end(airflow: subprocess.Popen[bytes]) -> None:
-    """End Airflow with all its parts, which are in its process group."""
-    for signum in (signal.SIGTERM, signal.SIGKILL):
-        deadline = time.monotonic() + END_S
-        try:
-            os.killpg(airflow.pid, signum)
-            while time.monotonic() < deadline:
-                airflow.poll()
-                os.killpg(airflow.pid, 0)
-                time.sleep(0.1)
-        except ProcessLookupError:
-            break
-    for pid in launcher_pids():
-        with contextlib.suppress(psutil.NoSuchProcess):
-            launcher = psutil.Process(pid)
-            launcher.terminate()
-            launcher.wait(END_S)
-
-
-def launcher_pids() -> list[int]:
-    """Return the process ids of the demo's launchers, which outlive the scheduler for some seconds."""
-    store = RunStore(HOME / ".air-executor")
-    return [answer["pid"] for address in all_addresses(store) if (answer := status(address)) is not None]
+    raise SystemExit(f"gave up after {deadline_s:.0f} s; see {HOME}/*.log")
 
 
 def main() -> int:
     """Run the demo and return its exit code."""
     parser = argparse.ArgumentParser(description="Airflow with AirExecutor, and an example run to its end.")
     parser.add_argument("--once", action="store_true", help="end when the example has ended")
-    once = parser.parse_args().once
+    parser.add_argument("--temporal", action="store_true", help="TemporalExecutor, a Temporal server and two workers")
+    args = parser.parse_args()
     HOME.mkdir(exist_ok=True)
-    port, log = free_port(), HOME / "standalone.log"
-    configure(port)
-    api = Api(f"http://localhost:{port}")
-    print(f"starting airflow standalone with AirExecutor (its output: {log})", flush=True)
-    with log.open("wb") as output:
-        command = [sys.executable, "-m", "airflow", "standalone"]
-        airflow = subprocess.Popen(command, env=environment(), stdout=output, stderr=output, start_new_session=True)
+    port, parts, hints = free_port(), Parts(), []
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
-        password = attempt(api.log_in, START_S, airflow, log)
-        attempt(lambda: api.call("PATCH", f"/api/v2/dags/{DAG}", {"is_paused": False}), START_S, airflow, log)
-        run = api.call("POST", f"/api/v2/dags/{DAG}/dagRuns", {"logical_date": None})
-        path = f"/api/v2/dags/{DAG}/dagRuns/{run['dag_run_id']}"
-
-        def ended() -> str | None:
-            state: str = api.call("GET", path)["state"]
-            return state if state in ("success", "failed") else None
-
-        state = attempt(ended, RUN_S, airflow, log)
-        print(f"\n{DAG}: {state}")
-        for ti in api.call("GET", f"{path}/taskInstances")["task_instances"]:
-            print(f"  {ti['task_id']}: {ti['state']}")
-        if not once:
-            print(f"\nAirflow's UI: http://localhost:{port}   user: {USER}   password: {password}")
-            command = f"AIRFLOW_HOME={HOME} {Path(sys.executable).parent / 'air-executor'}"
-            print(f"What runs:    {command} status --watch\nAll right?    {command} doctor")
-            print("\nCtrl-C ends it.", flush=True)
-            airflow.wait()
-        return 0 if state == "success" else 1
+        if args.temporal:
+            address, ui = start_temporal(parts)
+            configure(port, "air_executor.TemporalExecutor", address)
+            print(f"starting Temporal, Airflow and two workers (their output: {HOME}/*.log)", flush=True)
+            start_hosts(parts)
+            hints = [f"Temporal's UI: {ui}"]
+        else:
+            configure(port, "air_executor.AirExecutor", "")
+            print(f"starting airflow standalone with AirExecutor (its output: {HOME}/standalone.log)", flush=True)
+            parts.start_airflow("standalone")
+        return show(parts, Api(f"http://localhost:{port}"), once=args.once, hints=hints)
     except KeyboardInterrupt:
         return 0
     finally:
-        end(airflow)
+        parts.end()
+
+
+def show(parts: Parts, api: Api, *, once: bool, hints: list[str]) -> int:
+    """Run the example, say what became of it and where to look, and return the exit code."""
+    password = attempt(api.log_in, START_S, parts)
+    attempt(lambda: api.call("PATCH", f"/api/v2/dags/{DAG}", {"is_paused": False}), START_S, parts)
+    run = api.call("POST", f"/api/v2/dags/{DAG}/dagRuns", {"logical_date": None})
+    path = f"/api/v2/dags/{DAG}/dagRuns/{run['dag_run_id']}"
+
+    def ended() -> str | None:
+        state: str = api.call("GET", path)["state"]
+        return state if state in ("success", "failed") else None
+
+    outcome = attempt(ended, RUN_S, parts)
+    print(f"\n{DAG}: {outcome}")
+    for ti in api.call("GET", f"{path}/taskInstances")["task_instances"]:
+        print(f"  {ti['task_id']}: {ti['state']}")
+    if not once:
+        print(f"\nAirflow's UI: {api.url}   user: {USER}   password: {password}")
+        for hint in hints:
+            print(hint)
+        command = f"AIRFLOW_HOME={HOME} {Path(sys.executable).parent / 'air-executor'}"
+        print(f"What runs:    {command} status --watch\nAll right?    {command} doctor")
+        print("\nCtrl-C ends it.", flush=True)
+        next(iter(parts.processes.values())).wait()
+    return 0 if outcome == "success" else 1
 
 
 if __name__ == "__main__":

@@ -109,6 +109,13 @@ class TemporalExecutor(AirExecutor):
         super().sync()
         self._dag_runs.look()
 
+    def revoke_task(self, *, ti: TaskInstance) -> None:
+        """Leave an order that waits for a host where it is, whatever ``task_queued_timeout`` says.
+
+        :raises NotImplementedError: always. The scheduler then leaves the task queued.
+        """
+        raise NotImplementedError
+
     @staticmethod
     def get_cli_commands() -> list[Any]:
         """Return no commands: AirExecutor's come with the provider."""

@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,7 +18,9 @@ from air_executor import config
 from air_executor.cli.table import EXIT_OK, JSON, Argument, Command
 from air_executor.errors import AirExecutorError
 from air_executor.launcher.client.backend import LocalBackend
+from air_executor.machine import system
 from air_executor.machine.ownership import check_state_dir
+from air_executor.machine.safe_files import replace_file
 from air_executor.runs.lock import KernelLock
 from air_executor.runs.statedir import VARIABLE, locate
 
@@ -54,12 +57,15 @@ def _worker(args: argparse.Namespace) -> int:
     Path(options.state_dir).mkdir(mode=0o700, parents=True, exist_ok=True)
     check_state_dir(options.state_dir)
     queues = [name.strip() for name in args.queues.split(",") if name.strip()]
+    if not queues:
+        raise AirExecutorError("--queues names no queue: give the names of Airflow's queues, separated by commas")
     backend = LocalBackend(options)
     with _only_one(options.state_dir), contextlib.closing(backend):
         backend.open(None)
         backend.warm_up()
         with _logs_served() if args.serve_logs else contextlib.nullcontext():
-            asyncio.run(_serve(HostWorker(backend, settings, args.name or ""), queues, args.slots))
+            worker = HostWorker(backend, settings, args.name or system.host(), _place(options.state_dir))
+            asyncio.run(_serve(worker, queues, args.slots))
     return EXIT_OK
 
 
@@ -69,6 +75,16 @@ async def _serve(worker: HostWorker, queues: list[str], slots: int) -> None:
         asyncio.get_running_loop().add_signal_handler(signum, is_over.set)
     print(f"serving {', '.join(queues)} with {slots} slots each; what runs outlives this worker", flush=True)
     await worker.serve(queues, slots, is_over)
+
+
+def _place(state_dir: str) -> str:
+    """Return the name of a state directory, which its first worker has made up."""
+    path = Path(state_dir) / "worker.id"
+    try:
+        return path.read_text(encoding="ascii").strip()
+    except FileNotFoundError:
+        replace_file(path, uuid.uuid4().hex[:8].encode())
+        return path.read_text(encoding="ascii")
 
 
 @contextlib.contextmanager

@@ -84,8 +84,13 @@ class TemporalBackend:
         #: Ends that nobody has taken yet.
         self._ended: dict[str, RunRecord] = {}
         self._stopping: set[str] = set()
-        #: DAG runs whose workflows are open, with the ids of those.
-        self._open: dict[tuple[str, str], str] = {}
+        #: Queues that nobody serves, as was logged.
+        self._unserved: set[str] = set()
+        #: DAG runs whose workflows are open, with the ids of those, and of the one that takes orders if not the first.
+        self._open: dict[tuple[str, str], set[str]] = {}
+        self._newest: dict[tuple[str, str], str] = {}
+        #: The workflows of runs that :meth:`adopt` has found.
+        self._found: dict[str, str] = {}
         self._ours, self._theirs = socket.socketpair()
         self._ours.setblocking(False)
         self._theirs.setblocking(False)
@@ -125,7 +130,7 @@ class TemporalBackend:
         """See :meth:`air_executor.runs.backend.RunBackend.order`."""
         who = request.identity
         card = cards.card(request, record, self._settings)
-        workflow_id = cards.workflow_id(who)
+        workflow_id = self._newest.get((who.dag_id or "", who.dag_run_id or ""), cards.workflow_id(who))
         self._store.create(record)
         self._claims.claim(record.id)
         self._note(record, workflow_id)
@@ -143,7 +148,7 @@ class TemporalBackend:
             self._live[record.id] = workflow_id
             self._identities[record.id] = who
             if who.dag_id is not None and who.dag_run_id is not None:
-                self._open[(who.dag_id, who.dag_run_id)] = workflow_id
+                self._open.setdefault((who.dag_id, who.dag_run_id), set()).add(workflow_id)
 
     def stop(self, run_id: str, reason: str, *, unwanted: bool = False) -> None:
         """See :meth:`air_executor.runs.backend.RunBackend.stop`."""
@@ -171,13 +176,14 @@ class TemporalBackend:
         """Return the DAG runs, as DAG and run id, that have a workflow and no live run here."""
         with self._lock:
             busy = set(self._live.values())
-            return [dag_run for dag_run, workflow_id in self._open.items() if workflow_id not in busy]
+            return [dag_run for dag_run, workflow_ids in self._open.items() if not workflow_ids & busy]
 
     def close_dag_run(self, dag_id: str, dag_run_id: str, state: str) -> None:
         """End a DAG run's workflow, with the state of the DAG run."""
         with self._lock:
-            workflow_id = self._open.pop((dag_id, dag_run_id), None)
-        if workflow_id is not None:
+            workflow_ids = self._open.pop((dag_id, dag_run_id), set())
+            self._newest.pop((dag_id, dag_run_id), None)
+        for workflow_id in workflow_ids:
             self._link.send(Signal(workflow_id, "close", [state]))
 
     # Taking over
@@ -188,14 +194,14 @@ class TemporalBackend:
         if record is not None and record.state.is_end:
             return record
         who = record.identity if record is not None else identity()
+        workflow_id: str | None = cards.workflow_id(who)
         try:
-            known = run_id in self._link.call(self._link.known(cards.workflow_id(who)), _ASK_S)
+            workflow_id = self._link.call(self._link.workflow_of(run_id, str(workflow_id)), _ASK_S)
         except (AirExecutorError, RPCError, FutureTimeoutError) as error:
             log.warning(
                 "Temporal does not say whether it has run %s; it is taken for one of its runs: %s", run_id, error
             )
-            known = True
-        if not known:
+        if workflow_id is None:
             if record is not None:
                 lost = record.advance(
                     RunState.LOST, reason="its scheduler died before it was ordered", outcome=UNWANTED
@@ -205,6 +211,7 @@ class TemporalBackend:
         if record is None:
             record = queued(run_id, who, limits={}, log_file=None)
             self._store.create(record)
+        self._found[run_id] = workflow_id
         return record
 
     def follow(self, record: RunRecord) -> None:
@@ -213,13 +220,12 @@ class TemporalBackend:
         if record.state.is_end:
             self._end(record)
             return
-        workflow_id = cards.workflow_id(record.identity)
+        workflow_id = self._found.pop(record.id, None) or cards.workflow_id(record.identity)
         self._note(record, workflow_id)
 
         def is_lost() -> None:
-            self._take(
-                [{"id": record.id, "end": {"state": "lost", "reason": "Temporal has no workflow of it any more"}}]
-            )
+            end = {"state": "lost", "reason": "Temporal has no workflow of it any more"}
+            self._take([{"id": record.id, "end": end}])
 
         self._link.send(Signal(workflow_id, "follow", [self._link.queue, [record.id]], is_lost))
 
@@ -294,7 +300,16 @@ class TemporalBackend:
         for each in ends:
             run_id = str(each["id"])
             if run_id in self._live:
+                self._note_successor(self._identities[run_id], each.get("next"))
                 self._end(self._store.write(self._ended_record(run_id, each["end"])))
+
+    def _note_successor(self, who: Identity, workflow_id: str | None) -> None:
+        """Send later orders of a DAG run to another workflow of it; the first one's history is long enough."""
+        if workflow_id is not None and who.dag_id is not None and who.dag_run_id is not None:
+            with self._lock:
+                dag_run = (who.dag_id, who.dag_run_id)
+                self._newest[dag_run] = max(self._newest.get(dag_run, ""), workflow_id, key=_number)
+                self._open.setdefault(dag_run, set()).add(workflow_id)
 
     def _ended_record(self, run_id: str, end: dict[str, Any]) -> RunRecord:
         if "version" in end:
@@ -326,11 +341,13 @@ class TemporalBackend:
                 header = await memo.memo()
                 if "dag" in header and "dag_run" in header:
                     with self._lock:
-                        self._open.setdefault((header["dag"], header["dag_run"]), workflow_id)
+                        self._open.setdefault((header["dag"], header["dag_run"]), set()).add(workflow_id)
         prune_s = 0.0
         while True:
             seen = dict(self._live)
             await asyncio.sleep(WATCH_S)
+            with self._guard("Looking for queues that nobody serves"):
+                await self._warn_of_queues({self._settings.queue(who.queue) for who in list(self._identities.values())})
             with self._guard("Looking for workflows that are over"):
                 for workflow_id in set(seen.values()):
                     if not await self._link.is_open(workflow_id):
@@ -346,3 +363,21 @@ class TemporalBackend:
                 with self._guard("Removing old records"):
                     days, runs = self._config.keep_days, self._config.keep_runs
                     await asyncio.to_thread(prune, self._store, keep_days=days, keep_runs=runs)
+
+    async def _warn_of_queues(self, queues: set[str]) -> None:
+        """Log once that orders wait in a queue that no worker serves, and that one does again."""
+        for queue in queues:
+            if await self._link.has_workers(queue):
+                if queue in self._unserved:
+                    log.info("A worker serves queue %s now", queue)
+                self._unserved.discard(queue)
+            elif queue not in self._unserved:
+                self._unserved.add(queue)
+                name = queue.removeprefix(f"{self._settings.prefix}.")
+                log.warning("No worker serves queue %s; its tasks wait: air-executor worker --queues %s", queue, name)
+
+
+def _number(workflow_id: str) -> int:
+    """Return which workflow of its DAG run one is, by the id that its predecessor gave it."""
+    number = workflow_id.rpartition("~")[2]
+    return int(number) if number.isdigit() else 1

@@ -16,6 +16,9 @@ from air_executor.temporal.settings import Settings
 #: Workflow ids have at most 1,000 bytes.
 _MAX_ID = 900
 
+#: Keys by which Temporal shares workers fairly have at most 64 bytes; a character may have four.
+_MAX_FAIRNESS = 16
+
 
 def workflow_id(who: Identity) -> str:
     """Return the id of the workflow that has the runs of a DAG run; of other workloads, each has its own."""
@@ -44,9 +47,17 @@ def card(request: RunRequest, record: RunRecord, settings: Settings) -> dict[str
         "summary": summary(who),
         "queue": settings.queue(who.queue),
         "limits": record.limits,
+        "priority": _priority(request.workload),
+        "fairness": (who.team or who.dag_id or who.kind)[:_MAX_FAIRNESS],
         "server": request.server,
         "sealed": settings.seal(orjson.dumps(secret)),
     }
+
+
+def _priority(workload: dict[str, Any]) -> int:
+    """Return Temporal's priority, 1 (first) to 5, for Airflow's, a number of any size that is 1 by default."""
+    weight = (workload.get("ti") or {}).get("priority_weight", 1)
+    return next((key for key, least in ((1, 100), (2, 10), (3, 2), (4, 1)) if weight >= least), 5)
 
 
 def request(card: dict[str, Any], settings: Settings) -> RunRequest:

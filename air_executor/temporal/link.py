@@ -15,6 +15,9 @@ from datetime import timedelta
 from typing import Any, TypeVar
 
 from temporalio import activity
+from temporalio.api.enums.v1 import TaskQueueType
+from temporalio.api.taskqueue.v1 import TaskQueue
+from temporalio.api.workflowservice.v1 import DescribeTaskQueueRequest
 from temporalio.client import Client, WorkflowExecutionStatus
 from temporalio.common import WorkflowIDReusePolicy
 from temporalio.service import RPCError, RPCStatusCode
@@ -243,18 +246,24 @@ class Link:
                 raise
             signal.is_lost()
 
-    async def known(self, workflow_id: str) -> set[str]:
-        """Return the ids of the runs that an open workflow has; none, if there is no such workflow.
+    async def workflow_of(self, run_id: str, workflow_id: str) -> str | None:
+        """Return the id of the open workflow that has a run: the one of this id, or a successor. ``None``: none has it.
 
         :raises RPCError: Temporal can't be asked.
         """
-        handle = self.client.get_workflow_handle(workflow_id)
-        try:
-            return set(await handle.query("known", rpc_timeout=timedelta(seconds=_CALL_S)))
-        except RPCError as error:
-            if error.status is RPCStatusCode.NOT_FOUND:
-                return set()
-            raise
+        next_id: str | None = workflow_id
+        while next_id is not None:
+            handle = self.client.get_workflow_handle(next_id)
+            try:
+                found = await handle.query("known", rpc_timeout=timedelta(seconds=_CALL_S))
+            except RPCError as error:
+                if error.status is RPCStatusCode.NOT_FOUND:
+                    return None
+                raise
+            if run_id in found["runs"]:
+                return next_id
+            next_id = found["next"]
+        return None
 
     async def is_open(self, workflow_id: str) -> bool:
         """Tell whether a workflow runs.
@@ -268,6 +277,18 @@ class Link:
                 return False
             raise
         return found.status == WorkflowExecutionStatus.RUNNING
+
+    async def has_workers(self, queue: str) -> bool:
+        """Tell whether somebody takes orders from a task queue.
+
+        :raises RPCError: Temporal can't be asked.
+        """
+        request = DescribeTaskQueueRequest(
+            namespace=self.client.namespace,
+            task_queue=TaskQueue(name=queue),
+            task_queue_type=TaskQueueType.TASK_QUEUE_TYPE_ACTIVITY,
+        )
+        return bool((await self.client.workflow_service.describe_task_queue(request)).pollers)
 
     async def open_workflows(self) -> list[str]:
         """Return the ids of all workflows of ours that run."""

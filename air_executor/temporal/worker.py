@@ -16,13 +16,12 @@ from temporalio.service import RPCError
 from temporalio.worker import Worker
 
 from air_executor.errors import AirExecutorError, ConfigError, RecordError
-from air_executor.machine import system
 from air_executor.runs import record as runs
 from air_executor.runs.backend import RunBackend
 from air_executor.runs.record import UNWANTED, RunRecord
 from air_executor.temporal import cards
 from air_executor.temporal.settings import Settings
-from air_executor.temporal.workflow import DETACHED, DagRunWorkflow
+from air_executor.temporal.workflow import DETACHED, UNKNOWN, DagRunWorkflow
 
 log = logging.getLogger(__name__)
 
@@ -42,16 +41,17 @@ _LEAVE_S = 1.0
 class HostWorker:
     """Runs what Temporal's task queues have for this host."""
 
-    def __init__(self, backend: RunBackend, settings: Settings, host: str = "") -> None:
+    def __init__(self, backend: RunBackend, settings: Settings, host: str, place: str) -> None:
         """Prepare, but begin nothing.
 
         :param backend: where runs happen, on this host.
-        :param host: the host's name, by default that of the machine.
+        :param host: the host's name, for people.
+        :param place: names the state directory, unlike all others: hosts may have the same name.
         """
         self._backend = backend
         self._settings = settings
-        self._host = host or system.host()
-        self._queue = settings.host_queue(self._host)
+        self._host = host
+        self._queue = settings.host_queue(f"{host}-{place}")
         self._client: Client
         self._ends: dict[str, asyncio.Future[RunRecord]] = {}
 
@@ -129,7 +129,7 @@ class HostWorker:
                     return record.to_document()
                 self._backend.follow(record)
             except RecordError as error:
-                return {"state": "lost", "reason": f"{self._host} does not know it any more: {error}"}
+                return {"state": UNKNOWN, "reason": f"{self._host} has no record of it: {error}"}
             self._ends[run_id] = asyncio.get_running_loop().create_future()
         end = self._ends[run_id]
         while not end.done():

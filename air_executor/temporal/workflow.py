@@ -43,8 +43,14 @@ _LAST_WAIT = timedelta(minutes=10)
 #: So many runs of a workflow are offered to hosts at a time; Temporal advises against more than 500 activities.
 MOST_AT_ONCE = 500
 
+#: A workflow whose history has more events than this passes new orders on to a successor. Temporal ends one at 51,200.
+MOST_EVENTS = 15_000
+
 #: The type of an activity's failure when its worker is shut down and leaves the run to its successor.
 DETACHED = "Detached"
+
+#: The state that a worker returns for a run that its host does not have, or not any more.
+UNKNOWN = "unknown"
 
 #: What an executor says of a run: it shows life; it does not; it has not begun, so it can be ordered again; nobody
 #: waits for it any more.
@@ -84,6 +90,8 @@ class DagRunWorkflow:
         self._room = asyncio.Semaphore(MOST_AT_ONCE)
         self._closed: str | None = None
         self._changes = 0
+        self._successor: workflow.ChildWorkflowHandle[Any, Any] | None = None
+        self._outbox: list[tuple[str, list[Any]]] = []
 
     @workflow.run
     async def run(self, _: dict[str, Any]) -> str:
@@ -108,7 +116,7 @@ class DagRunWorkflow:
     def _may_end(self) -> bool:
         if self._header.get("is_single"):
             return bool(self._runs) and not self._untold()
-        return self._closed is not None and not self._live()
+        return self._closed is not None and not self._live() and not self._outbox
 
     def _live(self) -> list[_Run]:
         return [run for run in self._runs.values() if run.end is None]
@@ -122,9 +130,12 @@ class DagRunWorkflow:
     def order(self, follower: str, cards: list[dict[str, Any]]) -> None:
         """Begin runs; one that was ordered before goes on."""
         self._closed = None
-        for card in cards:
-            if card["id"] not in self._runs:
-                self._changes += 1
+        self._changes += 1
+        new = [card for card in cards if card["id"] not in self._runs]
+        if new and (self._successor is not None or self._outbox or self._is_long()):
+            self._pass_on("order", [follower, new])
+        else:
+            for card in new:
                 run = self._runs[card["id"]] = _Run(card, follower)
                 self._begin(self._execute(run))
         self._show()
@@ -149,17 +160,49 @@ class DagRunWorkflow:
     def close(self, state: str) -> None:
         """End with the DAG run's state once nothing runs."""
         self._closed = state
+        if self._successor is not None or self._outbox:
+            self._pass_on("close", [state])
 
     @workflow.query
-    def known(self) -> list[str]:
-        """Return the ids of all runs."""
-        return list(self._runs)
+    def known(self) -> dict[str, Any]:
+        """Return the ids of all ``runs``, and the id of the workflow that has later ones, if any (``next``)."""
+        return {"runs": list(self._runs), "next": self._next()}
 
     @workflow.query
     def stop_reason(self, run_id: str) -> dict[str, Any]:
         """Return why a run has to stop."""
         run = self._runs.get(run_id)
         return (run.stop_reason if run else None) or {"reason": "it was cancelled in Temporal", "unwanted": False}
+
+    # The successor
+
+    def _is_long(self) -> bool:
+        most: int = self._header.get("most_events", MOST_EVENTS)
+        return workflow.info().get_current_history_length() > most
+
+    def _next(self) -> str | None:
+        return None if self._successor is None else self._successor.id
+
+    def _pass_on(self, signal: str, arguments: list[Any]) -> None:
+        self._outbox.append((signal, arguments))
+        if len(self._outbox) == 1:
+            self._begin(self._send_all())
+
+    async def _send_all(self) -> None:
+        if self._successor is None:
+            number = self._header.get("number", 1) + 1
+            root = self._header.get("root") or workflow.info().workflow_id
+            self._successor = await workflow.start_child_workflow(
+                NAME,
+                {**self._header, "number": number, "root": root},
+                id=f"{root}~{number}",
+                parent_close_policy=workflow.ParentClosePolicy.ABANDON,
+                memo={name: value for name, value in self._header.items() if isinstance(value, str)},
+            )
+        while self._outbox:
+            signal, arguments = self._outbox[0]
+            await self._successor.signal(signal, args=arguments)
+            del self._outbox[0]
 
     # Runs
 
@@ -185,9 +228,12 @@ class DagRunWorkflow:
         patience = _ATTACH_TIMEOUT
         for attempt in itertools.count(1):
             run.handle = self._start(run, host, patience, attempt)
+            why = f"no worker answers on {host}"
             try:
                 end: dict[str, Any] = await run.handle
-                return end
+                if end["state"] != UNKNOWN:
+                    return end
+                cause, why = None, end["reason"]
             except (ActivityError, asyncio.CancelledError) as error:
                 cause = error.cause if isinstance(error, ActivityError) else error
             if isinstance(cause, CancelledError | asyncio.CancelledError):
@@ -197,14 +243,16 @@ class DagRunWorkflow:
             elif isinstance(cause, TimeoutError) and cause.type is TimeoutType.HEARTBEAT:
                 details = cause.last_heartbeat_details
                 host, patience = details[0]["queue"] if details else host, _ATTACH_TIMEOUT
-            elif isinstance(cause, TimeoutError):
+            elif cause is None or isinstance(cause, TimeoutError):
                 verdict = await self._judge(run)
                 if verdict == LOST and run.stop_reason is not None:
                     return _stopped(run, "and its host is lost")
                 if verdict == LOST:
-                    return {"state": "lost", "reason": f"its host was lost: no worker answers on {host}"}
+                    return {"state": "lost", "reason": f"its host was lost: {why}"}
                 if verdict == OVER:
                     return {"state": "lost", "reason": "Airflow does not wait for it", "unwanted": True}
+                if verdict == ALIVE and cause is None:
+                    await workflow.sleep(patience)  # until its last heartbeat is old
                 patience = min(2 * patience, _LAST_ATTACH_TIMEOUT)
                 host = None if verdict == AGAIN else host
             else:
@@ -226,7 +274,7 @@ class DagRunWorkflow:
             # Airflow decides whether there is another try.
             retry_policy=RetryPolicy(maximum_attempts=1),
             cancellation_type=ActivityCancellationType.WAIT_CANCELLATION_COMPLETED,
-            priority=Priority(priority_key=run.card.get("priority")),
+            priority=Priority(priority_key=run.card.get("priority"), fairness_key=run.card.get("fairness")),
         )
         if run.stop_reason is not None:
             handle.cancel()
@@ -263,7 +311,7 @@ class DagRunWorkflow:
             while runs := self._to_tell(follower)[:_BATCH]:
                 await workflow.execute_activity(
                     "tell",
-                    [{"id": run.card["id"], "end": run.end} for run in runs],
+                    [{"id": run.card["id"], "end": run.end, "next": self._next()} for run in runs],
                     task_queue=follower,
                     start_to_close_timeout=timedelta(seconds=30),
                     summary=f"{len(runs)} ends",

@@ -31,6 +31,7 @@ def begun(airflow: Airflow, worker: Worker, run_id: str) -> RunRecord:
 def test_orders_wait_for_a_worker_and_dag_runs_become_workflows(airflow: Airflow, temporal: Temporal) -> None:
     run = airflow.api.trigger("example_dag", run_id="first")
     wait_for(lambda: temporal_has(temporal, "airflow-example_dag-first"), "the workflow", 60)
+    wait_for(lambda: "No worker serves queue airflow-tasks.default" in airflow.log_of("scheduler"), "a warning", 60)
     worker = Worker(airflow, "one")
     worker.start()
     assert run.wait() == "success"

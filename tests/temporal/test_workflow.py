@@ -63,7 +63,12 @@ def cards(count: int, summary: str = "task") -> list[dict[str, Any]]:
 
 
 async def history_of(
-    temporal: Temporal, hosts: Hosts, batches: list[list[dict[str, Any]]], close: str = "success"
+    temporal: Temporal,
+    hosts: Hosts,
+    batches: list[list[dict[str, Any]]],
+    close: str = "success",
+    successors: int = 0,
+    **header: Any,
 ) -> tuple[WorkflowHandle[Any, Any], WorkflowHistory]:
     """Run a workflow with these orders to its end, and return it with its history."""
     client = await Client.connect(temporal.address)
@@ -71,16 +76,21 @@ async def history_of(
     tasks = Worker(client, task_queue="tasks", activities=[hosts.run])
     host = Worker(client, task_queue="host", activities=[hosts.attach])
     async with ours, tasks, host:
+        ids: set[str] = set()
         for batch in batches:
             handle = await client.start_workflow(
                 NAME,
-                {"dag": "d", "dag_run": "r"},
+                {"dag": "d", "dag_run": "r", **header},
                 id=f"airflow-{batches[0][0]['id']}",
                 task_queue="ours",
                 start_signal="order",
                 start_signal_args=["ours", batch],
             )
-        ids = {card["id"] for batch in batches for card in batch}
+            ids |= {card["id"] for card in batch}
+            for _ in range(600):
+                if not successors or hosts.told.keys() >= ids:
+                    break
+                await asyncio.sleep(0.1)
         for _ in range(600):
             if hosts.told.keys() >= ids:
                 break
@@ -91,6 +101,8 @@ async def history_of(
             await handle.result()
         except WorkflowFailureError as error:
             assert close == "failed" and "failed" in str(error.cause)
+        for number in range(2, 2 + successors):  # closed with the first
+            assert await client.get_workflow_handle(f"{handle.id}~{number}").result() == close
         return handle, await handle.fetch_history()
 
 
@@ -112,6 +124,15 @@ def test_runs_go_on_with_the_next_worker_and_failures_have_their_reason(temporal
         detached[0]["id"]: {"state": "succeeded", "reason": "by its host's next worker"},
         refused[0]["id"]: {"state": "failed", "reason": "no key opens it"},
     }
+    replay(history)
+
+
+def test_a_long_workflow_has_successors(temporal: Temporal) -> None:
+    hosts = Hosts()
+    batches = [cards(20) for _ in range(6)]
+
+    _, history = asyncio.run(history_of(temporal, hosts, batches, successors=2, most_events=100))
+    assert len(history.events) < 400
     replay(history)
 
 
