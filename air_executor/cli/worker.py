@@ -52,7 +52,7 @@ def _worker(args: argparse.Namespace) -> int:
         raise AirExecutorError("a worker needs the package temporalio: pip install 'air-executor[temporal]'") from None
     options = config.load_plain(str(locate().path) if VARIABLE in os.environ else None)
     settings = Settings.load(_option)
-    for name in [name for name in os.environ if name.startswith("TEMPORAL_")]:
+    for name in [name for name in os.environ if name.startswith("TEMPORAL_") or name == config.env_var("temporal_key")]:
         del os.environ[name]  # tasks have no business with Temporal, and one of them may be its key
     Path(options.state_dir).mkdir(mode=0o700, parents=True, exist_ok=True)
     check_state_dir(options.state_dir)

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import orjson
-from temporalio.service import RPCError
+from temporalio.exceptions import TemporalError
 
 from air_executor.config import Config
 from air_executor.errors import AirExecutorError, RecordError
@@ -40,6 +40,9 @@ _PRUNE_S = 600.0
 
 #: A scheduler that takes runs over waits so long for Temporal to say what it has, in seconds.
 _ASK_S = 5.0
+
+#: When it does not say so in time, it is asked again after so many seconds.
+_ASK_AGAIN_S = 30.0
 
 
 class EveryGpu:
@@ -83,7 +86,11 @@ class TemporalBackend:
         self._identities: dict[str, Identity] = {}
         #: Ends that nobody has taken yet.
         self._ended: dict[str, RunRecord] = {}
+        #: The executions of workflows that have live runs, once it is known that they do.
+        self._executions: dict[str, str] = {}
         self._stopping: set[str] = set()
+        #: Temporal is not asked before this moment, on the monotonic clock: it did not answer.
+        self._ask_at_s = 0.0
         #: Queues that nobody serves, as was logged.
         self._unserved: set[str] = set()
         #: DAG runs whose workflows are open, with the ids of those, and of the one that takes orders if not the first.
@@ -134,7 +141,20 @@ class TemporalBackend:
         self._store.create(record)
         self._claims.claim(record.id)
         self._note(record, workflow_id)
-        self._link.send(Order(workflow_id, self._header(who), card, len(orjson.dumps(card))))
+        self._link.send(
+            Order(
+                workflow_id,
+                self._header(who),
+                card,
+                len(orjson.dumps(card)),
+                lambda execution: self._note_sent(record.id, execution),
+            )
+        )
+
+    def _note_sent(self, run_id: str, execution: str) -> None:
+        with self._lock:
+            if run_id in self._live:
+                self._executions[run_id] = execution
 
     def _header(self, who: Identity) -> dict[str, Any]:
         header: dict[str, Any] = {"dag": who.dag_id, "dag_run": who.dag_run_id, "team": who.team}
@@ -196,8 +216,11 @@ class TemporalBackend:
         who = record.identity if record is not None else identity()
         workflow_id: str | None = cards.workflow_id(who)
         try:
+            if time.monotonic() < self._ask_at_s:
+                raise AirExecutorError("it did not answer a moment ago")
             workflow_id = self._link.call(self._link.workflow_of(run_id, str(workflow_id)), _ASK_S)
-        except (AirExecutorError, RPCError, FutureTimeoutError) as error:
+        except (AirExecutorError, TemporalError, FutureTimeoutError) as error:
+            self._ask_at_s = max(self._ask_at_s, time.monotonic() + _ASK_AGAIN_S)
             log.warning(
                 "Temporal does not say whether it has run %s; it is taken for one of its runs: %s", run_id, error
             )
@@ -228,6 +251,7 @@ class TemporalBackend:
             self._take([{"id": record.id, "end": end}])
 
         self._link.send(Signal(workflow_id, "follow", [self._link.queue, [record.id]], is_lost))
+        self._link.begin(self._note_execution(record.id, workflow_id))
 
     def orphans(self, is_ours: Callable[[str], bool]) -> Iterator[RunRecord]:
         """See :meth:`air_executor.runs.backend.RunBackend.orphans`."""
@@ -296,12 +320,24 @@ class TemporalBackend:
     # In the link's thread
 
     def _take(self, ends: list[dict[str, Any]]) -> None:
-        """Record ends. They are told again if that fails."""
+        """Record ends. They are told again if that fails; one that can't be understood fails its run."""
+        failed: Exception | None = None
         for each in ends:
             run_id = str(each["id"])
-            if run_id in self._live:
+            if run_id not in self._live:
+                continue
+            try:
                 self._note_successor(self._identities[run_id], each.get("next"))
-                self._end(self._store.write(self._ended_record(run_id, each["end"])))
+                try:
+                    record = self._ended_record(run_id, each["end"])
+                except (RecordError, KeyError, ValueError) as error:
+                    reason = f"what its host says of its end can't be understood: {error}"
+                    record = self._ended_record(run_id, {"state": "failed", "reason": reason})
+                self._end(self._store.write(record))
+            except Exception as error:
+                failed = error  # the others first
+        if failed is not None:
+            raise failed
 
     def _note_successor(self, who: Identity, workflow_id: str | None) -> None:
         """Send later orders of a DAG run to another workflow of it; the first one's history is long enough."""
@@ -327,10 +363,18 @@ class TemporalBackend:
         with self._lock:
             self._live.pop(record.id, None)
             self._identities.pop(record.id, None)
+            self._executions.pop(record.id, None)
             self._stopping.discard(record.id)
             self._ended[record.id] = record
         with contextlib.suppress(OSError):  # it is readable already, or closed
             self._theirs.send(b"!")
+
+    async def _note_execution(self, run_id: str, workflow_id: str) -> None:
+        """Note which execution of a workflow has a run that is taken over."""
+        await self._link.connected.wait()
+        with self._guard(f"Looking for the workflow of run {run_id}"):
+            if (execution := await self._link.execution(workflow_id)) is not None:
+                self._note_sent(run_id, execution)
 
     async def _watch(self) -> None:
         """Look for workflows that are over though runs are followed: terminated, or lost by Temporal."""
@@ -344,25 +388,30 @@ class TemporalBackend:
                         self._open.setdefault((header["dag"], header["dag_run"]), set()).add(workflow_id)
         prune_s = 0.0
         while True:
-            seen = dict(self._live)
+            with self._lock:
+                seen = {run_id: self._live[run_id] for run_id in self._executions if run_id in self._live}
             await asyncio.sleep(WATCH_S)
+            with self._lock:
+                queues = {self._settings.queue(who.queue) for who in self._identities.values()}
             with self._guard("Looking for queues that nobody serves"):
-                await self._warn_of_queues({self._settings.queue(who.queue) for who in list(self._identities.values())})
-            with self._guard("Looking for workflows that are over"):
-                for workflow_id in set(seen.values()):
-                    if not await self._link.is_open(workflow_id):
-                        reason = (
-                            "its workflow is over: it was terminated or cancelled in Temporal, or Temporal has lost it"
-                        )
-                        ids = [
-                            run_id for run_id, other in self._live.items() if other == workflow_id and run_id in seen
-                        ]
-                        self._take([{"id": run_id, "end": {"state": "killed", "reason": reason}} for run_id in ids])
+                await self._warn_of_queues(queues)
+            for workflow_id in set(seen.values()):
+                with self._guard(f"Looking whether workflow {workflow_id} is over"):
+                    execution = await self._link.execution(workflow_id)
+                    self._end_all(
+                        run_id
+                        for run_id, other in seen.items()
+                        if other == workflow_id and self._executions.get(run_id, execution) != execution
+                    )
             if time.monotonic() >= prune_s:
                 prune_s = time.monotonic() + _PRUNE_S
                 with self._guard("Removing old records"):
                     days, runs = self._config.keep_days, self._config.keep_runs
                     await asyncio.to_thread(prune, self._store, keep_days=days, keep_runs=runs)
+
+    def _end_all(self, run_ids: Iterable[str]) -> None:
+        reason = "its workflow is over: it was terminated or cancelled in Temporal, or Temporal has lost it"
+        self._take([{"id": run_id, "end": {"state": "killed", "reason": reason}} for run_id in run_ids])
 
     async def _warn_of_queues(self, queues: set[str]) -> None:
         """Log once that orders wait in a queue that no worker serves, and that one does again."""

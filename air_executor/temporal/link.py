@@ -54,6 +54,8 @@ class Order:
     header: dict[str, Any]
     card: dict[str, Any]
     bytes: int
+    is_sent: Callable[[str], None]
+    """Called with the id of the workflow's execution when Temporal has the order."""
 
 
 @dataclass
@@ -116,7 +118,19 @@ class Link:
                 self._is_away = True
                 await asyncio.sleep(_FIRST_PAUSE_S)
         self.connected.set()
-        await asyncio.gather(self._serve(), self._send_all())
+        await asyncio.gather(self._serve_always(), self._send_all())
+
+    async def _serve_always(self) -> None:
+        while True:
+            serving = asyncio.create_task(self._serve())  # a worker that fails may cancel the task that it is in
+            try:
+                with self._guard("Serving what workflows tell"):
+                    await asyncio.wait([serving])
+                    serving.result()
+            finally:
+                serving.cancel()
+                await asyncio.wait([serving], timeout=_CALL_S / 2)
+            await asyncio.sleep(_FIRST_PAUSE_S)
 
     def close(self) -> None:
         """Send what waits, within a few seconds, and disconnect."""
@@ -207,13 +221,15 @@ class Link:
                 else:
                     await self._order(group)
             except RPCError as error:
-                if error.status in (RPCStatusCode.INVALID_ARGUMENT, RPCStatusCode.PERMISSION_DENIED):
-                    log.error("Temporal refuses: %s", error)
+                if error.status is RPCStatusCode.INVALID_ARGUMENT:
+                    await self._refuse(group, error)
+                    return
                 if not self._is_away:
                     log.warning("Temporal can't be reached; orders wait: %s", error)
                 self._is_away = True
-            except Exception:
+            except Exception as error:
                 log.exception("A message to Temporal can't be sent")
+                await self._refuse(group, error)
                 return
             else:
                 if self._is_away:
@@ -223,9 +239,20 @@ class Link:
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, _LAST_PAUSE_S)
 
+    async def _refuse(self, group: list[Order] | Signal, error: Exception) -> None:
+        """Fail an order that Temporal will never take; of several, only those that it does not take alone."""
+        if isinstance(group, Signal):
+            log.error("Temporal refuses signal %s to %s: %s", group.name, group.workflow_id, error)
+        elif len(group) > 1:
+            for order in group:
+                await self._send([order])
+        else:
+            end = {"state": "failed", "reason": f"Temporal refuses the order: {error}"}
+            self._take([{"id": group[0].card["id"], "end": end}])
+
     async def _order(self, orders: list[Order]) -> None:
         first = orders[0]
-        await self.client.start_workflow(
+        handle = await self.client.start_workflow(
             NAME,
             first.header,
             id=first.workflow_id,
@@ -236,6 +263,8 @@ class Link:
             memo={name: value for name, value in first.header.items() if isinstance(value, str)},
             rpc_timeout=timedelta(seconds=_CALL_S),
         )
+        for order in orders:
+            order.is_sent(str(handle.result_run_id))
 
     async def _signal(self, signal: Signal) -> None:
         handle = self.client.get_workflow_handle(signal.workflow_id)
@@ -265,8 +294,8 @@ class Link:
             next_id = found["next"]
         return None
 
-    async def is_open(self, workflow_id: str) -> bool:
-        """Tell whether a workflow runs.
+    async def execution(self, workflow_id: str) -> str | None:
+        """Return the id of the execution of a workflow that runs now; ``None``: none does.
 
         :raises RPCError: Temporal can't be asked.
         """
@@ -274,9 +303,9 @@ class Link:
             found = await self.client.get_workflow_handle(workflow_id).describe()
         except RPCError as error:
             if error.status is RPCStatusCode.NOT_FOUND:
-                return False
+                return None
             raise
-        return found.status == WorkflowExecutionStatus.RUNNING
+        return found.run_id if found.status == WorkflowExecutionStatus.RUNNING else None
 
     async def has_workers(self, queue: str) -> bool:
         """Tell whether somebody takes orders from a task queue.

@@ -12,10 +12,11 @@ from typing import Any
 from temporalio import activity
 from temporalio.client import Client, WorkflowExecutionStatus
 from temporalio.exceptions import ApplicationError
-from temporalio.service import RPCError
+from temporalio.service import RPCError, RPCStatusCode
 from temporalio.worker import Worker
 
-from air_executor.errors import AirExecutorError, ConfigError, RecordError
+from air_executor.errors import AirExecutorError, ConfigError
+from air_executor.guard import Guard
 from air_executor.runs import record as runs
 from air_executor.runs.backend import RunBackend
 from air_executor.runs.record import UNWANTED, RunRecord
@@ -30,6 +31,12 @@ BEAT_S = 5.0
 
 #: How often to look for ends without news, in seconds.
 _LOOK_S = 1.0
+
+#: A worker goes on with as many runs as there are on its host.
+_MOST = 100_000
+
+#: How long Temporal may take to say why a run is to end, in seconds.
+_ASK_S = 5.0
 
 #: How often to try to connect, in seconds.
 _RETRY_S = 2.0
@@ -54,6 +61,7 @@ class HostWorker:
         self._queue = settings.host_queue(f"{host}-{place}")
         self._client: Client
         self._ends: dict[str, asyncio.Future[RunRecord]] = {}
+        self._guard = Guard(log)
 
     async def serve(self, queues: Sequence[str], slots: int, until: asyncio.Event) -> None:
         """Serve queues until an event is set. Runs outlive this, and the next worker of the host goes on with them.
@@ -71,7 +79,13 @@ class HostWorker:
         }
         workers = [Worker(self._client, task_queue=self._settings.prefix, workflows=[DagRunWorkflow])]
         workers.append(
-            Worker(self._client, task_queue=self._queue, activities=[self.attach], **common)  # as many as there are
+            Worker(
+                self._client,
+                task_queue=self._queue,
+                activities=[self.attach],
+                max_concurrent_activities=_MOST,
+                **common,
+            )
         )
         for name in queues:
             queue = self._settings.queue(name)
@@ -128,20 +142,27 @@ class HostWorker:
                 if record.state.is_end:
                     return record.to_document()
                 self._backend.follow(record)
-            except RecordError as error:
-                return {"state": UNKNOWN, "reason": f"{self._host} has no record of it: {error}"}
+            except AirExecutorError as error:
+                return {"state": UNKNOWN, "reason": f"{self._host}: {error}"}
             self._ends[run_id] = asyncio.get_running_loop().create_future()
         end = self._ends[run_id]
+        if stop := card.get("stop"):
+            self._backend.stop(run_id, str(stop["reason"]), unwanted=bool(stop["unwanted"]))
         while not end.done():
             try:
                 await asyncio.wait([end], timeout=BEAT_S)
             except asyncio.CancelledError:
                 await self._cancelled(run_id)
+            if activity.is_worker_shutdown() and not end.done():
+                raise self._detached()
             self._beat()
         return end.result().to_document()
 
     def _beat(self) -> None:
         activity.heartbeat({"host": self._host, "queue": self._queue})
+
+    def _detached(self) -> ApplicationError:
+        return ApplicationError("its worker ends; the run goes on", self._queue, type=DETACHED)
 
     async def _cancelled(self, run_id: str) -> None:
         """Do what the cancellation of an activity means, and return if the run's end is still wanted.
@@ -149,38 +170,47 @@ class HostWorker:
         :raises ApplicationError: the worker ends, and its successor goes on with the run.
         :raises asyncio.CancelledError: this activity counts no more; the run goes on.
         """
-        why = activity.cancellation_details()
+        why, info = activity.cancellation_details(), activity.info()
         if why is None or why.worker_shutdown:
-            raise ApplicationError("its worker ends; the run goes on", self._queue, type=DETACHED)
-        reason = {"reason": "its workflow was terminated in Temporal", "unwanted": False}
-        workflow = self._client.get_workflow_handle(str(activity.info().workflow_id))
-        if why.cancel_requested:
-            with contextlib.suppress(RPCError):
-                reason = await workflow.query("stop_reason", run_id)
-        elif why.not_found:
-            # It timed out, as when Temporal was away: the run is asked for again. Or the whole workflow is over.
-            if (await workflow.describe()).status == WorkflowExecutionStatus.RUNNING:
-                raise asyncio.CancelledError
-        else:
+            raise self._detached()
+        if not (why.cancel_requested or why.not_found):
             raise asyncio.CancelledError
+        reason = {"reason": "its workflow was ended in Temporal", "unwanted": False}
+        workflow = self._client.get_workflow_handle(str(info.workflow_id), run_id=info.workflow_run_id)
+        timeout = timedelta(seconds=_ASK_S)
+        try:
+            if why.cancel_requested:
+                reason = await workflow.query("stop_reason", run_id, rpc_timeout=timeout)
+            # If it timed out, as when Temporal was away, the run is asked for again. Or the whole workflow is over.
+            elif (await workflow.describe(rpc_timeout=timeout)).status == WorkflowExecutionStatus.RUNNING:
+                raise asyncio.CancelledError
+        except RPCError as error:
+            log.warning("Temporal does not say why run %s is to end: %s", run_id, error)
+            if why.not_found and error.status is not RPCStatusCode.NOT_FOUND:
+                raise asyncio.CancelledError from None
         self._backend.stop(run_id, str(reason["reason"]), unwanted=bool(reason["unwanted"]))
         if why.not_found:
             raise asyncio.CancelledError
 
     async def _look(self) -> None:
         """Take the ends of runs as they come."""
-        loop = asyncio.get_running_loop()
+        loop, ended = asyncio.get_running_loop(), list[RunRecord]()
         while True:
-            try:
-                for record in self._backend.take_ends():
-                    if (end := self._ends.get(record.id)) is not None and not end.done():
-                        end.set_result(record)
-                        loop.call_later(60.0, self._ends.pop, record.id, None)
-                    if record.outcome != UNWANTED:
+            with self._guard("Looking for ends"):
+                ended = self._backend.take_ends()
+            for record in ended:
+                if (end := self._ends.get(record.id)) is not None and not end.done():
+                    end.set_result(record)
+                    loop.call_later(60.0, self._ends.pop, record.id, None)
+            for record in ended:
+                if record.outcome != UNWANTED:
+                    with self._guard(f"Acknowledging the end of run {record.id}"):
                         self._backend.acknowledge(record)
-            except AirExecutorError as error:
-                log.error("The ends of runs can't be looked up now: %s", error)
-            await self._wait()
+            ended = []
+            with self._guard("Waiting for ends") as waiting:
+                await self._wait()
+            if waiting.error is not None:
+                await asyncio.sleep(_LOOK_S)
 
     async def _wait(self) -> None:
         loop, news = asyncio.get_running_loop(), asyncio.Event()

@@ -37,6 +37,9 @@ _NO_LIMIT = timedelta(days=3650)
 #: A workflow that nothing happened in for so long ends. The next order of its DAG run starts another.
 _IDLE = timedelta(hours=24)
 
+#: A workflow whose DAG run has ended waits so long for an executor that takes the last ends.
+_UNTOLD = timedelta(minutes=1)
+
 #: The runs of a workflow that is cancelled have so long to end.
 _LAST_WAIT = timedelta(minutes=10)
 
@@ -45,6 +48,7 @@ MOST_AT_ONCE = 500
 
 #: A workflow whose history has more events than this passes new orders on to a successor. Temporal ends one at 51,200.
 MOST_EVENTS = 15_000
+_MOST_BYTES = 15 << 20
 
 #: The type of an activity's failure when its worker is shut down and leaves the run to its successor.
 DETACHED = "Detached"
@@ -89,6 +93,8 @@ class DagRunWorkflow:
         self._tasks: set[asyncio.Task[None]] = set()
         self._room = asyncio.Semaphore(MOST_AT_ONCE)
         self._closed: str | None = None
+        #: Nobody asks for the ends that are still to be told.
+        self._is_impatient = False
         self._changes = 0
         self._successor: workflow.ChildWorkflowHandle[Any, Any] | None = None
         self._outbox: list[tuple[str, list[Any]]] = []
@@ -102,7 +108,7 @@ class DagRunWorkflow:
                 try:
                     await workflow.wait_condition(self._may_end, timeout=_IDLE)
                 except asyncio.TimeoutError:
-                    if before == self._changes and not self._live():
+                    if before == self._changes and not self._live() and self._successor is None:
                         return "nothing happened for a day"
         except asyncio.CancelledError:
             for run in self._live():
@@ -116,7 +122,13 @@ class DagRunWorkflow:
     def _may_end(self) -> bool:
         if self._header.get("is_single"):
             return bool(self._runs) and not self._untold()
-        return self._closed is not None and not self._live() and not self._outbox
+        is_known = self._is_impatient or not self._untold()
+        return self._closed is not None and not self._live() and not self._outbox and is_known
+
+    async def _lose_patience(self) -> None:
+        before = self._changes
+        await workflow.sleep(_UNTOLD)
+        self._is_impatient = self._closed is not None and before == self._changes
 
     def _live(self) -> list[_Run]:
         return [run for run in self._runs.values() if run.end is None]
@@ -129,7 +141,7 @@ class DagRunWorkflow:
     @workflow.signal
     def order(self, follower: str, cards: list[dict[str, Any]]) -> None:
         """Begin runs; one that was ordered before goes on."""
-        self._closed = None
+        self._closed, self._is_impatient = None, False
         self._changes += 1
         new = [card for card in cards if card["id"] not in self._runs]
         if new and (self._successor is not None or self._outbox or self._is_long()):
@@ -143,23 +155,37 @@ class DagRunWorkflow:
     @workflow.signal
     def follow(self, follower: str, run_ids: list[str]) -> None:
         """Tell another executor of the ends of runs from now on."""
+        later = [run_id for run_id in run_ids if run_id not in self._runs]
+        if later and (self._successor is not None or self._outbox):
+            self._pass_on("follow", [follower, later])
+        else:
+            for run_id in later:
+                end = {"state": "lost", "reason": "Temporal has no order of it"}
+                self._runs[run_id] = _Run({"id": run_id, "summary": run_id}, follower, end=end)
         for run_id in run_ids:
-            if (run := self._runs.get(run_id)) is not None and run.follower != follower:
+            if (run := self._runs.get(run_id)) is None:
+                continue
+            if run.follower != follower:
                 former, run.follower, run.is_told = run.follower, follower, False
                 if (teller := self._tellers.get(former)) is not None and not self._to_tell(former):
                     teller.cancel()  # nobody serves that queue any more
-                self._tell(follower)
+            self._tell(follower)
 
     @workflow.signal
     def stop(self, run_id: str, reason: str, unwanted: bool) -> None:
         """Stop a run."""
-        if (run := self._runs.get(run_id)) is not None and run.end is None:
+        run = self._runs.get(run_id)
+        if run is None and (self._successor is not None or self._outbox):
+            self._pass_on("stop", [run_id, reason, unwanted])
+        elif run is not None and run.end is None:
             self._stop(run, {"reason": reason, "unwanted": unwanted})
 
     @workflow.signal
     def close(self, state: str) -> None:
         """End with the DAG run's state once nothing runs."""
         self._closed = state
+        if not self._may_end():
+            self._begin(self._lose_patience())
         if self._successor is not None or self._outbox:
             self._pass_on("close", [state])
 
@@ -178,7 +204,8 @@ class DagRunWorkflow:
 
     def _is_long(self) -> bool:
         most: int = self._header.get("most_events", MOST_EVENTS)
-        return workflow.info().get_current_history_length() > most
+        info = workflow.info()
+        return info.get_current_history_length() > most or info.get_current_history_size() > _MOST_BYTES
 
     def _next(self) -> str | None:
         return None if self._successor is None else self._successor.id
@@ -228,7 +255,7 @@ class DagRunWorkflow:
         patience = _ATTACH_TIMEOUT
         for attempt in itertools.count(1):
             run.handle = self._start(run, host, patience, attempt)
-            why = f"no worker answers on {host}"
+            why = f"no worker answers on {host}" if host is not None else "its worker died as it began"
             try:
                 end: dict[str, Any] = await run.handle
                 if end["state"] != UNKNOWN:
@@ -236,23 +263,27 @@ class DagRunWorkflow:
                 cause, why = None, end["reason"]
             except (ActivityError, asyncio.CancelledError) as error:
                 cause = error.cause if isinstance(error, ActivityError) else error
+            if isinstance(cause, TimeoutError) and cause.last_heartbeat_details:
+                host = str(cause.last_heartbeat_details[0]["queue"])
             if isinstance(cause, CancelledError | asyncio.CancelledError):
-                return _stopped(run, "before it began")
-            if isinstance(cause, ApplicationError) and cause.type == DETACHED:
+                if host is None:
+                    return _stopped(run, "before it began")
+                # Its worker was away. The request to attach to it says that it is to stop.
+            elif isinstance(cause, ApplicationError) and cause.type == DETACHED:
                 host, patience = str(cause.details[0]), _ATTACH_TIMEOUT
-            elif isinstance(cause, TimeoutError) and cause.type is TimeoutType.HEARTBEAT:
-                details = cause.last_heartbeat_details
-                host, patience = details[0]["queue"] if details else host, _ATTACH_TIMEOUT
+            elif host is not None and isinstance(cause, TimeoutError) and cause.type is TimeoutType.HEARTBEAT:
+                patience = _ATTACH_TIMEOUT
             elif cause is None or isinstance(cause, TimeoutError):
                 verdict = await self._judge(run)
+                while verdict == ALIVE and (host is None or cause is None):
+                    await workflow.sleep(patience)  # until it ends, or its last heartbeat is old
+                    verdict = await self._judge(run)
                 if verdict == LOST and run.stop_reason is not None:
                     return _stopped(run, "and its host is lost")
                 if verdict == LOST:
                     return {"state": "lost", "reason": f"its host was lost: {why}"}
                 if verdict == OVER:
                     return {"state": "lost", "reason": "Airflow does not wait for it", "unwanted": True}
-                if verdict == ALIVE and cause is None:
-                    await workflow.sleep(patience)  # until its last heartbeat is old
                 patience = min(2 * patience, _LAST_ATTACH_TIMEOUT)
                 host = None if verdict == AGAIN else host
             else:
@@ -264,7 +295,7 @@ class DagRunWorkflow:
     ) -> workflow.ActivityHandle[dict[str, Any]]:
         handle: workflow.ActivityHandle[dict[str, Any]] = workflow.start_activity(
             "run" if host is None else "attach",
-            run.card,
+            run.card if host is None else {**run.card, "stop": run.stop_reason},
             task_queue=run.card["queue"] if host is None else host,
             activity_id=run.card["id"] if attempt == 1 else f"{run.card['id']}-{attempt}",
             summary=run.card["summary"],
@@ -276,7 +307,7 @@ class DagRunWorkflow:
             cancellation_type=ActivityCancellationType.WAIT_CANCELLATION_COMPLETED,
             priority=Priority(priority_key=run.card.get("priority"), fairness_key=run.card.get("fairness")),
         )
-        if run.stop_reason is not None:
+        if host is None and run.stop_reason is not None:
             handle.cancel()
         return handle
 
