@@ -13,7 +13,8 @@ from tests.support.airflow_env import Airflow
 from tests.support.waiting import wait_for
 from tests.temporal.conftest import Temporal, Worker
 
-pytestmark = pytest.mark.faults
+#: One process runs them all, so that there is one Airflow for them.
+pytestmark = [pytest.mark.faults, pytest.mark.xdist_group("temporal")]
 
 
 def begun(airflow: Airflow, worker: Worker, run_id: str) -> RunRecord:
@@ -143,9 +144,11 @@ def test_a_lost_hosts_task_is_retried_elsewhere(airflow: Airflow, worker: Worker
     assert "its host was lost" in str(run.events("wait"))
 
 
-def test_no_secret_is_in_temporals_database(airflow: Airflow, temporal: Temporal) -> None:
+def test_no_secret_is_in_temporals_database(airflow: Airflow, worker: Worker, temporal: Temporal) -> None:
+    assert worker.process is not None
+    assert airflow.api.trigger("example_dag", run_id="secret").wait() == "success"
     data = b"".join(path.read_bytes() for path in temporal.folder.glob("temporal.db*"))
-    assert b"airflow-example_dag-first" in data
+    assert b"airflow-example_dag-secret" in data
     assert b"eyJ" not in data, "a token stands there"
     assert b"only-for-tests" not in data
 
