@@ -6,6 +6,7 @@ import contextlib
 import functools
 import json
 import os
+import random
 import re
 import shutil
 import signal
@@ -53,9 +54,13 @@ def without_pytest(env: Mapping[str, str]) -> dict[str, str]:
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """Return a free port that no connection takes by itself until it is used: those come from 32768 upwards."""
+    draw = random.SystemRandom()  # pytest-xdist's processes draw different ones
+    while True:
+        port = draw.randrange(16384, 32768)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("0.0.0.0", port))
+            return port
 
 
 def migrated_sqlite(base: Path) -> Path:

@@ -192,9 +192,9 @@ def _objections(
     observer: Observer, guards: Sequence[ModuleGuard], state: ProcessState, new: dict[str, Any]
 ) -> Iterator[str]:
     yield from state.objections(new)
+    yield from observer.objections  # what it did explains more than what that has changed
     for guard in guards:
         yield from guard.objections(new.keys())
-    yield from observer.objections
     for name in new:
         if (place := stray_module(name)) is not None:
             yield f"imports {name} of {place}, which is not an installed package's"
