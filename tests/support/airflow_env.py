@@ -187,7 +187,11 @@ class Airflow:
                     preexec_fn=functools.partial(system.die_with_parent, os.getpid()),
                 )
         if "api-server" in names:
-            wait_for(self.is_healthy, "the API server", 120)
+            try:
+                wait_for(self.is_healthy, "the API server", 120)
+            except BaseException:
+                self.end()  # a fixture that fails is not finalized
+                raise
 
     def set_aside(self, name: str) -> str:
         """Give a component and its log another name, which is returned, so that a second one can be started."""
