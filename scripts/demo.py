@@ -53,7 +53,7 @@ def any_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def configure(port: int, executor: str, address: str) -> None:
+def configure(port: int, executor: str = "air_executor.AirExecutor", temporal_address: str = "") -> None:
     """Write the demo's settings into its ``airflow.cfg``, where every command finds them that has its AIRFLOW_HOME."""
     path = HOME / "airflow.cfg"
     parser = configparser.RawConfigParser(strict=False)
@@ -67,7 +67,7 @@ def configure(port: int, executor: str, address: str) -> None:
             "dags_are_paused_at_creation": "False",
         },
         # The demo ends its launcher, and what the launcher still runs.
-        "air_executor": {"on_launcher_stop": "stop", "temporal_address": address},
+        "air_executor": {"on_launcher_stop": "stop", "temporal_address": temporal_address},
         "api": {"port": str(port), "base_url": f"http://localhost:{port}"},
     }.items():
         for name, value in options.items():
@@ -226,7 +226,7 @@ def main() -> int:
             start_hosts(parts)
             hints = [f"Temporal's UI: {ui}"]
         else:
-            configure(port, "air_executor.AirExecutor", "")
+            configure(port)
             print(f"starting airflow standalone with AirExecutor (its output: {HOME}/standalone.log)", flush=True)
             parts.start_airflow("standalone")
         return show(parts, Api(f"http://localhost:{port}"), once=args.once, hints=hints)
