@@ -34,9 +34,9 @@ PASSWORDS = HOME / "simple_auth_manager_passwords.json.generated"
 START_S, END_S, RUN_S = 180.0, 30.0, 120.0
 
 
-def free_port() -> int:
-    """Return Airflow's usual port when it is free, else any."""
-    for port in (8080, 0):
+def free_port(*wanted: int) -> int:
+    """Return a free port: the first of those that are wanted, or any."""
+    for port in (*wanted, 0):
         with socket.socket() as probe:
             try:
                 probe.bind(("127.0.0.1", port))
@@ -44,13 +44,6 @@ def free_port() -> int:
                 continue
             return int(probe.getsockname()[1])
     raise SystemExit("no free port")
-
-
-def any_port() -> int:
-    """Return a free port."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def configure(port: int, executor: str = "air_executor.AirExecutor", temporal_address: str = "") -> None:
@@ -175,7 +168,7 @@ def launcher_pids() -> list[int]:
 
 def start_temporal(parts: Parts) -> tuple[str, str]:
     """Start a development server of Temporal, and return its address and that of its UI."""
-    port, ui_port = any_port(), any_port()
+    port, ui_port = free_port(), free_port()
     server = ("server", "start-dev", "--ip", "127.0.0.1", "--port", str(port), "--ui-port", str(ui_port))
     database = ("--db-filename", str(HOME / "temporal.db"), "--log-level", "warn")
     parts.start("temporal", str(Path(sys.executable).parent / "temporal"), *server, *database)
@@ -216,7 +209,7 @@ def main() -> int:
     parser.add_argument("--temporal", action="store_true", help="TemporalExecutor, a Temporal server and two workers")
     args = parser.parse_args()
     HOME.mkdir(exist_ok=True)
-    port, parts, hints = free_port(), Parts(), []
+    port, parts, hints = free_port(8080), Parts(), []  # Airflow's usual one, if it is free
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         if args.temporal:

@@ -7,7 +7,6 @@ from typing import Any
 
 import orjson
 
-from air_executor import config
 from air_executor.errors import ProtocolError
 from air_executor.runs.backend import RunRequest
 from air_executor.runs.record import Identity, RunRecord
@@ -66,11 +65,9 @@ def request(card: dict[str, Any], settings: Settings) -> RunRequest:
     :raises ProtocolError: it can't be understood, or no key here opens it.
     """
     secret = orjson.loads(settings.unseal(card["sealed"]))
-    server = config.plain_getter("core")("execution_api_server_url") or card.get("server")
-    return RunRequest.from_message({**card, **secret, "server": server, "log_file": _log_file(secret["workload"])})
-
-
-def _log_file(workload: dict[str, Any]) -> str | None:
-    folder = config.plain_getter("logging")("base_log_folder") or str(config.airflow_home() / "logs")
-    relative = workload.get("log_path")
-    return os.path.join(folder, relative) if relative else None
+    log_path = secret["workload"].get("log_path")
+    here = {
+        "server": settings.server or card.get("server"),
+        "log_file": os.path.join(settings.log_folder, log_path) if log_path else None,
+    }
+    return RunRequest.from_message({**card, **secret, **here})

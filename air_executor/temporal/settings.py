@@ -31,6 +31,10 @@ class Settings:
     """The first part of the names of all task queues."""
     keys: tuple[str, ...] = field(repr=False)
     """Secrets from which keys are derived: the first seals, all open."""
+    server: str | None = None
+    """URL of the execution API, if this machine's configuration names it."""
+    log_folder: str = ""
+    """Where this machine's task logs are."""
     common: dict[str, Any] = field(default_factory=dict, repr=False)
     """What Temporal's own variables and configuration file say, in the words of :meth:`Client.connect`."""
 
@@ -55,7 +59,15 @@ class Settings:
             common = dict(ClientConfig.load_client_connect_config())
         except (RuntimeError, ValueError, OSError) as error:
             raise ConfigError(f"Temporal's configuration cannot be used: {error}") from None
-        return cls(_text(get, "temporal_address"), _text(get, "temporal_namespace"), prefix, keys, common)
+        return cls(
+            address=_text(get, "temporal_address"),
+            namespace=_text(get, "temporal_namespace"),
+            prefix=prefix,
+            keys=keys,
+            server=get("core", "execution_api_server_url"),
+            log_folder=get("logging", "base_log_folder") or str(config.airflow_home() / "logs"),
+            common=common,
+        )
 
     def queue(self, name: str | None) -> str:
         """Return Temporal's task queue for one of Airflow's."""
