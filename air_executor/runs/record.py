@@ -115,6 +115,11 @@ class Identity:
     queue: str | None = None
     job_name: str | None = None
 
+    @property
+    def index(self) -> str:
+        """Which of a task's mapped instances it is, as ``[3]``; empty if it is not mapped."""
+        return f"[{self.map_index}]" if self.map_index is not None and self.map_index >= 0 else ""
+
 
 @dataclass(frozen=True, kw_only=True)
 class RunRecord:
@@ -172,8 +177,7 @@ class RunRecord:
         who = self.identity
         if who.dag_id is None:
             return who.name
-        index = f"[{who.map_index}]" if who.map_index is not None and who.map_index >= 0 else ""
-        return f"{who.dag_id}.{who.task_id or who.name}{index}"
+        return f"{who.dag_id}.{who.task_id or who.name}{who.index}"
 
     def advance(self, state: RunState, **changes: Any) -> RunRecord:
         """Return the record in a later ``state``, with ``changes`` and the moment noted.

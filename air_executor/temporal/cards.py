@@ -31,9 +31,8 @@ def workflow_id(who: Identity) -> str:
 
 def summary(who: Identity) -> str:
     """Return a run's title in Temporal's UI."""
-    index = f"[{who.map_index}]" if who.map_index is not None and who.map_index >= 0 else ""
     attempt = f" try {who.try_number}" if who.try_number is not None else ""
-    return f"{who.task_id or who.name}{index}{attempt}"[:200]
+    return f"{who.task_id or who.name}{who.index}{attempt}"[:200]
 
 
 def card(request: RunRequest, record: RunRecord, settings: Settings) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from temporalio.worker import Worker
 from air_executor.errors import AirExecutorError, ConfigError
 from air_executor.guard import Guard
 from air_executor.temporal.settings import Settings
-from air_executor.temporal.workflow import NAME, DagRunWorkflow
+from air_executor.temporal.workflow import NAME, DagRunWorkflow, memo
 
 log = logging.getLogger(__name__)
 
@@ -260,7 +260,7 @@ class Link:
             id_reuse_policy=WorkflowIDReusePolicy.ALLOW_DUPLICATE,
             start_signal="order",
             start_signal_args=[self.queue, [order.card for order in orders]],
-            memo={name: value for name, value in first.header.items() if isinstance(value, str)},
+            memo=memo(first.header),
             rpc_timeout=timedelta(seconds=_CALL_S),
         )
         for order in orders:

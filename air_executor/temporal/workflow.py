@@ -75,6 +75,11 @@ class _Run:
     is_told: bool = False
 
 
+def memo(header: dict[str, Any]) -> dict[str, str]:
+    """Return what people see of a workflow's header in Temporal."""
+    return {name: value for name, value in header.items() if isinstance(value, str)}
+
+
 def _stopped(run: _Run, when: str) -> dict[str, Any]:
     why = run.stop_reason or {}
     reason = f"stopped {when}: {why.get('reason', 'cancelled')}"
@@ -224,7 +229,7 @@ class DagRunWorkflow:
                 {**self._header, "number": number, "root": root},
                 id=f"{root}~{number}",
                 parent_close_policy=workflow.ParentClosePolicy.ABANDON,
-                memo={name: value for name, value in self._header.items() if isinstance(value, str)},
+                memo=memo(self._header),
             )
         while self._outbox:
             signal, arguments = self._outbox[0]
