@@ -21,7 +21,13 @@ def __getattr__(name: str) -> Any:
 
         return AirExecutor
     if name == "TemporalExecutor":
-        from air_executor.airflow.temporal_executor import TemporalExecutor
-
+        try:
+            from air_executor.airflow.temporal_executor import TemporalExecutor
+        except ModuleNotFoundError as error:
+            if (error.name or "").partition(".")[0] not in ("temporalio", "cryptography"):
+                raise
+            raise ImportError(
+                "TemporalExecutor needs the package temporalio: pip install 'air-executor[temporal]'"
+            ) from None
         return TemporalExecutor
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -52,6 +52,9 @@ class AirExecutor(BaseExecutor):
     #: The scheduler commits the run's id with the state "queued", so that another scheduler can find the runner.
     pre_assigns_external_executor_id = True
 
+    #: A heartbeat in the database that is younger than so many seconds is not renewed.
+    _min_beat_age_s = 0.0
+
     #: The executors of this process that have started: each team may have one.
     _working: ClassVar[list[AirExecutor]] = []
 
@@ -92,7 +95,9 @@ class AirExecutor(BaseExecutor):
             self.log.warning("Schedulers that died can't be noted now: %s", error)
         work.gpu_queue.open(backend)
         self._at_end.callback(work.gpu_queue.close)
-        self._passes.reconciler = Reconciler(backend, work.options.state_dir, self.job_id)
+        self._passes.reconciler = Reconciler(
+            backend, work.options.state_dir, self.job_id, min_beat_age_s=self._min_beat_age_s
+        )
         backend.warm_up()
         with work.guard("Taking over the runs of schedulers that are gone"):
             self._adoption.inherit()

@@ -62,6 +62,8 @@ class Orders:
                         workload = compat.with_new_token(workload, work.executor.jwt_generator)
                     elif work.gpu_queue.takes(key, workload):
                         continue
+                    elif work.order_wait_s is not None:
+                        workload = compat.with_lasting_token(workload, work.executor.jwt_generator, work.order_wait_s)
                     record = self._order(key, workload)
                 except Exception as error:
                     self._refuse(key, workload, error)

@@ -69,17 +69,22 @@ class Outcome:
 class Reconciler:
     """Makes the passes of one executor."""
 
-    def __init__(self, backend: RunBackend, state_dir: str | Path, job_id: object) -> None:
+    def __init__(
+        self, backend: RunBackend, state_dir: str | Path, job_id: object, *, min_beat_age_s: float = 0.0
+    ) -> None:
         """Make no pass yet.
 
         :param state_dir: where the notes on jobs of deferred tasks are.
         :param job_id: of the scheduler's job in the database.
+        :param min_beat_age_s: a heartbeat in the database that is younger than so many seconds is not renewed. Runners
+            on other hosts send theirs to Airflow themselves, and need these only while it can't be reached.
         """
         self._backend = backend
         self._job = str(job_id or "test")
         self._next_s = self._next_beat_s = 0.0
         self._timeout_s = conf.getfloat("scheduler", "task_instance_heartbeat_timeout")
         self._beat_s = min(_BEAT_S, self._timeout_s / 4)
+        self._min_beat_age_s = min(min_beat_age_s, self._timeout_s / 3)
         #: When heartbeats were last written, in seconds since the epoch, as the scheduler measures them.
         self._beaten_at_s = time.time()
         self._awake = AwakeClock()
@@ -196,7 +201,7 @@ class Reconciler:
                         beating.append(ti_id)
         states = task_instances.states_of([*runs.values(), *elsewhere])
         running = [ti_id for ti_id in beating if states.get(ti_id) == TaskInstanceState.RUNNING]
-        self._unbeaten = task_instances.beat(running)
+        self._unbeaten = task_instances.beat(running, self._min_beat_age_s)
         if time.monotonic() >= self._next_queued_s:
             queued = [ti_id for ti_id in self.waiting if states.get(ti_id) == TaskInstanceState.QUEUED]
             task_instances.keep_queued(queued)

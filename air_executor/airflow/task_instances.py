@@ -6,7 +6,7 @@ import importlib
 import logging
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 from typing import Any
 
 from airflow.models.taskinstance import TaskInstance
@@ -35,14 +35,20 @@ WANTED = frozenset({TaskInstanceState.QUEUED.value, TaskInstanceState.RUNNING.va
 _UNENDED = WANTED | {TaskInstanceState.RESTARTING.value}
 
 
-def beat(ti_ids: Sequence[str]) -> set[str]:
-    """Write heartbeats for these instances, and return those whose rows somebody else had locked."""
+def beat(ti_ids: Sequence[str], min_age_s: float = 0.0) -> set[str]:
+    """Write heartbeats for these instances, and return those whose rows somebody else had locked.
+
+    :param min_age_s: only for those whose last heartbeat is older than so many seconds.
+    """
     unbeaten: set[str] = set()
     for some in _chunks([instance_id(ti_id) for ti_id in ti_ids]):
         with create_session(scoped=False) as session:
             free = _free(session, some)
-            is_running = TaskInstance.state == TaskInstanceState.RUNNING
-            session.execute(_update(*free).where(is_running).values(last_heartbeat_at=datetime.now(tz=timezone.utc)))
+            now = datetime.now(tz=timezone.utc)
+            beat = _update(*free).where(TaskInstance.state == TaskInstanceState.RUNNING)
+            if min_age_s:
+                beat = beat.where(TaskInstance.last_heartbeat_at < now - timedelta(seconds=min_age_s))
+            session.execute(beat.values(last_heartbeat_at=now))
         unbeaten |= {str(ti_id) for ti_id in some} - {str(ti_id) for ti_id in free}
     return unbeaten
 

@@ -22,13 +22,10 @@ from air_executor.machine.safe_files import is_fresh
 from air_executor.runs.backend import RunBackend
 from air_executor.runs.record import Identity
 from air_executor.temporal.backend import TemporalBackend
-from air_executor.temporal.settings import Settings
+from air_executor.temporal.settings import LOST_S, Settings
 from air_executor.temporal.workflow import AGAIN, ALIVE, LOST, OVER
 
 log = logging.getLogger(__name__)
-
-#: A run whose host does not answer, and that has not sent a heartbeat for so many seconds, is lost.
-SILENT_S = 30.0
 
 #: How often to look which DAG runs have ended, in seconds, and how many at once.
 _LOOK_S, _AT_ONCE = 5.0, 500
@@ -54,7 +51,7 @@ def judge(who: Identity) -> str:
     if found is None or found.state != TaskInstanceState.RUNNING:
         return OVER
     beat: datetime | None = found.last_heartbeat_at
-    return ALIVE if beat is not None and is_fresh(beat.timestamp(), SILENT_S) else LOST
+    return ALIVE if beat is not None and is_fresh(beat.timestamp(), LOST_S) else LOST
 
 
 class DagRunEnds:
@@ -96,11 +93,14 @@ class TemporalExecutor(AirExecutor):
 
     is_local = False
     serve_logs = False
+    _min_beat_age_s = 60.0
 
     _dag_runs: DagRunEnds
 
     def _make_backend(self, options: Config) -> RunBackend:
-        backend = TemporalBackend(options, Settings.load(compat.team_getter(self.conf)), judge)
+        settings = Settings.load(compat.team_getter(self.conf))
+        self._work.order_wait_s = settings.wait_s
+        backend = TemporalBackend(options, settings, judge)
         self._dag_runs = DagRunEnds(backend)
         return backend
 

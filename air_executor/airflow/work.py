@@ -22,6 +22,8 @@ class Work:
     options: Config
     server: str | None = None
     """URL of the execution API."""
+    order_wait_s: float | None = None
+    """How long an order may wait where runs happen, in seconds; ``None``: it does not."""
 
     def __init__(self, executor: BaseExecutor) -> None:
         self.executor = executor

@@ -15,6 +15,7 @@ from air_executor.cli import (
     runs,
     schema,
     service,
+    temporal,
     trust,
     worker,
 )
@@ -34,5 +35,6 @@ COMMANDS: tuple[Command, ...] = (
     *manager.COMMANDS,
     *service.COMMANDS,
     *worker.COMMANDS,
+    *temporal.COMMANDS,
     helping.command(lambda: COMMANDS),
 )

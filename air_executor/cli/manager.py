@@ -12,10 +12,13 @@ from typing import Any
 
 from air_executor.cli import trust, where
 from air_executor.cli.table import EXIT_OK, JSON, Argument, Command, at_least_zero, count, log_progress, print_json
+from air_executor.cli.temporal_options import option, with_temporal
+from air_executor.config import Config
 from air_executor.errors import JobError, ManagedError, StateDirError, WrongStateError
 from air_executor.jobs.manager import Manager
 from air_executor.launcher.address import module_command
 from air_executor.machine.safe_files import open_to_append
+from air_executor.runs.backend import RunBackend
 from air_executor.runs.lock import is_held
 
 #: How often to look whether the manager has begun, or ended, in seconds.
@@ -39,9 +42,29 @@ MAX_RUNNERS = Argument(
 WAIT = Argument(("--wait",), {"action": "store_true", "help": "wait until it has ended"})
 
 
+ON = Argument(
+    ("--on",),
+    {
+        "choices": ["local", "temporal"],
+        "default": "local",
+        "help": "where tasks run: here, or on the hosts that serve Temporal's default queue (air-executor worker)",
+    },
+)
+
+
 def make(args: argparse.Namespace, **more: Any) -> Manager:
-    """Return a manager with the options :data:`POLL` and :data:`MAX_RUNNERS` of a command line."""
-    return Manager(where.options(), poll_s=args.poll, max_runners=args.max_runners or None, **more)
+    """Return a manager with the options :data:`POLL`, :data:`MAX_RUNNERS` and :data:`ON` of a command line."""
+    options = where.options()
+    backend = _temporal(options) if args.on == "temporal" else None
+    return Manager(options, poll_s=args.poll, max_runners=args.max_runners or None, backend=backend, **more)
+
+
+def _temporal(options: Config) -> RunBackend:
+    with with_temporal():
+        from air_executor.temporal.jobs import make_backend
+        from air_executor.temporal.settings import Settings
+
+    return make_backend(options, Settings.load(option))
 
 
 class _Greeting:
@@ -83,7 +106,7 @@ def _start_detached(args: argparse.Namespace) -> int:
         raise WrongStateError(f"a manager works here already: {store.root}")
     trust.warn(store)
     log = store.root / "manager.log"
-    command = [*module_command("air_executor.cli.main"), "start", "--poll", str(args.poll)]
+    command = [*module_command("air_executor.cli.main"), "start", "--poll", str(args.poll), "--on", args.on]
     try:
         log_fd = open_to_append(log)
     except OSError as error:
@@ -136,6 +159,7 @@ COMMANDS: tuple[Command, ...] = (
             Argument(("-d", "--detach"), {"action": "store_true", "help": "in the background"}),
             POLL,
             MAX_RUNNERS,
+            ON,
             JSON,
         ),
     ),

@@ -101,6 +101,7 @@ COMMANDS: tuple[Command, ...] = (
             *jobfile.ARGUMENTS,
             manager.POLL,
             manager.MAX_RUNNERS,
+            manager.ON,
             JSON,
         ),
     ),

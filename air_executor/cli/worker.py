@@ -5,81 +5,138 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import dataclasses
 import os
 import signal
 import subprocess
 import sys
+import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from air_executor import config
-from air_executor.cli.table import EXIT_OK, JSON, Argument, Command
+from air_executor.cli.table import EXIT_NO, EXIT_OK, JSON, Argument, Command, log_progress, print_json
+from air_executor.cli.temporal_options import option, with_temporal
+from air_executor.config import Config
 from air_executor.errors import AirExecutorError
 from air_executor.launcher.client.backend import LocalBackend
 from air_executor.machine import system
 from air_executor.machine.ownership import check_state_dir
-from air_executor.machine.safe_files import replace_file
-from air_executor.runs.lock import KernelLock
+from air_executor.machine.safe_files import is_fresh, replace_file
+from air_executor.runs.lock import KernelLock, is_held
 from air_executor.runs.statedir import VARIABLE, locate
+from air_executor.runs.store import RunStore
 
 if TYPE_CHECKING:
-    from air_executor.temporal.worker import HostWorker
+    from air_executor.temporal.worker import HostWorker, Shutdown
+
+#: In the state directory: held by its worker; there while the worker is asked to drain.
+_LOCK, _DRAIN = "worker.lock", "worker.drain"
+
+#: How often a worker looks for that, in seconds.
+_LOOK_S = 1.0
+
+#: A worker is well if it has reached Temporal within so many seconds.
+_HEALTHY_S = 30.0
 
 #: Serves the logs of this host's tasks to Airflow's UI, as Airflow's own workers do.
 _SERVE_LOGS = "from airflow.utils.serve_logs import serve_logs; serve_logs()"
 
 
-def _option(section: str, name: str) -> str | None:
-    return config.plain_getter(section)(name)
-
-
-def _slots(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise ValueError
-    return value
+def _slots(text: str) -> int | None:
+    """Return a number of slots that argparse has read; ``None`` for ``auto``."""
+    if text == "auto":
+        return None
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a number of slots, 1 or more, nor auto")
+    return int(text)
 
 
 def _worker(args: argparse.Namespace) -> int:
-    try:
-        from air_executor.temporal.settings import Settings
-        from air_executor.temporal.worker import HostWorker
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] not in ("temporalio", "cryptography"):
-            raise
-        raise AirExecutorError("a worker needs the package temporalio: pip install 'air-executor[temporal]'") from None
     options = config.load_plain(str(locate().path) if VARIABLE in os.environ else None)
-    settings = Settings.load(_option)
-    for name in [name for name in os.environ if name.startswith("TEMPORAL_") or name == config.env_var("temporal_key")]:
-        del os.environ[name]  # tasks have no business with Temporal, and one of them may be its key
-    Path(options.state_dir).mkdir(mode=0o700, parents=True, exist_ok=True)
-    check_state_dir(options.state_dir)
-    queues = [name.strip() for name in args.queues.split(",") if name.strip()]
-    if not queues:
-        raise AirExecutorError("--queues names no queue: give the names of Airflow's queues, separated by commas")
-    backend = LocalBackend(options)
-    with _only_one(options.state_dir), contextlib.closing(backend):
-        backend.open(None)
-        backend.warm_up()
-        with _logs_served() if args.serve_logs else contextlib.nullcontext():
-            worker = HostWorker(backend, settings, args.name or system.host(), _place(options.state_dir))
-            asyncio.run(_serve(worker, queues, args.slots))
+    if args.check:
+        return _check(Path(options.state_dir), is_json=args.json)
+    if args.drain:
+        return _ask_to_drain(Path(options.state_dir))
+    _work(args, options)
     return EXIT_OK
 
 
-async def _serve(worker: HostWorker, queues: list[str], slots: int) -> None:
-    is_over = asyncio.Event()
+def _work(args: argparse.Namespace, options: Config) -> None:
+    with with_temporal():
+        from air_executor.temporal.settings import FENCE_S, Settings
+        from air_executor.temporal.worker import HostWorker
+    settings = Settings.load(option)
+    for name in [name for name in os.environ if name.startswith("TEMPORAL_") or name == config.env_var("temporal_key")]:
+        del os.environ[name]  # tasks have no business with Temporal, and one of them may be its key
+    folder = Path(options.state_dir)
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    check_state_dir(folder)
+    queues = [name.strip() for name in args.queues.split(",") if name.strip()]
+    if not queues:
+        raise AirExecutorError("--queues names no queue: give the names of Airflow's queues, separated by commas")
+    options = dataclasses.replace(options, fence_seconds=FENCE_S)
+    backend, store = LocalBackend(options), RunStore(folder)
+    with _only_one(folder), contextlib.closing(backend):
+        (folder / _DRAIN).unlink(missing_ok=True)
+        backend.open(None)
+        backend.warm_up()
+        with _logs_served() if args.serve_logs else contextlib.nullcontext():
+            log_progress()
+            worker = HostWorker(backend, settings, args.name or system.host(), _place(folder), store)
+            asyncio.run(_serve(worker, queues, args.slots, options))
+
+
+async def _serve(worker: HostWorker, queues: list[str], slots: int | None, options: Config) -> None:
+    from air_executor.temporal.worker import Shutdown
+
+    shutdown = Shutdown(options.on_shutdown)
     for signum in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(signum, is_over.set)
-    print(f"serving {', '.join(queues)} with {slots} slots each; what runs outlives this worker", flush=True)
-    await worker.serve(queues, slots, is_over)
+        asyncio.get_running_loop().add_signal_handler(signum, shutdown.ask)
+    many = "as many slots as memory and CPUs allow" if slots is None else f"{slots} slots"
+    print(f"serving {', '.join(queues)} with {many}", flush=True)
+    looking = asyncio.create_task(_look_for_drain(Path(options.state_dir) / _DRAIN, shutdown))
+    await worker.serve(queues, slots, shutdown)
+    looking.cancel()
 
 
-def _place(state_dir: str) -> str:
+async def _look_for_drain(path: Path, shutdown: Shutdown) -> None:
+    while not path.exists():
+        await asyncio.sleep(_LOOK_S)
+    path.unlink()
+    shutdown.ask("drain")
+
+
+def _ask_to_drain(folder: Path) -> int:
+    if not is_held(folder / _LOCK):
+        raise AirExecutorError(f"no worker serves {folder}")
+    replace_file(folder / _DRAIN, b"")
+    print("it takes no more orders, and ends with its last run")
+    return EXIT_OK
+
+
+def _check(folder: Path, *, is_json: bool) -> int:
+    """Tell whether the worker of a state directory lives and has reached Temporal lately: for health checks."""
+    lives, contact_s = is_held(folder / _LOCK), RunStore(folder).last_contact_s()
+    ok = lives and is_fresh(contact_s, _HEALTHY_S)
+    if not lives:
+        found = f"no worker serves {folder}"
+    elif contact_s is None:
+        found = "the worker has not reached Temporal yet"
+    else:
+        found = f"the worker reached Temporal {max(0.0, time.time() - contact_s):.0f} s ago"
+    if is_json:
+        print_json({"ok": ok, "found": found})
+    else:
+        print(found)
+    return EXIT_OK if ok else EXIT_NO
+
+
+def _place(folder: Path) -> str:
     """Return the name of a state directory, which its first worker has made up."""
-    path = Path(state_dir) / "worker.id"
+    path = folder / "worker.id"
     try:
         return path.read_text(encoding="ascii").strip()
     except FileNotFoundError:
@@ -88,14 +145,14 @@ def _place(state_dir: str) -> str:
 
 
 @contextlib.contextmanager
-def _only_one(state_dir: str) -> Iterator[None]:
+def _only_one(folder: Path) -> Iterator[None]:
     """Hold the lock of a state directory's worker.
 
     :raises AirExecutorError: another one has it.
     """
-    lock = KernelLock(os.path.join(state_dir, "worker.lock"))
+    lock = KernelLock(folder / _LOCK)
     if not lock.acquire(timeout_s=0):
-        raise AirExecutorError(f"another worker serves {state_dir}; each needs a state directory of its own")
+        raise AirExecutorError(f"another worker serves {folder}; each needs a state directory of its own")
     try:
         yield
     finally:
@@ -128,7 +185,8 @@ COMMANDS: tuple[Command, ...] = (
                     "type": _slots,
                     "default": 4 * (os.cpu_count() or 1),
                     "metavar": "N",
-                    "help": "runs at a time from each queue (default: four for each CPU)",
+                    "help": "runs at a time, of all queues (default: four for each CPU); auto: while there are memory "
+                    "and CPU time to spare",
                 },
             ),
             Argument(("--name",), {"help": "this host's name in Temporal (default: the machine's)"}),
@@ -139,6 +197,14 @@ COMMANDS: tuple[Command, ...] = (
                     "dest": "serve_logs",
                     "help": "do not serve the tasks' logs to Airflow's UI, as with remote logging",
                 },
+            ),
+            Argument(
+                ("--check",),
+                {"action": "store_true", "help": "only tell whether the worker of this state directory is well"},
+            ),
+            Argument(
+                ("--drain",),
+                {"action": "store_true", "help": "only let the worker of this state directory end after its runs"},
             ),
             JSON,
         ),

@@ -287,6 +287,17 @@ OPTIONS: tuple[Option, ...] = (
         for_launcher=False,
     ),
     Option(
+        "temporal_wait_seconds",
+        "float",
+        "86400",
+        "How long an order may wait in Temporal for a host, in seconds; then its task fails. Until a task begins, "
+        "``[scheduler] task_queued_timeout`` does not count for it.",
+        None,
+        _duration_s,
+        Group.TEMPORAL,
+        for_launcher=False,
+    ),
+    Option(
         "temporal_key",
         "string",
         "",

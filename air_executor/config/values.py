@@ -32,6 +32,9 @@ class Config:
     keep_jobs: int = 10000
     serves: str = "airflow"
     """What launchers prepare for: ``airflow``, or ``jobs`` of the standalone engine, which needs no Airflow."""
+    fence_seconds: float | None = None
+    """On one of many hosts: a runner that reaches Airflow for so long no more, while the host's worker reaches nobody
+    either, ends its task, because its retry may begin on another host."""
 
     @property
     def learns_imports(self) -> bool:

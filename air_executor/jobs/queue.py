@@ -25,7 +25,8 @@ from air_executor.launcher.protocol import MAX_MESSAGE_BYTES
 from air_executor.runs.record import now
 from air_executor.runs.store import RunStore
 
-_FILE = "queued.jsonl"
+#: The file below a run's folder with what its task has queued.
+QUEUED = "queued.jsonl"
 
 #: The greatest length of a task's command, arguments and variables in bytes. The rest of the message needs room, too.
 MAX_TASK_BYTES = MAX_MESSAGE_BYTES // 2
@@ -47,7 +48,7 @@ def queue_in_job(tasks: Iterable[Mapping[str, Any]], environ: Mapping[str, str] 
             "`air-executor queue --job NAME`"
         ) from None
     store = JobStore(state_dir)
-    path = RunStore(state_dir).folder(run_id) / _FILE
+    path = RunStore(state_dir).folder(run_id) / QUEUED
     tasks = list(tasks)
     new, values = _apart([named(task, prefix=task_id) for task in tasks], f"tasks queued by {task_id}")
     try:
@@ -62,7 +63,7 @@ def queue_in_job(tasks: Iterable[Mapping[str, Any]], environ: Mapping[str, str] 
         is_compared = any(
             any(task.get(field) for field in ("id", "key", "dependencies")) or "${tasks." in str(task) for task in tasks
         )
-        files = store.files(name) if is_compared else None
+        files = store.files(name) if is_compared and store.has(name) else None  # on another host it is not here
         ids = _ids(new, files, entries(whole, path), name, f"tasks queued by {task_id}")
         _keep(store, name, values)
         os.ftruncate(fd, len(whole))
@@ -156,4 +157,4 @@ def read_queued(folder: str) -> list[dict[str, Any]]:
 
     :raises JobError: it can't be understood.
     """
-    return entries(read(os.path.join(folder, _FILE)) or b"", _FILE)
+    return entries(read(os.path.join(folder, QUEUED)) or b"", QUEUED)

@@ -30,6 +30,15 @@ _RENEW_S = 4.0
 #: An executor that has not reconciled its runs for this many seconds counts as absent.
 _ABSENT_S = 30.0
 
+#: A host's worker that has reached nobody for this many seconds counts as cut off.
+_CUT_OFF_S = 15.0
+
+#: The task of a job is ended after so many times as long.
+_JOB_FENCES = 6
+
+#: A task that its host's isolation ends has at most so many seconds for ``on_kill``.
+_FENCE_GRACE_S = 5.0
+
 
 class StopRequested(BaseException):
     """SIGTERM or SIGINT came while no supervisor could end the task gracefully."""
@@ -44,6 +53,8 @@ class Ending:
     """The first signal that it is sent. SIGTERM gives it time for ``on_kill``."""
     unwanted: bool = False
     """Airflow has given the task up already, and is told nothing more."""
+    grace_s: float | None = None
+    """How many seconds it has for that, if not as many as usual."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +85,9 @@ class ActiveRun:
         self.outcome: Outcome | None = None
         """Set by the supervisor when the task process has ended."""
         self._learns_imports = config.learns_imports
+        self._fence_s = config.fence_seconds
+        #: When Airflow last answered, on the monotonic clock.
+        self.heard_s = time.monotonic()
         self._is_unwritten = False
         self._is_mute = False
         self._task_pid: int | None = None
@@ -180,7 +194,7 @@ class ActiveRun:
         :param told: Airflow knows what became of the task, which is only finishing.
         """
         if self.ending is None:
-            self.ending = self._stop(told=told) or self._overtime() or self._excess()
+            self.ending = self._stop(told=told) or self._overtime() or self._excess() or self._isolation(told=told)
             return self.ending
         return None
 
@@ -196,6 +210,17 @@ class ActiveRun:
             self._store.withdraw_stop(self.record.id)
             return None
         return Ending(f"stopped: {request.reason}", signal.SIGTERM, request.unwanted)
+
+    def _isolation(self, *, told: bool) -> Ending | None:
+        """Return whether the host is cut off from all others, so that Airflow may have given the task up."""
+        if self._fence_s is None or told or (silent_s := self.awake.since_s(self.heard_s)) <= self._fence_s:
+            return None
+        # Of a job's task only the worker tells, and nobody else gives it up so soon.
+        cut_off_s = _JOB_FENCES * self._fence_s if self.record.identity.kind == "job" else _CUT_OFF_S
+        if is_fresh(self._store.last_contact_s(), cut_off_s):
+            return None
+        reason = f"this host has reached neither Airflow nor Temporal for {silent_s:.0f} s; the retry may run elsewhere"
+        return Ending(reason, signal.SIGTERM, grace_s=min(self.grace_s, _FENCE_GRACE_S))
 
     def is_reconciled(self) -> bool:
         """Tell whether an executor looks after this run: one that passes heartbeats on and requests stops."""

@@ -253,6 +253,21 @@ class RunFiles:
         except OSError:
             return None
 
+    def note_contact(self) -> None:
+        """Note that this host's worker has just reached those who order its runs.
+
+        :raises StateDirError: it can't be noted.
+        """
+        replace_file(self._contact, b"")
+
+    def last_contact_s(self) -> float | None:
+        """Return when this host's worker last reached those who order its runs, in seconds since the epoch."""
+        return modified_s(self._contact)
+
+    @property
+    def _contact(self) -> str:
+        return os.path.join(self.root, "worker.contact")
+
     def last_reconciled_s(self, run_id: str) -> float | None:
         """Return when the executor that follows a run last reconciled its runs, in seconds since the epoch."""
         owner = self.owner(run_id)

@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import TimeoutError as FutureTimeoutError
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +30,11 @@ from air_executor.runs.backend import RunRequest
 from air_executor.runs.pruning import prune
 from air_executor.runs.record import UNWANTED, Identity, RunRecord, RunState, queued
 from air_executor.runs.store import RunStore
-from air_executor.temporal import cards
-from air_executor.temporal.link import WATCH_S, Link, Order, Signal
+from air_executor.temporal import cards, job_files
+from air_executor.temporal.dag_runs import DagRuns
+from air_executor.temporal.link import Link, Order, Signal
 from air_executor.temporal.settings import Settings
+from air_executor.temporal.watch import WATCH_S, LiveRun, Watch
 
 log = logging.getLogger(__name__)
 
@@ -78,24 +81,17 @@ class TemporalBackend:
         self._settings = settings
         self._store = RunStore(Path(config.state_dir) / "temporal")
         self._claims = Claims(self._store)
-        self._link = Link(settings, self._take, lambda who: judge(Identity(**who)))
+        self._judge = lambda who: judge(Identity(**who))
+        self._link = Link(settings, self._take, self._judge)
         self.gpus = EveryGpu()
         self._lock = threading.Lock()
-        #: Followed runs that have not ended, with the ids of their workflows.
-        self._live: dict[str, str] = {}
-        self._identities: dict[str, Identity] = {}
+        #: Followed runs that have not ended.
+        self._live: dict[str, LiveRun] = {}
         #: Ends that nobody has taken yet.
         self._ended: dict[str, RunRecord] = {}
-        #: The executions of workflows that have live runs, once it is known that they do.
-        self._executions: dict[str, str] = {}
-        self._stopping: set[str] = set()
         #: Temporal is not asked before this moment, on the monotonic clock: it did not answer.
         self._ask_at_s = 0.0
-        #: Queues that nobody serves, as was logged.
-        self._unserved: set[str] = set()
-        #: DAG runs whose workflows are open, with the ids of those, and of the one that takes orders if not the first.
-        self._open: dict[tuple[str, str], set[str]] = {}
-        self._newest: dict[tuple[str, str], str] = {}
+        self._dag_runs = DagRuns()
         #: The workflows of runs that :meth:`adopt` has found.
         self._found: dict[str, str] = {}
         self._ours, self._theirs = socket.socketpair()
@@ -137,24 +133,22 @@ class TemporalBackend:
         """See :meth:`air_executor.runs.backend.RunBackend.order`."""
         who = request.identity
         card = cards.card(request, record, self._settings)
-        workflow_id = self._newest.get((who.dag_id or "", who.dag_run_id or ""), cards.workflow_id(who))
+        workflow_id = self._dag_runs.workflow_id(who)
+        order = Order(
+            workflow_id,
+            self._header(who),
+            card,
+            len(orjson.dumps(card)),
+            lambda execution: self._note_execution(record.id, execution),
+        )
         self._store.create(record)
         self._claims.claim(record.id)
-        self._note(record, workflow_id)
-        self._link.send(
-            Order(
-                workflow_id,
-                self._header(who),
-                card,
-                len(orjson.dumps(card)),
-                lambda execution: self._note_sent(record.id, execution),
-            )
-        )
+        self._note(record, workflow_id, order)
+        self._link.send(order)
 
-    def _note_sent(self, run_id: str, execution: str) -> None:
-        with self._lock:
-            if run_id in self._live:
-                self._executions[run_id] = execution
+    def _note_execution(self, run_id: str, execution: str) -> None:
+        if (run := self._live.get(run_id)) is not None:
+            run.execution = execution
 
     def _header(self, who: Identity) -> dict[str, Any]:
         header: dict[str, Any] = {"dag": who.dag_id, "dag_run": who.dag_run_id, "team": who.team}
@@ -162,30 +156,27 @@ class TemporalBackend:
             header.update(is_single=True, name=who.name)
         return {name: value for name, value in header.items() if value is not None}
 
-    def _note(self, record: RunRecord, workflow_id: str) -> None:
-        who = record.identity
+    def _note(self, record: RunRecord, workflow_id: str, order: Order | None = None) -> None:
         with self._lock:
-            self._live[record.id] = workflow_id
-            self._identities[record.id] = who
-            if who.dag_id is not None and who.dag_run_id is not None:
-                self._open.setdefault((who.dag_id, who.dag_run_id), set()).add(workflow_id)
+            self._live[record.id] = LiveRun(record.identity, workflow_id, order)
+        self._dag_runs.add(record.identity.dag_id, record.identity.dag_run_id, workflow_id)
 
     def stop(self, run_id: str, reason: str, *, unwanted: bool = False) -> None:
         """See :meth:`air_executor.runs.backend.RunBackend.stop`."""
-        if (workflow_id := self._live.get(run_id)) is not None:
-            self._stopping.add(run_id)
-            self._link.send(Signal(workflow_id, "stop", [run_id, reason, unwanted]))
+        if (run := self._live.get(run_id)) is not None:
+            run.is_stopping = True
+            self._link.send(Signal(run.workflow_id, "stop", [run_id, reason, unwanted]))
 
     def is_stopping(self, run_id: str) -> bool:
         """See :meth:`air_executor.runs.backend.RunBackend.is_stopping`."""
-        return run_id in self._stopping
+        return (run := self._live.get(run_id)) is not None and run.is_stopping
 
     def kill(self, run_id: str) -> None:
         """See :meth:`air_executor.runs.backend.RunBackend.kill`: its host kills what does not end."""
 
-    def withdraw(self, record: RunRecord, reason: str) -> RunRecord:
-        """See :meth:`air_executor.runs.backend.RunBackend.withdraw`."""
-        return self._store.withdraw(record, reason)
+    def withdraw(self, record: RunRecord, reason: str) -> RunRecord:  # noqa: ARG002
+        """See :meth:`air_executor.runs.backend.RunBackend.withdraw`: an order that Temporal has will begin."""
+        return record
 
     def release(self, workload_ids: Iterable[str]) -> None:
         """See :meth:`air_executor.runs.backend.RunBackend.release`: nothing is kept here."""
@@ -194,17 +185,16 @@ class TemporalBackend:
 
     def open_dag_runs(self) -> list[tuple[str, str]]:
         """Return the DAG runs, as DAG and run id, that have a workflow and no live run here."""
-        with self._lock:
-            busy = set(self._live.values())
-            return [dag_run for dag_run, workflow_ids in self._open.items() if not workflow_ids & busy]
+        return self._dag_runs.without({run.workflow_id for run in self._seen().values()})
 
     def close_dag_run(self, dag_id: str, dag_run_id: str, state: str) -> None:
         """End a DAG run's workflow, with the state of the DAG run."""
-        with self._lock:
-            workflow_ids = self._open.pop((dag_id, dag_run_id), set())
-            self._newest.pop((dag_id, dag_run_id), None)
-        for workflow_id in workflow_ids:
+        for workflow_id in self._dag_runs.remove(dag_id, dag_run_id):
             self._link.send(Signal(workflow_id, "close", [state]))
+
+    def _seen(self) -> dict[str, LiveRun]:
+        with self._lock:
+            return dict(self._live)
 
     # Taking over
 
@@ -246,12 +236,7 @@ class TemporalBackend:
         workflow_id = self._found.pop(record.id, None) or cards.workflow_id(record.identity)
         self._note(record, workflow_id)
 
-        def is_lost() -> None:
-            end = {"state": "lost", "reason": "Temporal has no workflow of it any more"}
-            self._take([{"id": record.id, "end": end}])
-
-        self._link.send(Signal(workflow_id, "follow", [self._link.queue, [record.id]], is_lost))
-        self._link.begin(self._note_execution(record.id, workflow_id))
+        self._link.send(Signal(workflow_id, "follow", [self._link.queue, [record.id]]))
 
     def orphans(self, is_ours: Callable[[str], bool]) -> Iterator[RunRecord]:
         """See :meth:`air_executor.runs.backend.RunBackend.orphans`."""
@@ -279,13 +264,14 @@ class TemporalBackend:
         """See :meth:`air_executor.runs.backend.RunBackend.is_mine`."""
         return self._claims.is_mine(run_id)
 
-    def is_alive(self, workload_id: str) -> bool:  # noqa: ARG002
-        """See :meth:`air_executor.runs.backend.RunBackend.is_alive`: Airflow's own heartbeats tell."""
-        return False
+    def is_alive(self, workload_id: str) -> bool:
+        """See :meth:`air_executor.runs.backend.RunBackend.is_alive`."""
+        runs = [run for run in self._seen().values() if run.identity.workload_id == workload_id]
+        return any(run.last_beat_s() is not None for run in runs)
 
-    def last_beat_s(self, run_id: str) -> float | None:  # noqa: ARG002
-        """See :meth:`air_executor.runs.backend.RunBackend.last_beat_s`: runners send theirs to Airflow themselves."""
-        return None
+    def last_beat_s(self, run_id: str) -> float | None:
+        """See :meth:`air_executor.runs.backend.RunBackend.last_beat_s`: as its host tells Temporal."""
+        return None if (run := self._live.get(run_id)) is None else run.last_beat_s()
 
     # News
 
@@ -327,7 +313,8 @@ class TemporalBackend:
             if run_id not in self._live:
                 continue
             try:
-                self._note_successor(self._identities[run_id], each.get("next"))
+                if (successor := each.get("next")) is not None:
+                    self._dag_runs.add_successor(self._live[run_id].identity, successor)
                 try:
                     record = self._ended_record(run_id, each["end"])
                 except (RecordError, KeyError, ValueError) as error:
@@ -339,21 +326,16 @@ class TemporalBackend:
         if failed is not None:
             raise failed
 
-    def _note_successor(self, who: Identity, workflow_id: str | None) -> None:
-        """Send later orders of a DAG run to another workflow of it; the first one's history is long enough."""
-        if workflow_id is not None and who.dag_id is not None and who.dag_run_id is not None:
-            with self._lock:
-                dag_run = (who.dag_id, who.dag_run_id)
-                self._newest[dag_run] = max(self._newest.get(dag_run, ""), workflow_id, key=_number)
-                self._open.setdefault(dag_run, set()).add(workflow_id)
-
     def _ended_record(self, run_id: str, end: dict[str, Any]) -> RunRecord:
-        if "version" in end:
-            return RunRecord.from_document(dict(end))
+        end, files = job_files.without_files(end)
         try:
             record = self._store.read(run_id)
         except RecordError:
-            record = queued(run_id, self._identities[run_id], limits={}, log_file=None)
+            record = queued(run_id, self._live[run_id].identity, limits={}, log_file=None)
+        if "version" in end:
+            if files and not record.state.is_end:
+                job_files.keep(files, self._store.path(run_id), record.log_file)
+            return replace(RunRecord.from_document(end), log_file=record.log_file)
         if record.state.is_end:
             return record
         outcome = UNWANTED if end.get("unwanted") else None
@@ -362,71 +344,23 @@ class TemporalBackend:
     def _end(self, record: RunRecord) -> None:
         with self._lock:
             self._live.pop(record.id, None)
-            self._identities.pop(record.id, None)
-            self._executions.pop(record.id, None)
-            self._stopping.discard(record.id)
             self._ended[record.id] = record
         with contextlib.suppress(OSError):  # it is readable already, or closed
             self._theirs.send(b"!")
 
-    async def _note_execution(self, run_id: str, workflow_id: str) -> None:
-        """Note which execution of a workflow has a run that is taken over."""
-        await self._link.connected.wait()
-        with self._guard(f"Looking for the workflow of run {run_id}"):
-            if (execution := await self._link.execution(workflow_id)) is not None:
-                self._note_sent(run_id, execution)
-
     async def _watch(self) -> None:
-        """Look for workflows that are over though runs are followed: terminated, or lost by Temporal."""
+        """Look for open workflows of former executors once, and after live runs regularly; remove old records."""
         await self._link.connected.wait()
         with self._guard("Looking for open workflows"):
-            for workflow_id in await self._link.open_workflows():
-                memo = await self._link.client.get_workflow_handle(workflow_id).describe()
-                header = await memo.memo()
-                if "dag" in header and "dag_run" in header:
-                    with self._lock:
-                        self._open.setdefault((header["dag"], header["dag_run"]), set()).add(workflow_id)
+            async for workflow_id, header in self._link.open_workflows():
+                self._dag_runs.add(header.get("dag"), header.get("dag_run"), workflow_id)
+        watch = Watch(self._link, self._settings, self._seen, self._judge, self._take)
         prune_s = 0.0
         while True:
-            with self._lock:
-                seen = {run_id: self._live[run_id] for run_id in self._executions if run_id in self._live}
             await asyncio.sleep(WATCH_S)
-            with self._lock:
-                queues = {self._settings.queue(who.queue) for who in self._identities.values()}
-            with self._guard("Looking for queues that nobody serves"):
-                await self._warn_of_queues(queues)
-            for workflow_id in set(seen.values()):
-                with self._guard(f"Looking whether workflow {workflow_id} is over"):
-                    execution = await self._link.execution(workflow_id)
-                    self._end_all(
-                        run_id
-                        for run_id, other in seen.items()
-                        if other == workflow_id and self._executions.get(run_id, execution) != execution
-                    )
+            await watch.look()
             if time.monotonic() >= prune_s:
                 prune_s = time.monotonic() + _PRUNE_S
                 with self._guard("Removing old records"):
                     days, runs = self._config.keep_days, self._config.keep_runs
                     await asyncio.to_thread(prune, self._store, keep_days=days, keep_runs=runs)
-
-    def _end_all(self, run_ids: Iterable[str]) -> None:
-        reason = "its workflow is over: it was terminated or cancelled in Temporal, or Temporal has lost it"
-        self._take([{"id": run_id, "end": {"state": "killed", "reason": reason}} for run_id in run_ids])
-
-    async def _warn_of_queues(self, queues: set[str]) -> None:
-        """Log once that orders wait in a queue that no worker serves, and that one does again."""
-        for queue in queues:
-            if await self._link.has_workers(queue):
-                if queue in self._unserved:
-                    log.info("A worker serves queue %s now", queue)
-                self._unserved.discard(queue)
-            elif queue not in self._unserved:
-                self._unserved.add(queue)
-                name = queue.removeprefix(f"{self._settings.prefix}.")
-                log.warning("No worker serves queue %s; its tasks wait: air-executor worker --queues %s", queue, name)
-
-
-def _number(workflow_id: str) -> int:
-    """Return which workflow of its DAG run one is, by the id that its predecessor gave it."""
-    number = workflow_id.rpartition("~")[2]
-    return int(number) if number.isdigit() else 1

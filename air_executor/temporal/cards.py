@@ -21,6 +21,8 @@ _MAX_FAIRNESS = 16
 
 def workflow_id(who: Identity) -> str:
     """Return the id of the workflow that has the runs of a DAG run; of other workloads, each has its own."""
+    if who.job_name is not None:
+        return f"air-job-{who.job_name}-{who.workload_id}"
     if who.dag_run_id is None:
         return f"airflow-{who.kind}-{who.workload_id}"
     name = f"airflow-{who.dag_id}-{who.dag_run_id}"
@@ -47,6 +49,7 @@ def card(request: RunRequest, record: RunRecord, settings: Settings) -> dict[str
         "limits": record.limits,
         "priority": _priority(request.workload),
         "fairness": (who.team or who.dag_id or who.kind)[:_MAX_FAIRNESS],
+        "wait_s": settings.wait_s,
         "server": request.server,
         "sealed": settings.seal(orjson.dumps(secret)),
     }

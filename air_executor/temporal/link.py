@@ -7,11 +7,11 @@ import contextlib
 import logging
 import threading
 import uuid
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import timedelta, timezone
 from typing import Any, TypeVar
 
 from temporalio import activity
@@ -25,6 +25,7 @@ from temporalio.worker import Worker
 
 from air_executor.errors import AirExecutorError, ConfigError
 from air_executor.guard import Guard
+from air_executor.temporal import attributes
 from air_executor.temporal.settings import Settings
 from air_executor.temporal.workflow import NAME, DagRunWorkflow, memo
 
@@ -38,9 +39,6 @@ _MAX_ORDERS, _MAX_BYTES = 100, 200_000
 
 #: Backoff before Temporal is asked again, in seconds: the first pause, doubled each time, up to the last one.
 _FIRST_PAUSE_S, _LAST_PAUSE_S = 0.5, 15.0
-
-#: How often open workflows are looked at, in seconds: one that was terminated tells nobody.
-WATCH_S = 10.0
 
 #: A call may take so long, in seconds.
 _CALL_S = 10.0
@@ -58,6 +56,15 @@ class Order:
     """Called with the id of the workflow's execution when Temporal has the order."""
 
 
+@dataclass(frozen=True)
+class Seen:
+    """An execution of a workflow, as Temporal knows it."""
+
+    is_open: bool
+    beats: dict[str, float]
+    """When each of its runs last showed that it lives, in seconds since the epoch, by the ids of the runs."""
+
+
 @dataclass
 class Signal:
     """Something else to tell a workflow."""
@@ -65,8 +72,6 @@ class Signal:
     workflow_id: str
     name: str
     arguments: list[Any] = field(default_factory=list)
-    is_lost: Callable[[], None] = lambda: None
-    """Called when there is no such workflow any more."""
 
 
 class Link:
@@ -96,6 +101,7 @@ class Link:
         self._tasks: list[asyncio.Task[None]] = []
         self._outbox: asyncio.Queue[Order | Signal] = asyncio.Queue()
         self._is_away = False
+        self._has_attributes = False
         self._guard = Guard(log)
 
     def open(self) -> None:
@@ -117,6 +123,8 @@ class Link:
                     log.error("%s. Orders wait until it can.", error)
                 self._is_away = True
                 await asyncio.sleep(_FIRST_PAUSE_S)
+        with self._guard("Looking for search attributes"):
+            self._has_attributes = await attributes.are_registered(self._client)
         self.connected.set()
         await asyncio.gather(self._serve_always(), self._send_all())
 
@@ -261,6 +269,7 @@ class Link:
             start_signal="order",
             start_signal_args=[self.queue, [order.card for order in orders]],
             memo=memo(first.header),
+            search_attributes=attributes.attributes(first.header) if self._has_attributes else None,
             rpc_timeout=timedelta(seconds=_CALL_S),
         )
         for order in orders:
@@ -273,7 +282,7 @@ class Link:
         except RPCError as error:
             if error.status is not RPCStatusCode.NOT_FOUND:
                 raise
-            signal.is_lost()
+            # It is over. If it had runs that somebody follows, the watch finds that out.
 
     async def workflow_of(self, run_id: str, workflow_id: str) -> str | None:
         """Return the id of the open workflow that has a run: the one of this id, or a successor. ``None``: none has it.
@@ -295,17 +304,33 @@ class Link:
         return None
 
     async def execution(self, workflow_id: str) -> str | None:
-        """Return the id of the execution of a workflow that runs now; ``None``: none does.
+        """Return the id of the last execution of a workflow; ``None``: Temporal knows none.
 
         :raises RPCError: Temporal can't be asked.
         """
         try:
-            found = await self.client.get_workflow_handle(workflow_id).describe()
+            return (await self.client.get_workflow_handle(workflow_id).describe()).run_id
         except RPCError as error:
             if error.status is RPCStatusCode.NOT_FOUND:
                 return None
             raise
-        return found.run_id if found.status == WorkflowExecutionStatus.RUNNING else None
+
+    async def look(self, workflow_id: str, execution: str) -> Seen | None:
+        """Look at an execution of a workflow; ``None``: Temporal does not know it.
+
+        :raises RPCError: Temporal can't be asked.
+        """
+        handle = self.client.get_workflow_handle(workflow_id, run_id=execution)
+        try:
+            found = await handle.describe(rpc_timeout=timedelta(seconds=_CALL_S))
+        except RPCError as error:
+            if error.status is RPCStatusCode.NOT_FOUND:
+                return None
+            raise
+        # An activity has the id of its run, and a number if it is not the first for that.
+        activities = [a for a in found.raw_description.pending_activities if a.HasField("last_heartbeat_time")]
+        beats = {a.activity_id[:36]: a.last_heartbeat_time.ToDatetime(timezone.utc).timestamp() for a in activities}
+        return Seen(found.status == WorkflowExecutionStatus.RUNNING, beats)
 
     async def has_workers(self, queue: str) -> bool:
         """Tell whether somebody takes orders from a task queue.
@@ -319,10 +344,14 @@ class Link:
         )
         return bool((await self.client.workflow_service.describe_task_queue(request)).pollers)
 
-    async def open_workflows(self) -> list[str]:
-        """Return the ids of all workflows of ours that run."""
+    async def open_workflows(self) -> AsyncIterator[tuple[str, dict[str, Any]]]:
+        """Yield the ids of all workflows of ours that run, with what people see of their headers.
+
+        :raises RPCError: Temporal can't be asked.
+        """
         query = f"WorkflowType = '{NAME}' AND ExecutionStatus = 'Running' AND TaskQueue = '{self._settings.prefix}'"
-        return [each.id async for each in self.client.list_workflows(query)]
+        async for each in self.client.list_workflows(query):
+            yield each.id, dict(await each.memo())
 
 
 def _groups(batch: list[Order | Signal]) -> list[list[Order] | Signal]:

@@ -12,12 +12,24 @@ from typing import Any
 from cryptography.fernet import Fernet, InvalidToken, MultiFernet
 from temporalio.client import Client
 from temporalio.envconfig import ClientConfig
+from temporalio.runtime import Runtime
 from temporalio.service import RPCError
 
 from air_executor import config
 from air_executor.errors import ConfigError, ProtocolError
 
 _DEFAULT_ADDRESS = "localhost:7233"
+
+#: The identities of workers begin so; the host's name follows.
+WORKER = "air-executor worker "
+
+#: A runner that reaches Airflow for so many seconds no more, while its host's worker does not reach Temporal, ends its
+#: task: it could be taken for lost, and its retry begun elsewhere. In seconds.
+FENCE_S = 25.0
+
+#: A run whose host does not answer, and whose last heartbeat in Airflow is older than this, is lost. Its runner has
+#: ended the task by then. In seconds.
+LOST_S = 45.0
 
 
 @dataclass(frozen=True)
@@ -31,6 +43,8 @@ class Settings:
     """The first part of the names of all task queues."""
     keys: tuple[str, ...] = field(repr=False)
     """Secrets from which keys are derived: the first seals, all open."""
+    wait_s: float = 86400.0
+    """How long an order may wait for a host, in seconds."""
     server: str | None = None
     """URL of the execution API, if this machine's configuration names it."""
     log_folder: str = ""
@@ -64,6 +78,7 @@ class Settings:
             namespace=_text(get, "temporal_namespace"),
             prefix=prefix,
             keys=keys,
+            wait_s=float(_text(get, "temporal_wait_seconds")),
             server=get("core", "execution_api_server_url"),
             log_folder=get("logging", "base_log_folder") or str(config.airflow_home() / "logs"),
             common=common,
@@ -77,12 +92,15 @@ class Settings:
         """Return the task queue of one host, where its runs are found again."""
         return f"{self.prefix}@{host}"
 
-    async def connect(self) -> Client:
+    async def connect(self, runtime: Runtime | None = None) -> Client:
         """Connect to Temporal.
 
+        :param runtime: the connection's; the process's own unless given.
         :raises ConfigError: it can't be reached, or does not let us in; the message says which address was tried.
         """
         found = dict(self.common)
+        if runtime is not None:
+            found["runtime"] = runtime
         found["target_host"] = self.address or found.get("target_host") or _DEFAULT_ADDRESS
         if self.namespace:
             found["namespace"] = self.namespace

@@ -7,36 +7,36 @@ import contextlib
 import logging
 from collections.abc import Sequence
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeAlias
 
-from temporalio import activity
-from temporalio.client import Client, WorkflowExecutionStatus
-from temporalio.exceptions import ApplicationError
-from temporalio.service import RPCError, RPCStatusCode
-from temporalio.worker import Worker
+from temporalio.client import Client
+from temporalio.runtime import Runtime, TelemetryConfig
+from temporalio.service import RPCError
+from temporalio.worker import (
+    CustomSlotSupplier,
+    FixedSizeSlotSupplier,
+    ResourceBasedSlotConfig,
+    ResourceBasedSlotSupplier,
+    ResourceBasedTunerConfig,
+    Worker,
+    WorkerTuner,
+)
 
 from air_executor.errors import AirExecutorError, ConfigError
 from air_executor.guard import Guard
-from air_executor.runs import record as runs
 from air_executor.runs.backend import RunBackend
-from air_executor.runs.record import UNWANTED, RunRecord
-from air_executor.temporal import cards
-from air_executor.temporal.settings import Settings
-from air_executor.temporal.workflow import DETACHED, UNKNOWN, DagRunWorkflow
+from air_executor.runs.store import RunStore
+from air_executor.temporal.host_runs import BEAT_S, HostRuns
+from air_executor.temporal.settings import WORKER, Settings
+from air_executor.temporal.slots import HostSlots
+from air_executor.temporal.workflow import DagRunWorkflow
+
+_Slots: TypeAlias = CustomSlotSupplier | FixedSizeSlotSupplier | ResourceBasedSlotSupplier
 
 log = logging.getLogger(__name__)
 
-#: How often a run's life is shown to Temporal, in seconds; a request to stop comes with the answer.
-BEAT_S = 5.0
-
-#: How often to look for ends without news, in seconds.
-_LOOK_S = 1.0
-
 #: A worker goes on with as many runs as there are on its host.
 _MOST = 100_000
-
-#: How long Temporal may take to say why a run is to end, in seconds.
-_ASK_S = 5.0
 
 #: How often to try to connect, in seconds.
 _RETRY_S = 2.0
@@ -44,70 +44,129 @@ _RETRY_S = 2.0
 #: A worker that is told to end leaves its runs to its successor after so many seconds.
 _LEAVE_S = 1.0
 
+#: How often Temporal is told how the worker is, for those who ask it which hosts there are, in seconds.
+_REPORT_S = 15.0
+
+#: With slots by resources, no order is taken while more than these parts of memory and CPUs are in use.
+_MEMORY, _CPU = 0.85, 0.9
+
+
+class Shutdown:
+    """How a worker is told to end. Make it in the worker's event loop."""
+
+    def __init__(self, policy: str) -> None:
+        """Ask for nothing yet.
+
+        :param policy: what becomes of the runs. ``detach``: they outlive the worker, and the next one of the host goes
+            on with them. ``drain``: it ends after them. ``kill``: they are stopped.
+        """
+        self.policy = policy
+        self.asked = asyncio.Event()
+        self.at_once = asyncio.Event()
+
+    def ask(self, policy: str | None = None) -> None:
+        """Ask the worker to end; the second time, not to wait for its runs any more."""
+        if self.asked.is_set():
+            self.at_once.set()
+        else:
+            self.policy = policy or self.policy
+            self.asked.set()
+
 
 class HostWorker:
     """Runs what Temporal's task queues have for this host."""
 
-    def __init__(self, backend: RunBackend, settings: Settings, host: str, place: str) -> None:
+    def __init__(self, backend: RunBackend, settings: Settings, host: str, place: str, store: RunStore) -> None:
         """Prepare, but begin nothing.
 
         :param backend: where runs happen, on this host.
         :param host: the host's name, for people.
         :param place: names the state directory, unlike all others: hosts may have the same name.
+        :param store: of that directory.
         """
-        self._backend = backend
         self._settings = settings
         self._host = host
         self._queue = settings.host_queue(f"{host}-{place}")
+        self._runs = HostRuns(backend, settings, host, self._queue, str(store.root))
+        self._store = store
         self._client: Client
-        self._ends: dict[str, asyncio.Future[RunRecord]] = {}
         self._guard = Guard(log)
 
-    async def serve(self, queues: Sequence[str], slots: int, until: asyncio.Event) -> None:
-        """Serve queues until an event is set. Runs outlive this, and the next worker of the host goes on with them.
+    async def serve(self, queues: Sequence[str], slots: int | None, shutdown: Shutdown) -> None:
+        """Serve queues until that is to end.
 
-        :param slots: at most so many runs at a time from each queue.
+        :param slots: at most so many runs at a time; ``None``: as many as memory and CPUs allow.
         """
-        if not await self._connect(until):
+        if not await self._connect(shutdown.asked):
             return
-        throttle = timedelta(seconds=BEAT_S)
-        common: dict[str, Any] = {
-            "identity": f"air-executor worker {self._host}",
-            "default_heartbeat_throttle_interval": throttle,
-            "max_heartbeat_throttle_interval": throttle,
-            "graceful_shutdown_timeout": timedelta(seconds=_LEAVE_S),
-        }
-        workers = [Worker(self._client, task_queue=self._settings.prefix, workflows=[DagRunWorkflow])]
-        workers.append(
-            Worker(
-                self._client,
-                task_queue=self._queue,
-                activities=[self.attach],
-                max_concurrent_activities=_MOST,
-                **common,
-            )
-        )
-        for name in queues:
-            queue = self._settings.queue(name)
-            workers.append(
-                Worker(self._client, task_queue=queue, activities=[self.run], max_concurrent_activities=slots, **common)
-            )
-        look = asyncio.create_task(self._look())
+        if slots is not None:
+            self._runs.slots = HostSlots(slots, lambda: len(self._runs.live()))
+        tuner = ResourceBasedTunerConfig(_MEMORY, _CPU)
+
+        def supplier() -> _Slots:
+            if self._runs.slots is not None:
+                return self._runs.slots.supplier()
+            return ResourceBasedSlotSupplier(ResourceBasedSlotConfig(minimum_slots=1), tuner)
+
+        own = [
+            Worker(self._client, task_queue=self._settings.prefix, workflows=[DagRunWorkflow]),
+            self._worker(self._queue, self._runs.attach, FixedSizeSlotSupplier(_MOST), pollers=5),
+        ]
+        orders = [
+            self._worker(self._settings.queue(name), self._runs.run, supplier(), pollers=1 if len(queues) > 1 else 5)
+            for name in queues
+        ]
+        helpers = [asyncio.create_task(self._runs.look()), asyncio.create_task(self._keep_contact())]
         try:
             async with contextlib.AsyncExitStack() as stack:
-                for worker in workers:
+                for worker in own:
                     await stack.enter_async_context(worker)
-                log.info("Host %s serves %s with %d slots each", self._host, ", ".join(queues), slots)
-                await until.wait()
+                async with contextlib.AsyncExitStack() as taking:
+                    for worker in orders:
+                        await taking.enter_async_context(worker)
+                    log.info("Host %s serves %s", self._host, ", ".join(queues))
+                    await shutdown.asked.wait()
+                # From here on Temporal asks for the runs through the host's own queue.
+                await self._end_runs(shutdown)
         finally:
-            look.cancel()
+            for helper in helpers:
+                helper.cancel()
+
+    async def _end_runs(self, shutdown: Shutdown) -> None:
+        log.info("Ending with %d runs: %s", len(self._runs.live()), shutdown.policy)
+        if shutdown.policy == "detach":
+            return
+        if shutdown.policy == "kill":
+            self._runs.stop_all("its host's worker was shut down")
+        waits = [asyncio.create_task(self._runs.all_told()), asyncio.create_task(shutdown.at_once.wait())]
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        for wait in waits:
+            wait.cancel()
+
+    def _worker(self, queue: str, activity: Any, slots: _Slots, *, pollers: int) -> Worker:
+        throttle = timedelta(seconds=BEAT_S)
+        fixed = FixedSizeSlotSupplier(1)
+        return Worker(
+            self._client,
+            task_queue=queue,
+            activities=[activity],
+            tuner=WorkerTuner.create_composite(
+                workflow_supplier=fixed, activity_supplier=slots, local_activity_supplier=fixed, nexus_supplier=fixed
+            ),
+            max_concurrent_activity_task_polls=pollers,
+            identity=f"{WORKER}{self._host}",
+            default_heartbeat_throttle_interval=throttle,
+            max_heartbeat_throttle_interval=throttle,
+            graceful_shutdown_timeout=timedelta(seconds=_LEAVE_S),
+        )
 
     async def _connect(self, until: asyncio.Event) -> bool:
         """Connect to Temporal as soon as it can be reached; ``False``: the event came first."""
         said = False
+        runtime = Runtime(telemetry=TelemetryConfig(), worker_heartbeat_interval=timedelta(seconds=_REPORT_S))
         while not until.is_set():
             try:
-                self._client = await self._settings.connect()
+                self._runs.client = self._client = await self._settings.connect(runtime)
                 return True
             except ConfigError as error:
                 if not said:
@@ -117,111 +176,20 @@ class HostWorker:
                 await asyncio.wait_for(until.wait(), _RETRY_S)
         return False
 
-    @activity.defn(name="run")
-    async def run(self, card: dict[str, Any]) -> dict[str, Any]:
-        """Execute a run, and return its record."""
-        self._beat()
-        try:
-            request = cards.request(card, self._settings)
-            if not self._backend.knows(request.id):
-                record = runs.queued(request.id, request.identity, limits=card["limits"], log_file=request.log_file)
-                self._backend.order(request, record)
-                self._ends[request.id] = asyncio.get_running_loop().create_future()
-        except AirExecutorError as error:
-            raise ApplicationError(f"{self._host}: {error}", type=type(error).__name__) from None
-        return await self.attach(card)
-
-    @activity.defn(name="attach")
-    async def attach(self, card: dict[str, Any]) -> dict[str, Any]:
-        """Go on with a run that this host has, and return its record."""
-        self._beat()
-        run_id = card["id"]
-        if run_id not in self._ends:
-            try:
-                record = self._backend.record(run_id)
-                if record.state.is_end:
-                    return record.to_document()
-                self._backend.follow(record)
-            except AirExecutorError as error:
-                return {"state": UNKNOWN, "reason": f"{self._host}: {error}"}
-            self._ends[run_id] = asyncio.get_running_loop().create_future()
-        end = self._ends[run_id]
-        if stop := card.get("stop"):
-            self._backend.stop(run_id, str(stop["reason"]), unwanted=bool(stop["unwanted"]))
-        while not end.done():
-            try:
-                await asyncio.wait([end], timeout=BEAT_S)
-            except asyncio.CancelledError:
-                await self._cancelled(run_id)
-            if activity.is_worker_shutdown() and not end.done():
-                raise self._detached()
-            self._beat()
-        return end.result().to_document()
-
-    def _beat(self) -> None:
-        activity.heartbeat({"host": self._host, "queue": self._queue})
-
-    def _detached(self) -> ApplicationError:
-        return ApplicationError("its worker ends; the run goes on", self._queue, type=DETACHED)
-
-    async def _cancelled(self, run_id: str) -> None:
-        """Do what the cancellation of an activity means, and return if the run's end is still wanted.
-
-        :raises ApplicationError: the worker ends, and its successor goes on with the run.
-        :raises asyncio.CancelledError: this activity counts no more; the run goes on.
-        """
-        why, info = activity.cancellation_details(), activity.info()
-        if why is None or why.worker_shutdown:
-            raise self._detached()
-        if not (why.cancel_requested or why.not_found):
-            raise asyncio.CancelledError
-        reason = {"reason": "its workflow was ended in Temporal", "unwanted": False}
-        workflow = self._client.get_workflow_handle(str(info.workflow_id), run_id=info.workflow_run_id)
-        timeout = timedelta(seconds=_ASK_S)
-        try:
-            if why.cancel_requested:
-                reason = await workflow.query("stop_reason", run_id, rpc_timeout=timeout)
-            # If it timed out, as when Temporal was away, the run is asked for again. Or the whole workflow is over.
-            elif (await workflow.describe(rpc_timeout=timeout)).status == WorkflowExecutionStatus.RUNNING:
-                raise asyncio.CancelledError
-        except RPCError as error:
-            log.warning("Temporal does not say why run %s is to end: %s", run_id, error)
-            if why.not_found and error.status is not RPCStatusCode.NOT_FOUND:
-                raise asyncio.CancelledError from None
-        self._backend.stop(run_id, str(reason["reason"]), unwanted=bool(reason["unwanted"]))
-        if why.not_found:
-            raise asyncio.CancelledError
-
-    async def _look(self) -> None:
-        """Take the ends of runs as they come."""
-        loop, ended = asyncio.get_running_loop(), list[RunRecord]()
+    async def _keep_contact(self) -> None:
+        """Ask Temporal regularly whether it is there, and note when it was."""
+        is_away = False
         while True:
-            with self._guard("Looking for ends"):
-                ended = self._backend.take_ends()
-            for record in ended:
-                if (end := self._ends.get(record.id)) is not None and not end.done():
-                    end.set_result(record)
-                    loop.call_later(60.0, self._ends.pop, record.id, None)
-            for record in ended:
-                if record.outcome != UNWANTED:
-                    with self._guard(f"Acknowledging the end of run {record.id}"):
-                        self._backend.acknowledge(record)
-            ended = []
-            with self._guard("Waiting for ends") as waiting:
-                await self._wait()
-            if waiting.error is not None:
-                await asyncio.sleep(_LOOK_S)
-
-    async def _wait(self) -> None:
-        loop, news = asyncio.get_running_loop(), asyncio.Event()
-        due_s = self._backend.due_in_s()
-        fd = self._backend.fileno()
-        if fd is not None:
-            loop.add_reader(fd, news.set)
-        try:
-            await asyncio.wait_for(news.wait(), _LOOK_S if due_s is None else min(due_s, _LOOK_S))
-        except asyncio.TimeoutError:
-            pass
-        finally:
-            if fd is not None:
-                loop.remove_reader(fd)
+            try:
+                await self._client.service_client.check_health(timeout=timedelta(seconds=BEAT_S))
+                self._store.note_contact()
+                if is_away:
+                    log.info("Temporal is back")
+                is_away = False
+            except RPCError as error:
+                if not is_away:
+                    log.warning("Temporal can't be reached; what runs, runs on: %s", error)
+                is_away = True
+            except AirExecutorError as error:
+                log.warning("That Temporal is there can't be noted: %s", error)
+            await asyncio.sleep(BEAT_S)

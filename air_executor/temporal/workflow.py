@@ -28,6 +28,9 @@ _ATTACH_TIMEOUT = timedelta(seconds=10)
 #: While the run still shows life there, its host is asked again, for longer each time, up to this.
 _LAST_ATTACH_TIMEOUT = timedelta(minutes=5)
 
+#: So many attempts are made before that: a lost host should be found soon.
+_ATTEMPTS_IN_HASTE = 6
+
 #: An executor may take so long to begin to look. Another one follows the run by then.
 _JUDGE_TIMEOUT = timedelta(minutes=1)
 
@@ -78,6 +81,12 @@ class _Run:
 def memo(header: dict[str, Any]) -> dict[str, str]:
     """Return what people see of a workflow's header in Temporal."""
     return {name: value for name, value in header.items() if isinstance(value, str)}
+
+
+def _waits(run: _Run) -> timedelta | None:
+    """Return how long an order may wait for a host."""
+    wait_s = run.card.get("wait_s")
+    return None if wait_s is None else timedelta(seconds=wait_s)
 
 
 def _stopped(run: _Run, when: str) -> dict[str, Any]:
@@ -230,6 +239,7 @@ class DagRunWorkflow:
                 id=f"{root}~{number}",
                 parent_close_policy=workflow.ParentClosePolicy.ABANDON,
                 memo=memo(self._header),
+                search_attributes=workflow.info().typed_search_attributes,
             )
         while self._outbox:
             signal, arguments = self._outbox[0]
@@ -274,6 +284,8 @@ class DagRunWorkflow:
                 if host is None:
                     return _stopped(run, "before it began")
                 # Its worker was away. The request to attach to it says that it is to stop.
+            elif host is None and isinstance(cause, TimeoutError) and cause.type is TimeoutType.SCHEDULE_TO_START:
+                return {"state": "failed", "reason": f"no worker of {run.card['queue']} had a slot for it in time"}
             elif isinstance(cause, ApplicationError) and cause.type == DETACHED:
                 host, patience = str(cause.details[0]), _ATTACH_TIMEOUT
             elif host is not None and isinstance(cause, TimeoutError) and cause.type is TimeoutType.HEARTBEAT:
@@ -289,7 +301,8 @@ class DagRunWorkflow:
                     return {"state": "lost", "reason": f"its host was lost: {why}"}
                 if verdict == OVER:
                     return {"state": "lost", "reason": "Airflow does not wait for it", "unwanted": True}
-                patience = min(2 * patience, _LAST_ATTACH_TIMEOUT)
+                if attempt >= _ATTEMPTS_IN_HASTE:
+                    patience = min(2 * patience, _LAST_ATTACH_TIMEOUT)
                 host = None if verdict == AGAIN else host
             else:
                 return {"state": "failed", "reason": getattr(cause, "message", None) or str(cause)}
@@ -304,7 +317,7 @@ class DagRunWorkflow:
             task_queue=run.card["queue"] if host is None else host,
             activity_id=run.card["id"] if attempt == 1 else f"{run.card['id']}-{attempt}",
             summary=run.card["summary"],
-            schedule_to_start_timeout=None if host is None else patience,
+            schedule_to_start_timeout=_waits(run) if host is None else patience,
             start_to_close_timeout=_NO_LIMIT,
             heartbeat_timeout=HEARTBEAT_TIMEOUT,
             # Airflow decides whether there is another try.

@@ -64,6 +64,12 @@ def flight_of_one():
 
 
 @dag(schedule=None)
+def flight_of_one_elsewhere():
+    """For a queue that no worker serves unless a test wants it."""
+    task(queue="elsewhere", retries=1, retry_delay=timedelta(0))(work)(0)
+
+
+@dag(schedule=None)
 def flight_of_five():
     task(retries=1, retry_delay=timedelta(0))(work).expand(index=list(range(5)))
 
@@ -117,5 +123,6 @@ def endless():
     Endless(task_id="work")
 
 
-for build_dag in (secretive, load, deferring_flight, flight_of_one, flight_of_five, flight_of_sixteen, endless):
+flights = (flight_of_one, flight_of_one_elsewhere, flight_of_five, flight_of_sixteen)
+for build_dag in (secretive, load, deferring_flight, endless, *flights):
     build_dag()

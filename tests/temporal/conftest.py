@@ -33,6 +33,8 @@ class Temporal:
     folder: Path
     port: int = field(default_factory=airflow_env.free_port)
     process: subprocess.Popen[bytes] | None = None
+    ip: str = "127.0.0.1"
+    """Where it listens."""
 
     @property
     def address(self) -> str:
@@ -41,7 +43,7 @@ class Temporal:
     def start(self) -> None:
         binary = shutil.which("temporal", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
         assert binary is not None
-        command = [binary, "server", "start-dev", "--headless", "--ip", "127.0.0.1", "--port", str(self.port)]
+        command = [binary, "server", "start-dev", "--headless", "--ip", self.ip, "--port", str(self.port)]
         with (self.folder / "temporal.log").open("ab") as log:
             self.process = subprocess.Popen(
                 [*command, "--db-filename", str(self.folder / "temporal.db"), "--log-level", "warn"],

@@ -129,7 +129,8 @@ def beaten(monkeypatch: pytest.MonkeyPatch) -> list[set[str]]:
     """What is passed on to a database in which everything runs."""
     beaten: list[set[str]] = []
 
-    def beat(ti_ids: Any) -> set[str]:
+    def beat(ti_ids: Any, min_age_s: float) -> set[str]:
+        assert not min_age_s
         beaten.append(set(ti_ids))
         return set()
 

@@ -15,8 +15,13 @@ _OLD_PART, _OLD_S = 0.15, 25
 
 def claims_of(client: Any) -> dict[str, Any]:
     """Return the claims of the client's token, unverified; empty when it has none."""
+    return claims_in(getattr(getattr(client, "auth", None), "token", None))
+
+
+def claims_in(token: Any) -> dict[str, Any]:
+    """Return the claims of a token, unverified; empty when it is none."""
     try:
-        body = client.auth.token.split(".")[1]
+        body = token.split(".")[1]
         claims = orjson.loads(base64.urlsafe_b64decode(body + "=" * (-len(body) % 4)))
     except (AttributeError, IndexError, ValueError):
         return {}

@@ -5,6 +5,7 @@ Airflow 3.1 has tasks only. 3.2 has executor callbacks too, 3.3 connection tests
 
 from __future__ import annotations
 
+import copy
 import importlib
 import os
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from airflow.executors import workloads as _workloads
 from pydantic import ValidationError
 
+from air_executor.airflow.compat import tokens
 from air_executor.airflow.compat.version import AIRFLOW_VERSION
 from air_executor.errors import ProtocolError
 from air_executor.runs.record import Identity
@@ -161,6 +163,20 @@ def with_new_token(workload: Any, generator: Any) -> Any:
         token = workload.generate_token(str(workload.ti.id), generator)
     else:
         token = generator.generate({"sub": str(workload.ti.id)})
+    return workload.model_copy(update={"token": token})
+
+
+def with_lasting_token(workload: Any, generator: Any, valid_s: float) -> Any:
+    """Return a workload whose token is as good as its own, for so many seconds.
+
+    From Airflow 3.2 on it is good for nothing but to begin the workload.
+    """
+    claims = tokens.claims_in(workload.token)
+    if not claims:
+        return workload  # as without a key
+    generator = copy.copy(generator)
+    generator.valid_for = valid_s
+    token = generator.generate({name: claims[name] for name in ("sub", "scope") if name in claims})
     return workload.model_copy(update={"token": token})
 
 

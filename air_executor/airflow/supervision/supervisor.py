@@ -192,7 +192,8 @@ class AirSupervisor(stock.ActivitySubprocess):
     def _end_task(self, ending: Ending) -> None:
         self.process_log.error("AirExecutor ends the task", reason=ending.reason)
         with contextlib.suppress(PermissionError, psutil.AccessDenied):  # it has become another user's, through sudo
-            self.kill(ending.signum, escalation_delay=self._run.grace_s, force=True)
+            grace_s = self._run.grace_s if ending.grace_s is None else ending.grace_s
+            self.kill(ending.signum, escalation_delay=grace_s, force=True)
         if self._exit_code is None:
             # It can't be killed. The run's end does not wait for it; the next try does.
             self._run.end_leftovers()
@@ -215,6 +216,8 @@ class AirSupervisor(stock.ActivitySubprocess):
             return
         with current.patience.only_once():
             super()._send_heartbeat_if_needed()
+        if self._last_successful_heartbeat >= now_s:
+            self._run.heard_s = self._last_successful_heartbeat
 
     def _handle_heartbeat_failures(self, exc: Exception) -> None:
         if self.failed_heartbeats == 0:

@@ -1,0 +1,56 @@
+"""The DAG runs that have open workflows."""
+
+from __future__ import annotations
+
+import threading
+
+from air_executor.runs.record import Identity
+from air_executor.temporal import cards
+
+
+class DagRuns:
+    """Knows the workflows of each DAG run: several, if it is long. May be used in several threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._open: dict[tuple[str, str], set[str]] = {}
+        #: The workflow that takes the orders of a DAG run, if that is not its first.
+        self._newest: dict[tuple[str, str], str] = {}
+
+    def workflow_id(self, who: Identity) -> str:
+        """Return the id of the workflow that takes the next order.
+
+        :raises ProtocolError: the ids of DAG and DAG run are too long.
+        """
+        return self._newest.get((who.dag_id or "", who.dag_run_id or ""), cards.workflow_id(who))
+
+    def add(self, dag_id: str | None, dag_run_id: str | None, workflow_id: str) -> None:
+        """Note an open workflow; those of other workloads than tasks end by themselves."""
+        if dag_id is not None and dag_run_id is not None:
+            with self._lock:
+                self._open.setdefault((dag_id, dag_run_id), set()).add(workflow_id)
+
+    def add_successor(self, who: Identity, workflow_id: str) -> None:
+        """Let another workflow take later orders of a DAG run: the history of the former is long enough."""
+        if who.dag_id is not None and who.dag_run_id is not None:
+            self.add(who.dag_id, who.dag_run_id, workflow_id)
+            with self._lock:
+                dag_run = (who.dag_id, who.dag_run_id)
+                self._newest[dag_run] = max(self._newest.get(dag_run, ""), workflow_id, key=_number)
+
+    def without(self, busy: set[str]) -> list[tuple[str, str]]:
+        """Return the DAG runs, as DAG and run id, none of whose workflows is one of these."""
+        with self._lock:
+            return [dag_run for dag_run, workflow_ids in self._open.items() if not workflow_ids & busy]
+
+    def remove(self, dag_id: str, dag_run_id: str) -> set[str]:
+        """Forget a DAG run, and return the ids of its workflows."""
+        with self._lock:
+            self._newest.pop((dag_id, dag_run_id), None)
+            return self._open.pop((dag_id, dag_run_id), set())
+
+
+def _number(workflow_id: str) -> int:
+    """Return which workflow of its DAG run one is, by the id that its predecessor gave it."""
+    number = workflow_id.rpartition("~")[2]
+    return int(number) if number.isdigit() else 1

@@ -1,0 +1,214 @@
+"""The runs of a host, and the activities by which Temporal orders and follows them."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from datetime import timedelta
+from typing import Any
+
+from temporalio import activity
+from temporalio.client import Client, WorkflowExecutionStatus
+from temporalio.exceptions import ApplicationError
+from temporalio.service import RPCError
+
+from air_executor.errors import AirExecutorError
+from air_executor.guard import Guard
+from air_executor.runs import record as runs
+from air_executor.runs.backend import RunBackend
+from air_executor.runs.record import UNWANTED, RunRecord
+from air_executor.temporal import cards, job_files
+from air_executor.temporal.settings import Settings
+from air_executor.temporal.slots import HostSlots
+from air_executor.temporal.workflow import DETACHED, UNKNOWN
+
+log = logging.getLogger(__name__)
+
+#: How often a run's life is shown to Temporal, in seconds; a request to stop comes with the answer.
+BEAT_S = 5.0
+
+#: How often to look for ends without news, in seconds.
+_LOOK_S = 1.0
+
+#: Temporal asks so soon for the end of a run whose former activity is over, in seconds.
+_TOLD_S = 20.0
+
+#: Temporal may take so long to say why a run is to end, in seconds.
+_ASK_S = 5.0
+
+
+class HostRuns:
+    """Runs what Temporal has for a host, and goes on with what former workers of the host have begun."""
+
+    def __init__(self, backend: RunBackend, settings: Settings, host: str, queue: str, state_dir: str) -> None:
+        """Have no run yet.
+
+        :param backend: where runs happen, on this host.
+        :param host: the host's name, for people.
+        :param queue: the host's own task queue.
+        :param state_dir: where the host's runs are.
+        """
+        self._backend = backend
+        self._settings = settings
+        self._host = host
+        self._queue = queue
+        self._state_dir = state_dir
+        self.client: Client
+        self.slots: HostSlots | None = None
+        self._ends: dict[str, asyncio.Future[RunRecord]] = {}
+        #: Runs whose ends no activity has returned yet.
+        self._untold: set[str] = set()
+        self._guard = Guard(log)
+
+    def live(self) -> list[str]:
+        """Return the ids of the runs that have not ended."""
+        return [run_id for run_id, end in list(self._ends.items()) if not end.done()]
+
+    def stop_all(self, reason: str) -> None:
+        """Ask for the end of all runs."""
+        for run_id in self.live():
+            self._backend.stop(run_id, reason)
+
+    async def all_told(self) -> None:
+        """Return when all runs have ended, and Temporal has their ends, or does not ask for them."""
+        while ends := [end for end in self._ends.values() if not end.done()]:
+            await asyncio.wait(ends)
+        for _ in range(int(_TOLD_S / _LOOK_S)):
+            if not self._untold:
+                return
+            await asyncio.sleep(_LOOK_S)
+
+    def _follow(self, run_id: str) -> None:
+        self._ends[run_id] = asyncio.get_running_loop().create_future()
+        self._untold.add(run_id)
+
+    # Activities
+
+    @activity.defn(name="run")
+    async def run(self, card: dict[str, Any]) -> dict[str, Any]:
+        """Execute a run, and return its record."""
+        self._beat(card)
+        try:
+            request = cards.request(card, self._settings)
+            if not self._backend.knows(request.id):
+                if request.identity.kind == "job":
+                    request = job_files.at_home(request, self._state_dir, self._backend.folder(request.id))
+                record = runs.queued(request.id, request.identity, limits=card["limits"], log_file=request.log_file)
+                self._backend.order(request, record)
+                self._follow(request.id)
+        except AirExecutorError as error:
+            raise ApplicationError(f"{self._host}: {error}", type=type(error).__name__) from None
+        finally:
+            if self.slots is not None:
+                self.slots.has_begun()
+        return await self.attach(card)
+
+    @activity.defn(name="attach")
+    async def attach(self, card: dict[str, Any]) -> dict[str, Any]:
+        """Go on with a run that this host has, and return its record."""
+        self._beat(card)
+        run_id = card["id"]
+        if run_id not in self._ends:
+            try:
+                record = self._backend.record(run_id)
+                if record.state.is_end:
+                    return self._document(record)
+                self._backend.follow(record)
+            except AirExecutorError as error:
+                return {"state": UNKNOWN, "reason": f"{self._host}: {error}"}
+            self._follow(run_id)
+        end = self._ends[run_id]
+        if stop := card.get("stop"):
+            self._backend.stop(run_id, str(stop["reason"]), unwanted=bool(stop["unwanted"]))
+        while not end.done():
+            try:
+                await asyncio.wait([end], timeout=BEAT_S)
+            except asyncio.CancelledError:
+                await self._cancelled(run_id)
+            if activity.is_worker_shutdown() and not end.done():
+                raise self._detached()
+            self._beat(card)
+        self._untold.discard(run_id)
+        return self._document(end.result())
+
+    def _document(self, record: RunRecord) -> dict[str, Any]:
+        """Return what Temporal is told of a run that has ended."""
+        document = record.to_document()
+        if record.identity.kind == "job":
+            try:
+                document["files"] = job_files.collect(self._backend.folder(record.id))
+            except AirExecutorError as error:
+                return {"state": "failed", "reason": f"{self._host}: {error}"}
+        return document
+
+    def _beat(self, card: dict[str, Any]) -> None:
+        activity.heartbeat({"host": self._host, "queue": self._queue, "task": card["summary"]})
+
+    def _detached(self) -> ApplicationError:
+        return ApplicationError("its worker ends; the run goes on", self._queue, type=DETACHED)
+
+    async def _cancelled(self, run_id: str) -> None:
+        """Do what the cancellation of an activity means, and return if the run's end is still wanted.
+
+        :raises ApplicationError: the worker ends, and its successor goes on with the run.
+        :raises asyncio.CancelledError: this activity counts no more; the run goes on.
+        """
+        why, info = activity.cancellation_details(), activity.info()
+        if why is None or why.worker_shutdown:
+            raise self._detached()
+        if not (why.cancel_requested or why.not_found):
+            raise asyncio.CancelledError
+        reason = {"reason": "its workflow was ended in Temporal", "unwanted": False}
+        workflow = self.client.get_workflow_handle(str(info.workflow_id), run_id=info.workflow_run_id)
+        timeout = timedelta(seconds=_ASK_S)
+        try:
+            if why.cancel_requested:
+                reason = await workflow.query("stop_reason", run_id, rpc_timeout=timeout)
+            # If it timed out, as when Temporal was away, the run is asked for again. Or the whole workflow is over.
+            elif (await workflow.describe(rpc_timeout=timeout)).status == WorkflowExecutionStatus.RUNNING:
+                raise asyncio.CancelledError
+        except RPCError as error:
+            log.warning("Temporal does not say why run %s is to end: %s", run_id, error)
+            if why.not_found:
+                raise asyncio.CancelledError from None  # it is away, or has lost its data: the run goes on
+        self._backend.stop(run_id, str(reason["reason"]), unwanted=bool(reason["unwanted"]))
+        if why.not_found:
+            raise asyncio.CancelledError
+
+    # Ends
+
+    async def look(self) -> None:
+        """Take the ends of runs as they come, until this is cancelled."""
+        loop, ended = asyncio.get_running_loop(), list[RunRecord]()
+        while True:
+            with self._guard("Looking for ends"):
+                ended = self._backend.take_ends()
+            for record in ended:
+                if (end := self._ends.get(record.id)) is not None and not end.done():
+                    end.set_result(record)
+                    loop.call_later(60.0, self._ends.pop, record.id, None)
+            if ended and self.slots is not None:
+                self.slots.note_change()
+            for record in ended:
+                if record.outcome != UNWANTED:
+                    with self._guard(f"Acknowledging the end of run {record.id}"):
+                        self._backend.acknowledge(record)
+            ended = []
+            with self._guard("Waiting for ends") as waiting:
+                await self._wait()
+            if waiting.error is not None:
+                await asyncio.sleep(_LOOK_S)
+
+    async def _wait(self) -> None:
+        loop, news = asyncio.get_running_loop(), asyncio.Event()
+        due_s = self._backend.due_in_s()
+        fd = self._backend.fileno()
+        if fd is not None:
+            loop.add_reader(fd, news.set)
+        try:
+            await asyncio.wait_for(news.wait(), _LOOK_S if due_s is None else min(due_s, _LOOK_S))
+        except asyncio.TimeoutError:
+            pass
+        finally:
+            if fd is not None:
+                loop.remove_reader(fd)

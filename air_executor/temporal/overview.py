@@ -1,0 +1,153 @@
+"""What Temporal knows of hosts, queues and runs, for people."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from datetime import timedelta, timezone
+from typing import Any
+
+import orjson
+from temporalio.api.enums.v1 import TaskQueueType, WorkerStatus
+from temporalio.api.taskqueue.v1 import TaskQueue
+from temporalio.api.workflowservice.v1 import DescribeTaskQueueRequest, ListWorkersRequest
+from temporalio.client import Client
+from temporalio.service import RPCError, RPCStatusCode
+
+from air_executor.temporal.settings import WORKER, Settings
+from air_executor.temporal.workflow import NAME
+
+#: A worker that has not reported for so many seconds is not shown; it reports four times in that time.
+_SILENT_S = 60.0
+
+#: At most so many workflows are looked into.
+_MAX_WORKFLOWS = 100
+
+
+@dataclass
+class Host:
+    """A worker on its host. What is not known is ``None``."""
+
+    name: str
+    queues: list[str] = field(default_factory=list)
+    """Airflow's queues that it serves."""
+    running: int | None = None
+    cpu: float | None = None
+    memory: float | None = None
+    """How much of the host's CPUs and of its memory is in use, from 0 to 1."""
+    started_at: str | None = None
+
+
+@dataclass
+class Queue:
+    """One of Airflow's queues."""
+
+    name: str
+    waiting: int
+    """Orders that no worker has taken yet; about."""
+    workers: int
+
+
+@dataclass
+class ActiveRun:
+    """A run that a host has taken."""
+
+    dag: str
+    dag_run: str
+    task: str
+    """With map index and try."""
+    host: str
+    since: str
+
+
+@dataclass
+class Overview:
+    """All of it."""
+
+    hosts: list[Host]
+    queues: list[Queue]
+    runs: list[ActiveRun]
+    workflows: int
+    """How many are open."""
+
+
+async def look(client: Client, settings: Settings, queues: Iterable[str]) -> Overview:
+    """Look at everything.
+
+    :param queues: of Airflow, to be shown even if no worker serves them.
+    :raises RPCError: Temporal can't be asked.
+    """
+    hosts = await _hosts(client, settings)
+    names = sorted({*queues, *(name for host in hosts for name in host.queues)})
+    query = f"WorkflowType = '{NAME}' AND ExecutionStatus = 'Running' AND TaskQueue = '{settings.prefix}'"
+    runs: list[ActiveRun] = []
+    async for workflow in client.list_workflows(query, limit=_MAX_WORKFLOWS):
+        runs += await _runs(client, workflow.id, await workflow.memo())
+    count = (await client.count_workflows(query)).count
+    return Overview(hosts, [await _queue(client, settings, name) for name in names], runs, count)
+
+
+async def _hosts(client: Client, settings: Settings) -> list[Host]:
+    try:
+        answer = await client.workflow_service.list_workers(ListWorkersRequest(namespace=client.namespace))
+    except RPCError as error:
+        if error.status is not RPCStatusCode.UNIMPLEMENTED:
+            raise
+        return await _pollers(client, settings)  # a server of an earlier version
+    hosts: dict[tuple[str, str], Host] = {}
+    for each in (info.worker_heartbeat for info in answer.workers_info):
+        is_old = each.elapsed_since_last_heartbeat.ToTimedelta() > timedelta(seconds=_SILENT_S)
+        is_ours = each.worker_identity.startswith(WORKER) and each.task_queue.startswith(settings.prefix)
+        if not is_ours or is_old or each.status == WorkerStatus.WORKER_STATUS_SHUTDOWN:
+            continue
+        key = (each.worker_identity, each.host_info.worker_grouping_key)
+        host = hosts.setdefault(key, Host(each.worker_identity.removeprefix(WORKER), running=0))
+        if each.task_queue.startswith(settings.queue("")[: len(settings.prefix) + 1]):
+            host.queues.append(each.task_queue.removeprefix(f"{settings.prefix}."))
+        host.running = (host.running or 0) + each.activity_task_slots_info.current_used_slots
+        host.cpu = round(each.host_info.current_host_cpu_usage, 3)
+        host.memory = round(each.host_info.current_host_mem_usage, 3)
+        host.started_at = _moment(each.start_time)
+    for host in hosts.values():
+        host.queues.sort()
+    return sorted(hosts.values(), key=lambda host: host.name)
+
+
+async def _pollers(client: Client, settings: Settings) -> list[Host]:
+    described = await _describe(client, settings.prefix, TaskQueueType.TASK_QUEUE_TYPE_WORKFLOW)
+    names = {poller.identity for poller in described.pollers if poller.identity.startswith(WORKER)}
+    return [Host(name.removeprefix(WORKER)) for name in sorted(names)]
+
+
+async def _queue(client: Client, settings: Settings, name: str) -> Queue:
+    described = await _describe(client, settings.queue(name), TaskQueueType.TASK_QUEUE_TYPE_ACTIVITY)
+    workers = len({poller.identity for poller in described.pollers})
+    return Queue(name, int(described.stats.approximate_backlog_count), workers)
+
+
+async def _describe(client: Client, queue: str, kind: Any) -> Any:
+    return await client.workflow_service.describe_task_queue(
+        DescribeTaskQueueRequest(
+            namespace=client.namespace, task_queue=TaskQueue(name=queue), task_queue_type=kind, report_stats=True
+        )
+    )
+
+
+async def _runs(client: Client, workflow_id: str, memo: Any) -> list[ActiveRun]:
+    try:
+        found = await client.get_workflow_handle(workflow_id).describe()
+    except RPCError as error:
+        if error.status is RPCStatusCode.NOT_FOUND:
+            return []  # it has just ended
+        raise
+    runs = []
+    for each in found.raw_description.pending_activities:
+        for payload in each.heartbeat_details.payloads:
+            details = orjson.loads(payload.data)
+            task, since = details.get("task", each.activity_id), _moment(each.last_started_time)
+            runs.append(ActiveRun(memo.get("dag", workflow_id), memo.get("dag_run", ""), task, details["host"], since))
+    return runs
+
+
+def _moment(timestamp: Any) -> str:
+    return str(timestamp.ToDatetime(timezone.utc).isoformat())

@@ -1,0 +1,136 @@
+"""What an executor regularly looks at in Temporal: its runs' workflows, their heartbeats, queues without workers."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+import uuid
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from air_executor.guard import Guard
+from air_executor.runs.record import Identity
+from air_executor.temporal.link import Link, Order
+from air_executor.temporal.settings import Settings
+from air_executor.temporal.workflow import AGAIN, LOST, OVER
+
+log = logging.getLogger(__name__)
+
+#: How often to look, in seconds.
+WATCH_S = 10.0
+
+#: A heartbeat that has not changed for so many seconds is none.
+_STALE_S = 25.0
+
+
+#: Stands for an execution that there is not.
+_NONE = str(uuid.UUID(int=0))
+
+
+@dataclass
+class LiveRun:
+    """A run that an executor follows."""
+
+    identity: Identity
+    workflow_id: str
+    order: Order | None = None
+    """To send it again, if Temporal loses it; ``None``: another executor has ordered it."""
+    execution: str | None = None
+    """Id of the workflow's execution that has it, once it is known."""
+    is_stopping: bool = False
+    beat: tuple[float, float] | None = None
+    """The time of its last heartbeat as Temporal has it, and when that was first seen here, on the monotonic clock."""
+
+    def last_beat_s(self) -> float | None:
+        """Return when it last showed that it lives, in seconds since the epoch; ``None``: it does not."""
+        if self.beat is None or time.monotonic() - self.beat[1] > _STALE_S:
+            return None
+        return self.beat[0]
+
+
+class Watch:
+    """Looks after live runs. A workflow that was terminated tells nobody, and Temporal's data may be lost."""
+
+    def __init__(
+        self,
+        link: Link,
+        settings: Settings,
+        live: Callable[[], dict[str, LiveRun]],
+        judge: Callable[[dict[str, Any]], str],
+        end: Callable[[list[dict[str, Any]]], None],
+    ) -> None:
+        """Look at nothing yet.
+
+        :param live: returns the live runs by their ids.
+        :param judge: says what became of a run whose host does not answer, as for :class:`.link.Link`.
+        :param end: takes ends, as workflows tell them.
+        """
+        self._link, self._settings, self._live, self._judge, self._end = link, settings, live, judge, end
+        #: Queues that nobody serves, as was logged.
+        self._unserved: set[str] = set()
+        #: Runs whose workflows Temporal has lost, as was logged.
+        self._forgotten: set[str] = set()
+        self._guard = Guard(log)
+
+    async def look(self) -> None:
+        """Look once."""
+        live = self._live()
+        with self._guard("Looking for queues that nobody serves"):
+            await self._warn_of_queues({self._settings.queue(run.identity.queue) for run in live.values()})
+        executions: dict[tuple[str, str], list[str]] = {}
+        for run_id, run in live.items():
+            if run.execution is None and run.order is None:  # it is taken over
+                with self._guard(f"Looking for the workflow of run {run_id}"):
+                    run.execution = await self._link.execution(run.workflow_id) or _NONE
+            if run.execution is not None:
+                executions.setdefault((run.workflow_id, run.execution), []).append(run_id)
+        for (workflow_id, execution), run_ids in executions.items():
+            with self._guard(f"Looking whether workflow {workflow_id} is over"):
+                await self._look_at(workflow_id, execution, {run_id: live[run_id] for run_id in run_ids})
+        self._forgotten &= live.keys()
+
+    async def _look_at(self, workflow_id: str, execution: str, runs: dict[str, LiveRun]) -> None:
+        seen = await self._link.look(workflow_id, execution)
+        if seen is None:
+            await self._recover(workflow_id, runs)
+        elif not seen.is_open:
+            self._end_all(runs, "killed", "its workflow is over: it was terminated or cancelled in Temporal")
+        else:
+            for run_id, beat_s in seen.beats.items():
+                if (run := runs.get(run_id)) is not None and (run.beat is None or run.beat[0] != beat_s):
+                    run.beat = beat_s, time.monotonic()
+
+    async def _recover(self, workflow_id: str, runs: dict[str, LiveRun]) -> None:
+        """Do what is right for runs whose workflow Temporal does not know any more: its data were lost, or deleted."""
+        if new := runs.keys() - self._forgotten:
+            log.warning("Temporal has lost workflow %s with %d live runs of tasks", workflow_id, len(new))
+            self._forgotten |= new
+        for run_id, run in runs.items():
+            verdict = await asyncio.to_thread(self._judge, vars(run.identity))
+            if verdict == AGAIN and run.order is not None:
+                log.warning("Ordering again run %s, which had not begun", run_id)
+                run.execution = None
+                self._link.send(run.order)
+            elif verdict in (AGAIN, LOST):
+                why = "had not begun" if verdict == AGAIN else "its host shows no life"
+                self._end_all([run_id], "lost", f"Temporal has lost its workflow, and it {why}")
+            elif verdict == OVER:
+                self._end_all([run_id], "lost", "Temporal has lost its workflow; Airflow knows its end", unwanted=True)
+
+    def _end_all(self, run_ids: Iterable[str], state: str, reason: str, *, unwanted: bool = False) -> None:
+        end = {"state": state, "reason": reason, "unwanted": unwanted}
+        self._end([{"id": run_id, "end": end} for run_id in run_ids])
+
+    async def _warn_of_queues(self, queues: set[str]) -> None:
+        """Log once that orders wait in a queue that no worker serves, and that one does again."""
+        for queue in queues:
+            if await self._link.has_workers(queue):
+                if queue in self._unserved:
+                    log.info("A worker serves queue %s now", queue)
+                self._unserved.discard(queue)
+            elif queue not in self._unserved:
+                self._unserved.add(queue)
+                name = queue.removeprefix(f"{self._settings.prefix}.")
+                log.warning("No worker serves queue %s; its tasks wait: air-executor worker --queues %s", queue, name)
