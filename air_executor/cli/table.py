@@ -23,6 +23,10 @@ _LOGGER = logging.getLogger("air_executor")
 EXIT_OK, EXIT_NO, EXIT_USAGE, EXIT_TIMEOUT = 0, 1, 2, 124
 
 
+#: Whether the process of this command ends without Python's own end. A command that needs it says so.
+ends_at_once = False
+
+
 @dataclass(frozen=True)
 class Argument:
     """One argument, in argparse's words."""
@@ -69,6 +73,11 @@ def call(command: Command) -> Callable[[argparse.Namespace], None]:
         except Exception as error:
             _print_unexpected(error, args)
             raise
+        if ends_at_once:
+            # Threads of Temporal's client may come back to Python while that ends, which aborts it.
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
         if code:
             sys.exit(code)
 

@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Iterator
 
 from air_executor import config
+from air_executor.cli import table
 from air_executor.errors import AirExecutorError
 
 
@@ -20,6 +21,7 @@ def with_temporal() -> Iterator[None]:
 
     :raises AirExecutorError: they are.
     """
+    table.ends_at_once = True
     try:
         yield
     except ModuleNotFoundError as error:

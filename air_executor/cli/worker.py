@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import contextlib
 import dataclasses
+import importlib.util
 import os
 import signal
 import subprocess
@@ -77,13 +78,14 @@ def _work(args: argparse.Namespace, options: Config) -> None:
     queues = [name.strip() for name in args.queues.split(",") if name.strip()]
     if not queues:
         raise AirExecutorError("--queues names no queue: give the names of Airflow's queues, separated by commas")
-    options = dataclasses.replace(options, fence_seconds=FENCE_S)
+    has_airflow = importlib.util.find_spec("airflow") is not None  # jobs need none
+    options = dataclasses.replace(options, fence_seconds=FENCE_S, serves="airflow" if has_airflow else "jobs")
     backend, store = LocalBackend(options), RunStore(folder)
     with _only_one(folder), contextlib.closing(backend):
         (folder / _DRAIN).unlink(missing_ok=True)
         backend.open(None)
         backend.warm_up()
-        with _logs_served() if args.serve_logs else contextlib.nullcontext():
+        with _logs_served() if args.serve_logs and has_airflow else contextlib.nullcontext():
             log_progress()
             worker = HostWorker(backend, settings, args.name or system.host(), _place(folder), store)
             asyncio.run(_serve(worker, queues, args.slots, options))

@@ -12,7 +12,6 @@ from typing import Any
 from cryptography.fernet import Fernet, InvalidToken, MultiFernet
 from temporalio.client import Client
 from temporalio.envconfig import ClientConfig
-from temporalio.runtime import Runtime
 from temporalio.service import RPCError
 
 from air_executor import config
@@ -92,15 +91,13 @@ class Settings:
         """Return the task queue of one host, where its runs are found again."""
         return f"{self.prefix}@{host}"
 
-    async def connect(self, runtime: Runtime | None = None) -> Client:
+    async def connect(self, **more: Any) -> Client:
         """Connect to Temporal.
 
-        :param runtime: the connection's; the process's own unless given.
+        :param more: further arguments of :meth:`Client.connect`.
         :raises ConfigError: it can't be reached, or does not let us in; the message says which address was tried.
         """
-        found = dict(self.common)
-        if runtime is not None:
-            found["runtime"] = runtime
+        found = {**self.common, **more}
         found["target_host"] = self.address or found.get("target_host") or _DEFAULT_ADDRESS
         if self.namespace:
             found["namespace"] = self.namespace

@@ -154,7 +154,6 @@ class HostWorker:
                 workflow_supplier=fixed, activity_supplier=slots, local_activity_supplier=fixed, nexus_supplier=fixed
             ),
             max_concurrent_activity_task_polls=pollers,
-            identity=f"{WORKER}{self._host}",
             default_heartbeat_throttle_interval=throttle,
             max_heartbeat_throttle_interval=throttle,
             graceful_shutdown_timeout=timedelta(seconds=_LEAVE_S),
@@ -166,7 +165,9 @@ class HostWorker:
         runtime = Runtime(telemetry=TelemetryConfig(), worker_heartbeat_interval=timedelta(seconds=_REPORT_S))
         while not until.is_set():
             try:
-                self._runs.client = self._client = await self._settings.connect(runtime)
+                self._runs.client = self._client = await self._settings.connect(
+                    runtime=runtime, identity=f"{WORKER}{self._host}"
+                )
                 return True
             except ConfigError as error:
                 if not said:
