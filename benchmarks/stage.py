@@ -1,7 +1,8 @@
 """An Airflow with one of the executors, and what can be seen of it from outside.
 
 The same for all: PostgreSQL, the settings, the dags, the parts (API server, scheduler, dag processor, triggerer). What
-an executor needs beyond that, it gets: CeleryExecutor a redis and a worker with as many processes as tasks may run.
+an executor needs beyond that, it gets: CeleryExecutor a redis and a worker with as many processes as tasks may run,
+TemporalExecutor a development server of Temporal, whose data are in a file, and a worker with as many slots.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,6 +35,7 @@ EXECUTORS = {
     "LocalExecutor": "LocalExecutor",
     "CeleryExecutor": "CeleryExecutor",
     "AirExecutor": "air_executor.AirExecutor",
+    "TemporalExecutor": "air_executor.TemporalExecutor",
 }
 
 #: What runs nothing.
@@ -216,11 +218,34 @@ def redis(folder: Path) -> Iterator[str]:
             server.terminate()
 
 
-def start_celery_worker(airflow: Airflow) -> None:
+@contextlib.contextmanager
+def temporal(folder: Path) -> Iterator[str]:
+    """Start a development server of Temporal; yields its address."""
+    folder.mkdir()
+    port = free_port()
+    server = [str(Path(sys.executable).parent / "temporal"), "server", "start-dev", "--headless"]
+    place = ["--ip", "127.0.0.1", "--port", str(port), "--db-filename", "temporal.db", "--log-level", "error"]
+    with (
+        (folder / "temporal.log").open("wb") as log,
+        subprocess.Popen(
+            [*server, *place],
+            cwd=folder,
+            stdout=log,
+            stderr=log,
+            preexec_fn=functools.partial(system.die_with_parent, os.getpid()),
+        ) as process,
+    ):
+        try:
+            yield f"127.0.0.1:{port}"
+        finally:
+            process.terminate()
+
+
+def start_worker(airflow: Airflow, name: str, command: Sequence[str], is_ready: str) -> None:
     """Start the one worker, as a part of Airflow, and wait until it takes tasks."""
-    with (airflow.home / "celery-worker.log").open("wb") as log:
-        airflow.processes["celery-worker"] = subprocess.Popen(
-            [sys.executable, "-m", "airflow", "celery", "worker"],
+    with (airflow.home / f"{name}.log").open("wb") as log:
+        airflow.processes[name] = subprocess.Popen(
+            [sys.executable, "-m", *command],
             env=airflow.env,
             cwd=airflow.home,
             stdin=subprocess.DEVNULL,
@@ -229,7 +254,7 @@ def start_celery_worker(airflow: Airflow) -> None:
             start_new_session=True,
             preexec_fn=functools.partial(system.die_with_parent, os.getpid()),
         )
-    wait_for(lambda: " ready." in airflow.log_of("celery-worker"), "the Celery worker", 120)
+    wait_for(lambda: is_ready in airflow.log_of(name), f"the {name}", 120)
 
 
 @contextlib.contextmanager
@@ -274,6 +299,8 @@ def stage(
                 "AIRFLOW__CELERY__WORKER_CONCURRENCY": str(sizes.parallelism),
                 "C_FORCE_ROOT": "1",
             }
+        if executor == "TemporalExecutor":
+            options["AIRFLOW__AIR_EXECUTOR__TEMPORAL_ADDRESS"] = stack.enter_context(temporal(folder / "temporal"))
         if through_proxy:
             options["AIRFLOW__CORE__EXECUTION_API_SERVER_URL"] = f"http://127.0.0.1:{proxy.port}/execution/"
         airflow = Airflow(folder / "home", database.url, {**options, **settings})
@@ -283,12 +310,16 @@ def stage(
         stack.callback(airflow.end)
         airflow.start()
         if executor == "CeleryExecutor":
-            start_celery_worker(airflow)
+            start_worker(airflow, "celery-worker", ["airflow", "celery", "worker"], " ready.")
+        if executor == "TemporalExecutor":
+            command = ["air_executor.cli", "worker", "--slots", str(sizes.parallelism), "--no-logs"]
+            start_worker(airflow, "temporal-worker", command, "Host ")
         wait_for(lambda: airflow.api.dag_ids() >= DAG_IDS, "the dags to be parsed", 120, every_s=1.0)
         time.sleep(REST_S)
         check_parts(airflow)
         launchers = flights.launchers(airflow)
-        assert len(launchers) == (executor == "AirExecutor"), f"there are {len(launchers)} launchers"
+        expected = 1 if executor in ("AirExecutor", "TemporalExecutor") else 0
+        assert len(launchers) == expected, f"there are {len(launchers)} launchers"
         yield Stage(airflow, database, proxy, sizes, alone_bytes)
 
 
