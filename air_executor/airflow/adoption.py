@@ -92,7 +92,7 @@ class Adoption:
         if ti.state != compat.states_of("task").QUEUED:
             return False
         try:
-            workload = compat.workload_of(ti, executor.jwt_generator, executor.sentry_integration)
+            workload = compat.workload_of(ti, executor.jwt_generator, getattr(executor, "sentry_integration", ""))
         except Exception:
             executor.log.exception("%s can't be queued again and is given back", ti)
             return False

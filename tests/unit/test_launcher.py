@@ -22,6 +22,7 @@ import orjson
 import psutil
 import pytest
 
+from air_executor.airflow.compat import AIRFLOW_VERSION
 from air_executor.cli import doctor
 from air_executor.config import Config
 from air_executor.errors import AirExecutorError, StateDirError
@@ -219,7 +220,8 @@ def test_a_workload_that_cannot_be_read_ends_failed_with_the_reason_on_record_an
     bench.no_run_is_left()
     assert backend.take_ends() == [], "an end is told once"
     written = {path.name for path in bench.store.folder(request.id).iterdir() if path.stat().st_size}
-    assert written == {"state.json", "heartbeat"}
+    said = {"output.log"} if launch == "exec" and AIRFLOW_VERSION < (3, 3) else set()  # by Airflow's imports
+    assert written - said == {"state.json", "heartbeat"}
 
 
 def test_an_error_about_a_workload_does_not_tell_its_token(bench: Bench) -> None:
@@ -895,7 +897,7 @@ def test_a_module_that_cannot_be_preloaded_stops_nobody(bench: Bench) -> None:
 
 SITE = """
 import os, sys
-if "air_executor.runner" in sys.orig_argv:
+if any("air_executor.runner" in each for each in sys.orig_argv):  # Python 3.10 gets it within a program
     os._exit(3)
 """
 

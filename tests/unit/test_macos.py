@@ -98,7 +98,7 @@ def test_every_module_can_be_imported_without_what_macos_lacks(env: dict[str, st
     names = [f"air_executor.{source[:-3].replace('/', '.')}".removesuffix(".__init__") for source in SOURCES]
     names = [name for name in names if not name.endswith((".__main__", "rehearsed_dag"))]
     code = f"import importlib, sys\nfor name in {names}: importlib.import_module(name)\nprint(sys.platform)"
-    assert run(env, tmp_path, "-c", code) == "darwin\n"
+    assert run(env, tmp_path, "-c", code).splitlines()[-1] == "darwin"  # Airflow 3.2 says more before
 
 
 @pytest.fixture
