@@ -28,7 +28,7 @@ FROZEN_S = 5.0
 #: Keeps launchers from starting, as long as the file that it names is there.
 SABOTAGE = """
 import os, sys
-if "air_executor.launcher" in sys.orig_argv and os.path.exists({flag!r}):
+if "air_executor.launcher" in ' '.join(sys.orig_argv) and os.path.exists({flag!r}):
     sys.exit("no launcher today")
 """
 

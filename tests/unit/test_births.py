@@ -21,7 +21,7 @@ from tests.unit.test_launcher import Bench, _home, bench  # noqa: F401 (fixtures
 #: Nothing can be prepared for a task: as with a version of Airflow that is not understood.
 SABOTAGE = """
 import sys
-if "air_executor.launcher" in sys.orig_argv:
+if "air_executor.launcher" in ' '.join(sys.orig_argv):
     from air_executor.runner import main
 
     def prepare(*_):

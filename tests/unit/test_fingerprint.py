@@ -36,7 +36,7 @@ def test_an_environment_with_bytes_that_are_no_text_is_passed_on(
 ) -> None:
     (tmp_path / "sitecustomize.py").write_text(
         "import os, sys\n"
-        "if 'air_executor.runner' in sys.orig_argv:\n"
+        "if 'air_executor.runner' in ' '.join(sys.orig_argv):\n"
         f"    open({str(tmp_path / 'seen')!r}, 'ab').write(os.environb[b'NAME'] + b'.')\n"
     )
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))

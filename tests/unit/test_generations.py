@@ -120,7 +120,7 @@ def test_an_idle_launcher_with_a_successor_ends_at_once_and_no_order_is_lost(ben
 
 SABOTAGE = """
 import os, sys
-if "air_executor.launcher" in sys.orig_argv and os.path.exists({flag!r}):
+if "air_executor.launcher" in ' '.join(sys.orig_argv) and os.path.exists({flag!r}):
     sys.exit("no successor today")
 """
 

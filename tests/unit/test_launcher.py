@@ -897,14 +897,14 @@ def test_a_module_that_cannot_be_preloaded_stops_nobody(bench: Bench) -> None:
 
 SITE = """
 import os, sys
-if any("air_executor.runner" in each for each in sys.orig_argv):  # Python 3.10 gets it within a program
+if "air_executor.runner" in " ".join(sys.orig_argv):
     os._exit(3)
 """
 
 
 NOTING = """
 import os, sys, time
-if "air_executor.runner" in sys.orig_argv:
+if "air_executor.runner" in " ".join(sys.orig_argv):
     found = [time.tzname[0], hash("x"), sys.warnoptions, os.environ["MINE"], sys.flags.hash_randomization]
     open(os.environ["WHERE"], "w").write(repr(found))
 """
@@ -984,7 +984,8 @@ def test_a_long_request_does_not_keep_the_launcher_until_it_is_read(
     (tmp_path / "go").mkdir()
     (tmp_path / "sitecustomize.py").write_text(
         "import os, sys, time\n"
-        "while 'air_executor.runner' in sys.orig_argv and not os.path.exists(os.environ['GO']): time.sleep(0.05)\n"
+        "while 'air_executor.runner' in ' '.join(sys.orig_argv) and not os.path.exists(os.environ['GO']):\n"
+        "    time.sleep(0.05)\n"
     )
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     monkeypatch.setenv("GO", str(tmp_path / "go" / "now"))
