@@ -1,6 +1,6 @@
-"""Run Airflow's own example dags under LocalExecutor and under AirExecutor, and compare how every task ended.
+"""Run Airflow's own example dags under LocalExecutor and another executor, and compare how every task ended.
 
-``python -m tests.compare_examples [--dags REGEX] [--timeout S] [--json FILE]``
+``python -m tests.compare_examples [--executor NAME] [--dags REGEX] [--timeout S] [--json FILE]``
 
 The example dags use most of what a dag can use, and none of them was written with AirExecutor in mind: a task that
 ends otherwise than under Airflow's own executor points to a mistake of ours. What is compared:
@@ -49,8 +49,13 @@ from tests.support.airflow_env import Airflow
 from tests.support.api import ENDED, DagRun, quote
 from tests.support.sameness import Normaliser, events_of
 from tests.support.waiting import wait_for
+from tests.temporal.conftest import Temporal, Worker
 
-EXECUTORS = {"LocalExecutor": "LocalExecutor", "AirExecutor": "air_executor.AirExecutor"}
+#: What is compared: LocalExecutor with the one that was asked for.
+EXECUTORS = {"LocalExecutor": "LocalExecutor"}
+
+#: What can be asked for.
+OURS = {"AirExecutor": "air_executor.AirExecutor", "TemporalExecutor": "air_executor.TemporalExecutor"}
 
 #: The bundles that ``[core] load_examples`` makes of Airflow's core and of its standard provider.
 BUNDLES = {"example_dags", "apache-airflow-providers-standard-example-dags"}
@@ -364,7 +369,13 @@ def airflow_with(executor: str, home: Path, base: Path) -> Airflow:
 def outcomes_under(executor: str, home: Path, base: Path, pattern: str, timeout_s: float) -> dict[str, Outcome]:
     """Run the examples and return how each run ended, by its label."""
     env = airflow_with(executor, home, base)
+    temporal: Temporal | None = None
     try:
+        if executor == OURS["TemporalExecutor"]:
+            temporal = Temporal(home)
+            temporal.start()
+            env.env["AIRFLOW__AIR_EXECUTOR__TEMPORAL_ADDRESS"] = temporal.address
+            Worker(env, "one").start()
         # So that all dags are there to be chosen from.
         env.run("airflow", "dag-processor", "--num-runs", "1")
         env.start("api-server")
@@ -377,6 +388,8 @@ def outcomes_under(executor: str, home: Path, base: Path, pattern: str, timeout_
         return stage.outcomes_with_logs(env.home)
     finally:
         env.end()
+        if temporal is not None:
+            temporal.kill()
 
 
 def differences(label: str, ends: Sequence[Outcome | None]) -> list[str]:
@@ -419,6 +432,7 @@ def report(outcomes: Mapping[str, Mapping[str, Outcome]], forgiven: Mapping[str,
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.compare_examples", description=__doc__.splitlines()[0])
+    parser.add_argument("--executor", choices=OURS, default="AirExecutor", help="(%(default)s)")
     parser.add_argument("--dags", default="", metavar="REGEX", help="only the dags whose names have this in them")
     parser.add_argument(
         "--timeout", type=float, default=180, metavar="S", help="seconds that a run may take (%(default)s)"
@@ -439,7 +453,7 @@ def second_opinion(outcomes: dict[str, dict[str, Outcome]], base: Path, timeout_
     again = outcomes_under(EXECUTORS["LocalExecutor"], base / "second", base, pattern, timeout_s)
     forgiven = {}
     for label, found in differing.items():
-        if label in again and not differences(label, (again[label], outcomes["AirExecutor"].get(label))):
+        if label in again and not differences(label, (again[label], outcomes[list(EXECUTORS)[1]].get(label))):
             outcomes["LocalExecutor"][label] = again[label]
             forgiven[label] = found
     return forgiven
@@ -451,6 +465,7 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     base = Path(tempfile.mkdtemp(prefix="ex-"))
     outcomes = {}
+    EXECUTORS[options.executor] = OURS[options.executor]
     for name, executor in EXECUTORS.items():
         started = time.monotonic()
         outcomes[name] = outcomes_under(executor, base / name.lower(), base, options.dags, options.timeout)

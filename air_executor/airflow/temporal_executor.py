@@ -5,24 +5,24 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from datetime import datetime
+from datetime import datetime, timezone
+from functools import partial
 from typing import Any
 
 from airflow.models.dagrun import DagRun
 from airflow.models.taskinstance import TaskInstance
 from airflow.utils.session import create_session
 from airflow.utils.state import DagRunState, TaskInstanceState
-from sqlalchemy import select, tuple_
+from sqlalchemy import select, tuple_, update
 
 from air_executor.airflow import compat, task_instances
 from air_executor.airflow.executor import AirExecutor
 from air_executor.config import Config
 from air_executor.guard import Guard
-from air_executor.machine.safe_files import is_fresh
 from air_executor.runs.backend import RunBackend
 from air_executor.runs.record import Identity
 from air_executor.temporal.backend import TemporalBackend
-from air_executor.temporal.settings import LOST_S, Settings
+from air_executor.temporal.settings import Settings
 from air_executor.temporal.workflow import AGAIN, ALIVE, LOST, OVER
 
 log = logging.getLogger(__name__)
@@ -33,16 +33,19 @@ _LOOK_S, _AT_ONCE = 5.0, 500
 _ENDS = (DagRunState.SUCCESS, DagRunState.FAILED)
 
 
-def judge(who: Identity) -> str:
+def judge(lost_s: float, who: Identity, silent_s: float) -> str:
     """Say what became of a run whose host does not answer: a verdict of :mod:`air_executor.temporal.workflow`.
 
     Its runner sends heartbeats to Airflow itself, so the database knows whether it lives. One that has not begun can be
     ordered again in the same try: Airflow refuses the second that begins.
 
+    :param lost_s: it is lost when its host has not answered for so long, and its last heartbeat is older.
+    :param silent_s: for how long its host has not answered.
+
     :raises SQLAlchemyError: the database is away.
     """
     if who.kind != "task":
-        return LOST
+        return LOST if silent_s >= lost_s else ALIVE
     columns = select(TaskInstance.state, TaskInstance.last_heartbeat_at)
     with create_session(scoped=False) as session:
         found = session.execute(columns.where(TaskInstance.id == task_instances.instance_id(who.workload_id))).first()
@@ -51,7 +54,30 @@ def judge(who: Identity) -> str:
     if found is None or found.state != TaskInstanceState.RUNNING:
         return OVER
     beat: datetime | None = found.last_heartbeat_at
-    return ALIVE if beat is not None and is_fresh(beat.timestamp(), LOST_S) else LOST
+    # One in the future is that of an API server whose clock is ahead.
+    is_old = beat is None or time.time() - beat.timestamp() >= lost_s
+    return LOST if is_old and silent_s >= lost_s else ALIVE
+
+
+def give_back(who: Identity, run_id: str) -> bool:
+    """Let the scheduler queue a task instance again, in the same try: its order is lost, and it has not begun.
+
+    :return: whether it was this run's, and had not.
+    :raises SQLAlchemyError: the database is away.
+    """
+    if who.kind != "task":
+        return False
+    with create_session(scoped=False) as session:
+        is_ours = TaskInstance.id == task_instances.instance_id(who.workload_id)
+        is_queued = (TaskInstance.state == TaskInstanceState.QUEUED) & (TaskInstance.external_executor_id == run_id)
+        found = session.scalar(select(TaskInstance.id).where(is_ours, is_queued).with_for_update())
+        if found is not None:
+            # As the scheduler itself does it for one that is stuck in its queue.
+            now = datetime.now(tz=timezone.utc)
+            again = {"state": TaskInstanceState.SCHEDULED, "queued_dttm": None, "queued_by_job_id": None}
+            back = update(TaskInstance).where(is_ours).values(**again, scheduled_dttm=now)
+            session.execute(back.execution_options(synchronize_session=False))
+        return found is not None
 
 
 class DagRunEnds:
@@ -99,8 +125,8 @@ class TemporalExecutor(AirExecutor):
 
     def _make_backend(self, options: Config) -> RunBackend:
         settings = Settings.load(compat.team_getter(self.conf))
-        self._work.order_wait_s = settings.wait_s
-        backend = TemporalBackend(options, settings, judge)
+        self._work.order_wait_s = settings.token_s
+        backend = TemporalBackend(options, settings, partial(judge, settings.lost_s), give_back)
         self._dag_runs = DagRunEnds(backend)
         return backend
 

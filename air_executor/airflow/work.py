@@ -23,7 +23,7 @@ class Work:
     server: str | None = None
     """URL of the execution API."""
     order_wait_s: float | None = None
-    """How long an order may wait where runs happen, in seconds; ``None``: it does not."""
+    """For how long the token of an order has to be valid, in seconds, as it may wait; ``None``: it does not wait."""
 
     def __init__(self, executor: BaseExecutor) -> None:
         self.executor = executor

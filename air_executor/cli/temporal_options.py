@@ -19,6 +19,8 @@ def option(section: str, name: str) -> str | None:
 def with_temporal() -> Iterator[None]:
     """Explain that Temporal's packages are missing, if they are imported in this context and are.
 
+    From here on this process ends at once, see ``table.ends_at_once``.
+
     :raises AirExecutorError: they are.
     """
     table.ends_at_once = True

@@ -67,7 +67,7 @@ def _worker(args: argparse.Namespace) -> int:
 
 def _work(args: argparse.Namespace, options: Config) -> None:
     with with_temporal():
-        from air_executor.temporal.settings import FENCE_S, Settings
+        from air_executor.temporal.settings import Settings
         from air_executor.temporal.worker import HostWorker
     settings = Settings.load(option)
     for name in [name for name in os.environ if name.startswith("TEMPORAL_") or name == config.env_var("temporal_key")]:
@@ -79,7 +79,7 @@ def _work(args: argparse.Namespace, options: Config) -> None:
     if not queues:
         raise AirExecutorError("--queues names no queue: give the names of Airflow's queues, separated by commas")
     has_airflow = importlib.util.find_spec("airflow") is not None  # jobs need none
-    options = dataclasses.replace(options, fence_seconds=FENCE_S, serves="airflow" if has_airflow else "jobs")
+    options = dataclasses.replace(options, fence_seconds=settings.fence_s, serves="airflow" if has_airflow else "jobs")
     backend, store = LocalBackend(options), RunStore(folder)
     with _only_one(folder), contextlib.closing(backend):
         (folder / _DRAIN).unlink(missing_ok=True)
@@ -87,7 +87,9 @@ def _work(args: argparse.Namespace, options: Config) -> None:
         backend.warm_up()
         with _logs_served() if args.serve_logs and has_airflow else contextlib.nullcontext():
             log_progress()
-            worker = HostWorker(backend, settings, args.name or system.host(), _place(folder), store)
+            worker = HostWorker(
+                backend, settings, args.name or system.host(), _place(folder), store, options.stop_grace_seconds
+            )
             asyncio.run(_serve(worker, queues, args.slots, options))
 
 

@@ -54,6 +54,13 @@ def _duration_s(text: str) -> float:
     return value
 
 
+def _some_time_s(text: str) -> float:
+    value = _duration_s(text)
+    if not value:
+        raise ValueError("must be a number of seconds, more than 0")
+    return value
+
+
 def _count(text: str) -> int:
     value = int(text)
     if value < 0:
@@ -293,7 +300,7 @@ OPTIONS: tuple[Option, ...] = (
         "How long an order may wait in Temporal for a host, in seconds; then its task fails. Until a task begins, "
         "``[scheduler] task_queued_timeout`` does not count for it.",
         None,
-        _duration_s,
+        _some_time_s,
         Group.TEMPORAL,
         for_launcher=False,
     ),

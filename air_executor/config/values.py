@@ -33,8 +33,8 @@ class Config:
     serves: str = "airflow"
     """What launchers prepare for: ``airflow``, or ``jobs`` of the standalone engine, which needs no Airflow."""
     fence_seconds: float | None = None
-    """On one of many hosts: a runner that reaches Airflow for so long no more, while the host's worker reaches nobody
-    either, ends its task, because its retry may begin on another host."""
+    """On one of many hosts: a runner that reaches Airflow for so long no more, while the host's worker does not reach
+    Temporal either, ends its task, because its retry may begin on another host."""
 
     @property
     def learns_imports(self) -> bool:

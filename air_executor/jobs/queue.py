@@ -100,6 +100,8 @@ def _apart(tasks: list[dict[str, Any]], where: str) -> tuple[list[dict[str, Any]
 
 def _keep(store: JobStore, name: str, values: Mapping[str, Mapping[str, str]]) -> None:
     if values:
+        if not store.has(name):
+            raise JobError(f"private variables can be queued only where job {name} is, not on another host")
         job = store.files(name).read_job()
         for task_id, given in values.items():
             store.private.keep(job, given, check_name(task_id, "a task's id"))

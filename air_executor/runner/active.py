@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 import signal
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -30,11 +32,13 @@ _RENEW_S = 4.0
 #: An executor that has not reconciled its runs for this many seconds counts as absent.
 _ABSENT_S = 30.0
 
-#: A host's worker that has reached nobody for this many seconds counts as cut off.
+#: A host's worker that has not reached Temporal for this many seconds counts as cut off.
 _CUT_OFF_S = 15.0
 
 #: The task of a job is ended after so many times as long.
 _JOB_FENCES = 6
+
+_CUT_OFF = "this host has reached neither Airflow nor Temporal for {:.0f} s; the retry may run elsewhere"
 
 #: A task that its host's isolation ends has at most so many seconds for ``on_kill``.
 _FENCE_GRACE_S = 5.0
@@ -86,8 +90,8 @@ class ActiveRun:
         """Set by the supervisor when the task process has ended."""
         self._learns_imports = config.learns_imports
         self._fence_s = config.fence_seconds
-        #: When Airflow last answered, on the monotonic clock.
-        self.heard_s = time.monotonic()
+        self.heard_s: float | None = None
+        """When Airflow last answered to the start of the task, or a heartbeat of it, on the monotonic clock."""
         self._is_unwritten = False
         self._is_mute = False
         self._task_pid: int | None = None
@@ -213,14 +217,41 @@ class ActiveRun:
 
     def _isolation(self, *, told: bool) -> Ending | None:
         """Return whether the host is cut off from all others, so that Airflow may have given the task up."""
-        if self._fence_s is None or told or (silent_s := self.awake.since_s(self.heard_s)) <= self._fence_s:
+        if self._fence_s is None or told:
             return None
-        # Of a job's task only the worker tells, and nobody else gives it up so soon.
-        cut_off_s = _JOB_FENCES * self._fence_s if self.record.identity.kind == "job" else _CUT_OFF_S
-        if is_fresh(self._store.last_contact_s(), cut_off_s):
+        grace_s = min(self.grace_s, _FENCE_GRACE_S)
+        if self.record.identity.kind == "job":  # nobody but the worker tells of it, and it is not given up so soon
+            cut_off_s = _JOB_FENCES * self._fence_s
+            if is_fresh(self._store.last_contact_s(), cut_off_s):
+                return None
+            reason = f"this host has not reached Temporal for {cut_off_s:.0f} s; the task may begin again elsewhere"
+            return Ending(reason, signal.SIGTERM, unwanted=True, grace_s=grace_s)
+        if self.heard_s is None or not self._is_cut_off(silent_s := self.awake.since_s(self.heard_s)):
             return None
-        reason = f"this host has reached neither Airflow nor Temporal for {silent_s:.0f} s; the retry may run elsewhere"
-        return Ending(reason, signal.SIGTERM, grace_s=min(self.grace_s, _FENCE_GRACE_S))
+        return Ending(_CUT_OFF.format(silent_s), signal.SIGTERM, grace_s=grace_s)
+
+    def guard_isolation(self) -> None:
+        """Look after the task from a thread, too: whoever asks :meth:`check` may be waiting for an answer from outside.
+
+        A name that can't be resolved, for one, keeps it waiting beyond any time-out.
+        """
+        if self._fence_s is not None:
+            threading.Thread(target=self._guard_isolation, name="isolation", daemon=True).start()
+
+    def _guard_isolation(self) -> None:
+        late_s = 0.0
+        while not self.is_over and self.ending is None:
+            time.sleep(1.0)
+            silent_s = time.monotonic() - (self.heard_s or time.monotonic())
+            late_s = late_s + 1.0 if self._is_cut_off(silent_s) else 0.0
+            if late_s > _FENCE_GRACE_S and not self.is_over and self.ending is None and self._task_pid is not None:
+                self.ending = Ending(_CUT_OFF.format(silent_s), signal.SIGKILL)
+                with contextlib.suppress(ProcessLookupError, PermissionError):
+                    os.kill(self._task_pid, signal.SIGKILL)
+
+    def _is_cut_off(self, silent_s: float) -> bool:
+        too_long = self._fence_s is not None and silent_s > self._fence_s
+        return too_long and not is_fresh(self._store.last_contact_s(), _CUT_OFF_S)
 
     def is_reconciled(self) -> bool:
         """Tell whether an executor looks after this run: one that passes heartbeats on and requests stops."""

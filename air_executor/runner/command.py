@@ -182,7 +182,7 @@ def _supervise(pid: int, active: ActiveRun) -> int | None:
             ending = active.check(told=False)
             if ending is not None:
                 _signal(pid, ending.signum)
-                kill_s = time.monotonic() + active.grace_s
+                kill_s = time.monotonic() + (active.grace_s if ending.grace_s is None else ending.grace_s)
             if time.monotonic() >= kill_s:
                 _signal(pid, signal.SIGKILL)
                 kill_s, give_up_s = float("inf"), time.monotonic() + _GIVE_UP_S

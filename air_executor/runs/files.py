@@ -258,7 +258,10 @@ class RunFiles:
 
         :raises StateDirError: it can't be noted.
         """
-        replace_file(self._contact, b"")
+        try:
+            os.utime(self._contact)  # also on a full disk
+        except OSError:
+            replace_file(self._contact, b"")
 
     def last_contact_s(self) -> float | None:
         """Return when this host's worker last reached those who order its runs, in seconds since the epoch."""

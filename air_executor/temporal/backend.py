@@ -28,7 +28,7 @@ from air_executor.guard import Guard
 from air_executor.launcher.client.claims import Claims
 from air_executor.runs.backend import RunRequest
 from air_executor.runs.pruning import prune
-from air_executor.runs.record import UNWANTED, Identity, RunRecord, RunState, queued
+from air_executor.runs.record import UNWANTED, Identity, RunRecord, RunState, moment, queued
 from air_executor.runs.store import RunStore
 from air_executor.temporal import cards, job_files
 from air_executor.temporal.dag_runs import DagRuns
@@ -71,18 +71,26 @@ class EveryGpu:
 class TemporalBackend:
     """Implements :class:`air_executor.runs.backend.RunBackend`."""
 
-    def __init__(self, config: Config, settings: Settings, judge: Callable[[Identity], str]) -> None:
+    def __init__(
+        self,
+        config: Config,
+        settings: Settings,
+        judge: Callable[[Identity, float], str],
+        give_back: Callable[[Identity, str], bool] = lambda *_: False,
+    ) -> None:
         """Prepare, but open nothing.
 
-        :param judge: says what became of a run whose host does not answer: one of the verdicts in :mod:`.workflow`.
-            It is called in threads of its own.
+        :param judge: says what became of a run whose host has not answered for so many seconds: one of the verdicts in
+            :mod:`.workflow`. It is called in threads of its own, as the next one.
+        :param give_back: lets somebody order a workload again whose run (its id) has not begun, and is lost. It returns
+            whether somebody will.
         """
         self._config = config
         self._settings = settings
         self._store = RunStore(Path(config.state_dir) / "temporal")
         self._claims = Claims(self._store)
-        self._judge = lambda who: judge(Identity(**who))
-        self._link = Link(settings, self._take, self._judge)
+        self._link = Link(settings, self._take, lambda who, silent_s: judge(Identity(**who), silent_s))
+        self._watch = Watch(self._link, settings, self._seen, self._take, judge, give_back)
         self.gpus = EveryGpu()
         self._lock = threading.Lock()
         #: Followed runs that have not ended.
@@ -110,7 +118,7 @@ class TemporalBackend:
         if owner is not None and not self._claims.begin(owner):
             return False
         self._link.open()
-        self._link.begin(self._watch())
+        self._link.begin(self._look())
         return True
 
     def warm_up(self) -> None:
@@ -175,7 +183,7 @@ class TemporalBackend:
         """See :meth:`air_executor.runs.backend.RunBackend.kill`: its host kills what does not end."""
 
     def withdraw(self, record: RunRecord, reason: str) -> RunRecord:  # noqa: ARG002
-        """See :meth:`air_executor.runs.backend.RunBackend.withdraw`: an order that Temporal has will begin."""
+        """See :meth:`air_executor.runs.backend.RunBackend.withdraw`: what was sent to Temporal may begin any time."""
         return record
 
     def release(self, workload_ids: Iterable[str]) -> None:
@@ -313,6 +321,9 @@ class TemporalBackend:
             if run_id not in self._live:
                 continue
             try:
+                if each["end"].get("is_unknown"):
+                    self._watch.forget(run_id)
+                    continue
                 if (successor := each.get("next")) is not None:
                     self._dag_runs.add_successor(self._live[run_id].identity, successor)
                 try:
@@ -327,7 +338,7 @@ class TemporalBackend:
             raise failed
 
     def _ended_record(self, run_id: str, end: dict[str, Any]) -> RunRecord:
-        end, files = job_files.without_files(end)
+        end, files = job_files.without_files(end, self._settings)
         try:
             record = self._store.read(run_id)
         except RecordError:
@@ -348,19 +359,27 @@ class TemporalBackend:
         with contextlib.suppress(OSError):  # it is readable already, or closed
             self._theirs.send(b"!")
 
-    async def _watch(self) -> None:
+    async def _look(self) -> None:
         """Look for open workflows of former executors once, and after live runs regularly; remove old records."""
         await self._link.connected.wait()
         with self._guard("Looking for open workflows"):
             async for workflow_id, header in self._link.open_workflows():
                 self._dag_runs.add(header.get("dag"), header.get("dag_run"), workflow_id)
-        watch = Watch(self._link, self._settings, self._seen, self._judge, self._take)
         prune_s = 0.0
         while True:
             await asyncio.sleep(WATCH_S)
-            await watch.look()
+            await self._watch.look()
             if time.monotonic() >= prune_s:
                 prune_s = time.monotonic() + _PRUNE_S
                 with self._guard("Removing old records"):
-                    days, runs = self._config.keep_days, self._config.keep_runs
-                    await asyncio.to_thread(prune, self._store, keep_days=days, keep_runs=runs)
+                    await asyncio.to_thread(self._prune)
+
+    def _prune(self) -> None:
+        """Remove old records. Those of runs that somebody else follows, or nobody any more, get no other end."""
+        days, runs = self._config.keep_days, self._config.keep_runs
+        for record in self._store.open_records():
+            is_old = str(record.queued_at) < moment(time.time() - days * 86400)
+            if is_old and not record.state.is_end and record.id not in self._live:
+                reason = "nobody here has heard of its end"
+                self._store.mark_reported(self._store.write(record.advance(RunState.LOST, reason=reason)))
+        prune(self._store, keep_days=days, keep_runs=runs)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
+import time
 from typing import Any
 
-import orjson
-
+from air_executor import jsontext
 from air_executor.errors import ProtocolError
 from air_executor.runs.backend import RunRequest
 from air_executor.runs.record import Identity, RunRecord
-from air_executor.temporal.settings import Settings
+from air_executor.temporal.settings import MAX_ORDER, Settings
 
 #: Workflow ids have at most 1,000 bytes.
 _MAX_ID = 900
@@ -38,9 +38,18 @@ def summary(who: Identity) -> str:
 
 
 def card(request: RunRequest, record: RunRecord, settings: Settings) -> dict[str, Any]:
-    """Return the card of a run."""
+    """Return the card of a run.
+
+    :raises ProtocolError: it is too large for Temporal, or its secret part no JSON.
+    """
     who = request.identity
     secret = {"workload": request.workload, "air": request.air}
+    try:
+        sealed = settings.seal(jsontext.dumps(secret))
+    except TypeError as error:
+        raise ProtocolError(f"the order is no JSON: {error}") from None
+    if len(sealed) > MAX_ORDER:
+        raise ProtocolError(f"the order takes {len(sealed)} bytes, and Temporal takes {MAX_ORDER} at most")
     return {
         "id": request.id,
         "identity": {name: value for name, value in vars(who).items() if value is not None},
@@ -49,9 +58,9 @@ def card(request: RunRequest, record: RunRecord, settings: Settings) -> dict[str
         "limits": record.limits,
         "priority": _priority(request.workload),
         "fairness": (who.team or who.dag_id or who.kind)[:_MAX_FAIRNESS],
-        "wait_s": settings.wait_s,
+        "until": time.time() + settings.wait_s,
         "server": request.server,
-        "sealed": settings.seal(orjson.dumps(secret)),
+        "sealed": sealed,
     }
 
 
@@ -66,7 +75,7 @@ def request(card: dict[str, Any], settings: Settings) -> RunRequest:
 
     :raises ProtocolError: it can't be understood, or no key here opens it.
     """
-    secret = orjson.loads(settings.unseal(card["sealed"]))
+    secret = jsontext.loads(settings.unseal(card["sealed"]))
     log_path = secret["workload"].get("log_path")
     here = {
         "server": settings.server or card.get("server"),

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Iterable
 from datetime import timedelta
 from typing import Any
 
 from temporalio import activity
 from temporalio.client import Client, WorkflowExecutionStatus
 from temporalio.exceptions import ApplicationError
-from temporalio.service import RPCError
+from temporalio.service import RPCError, RPCStatusCode
 
 from air_executor.errors import AirExecutorError
 from air_executor.guard import Guard
@@ -20,12 +21,18 @@ from air_executor.runs.record import UNWANTED, RunRecord
 from air_executor.temporal import cards, job_files
 from air_executor.temporal.settings import Settings
 from air_executor.temporal.slots import HostSlots
-from air_executor.temporal.workflow import DETACHED, UNKNOWN
+from air_executor.temporal.workflow import DETACHED, UNFIT, UNKNOWN
 
 log = logging.getLogger(__name__)
 
 #: How often a run's life is shown to Temporal, in seconds; a request to stop comes with the answer.
 BEAT_S = 5.0
+
+#: A host that could not take an order takes none for so many seconds.
+_UNFIT_S = 30.0
+
+#: A runner that has not ended so many seconds after its task's grace time is killed.
+_STUBBORN_S = 15.0
 
 #: How often to look for ends without news, in seconds.
 _LOOK_S = 1.0
@@ -40,19 +47,23 @@ _ASK_S = 5.0
 class HostRuns:
     """Runs what Temporal has for a host, and goes on with what former workers of the host have begun."""
 
-    def __init__(self, backend: RunBackend, settings: Settings, host: str, queue: str, state_dir: str) -> None:
+    def __init__(
+        self, backend: RunBackend, settings: Settings, host: str, queue: str, state_dir: str, grace_s: float
+    ) -> None:
         """Have no run yet.
 
         :param backend: where runs happen, on this host.
         :param host: the host's name, for people.
         :param queue: the host's own task queue.
         :param state_dir: where the host's runs are.
+        :param grace_s: how long a task that is stopped has for its ``on_kill``, in seconds.
         """
         self._backend = backend
         self._settings = settings
         self._host = host
         self._queue = queue
         self._state_dir = state_dir
+        self._grace_s = grace_s
         self.client: Client
         self.slots: HostSlots | None = None
         self._ends: dict[str, asyncio.Future[RunRecord]] = {}
@@ -64,10 +75,26 @@ class HostRuns:
         """Return the ids of the runs that have not ended."""
         return [run_id for run_id, end in list(self._ends.items()) if not end.done()]
 
+    def take_over(self, records: Iterable[RunRecord]) -> None:
+        """Follow runs of former workers, so that they count, before Temporal asks for them."""
+        for record in records:
+            with self._guard(f"Taking run {record.id} over"):
+                self._backend.follow(record)
+                self._follow(record.id)
+
     def stop_all(self, reason: str) -> None:
         """Ask for the end of all runs."""
         for run_id in self.live():
-            self._backend.stop(run_id, reason)
+            self._stop(run_id, reason)
+
+    def _stop(self, run_id: str, reason: str, *, unwanted: bool = False) -> None:
+        self._backend.stop(run_id, reason, unwanted=unwanted)
+        asyncio.get_running_loop().call_later(self._grace_s + _STUBBORN_S, self._kill, run_id)
+
+    def _kill(self, run_id: str) -> None:
+        if run_id in self.live():
+            log.warning("Run %s does not end; its runner is killed", run_id)
+            self._backend.kill(run_id)
 
     async def all_told(self) -> None:
         """Return when all runs have ended, and Temporal has their ends, or does not ask for them."""
@@ -97,7 +124,10 @@ class HostRuns:
                 self._backend.order(request, record)
                 self._follow(request.id)
         except AirExecutorError as error:
-            raise ApplicationError(f"{self._host}: {error}", type=type(error).__name__) from None
+            # As a full disk, or another key: others may take the order, and this host none for a while.
+            if self.slots is not None:
+                self.slots.pause(_UNFIT_S)
+            raise ApplicationError(f"{self._host}: {error}", type=UNFIT) from None
         finally:
             if self.slots is not None:
                 self.slots.has_begun()
@@ -112,31 +142,32 @@ class HostRuns:
             try:
                 record = self._backend.record(run_id)
                 if record.state.is_end:
-                    return self._document(record)
+                    return await self._document(record)
                 self._backend.follow(record)
             except AirExecutorError as error:
                 return {"state": UNKNOWN, "reason": f"{self._host}: {error}"}
             self._follow(run_id)
         end = self._ends[run_id]
         if stop := card.get("stop"):
-            self._backend.stop(run_id, str(stop["reason"]), unwanted=bool(stop["unwanted"]))
+            self._stop(run_id, str(stop["reason"]), unwanted=bool(stop["unwanted"]))
         while not end.done():
             try:
                 await asyncio.wait([end], timeout=BEAT_S)
             except asyncio.CancelledError:
-                await self._cancelled(run_id)
+                await self._cancelled(run_id, is_job=card["identity"]["kind"] == "job")
             if activity.is_worker_shutdown() and not end.done():
                 raise self._detached()
             self._beat(card)
         self._untold.discard(run_id)
-        return self._document(end.result())
+        return await self._document(end.result())
 
-    def _document(self, record: RunRecord) -> dict[str, Any]:
+    async def _document(self, record: RunRecord) -> dict[str, Any]:
         """Return what Temporal is told of a run that has ended."""
         document = record.to_document()
         if record.identity.kind == "job":
             try:
-                document["files"] = job_files.collect(self._backend.folder(record.id))
+                folder = self._backend.folder(record.id)
+                return await asyncio.to_thread(job_files.with_files, document, folder, self._settings)
             except AirExecutorError as error:
                 return {"state": "failed", "reason": f"{self._host}: {error}"}
         return document
@@ -147,7 +178,7 @@ class HostRuns:
     def _detached(self) -> ApplicationError:
         return ApplicationError("its worker ends; the run goes on", self._queue, type=DETACHED)
 
-    async def _cancelled(self, run_id: str) -> None:
+    async def _cancelled(self, run_id: str, *, is_job: bool) -> None:
         """Do what the cancellation of an activity means, and return if the run's end is still wanted.
 
         :raises ApplicationError: the worker ends, and its successor goes on with the run.
@@ -169,10 +200,13 @@ class HostRuns:
                 raise asyncio.CancelledError
         except RPCError as error:
             log.warning("Temporal does not say why run %s is to end: %s", run_id, error)
-            if why.not_found:
-                raise asyncio.CancelledError from None  # it is away, or has lost its data: the run goes on
-        self._backend.stop(run_id, str(reason["reason"]), unwanted=bool(reason["unwanted"]))
+            is_gone = is_job and error.status is RPCStatusCode.NOT_FOUND
+            if why.not_found and not is_gone:
+                # It is away, or has lost its data: the run goes on, and tells Airflow its end. A job's could tell none.
+                raise asyncio.CancelledError from None
+        self._stop(run_id, str(reason["reason"]), unwanted=bool(reason["unwanted"]))
         if why.not_found:
+            self._untold.discard(run_id)
             raise asyncio.CancelledError
 
     # Ends

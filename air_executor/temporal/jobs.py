@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 from air_executor.config import Config
 from air_executor.runs.record import Identity
 from air_executor.temporal.backend import TemporalBackend
@@ -14,17 +12,11 @@ from air_executor.temporal.workflow import ALIVE, LOST
 _LOST_S = 240.0
 
 
-class _Judge:
-    """Says that a run is lost when its host has not answered for long. Nobody else hears of it meanwhile."""
-
-    def __init__(self) -> None:
-        self._asked_s: dict[str, float] = {}
-
-    def __call__(self, who: Identity) -> str:
-        since_s = time.monotonic() - self._asked_s.setdefault(f"{who.workload_id}/{who.try_number}", time.monotonic())
-        return LOST if since_s > _LOST_S else ALIVE
+def _judge(_: Identity, silent_s: float) -> str:
+    """Say that a run is lost when its host has not answered for long: nobody else hears of it meanwhile."""
+    return LOST if silent_s > _LOST_S else ALIVE
 
 
 def make_backend(config: Config, settings: Settings) -> TemporalBackend:
     """Return the place for the runs of a manager of jobs."""
-    return TemporalBackend(config, settings, _Judge())
+    return TemporalBackend(config, settings, _judge)

@@ -40,6 +40,9 @@ _MAX_ORDERS, _MAX_BYTES = 100, 200_000
 #: Backoff before Temporal is asked again, in seconds: the first pause, doubled each time, up to the last one.
 _FIRST_PAUSE_S, _LAST_PAUSE_S = 0.5, 15.0
 
+#: A workflow of a former version does not say for how long a host has been silent.
+_LONG_S = 3600.0
+
 #: A call may take so long, in seconds.
 _CALL_S = 10.0
 
@@ -81,12 +84,13 @@ class Link:
         self,
         settings: Settings,
         take: Callable[[list[dict[str, Any]]], None],
-        judge: Callable[[dict[str, Any]], str],
+        judge: Callable[[dict[str, Any], float], str],
     ) -> None:
         """Prepare, but connect to nothing.
 
         :param take: is given the ends that a workflow tells, in the link's thread. They are told again if it raises.
-        :param judge: says what became of a run whose host does not answer, in a thread of its own.
+        :param judge: says what became of a run whose host has not answered for so many seconds, in a thread of its
+            own.
         """
         self._settings = settings
         self._take = take
@@ -192,8 +196,8 @@ class Link:
             self._take(ends)
 
         @activity.defn(name="judge")
-        async def judge(identity: dict[str, Any]) -> str:
-            return await asyncio.to_thread(self._judge, identity)
+        async def judge(identity: dict[str, Any], silent_s: float = _LONG_S) -> str:
+            return await asyncio.to_thread(self._judge, identity, silent_s)
 
         workers = (
             Worker(
@@ -215,7 +219,8 @@ class Link:
                 batch.append(self._outbox.get_nowait())
             try:
                 for group in _groups(batch):
-                    await self._send(group)
+                    with self._guard("Sending to Temporal"):
+                        await self._send(group)
             finally:
                 for _ in batch:
                     self._outbox.task_done()
@@ -256,7 +261,12 @@ class Link:
                 await self._send([order])
         else:
             end = {"state": "failed", "reason": f"Temporal refuses the order: {error}"}
-            self._take([{"id": group[0].card["id"], "end": end}])
+            while True:
+                with self._guard("Recording that Temporal refuses an order") as recording:
+                    self._take([{"id": group[0].card["id"], "end": end}])
+                if recording.error is None:
+                    return
+                await asyncio.sleep(_LAST_PAUSE_S)
 
     async def _order(self, orders: list[Order]) -> None:
         first = orders[0]
@@ -309,7 +319,8 @@ class Link:
         :raises RPCError: Temporal can't be asked.
         """
         try:
-            return (await self.client.get_workflow_handle(workflow_id).describe()).run_id
+            handle = self.client.get_workflow_handle(workflow_id)
+            return (await handle.describe(rpc_timeout=timedelta(seconds=_CALL_S))).run_id
         except RPCError as error:
             if error.status is RPCStatusCode.NOT_FOUND:
                 return None
@@ -342,7 +353,8 @@ class Link:
             task_queue=TaskQueue(name=queue),
             task_queue_type=TaskQueueType.TASK_QUEUE_TYPE_ACTIVITY,
         )
-        return bool((await self.client.workflow_service.describe_task_queue(request)).pollers)
+        described = self.client.workflow_service.describe_task_queue(request, timeout=timedelta(seconds=_CALL_S))
+        return bool((await described).pollers)
 
     async def open_workflows(self) -> AsyncIterator[tuple[str, dict[str, Any]]]:
         """Yield the ids of all workflows of ours that run, with what people see of their headers.

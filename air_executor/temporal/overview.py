@@ -49,7 +49,7 @@ class Queue:
 
 
 @dataclass
-class ActiveRun:
+class HostedRun:
     """A run that a host has taken."""
 
     dag: str
@@ -66,7 +66,7 @@ class Overview:
 
     hosts: list[Host]
     queues: list[Queue]
-    runs: list[ActiveRun]
+    runs: list[HostedRun]
     workflows: int
     """How many are open."""
 
@@ -80,7 +80,7 @@ async def look(client: Client, settings: Settings, queues: Iterable[str]) -> Ove
     hosts = await _hosts(client, settings)
     names = sorted({*queues, *(name for host in hosts for name in host.queues)})
     query = f"WorkflowType = '{NAME}' AND ExecutionStatus = 'Running' AND TaskQueue = '{settings.prefix}'"
-    runs: list[ActiveRun] = []
+    runs: list[HostedRun] = []
     async for workflow in client.list_workflows(query, limit=_MAX_WORKFLOWS):
         runs += await _runs(client, workflow.id, await workflow.memo())
     count = (await client.count_workflows(query)).count
@@ -89,21 +89,22 @@ async def look(client: Client, settings: Settings, queues: Iterable[str]) -> Ove
 
 async def _hosts(client: Client, settings: Settings) -> list[Host]:
     try:
-        answer = await client.workflow_service.list_workers(ListWorkersRequest(namespace=client.namespace))
+        workers = await _workers(client)
     except RPCError as error:
         if error.status is not RPCStatusCode.UNIMPLEMENTED:
             raise
         return await _pollers(client, settings)  # a server of an earlier version
     hosts: dict[tuple[str, str], Host] = {}
-    for each in (info.worker_heartbeat for info in answer.workers_info):
+    prefix, own = f"{settings.prefix}.", f"{settings.prefix}@"
+    for each in workers:
         is_old = each.elapsed_since_last_heartbeat.ToTimedelta() > timedelta(seconds=_SILENT_S)
-        is_ours = each.worker_identity.startswith(WORKER) and each.task_queue.startswith(settings.prefix)
+        is_ours = each.worker_identity.startswith(WORKER) and each.task_queue[: len(prefix)] in (prefix, own)
         if not is_ours or is_old or each.status == WorkerStatus.WORKER_STATUS_SHUTDOWN:
             continue
         key = (each.worker_identity, each.host_info.worker_grouping_key)
         host = hosts.setdefault(key, Host(each.worker_identity.removeprefix(WORKER), running=0))
-        if each.task_queue.startswith(settings.queue("")[: len(settings.prefix) + 1]):
-            host.queues.append(each.task_queue.removeprefix(f"{settings.prefix}."))
+        if each.task_queue.startswith(prefix):
+            host.queues.append(each.task_queue.removeprefix(prefix))
         host.running = (host.running or 0) + each.activity_task_slots_info.current_used_slots
         host.cpu = round(each.host_info.current_host_cpu_usage, 3)
         host.memory = round(each.host_info.current_host_mem_usage, 3)
@@ -111,6 +112,18 @@ async def _hosts(client: Client, settings: Settings) -> list[Host]:
     for host in hosts.values():
         host.queues.sort()
     return sorted(hosts.values(), key=lambda host: host.name)
+
+
+async def _workers(client: Client) -> list[Any]:
+    """Return the last heartbeats of all workers."""
+    found: list[Any] = []
+    request = ListWorkersRequest(namespace=client.namespace)
+    while True:
+        answer = await client.workflow_service.list_workers(request)
+        found += [info.worker_heartbeat for info in answer.workers_info]
+        if not answer.next_page_token:
+            return found
+        request.next_page_token = answer.next_page_token
 
 
 async def _pollers(client: Client, settings: Settings) -> list[Host]:
@@ -133,7 +146,7 @@ async def _describe(client: Client, queue: str, kind: Any) -> Any:
     )
 
 
-async def _runs(client: Client, workflow_id: str, memo: Any) -> list[ActiveRun]:
+async def _runs(client: Client, workflow_id: str, memo: Any) -> list[HostedRun]:
     try:
         found = await client.get_workflow_handle(workflow_id).describe()
     except RPCError as error:
@@ -145,7 +158,7 @@ async def _runs(client: Client, workflow_id: str, memo: Any) -> list[ActiveRun]:
         for payload in each.heartbeat_details.payloads:
             details = orjson.loads(payload.data)
             task, since = details.get("task", each.activity_id), _moment(each.last_started_time)
-            runs.append(ActiveRun(memo.get("dag", workflow_id), memo.get("dag_run", ""), task, details["host"], since))
+            runs.append(HostedRun(memo.get("dag", workflow_id), memo.get("dag_run", ""), task, details["host"], since))
     return runs
 
 

@@ -7,9 +7,11 @@ import hashlib
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Any
 
 from cryptography.fernet import Fernet, InvalidToken, MultiFernet
+from temporalio.api.workflowservice.v1 import DescribeNamespaceRequest
 from temporalio.client import Client
 from temporalio.envconfig import ClientConfig
 from temporalio.service import RPCError
@@ -19,16 +21,23 @@ from air_executor.errors import ConfigError, ProtocolError
 
 _DEFAULT_ADDRESS = "localhost:7233"
 
+#: How long to wait for an answer when connecting.
+_CALL = timedelta(seconds=10)
+
 #: The identities of workers begin so; the host's name follows.
 WORKER = "air-executor worker "
 
-#: A runner that reaches Airflow for so many seconds no more, while its host's worker does not reach Temporal, ends its
-#: task: it could be taken for lost, and its retry begun elsewhere. In seconds.
-FENCE_S = 25.0
+#: Beyond the time between two heartbeats to Airflow, in seconds: a runner that has not reached Airflow for so long,
+#: while its host's worker does not reach Temporal, ends its task. One whose host has not answered for so long, and
+#: whose last heartbeat in Airflow is as old, is lost, and its retry may begin elsewhere. In between there is time for
+#: the request that is just being made to time out, and for ``on_kill``.
+_FENCE_S, _LOST_S = 20.0, 40.0
 
-#: A run whose host does not answer, and whose last heartbeat in Airflow is older than this, is lost. Its runner has
-#: ended the task by then. In seconds.
-LOST_S = 45.0
+#: One order has at most this many bytes: Temporal takes 2 MB, and the order is repeated in other calls.
+MAX_ORDER = 1_500_000
+
+#: The token of an order is valid for so much longer than the order may wait, in seconds.
+_MARGIN_S = 600.0
 
 
 @dataclass(frozen=True)
@@ -44,6 +53,8 @@ class Settings:
     """Secrets from which keys are derived: the first seals, all open."""
     wait_s: float = 86400.0
     """How long an order may wait for a host, in seconds."""
+    beat_s: float = 5.0
+    """How often runners send heartbeats to Airflow, in seconds."""
     server: str | None = None
     """URL of the execution API, if this machine's configuration names it."""
     log_folder: str = ""
@@ -78,10 +89,26 @@ class Settings:
             prefix=prefix,
             keys=keys,
             wait_s=float(_text(get, "temporal_wait_seconds")),
+            beat_s=float(get("workers", "min_heartbeat_interval") or 5.0),
             server=get("core", "execution_api_server_url"),
             log_folder=get("logging", "base_log_folder") or str(config.airflow_home() / "logs"),
             common=common,
         )
+
+    @property
+    def fence_s(self) -> float:
+        """After how long without Airflow and Temporal a runner ends its task, in seconds."""
+        return self.beat_s + _FENCE_S
+
+    @property
+    def lost_s(self) -> float:
+        """After how long without a sign of life a run is lost, in seconds."""
+        return self.beat_s + _LOST_S
+
+    @property
+    def token_s(self) -> float:
+        """How long the token of an order is valid, in seconds."""
+        return self.wait_s + _MARGIN_S
 
     def queue(self, name: str | None) -> str:
         """Return Temporal's task queue for one of Airflow's."""
@@ -95,14 +122,18 @@ class Settings:
         """Connect to Temporal.
 
         :param more: further arguments of :meth:`Client.connect`.
-        :raises ConfigError: it can't be reached, or does not let us in; the message says which address was tried.
+        :raises ConfigError: it can't be reached, does not let us in, or has no such namespace; the message says which
+            address was tried.
         """
         found = {**self.common, **more}
         found["target_host"] = self.address or found.get("target_host") or _DEFAULT_ADDRESS
         if self.namespace:
             found["namespace"] = self.namespace
         try:
-            return await Client.connect(**found)
+            client = await Client.connect(**found)
+            asked = DescribeNamespaceRequest(namespace=client.namespace)
+            await client.workflow_service.describe_namespace(asked, timeout=_CALL)
+            return client
         except (RuntimeError, RPCError, OSError, ValueError) as error:
             raise ConfigError(f"Temporal at {found['target_host']} cannot be used: {error}") from None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 import weakref
 from collections.abc import Callable
 
@@ -29,6 +30,7 @@ class HostSlots:
         self._most, self._live = most, live
         self._lock = threading.Lock()
         self._beginning = 0
+        self._paused_until_s = 0.0
         self._suppliers: list[QueueSlots] = []
         self._loop = asyncio.get_running_loop()
         self.changed = asyncio.Event()
@@ -43,6 +45,8 @@ class HostSlots:
         with self._lock:
             taken = self._live() + self._beginning
             asking = sum(len(each.asking) for each in self._suppliers)
+            if time.monotonic() < self._paused_until_s:
+                return None
             if taken + asking < self._most or (taken < self._most and not supplier.asking):
                 permit = SlotPermit()
                 supplier.asking.add(permit)
@@ -66,6 +70,11 @@ class HostSlots:
         with self._lock:
             supplier.asking.discard(permit)
         self.note_change()
+
+    def pause(self, seconds: float) -> None:
+        """Take no order for so long."""
+        self._paused_until_s = time.monotonic() + seconds
+        self._loop.call_later(seconds, self.changed.set)
 
     def note_change(self) -> None:
         """Let those who wait for a slot look again. May be called in any thread."""

@@ -24,6 +24,9 @@ WATCH_S = 10.0
 #: A heartbeat that has not changed for so many seconds is none.
 _STALE_S = 25.0
 
+#: So many workflows are looked at at once.
+_AT_ONCE = 20
+
 
 #: Stands for an execution that there is not.
 _NONE = str(uuid.UUID(int=0))
@@ -58,20 +61,21 @@ class Watch:
         link: Link,
         settings: Settings,
         live: Callable[[], dict[str, LiveRun]],
-        judge: Callable[[dict[str, Any]], str],
         end: Callable[[list[dict[str, Any]]], None],
+        judge: Callable[[Identity, float], str],
+        give_back: Callable[[Identity, str], bool],
     ) -> None:
-        """Look at nothing yet.
+        """Look at nothing yet. The last two are those of :class:`.backend.TemporalBackend`.
 
         :param live: returns the live runs by their ids.
-        :param judge: says what became of a run whose host does not answer, as for :class:`.link.Link`.
         :param end: takes ends, as workflows tell them.
         """
-        self._link, self._settings, self._live, self._judge, self._end = link, settings, live, judge, end
+        self._link, self._settings, self._live, self._end = link, settings, live, end
+        self._judge, self._give_back = judge, give_back
         #: Queues that nobody serves, as was logged.
         self._unserved: set[str] = set()
-        #: Runs whose workflows Temporal has lost, as was logged.
-        self._forgotten: set[str] = set()
+        #: Runs whose workflows Temporal has lost, and when that was found, on the monotonic clock.
+        self._forgotten: dict[str, float] = {}
         self._guard = Guard(log)
 
     async def look(self) -> None:
@@ -86,13 +90,23 @@ class Watch:
                     run.execution = await self._link.execution(run.workflow_id) or _NONE
             if run.execution is not None:
                 executions.setdefault((run.workflow_id, run.execution), []).append(run_id)
-        for (workflow_id, execution), run_ids in executions.items():
-            with self._guard(f"Looking whether workflow {workflow_id} is over"):
-                await self._look_at(workflow_id, execution, {run_id: live[run_id] for run_id in run_ids})
-        self._forgotten &= live.keys()
+        room = asyncio.Semaphore(_AT_ONCE)
+
+        async def look_at(workflow_id: str, execution: str, run_ids: list[str]) -> None:
+            async with room:
+                with self._guard(f"Looking whether workflow {workflow_id} is over"):
+                    await self._look_at(workflow_id, execution, {run_id: live[run_id] for run_id in run_ids})
+
+        await asyncio.gather(*(look_at(*key, run_ids) for key, run_ids in executions.items()))
+        self._forgotten = {run_id: since_s for run_id, since_s in self._forgotten.items() if run_id in live}
+
+    def forget(self, run_id: str) -> None:
+        """Note that Temporal does not know a run that was taken over; the next look does what is right for it."""
+        if (run := self._live().get(run_id)) is not None:
+            run.execution = _NONE
 
     async def _look_at(self, workflow_id: str, execution: str, runs: dict[str, LiveRun]) -> None:
-        seen = await self._link.look(workflow_id, execution)
+        seen = None if execution == _NONE else await self._link.look(workflow_id, execution)
         if seen is None:
             await self._recover(workflow_id, runs)
         elif not seen.is_open:
@@ -104,15 +118,18 @@ class Watch:
 
     async def _recover(self, workflow_id: str, runs: dict[str, LiveRun]) -> None:
         """Do what is right for runs whose workflow Temporal does not know any more: its data were lost, or deleted."""
-        if new := runs.keys() - self._forgotten:
-            log.warning("Temporal has lost workflow %s with %d live runs of tasks", workflow_id, len(new))
-            self._forgotten |= new
+        if new := runs.keys() - self._forgotten.keys():
+            log.warning("Temporal does not know workflow %s with %d live runs of tasks", workflow_id, len(new))
+            self._forgotten |= dict.fromkeys(new, time.monotonic())
         for run_id, run in runs.items():
-            verdict = await asyncio.to_thread(self._judge, vars(run.identity))
+            verdict = await asyncio.to_thread(self._judge, run.identity, time.monotonic() - self._forgotten[run_id])
             if verdict == AGAIN and run.order is not None:
                 log.warning("Ordering again run %s, which had not begun", run_id)
                 run.execution = None
                 self._link.send(run.order)
+            elif verdict == AGAIN and await asyncio.to_thread(self._give_back, run.identity, run_id):
+                log.warning("Run %s had not begun; its task is queued again", run_id)
+                self._end_all([run_id], "lost", "Temporal has no order of it", unwanted=True)
             elif verdict in (AGAIN, LOST):
                 why = "had not begun" if verdict == AGAIN else "its host shows no life"
                 self._end_all([run_id], "lost", f"Temporal has lost its workflow, and it {why}")

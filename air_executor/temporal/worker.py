@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any, TypeAlias
 
+from temporalio.api.workflowservice.v1 import DescribeNamespaceRequest
 from temporalio.client import Client
 from temporalio.runtime import Runtime, TelemetryConfig
 from temporalio.service import RPCError
@@ -76,18 +77,21 @@ class Shutdown:
 class HostWorker:
     """Runs what Temporal's task queues have for this host."""
 
-    def __init__(self, backend: RunBackend, settings: Settings, host: str, place: str, store: RunStore) -> None:
+    def __init__(
+        self, backend: RunBackend, settings: Settings, host: str, place: str, store: RunStore, grace_s: float
+    ) -> None:
         """Prepare, but begin nothing.
 
         :param backend: where runs happen, on this host.
         :param host: the host's name, for people.
         :param place: names the state directory, unlike all others: hosts may have the same name.
         :param store: of that directory.
+        :param grace_s: how long a task that is stopped has for its ``on_kill``, in seconds.
         """
         self._settings = settings
         self._host = host
         self._queue = settings.host_queue(f"{host}-{place}")
-        self._runs = HostRuns(backend, settings, host, self._queue, str(store.root))
+        self._runs = HostRuns(backend, settings, host, self._queue, str(store.root), grace_s)
         self._store = store
         self._client: Client
         self._guard = Guard(log)
@@ -101,6 +105,7 @@ class HostWorker:
             return
         if slots is not None:
             self._runs.slots = HostSlots(slots, lambda: len(self._runs.live()))
+        self._runs.take_over([record for record in self._store.open_records() if not record.state.is_end])
         tuner = ResourceBasedTunerConfig(_MEMORY, _CPU)
 
         def supplier() -> _Slots:
@@ -182,7 +187,9 @@ class HostWorker:
         is_away = False
         while True:
             try:
-                await self._client.service_client.check_health(timeout=timedelta(seconds=BEAT_S))
+                await self._client.workflow_service.describe_namespace(
+                    DescribeNamespaceRequest(namespace=self._client.namespace), timeout=timedelta(seconds=BEAT_S)
+                )
                 self._store.note_contact()
                 if is_away:
                     log.info("Temporal is back")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 from temporalio import workflow
@@ -56,6 +56,10 @@ _MOST_BYTES = 15 << 20
 #: The type of an activity's failure when its worker is shut down and leaves the run to its successor.
 DETACHED = "Detached"
 
+#: The type of an activity's failure when its host can't take orders, which others may; and so often that is believed.
+UNFIT = "Unfit"
+_MOST_UNFIT = 10
+
 #: The state that a worker returns for a run that its host does not have, or not any more.
 UNKNOWN = "unknown"
 
@@ -84,9 +88,9 @@ def memo(header: dict[str, Any]) -> dict[str, str]:
 
 
 def _waits(run: _Run) -> timedelta | None:
-    """Return how long an order may wait for a host."""
-    wait_s = run.card.get("wait_s")
-    return None if wait_s is None else timedelta(seconds=wait_s)
+    """Return how long an order may still wait for a host."""
+    until_s = run.card.get("until")
+    return None if until_s is None else timedelta(seconds=max(1.0, until_s - workflow.now().timestamp()))
 
 
 def _stopped(run: _Run, when: str) -> dict[str, Any]:
@@ -135,7 +139,7 @@ class DagRunWorkflow:
 
     def _may_end(self) -> bool:
         if self._header.get("is_single"):
-            return bool(self._runs) and not self._untold()
+            return bool(self._runs) and not self._untold() and not self._outbox
         is_known = self._is_impatient or not self._untold()
         return self._closed is not None and not self._live() and not self._outbox and is_known
 
@@ -174,7 +178,7 @@ class DagRunWorkflow:
             self._pass_on("follow", [follower, later])
         else:
             for run_id in later:
-                end = {"state": "lost", "reason": "Temporal has no order of it"}
+                end = {"state": "lost", "reason": "Temporal has no order of it", "is_unknown": True}
                 self._runs[run_id] = _Run({"id": run_id, "summary": run_id}, follower, end=end)
         for run_id in run_ids:
             if (run := self._runs.get(run_id)) is None:
@@ -268,6 +272,8 @@ class DagRunWorkflow:
         """Have a run executed, and return its end: its record, or the state and reason if there is none."""
         host: str | None = None
         patience = _ATTACH_TIMEOUT
+        silent_since: datetime | None = None
+        unfit = 0
         for attempt in itertools.count(1):
             run.handle = self._start(run, host, patience, attempt)
             why = f"no worker answers on {host}" if host is not None else "its worker died as it began"
@@ -286,15 +292,20 @@ class DagRunWorkflow:
                 # Its worker was away. The request to attach to it says that it is to stop.
             elif host is None and isinstance(cause, TimeoutError) and cause.type is TimeoutType.SCHEDULE_TO_START:
                 return {"state": "failed", "reason": f"no worker of {run.card['queue']} had a slot for it in time"}
+            elif isinstance(cause, ApplicationError) and cause.type == UNFIT and unfit < _MOST_UNFIT:
+                unfit += 1
+                await workflow.sleep(min(_ATTACH_TIMEOUT * unfit, timedelta(minutes=1)))
+                host = None
             elif isinstance(cause, ApplicationError) and cause.type == DETACHED:
-                host, patience = str(cause.details[0]), _ATTACH_TIMEOUT
+                host, patience, silent_since = str(cause.details[0]), _ATTACH_TIMEOUT, workflow.now()
             elif host is not None and isinstance(cause, TimeoutError) and cause.type is TimeoutType.HEARTBEAT:
-                patience = _ATTACH_TIMEOUT
+                patience, silent_since = _ATTACH_TIMEOUT, workflow.now() - HEARTBEAT_TIMEOUT
             elif cause is None or isinstance(cause, TimeoutError):
-                verdict = await self._judge(run)
+                silent_since = silent_since or workflow.now() - HEARTBEAT_TIMEOUT
+                verdict = await self._judge(run, silent_since)
                 while verdict == ALIVE and (host is None or cause is None):
                     await workflow.sleep(patience)  # until it ends, or its last heartbeat is old
-                    verdict = await self._judge(run)
+                    verdict = await self._judge(run, silent_since)
                 if verdict == LOST and run.stop_reason is not None:
                     return _stopped(run, "and its host is lost")
                 if verdict == LOST:
@@ -329,13 +340,13 @@ class DagRunWorkflow:
             handle.cancel()
         return handle
 
-    async def _judge(self, run: _Run) -> str:
-        """Return what Airflow's database says of a run whose host does not answer."""
+    async def _judge(self, run: _Run, silent_since: datetime) -> str:
+        """Return what Airflow's database says of a run whose host has not answered since then."""
         while True:
             try:
                 verdict: str = await workflow.execute_activity(
                     "judge",
-                    run.card["identity"],
+                    args=[run.card["identity"], (workflow.now() - silent_since).total_seconds()],
                     task_queue=run.follower,
                     schedule_to_start_timeout=_JUDGE_TIMEOUT,
                     start_to_close_timeout=_JUDGE_TIMEOUT,

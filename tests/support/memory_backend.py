@@ -27,12 +27,12 @@ class Run:
 class Place:
     """What outlives those who order runs: the runs, and the owners with the time of their last sign of life."""
 
+    folder: Path
+    """Where runs leave their results, each in a folder of its own."""
     runs: dict[str, Run] = field(default_factory=dict)
     owners: dict[str, float] = field(default_factory=dict)
     alive: set[str] = field(default_factory=set)
     """The owners that live."""
-    folder: Path = Path()
-    """Where runs leave their results, each in a folder of its own."""
     kept: set[str] = field(default_factory=set)
     """The workloads that may be ordered again."""
     gpus: int = 0

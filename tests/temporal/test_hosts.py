@@ -289,6 +289,8 @@ def test_a_zombie_that_returns_changes_nothing(cluster: Cluster) -> None:
     first.host.mend()
     for process in stopped:
         process.resume()
+    assert first.process is not None
+    first.process.send_signal(signal.SIGCONT)  # what has entered the host for it stops and goes on with it
     wait_for(lambda: first.store.read(record.id).state.is_end, "the zombie's end", 120)
     assert first.store.read(record.id).state is not RunState.SUCCEEDED
     assert run.state == "running"

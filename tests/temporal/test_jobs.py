@@ -162,6 +162,12 @@ def test_what_is_missing_is_said(place: Place) -> None:
     place.start_worker()
     assert ended(place.start_run(file))[0] == 1
     assert "/not/there" in place.tasks("wrong")["one"]["error"]
+    place.env["TEMPORAL_NAMESPACE"] = "not-there"
+    shown = subprocess.run([*_CLI, "temporal", "status"], env=place.env, cwd=place.folder, capture_output=True)
+    assert shown.returncode != 0 and b"not-there" in shown.stderr and b"Traceback" not in shown.stderr
+    place.env["TEMPORAL_NAMESPACE"], place.env["TEMPORAL_ADDRESS"] = "default", "127.0.0.1:1"
+    shown = subprocess.run([*_CLI, "temporal", "status"], env=place.env, cwd=place.folder, capture_output=True)
+    assert shown.returncode != 0 and b"127.0.0.1:1" in shown.stderr and b"Traceback" not in shown.stderr
     del place.env["AIRFLOW__AIR_EXECUTOR__TEMPORAL_KEY"]
     code, out, err = ended(place.start_run(place.write("no-key", [{"id": "one", "command": "true"}])))
     assert code == 2 and "temporal_key" in out + err

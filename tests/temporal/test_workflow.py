@@ -14,7 +14,7 @@ from temporalio.client import Client, WorkflowFailureError, WorkflowHandle, Work
 from temporalio.exceptions import ApplicationError
 from temporalio.worker import Replayer, Worker
 
-from air_executor.temporal.workflow import DETACHED, NAME, DagRunWorkflow
+from air_executor.temporal.workflow import DETACHED, NAME, UNFIT, DagRunWorkflow
 from tests.temporal.conftest import Temporal
 
 pytestmark = pytest.mark.xdist_group("temporal's workflow")
@@ -38,6 +38,8 @@ class Hosts:
         self.begun.append(card["id"])
         if card["summary"] == "detached":
             raise ApplicationError("the worker ends", "host", type=DETACHED)
+        if card["summary"] == "unfit" and self.begun.count(card["id"]) == 1:
+            raise ApplicationError("the disk of this host is full", type=UNFIT)
         if card["summary"] == "refused":
             raise ApplicationError("no key opens it")
         try:
@@ -126,6 +128,15 @@ def test_runs_go_on_with_the_next_worker_and_failures_have_their_reason(temporal
         detached[0]["id"]: {"state": "succeeded", "reason": "by its host's next worker"},
         refused[0]["id"]: {"state": "failed", "reason": "no key opens it"},
     }
+    replay(history)
+
+
+def test_an_order_that_a_host_can_not_take_goes_to_another(temporal: Temporal) -> None:
+    hosts = Hosts()
+    unfit = cards(1, "unfit")
+    _, history = asyncio.run(history_of(temporal, hosts, [unfit]))
+    assert hosts.begun == [unfit[0]["id"]] * 2
+    assert hosts.told[unfit[0]["id"]]["state"] == "succeeded"
     replay(history)
 
 

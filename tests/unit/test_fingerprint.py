@@ -73,6 +73,7 @@ OTHERS: dict[str, Any] = {
     "stop_grace_seconds": 1.5,
     "gpus": ("7",),
     "on_launcher_stop": "drain",
+    "fence_seconds": 1.5,
     "renew_tokens": "off",
     "serves": "jobs",
 }

@@ -110,9 +110,9 @@ class Passes:
 class World:
     """An executor whose parts may all fail, and what the scheduler has heard from it."""
 
-    def __init__(self, mood: Mood, parallelism: int = 100) -> None:
+    def __init__(self, mood: Mood, folder: Path, parallelism: int = 100) -> None:
         self.mood = mood
-        self.place = Place()
+        self.place = Place(folder=folder)
         self.backend, self.passes = MemoryBackend(self.place), Passes()
         assert self.backend.open("1.test")
         self.executor = executor = AirExecutor(parallelism=parallelism)
@@ -183,7 +183,7 @@ def test_nothing_raises_out_of_the_executor_and_every_end_is_told(
     seed: int, share: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mood = Mood(seed, share)
-    world = World(mood)
+    world = World(mood, tmp_path)
     executor, chance = world.executor, random.Random(seed)
     monkeypatch.setattr(AirExecutor, "_working", [executor])
     monkeypatch.setattr(task_instances, "name_runs", lambda _: mood.swing())
@@ -228,7 +228,7 @@ def test_nothing_raises_out_of_the_executor_and_every_end_is_told(
 def test_the_end_of_one_run_that_cannot_be_told_hurts_no_other(
     error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    world = World(Mood(0, 0.0))
+    world = World(Mood(0, 0.0), tmp_path)
     bad, *good = world.queue(3)
     world.loop()
     report = world.executor._ends.report
@@ -250,7 +250,7 @@ def test_the_end_of_one_run_that_cannot_be_told_hurts_no_other(
 
 @pytest.mark.usefixtures("_secret")
 def test_a_record_that_cannot_be_written_keeps_no_other_from_being_recorded_as_told(tmp_path: Path) -> None:
-    world = World(Mood(0, 0.0))
+    world = World(Mood(0, 0.0), tmp_path)
     world.queue(3)
     world.loop()
     bad, *good = world.live()
@@ -279,7 +279,7 @@ def test_a_record_that_cannot_be_written_keeps_no_other_from_being_recorded_as_t
 def test_a_failure_that_the_scheduler_has_missed_is_told_again_and_recorded_when_it_has_heard(
     is_ordered: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    world = World(Mood(0, 0.0))
+    world = World(Mood(0, 0.0), tmp_path)
     asked: list[list[Report]] = []
     monkeypatch.setattr(world.passes, "begin", lambda *arguments: asked.append(arguments[2]))
     if not is_ordered:
@@ -314,7 +314,7 @@ def test_a_failure_that_the_scheduler_has_missed_is_told_again_and_recorded_when
 
 @pytest.mark.usefixtures("_secret")
 def test_a_workload_of_a_kind_that_nobody_knows_is_not_offered_for_ever(tmp_path: Path) -> None:
-    world = World(Mood(0, 0.0))
+    world = World(Mood(0, 0.0), tmp_path)
     world.executor.queued_tasks["strange"] = strange = SimpleNamespace(ti=SimpleNamespace(priority_weight=1))  # type: ignore
     (known,) = world.queue(1)
     world.executor._process_workloads([strange, known])

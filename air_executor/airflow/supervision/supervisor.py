@@ -139,7 +139,8 @@ class AirSupervisor(stock.ActivitySubprocess):
         super()._on_child_started(*args, **kwargs)
         self._run.started()
         # The request for the start was a sign of life, so the next one is due after a heartbeat's interval.
-        self._last_heartbeat_attempt = time.monotonic()
+        self._last_heartbeat_attempt = self._run.heard_s = time.monotonic()
+        self._run.guard_isolation()
 
     # While the task runs
 

@@ -1,0 +1,75 @@
+"""The slots of a host: all its queues share them, and runs that were taken over count."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, cast
+
+from air_executor.temporal.slots import HostSlots, QueueSlots
+
+
+class Context:
+    """What the SDK hands to a supplier, as far as it is looked at."""
+
+    def __init__(self, permit: Any = None) -> None:
+        self.permit = permit
+
+
+def used(supplier: QueueSlots, permit: Any) -> None:
+    supplier.mark_slot_used(cast(Any, Context(permit)))
+
+
+def given_back(supplier: QueueSlots, permit: Any) -> None:
+    supplier.release_slot(cast(Any, Context(permit)))
+
+
+def test_one_queue_never_has_more_than_there_are() -> None:
+    async def check() -> None:
+        live: list[str] = []
+        slots = HostSlots(2, lambda: len(live))
+        queue = slots.supplier()
+        first = await queue.reserve_slot(cast(Any, Context()))
+        second = await queue.reserve_slot(cast(Any, Context()))
+        assert queue.try_reserve_slot(cast(Any, Context())) is None
+        used(queue, first)
+        live.append("first")
+        slots.has_begun()
+        assert queue.try_reserve_slot(cast(Any, Context())) is None
+        used(queue, second)  # it has not begun yet, and counts
+        assert queue.try_reserve_slot(cast(Any, Context())) is None
+        waiting = asyncio.create_task(queue.reserve_slot(cast(Any, Context())))
+        await asyncio.sleep(0)
+        live.clear()
+        slots.note_change()
+        await asyncio.wait_for(waiting, 10)
+        given_back(queue, first)
+
+    asyncio.run(check())
+
+
+def test_queues_that_ask_leave_each_other_room() -> None:
+    async def check() -> None:
+        live: list[str] = []
+        slots = HostSlots(2, lambda: len(live))
+        busy, idle = slots.supplier(), slots.supplier()
+        for _ in range(2):
+            assert busy.try_reserve_slot(cast(Any, Context())) is not None
+        # All slots are asked for, none is taken: the other queue may ask for one order.
+        assert idle.try_reserve_slot(cast(Any, Context())) is not None
+        assert idle.try_reserve_slot(cast(Any, Context())) is None
+        live += ["taken", "over"]
+        third = slots.supplier()
+        assert third.try_reserve_slot(cast(Any, Context())) is None
+
+    asyncio.run(check())
+
+
+def test_a_host_that_can_take_nothing_takes_nothing_for_a_while() -> None:
+    async def check() -> None:
+        slots = HostSlots(2, lambda: 0)
+        queue = slots.supplier()
+        slots.pause(0.2)
+        assert queue.try_reserve_slot(cast(Any, Context())) is None
+        assert await asyncio.wait_for(queue.reserve_slot(cast(Any, Context())), 10) is not None
+
+    asyncio.run(check())
