@@ -247,7 +247,7 @@ INTERNALS: dict[str, list[Internal]] = {
     ],
     "A token that outlives a wait": [
         Internal("airflow.sdk.api.client:BearerAuth", takes="token"),
-        Internal("airflow.api_fastapi.auth.tokens:JWTGenerator.generate", takes="self extras"),
+        Internal("airflow.api_fastapi.auth.tokens:JWTGenerator.generate", takes="self extras", says="self.valid_for"),
         Internal("airflow.api_fastapi.auth.tokens:get_signing_args", takes="make_secret_key_if_needed"),
         Internal("airflow.api_fastapi.execution_api.app:JWTReissueMiddleware.dispatch", takes="self request"),
         Internal("airflow.executors.workloads:ExecuteTask.make", takes="ti generator"),

@@ -55,7 +55,7 @@ def test_every_option_has_a_default_that_can_be_used(home: Path) -> None:
 
 def test_every_option_is_a_value_of_the_configuration_and_is_described() -> None:
     ours = {option.name for option in OPTIONS if option.group is not Group.TEMPORAL}
-    assert {*ours, "serves"} == set(Config.__dataclass_fields__)
+    assert {*ours, "serves", "fence_seconds"} == set(Config.__dataclass_fields__)
     assert len(OPTIONS) == len({option.name for option in OPTIONS})
     for option in OPTIONS:
         assert option.description.endswith(".")

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 from airflow.executors import workloads as _workloads
 from pydantic import ValidationError
 
-from air_executor.airflow.compat import tokens
 from air_executor.airflow.compat.version import AIRFLOW_VERSION
 from air_executor.errors import ProtocolError
 from air_executor.runs.record import Identity
@@ -171,6 +170,8 @@ def with_lasting_token(workload: Any, generator: Any, valid_s: float) -> Any:
 
     From Airflow 3.2 on it is good for nothing but to begin the workload.
     """
+    from air_executor.airflow.compat import tokens  # which a scheduler does not need otherwise
+
     claims = tokens.claims_in(workload.token)
     if not claims:
         return workload  # as without a key
