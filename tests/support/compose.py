@@ -132,10 +132,12 @@ class Compose:
         :raises AssertionError: the service has ended.
         """
         assert self.processes[name].poll() is None, f"{name} has ended: {self.log(name)}"
+        if (main := self._main(name)) is None:
+            return False
         kind, *command = self.services[name]["healthcheck"]["test"]
         argv = ["sh", "-c", *command] if kind == "CMD-SHELL" else self._argv(command)
         done = subprocess.run(
-            [*_enter(self._main(name)), *argv], env=self._env(name), capture_output=True, cwd=REPOSITORY, check=False
+            [*_enter(main), *argv], env=self._env(name), capture_output=True, cwd=REPOSITORY, check=False
         )
         return done.returncode == 0
 
@@ -208,12 +210,13 @@ class Compose:
         assert self.network is not None
         return _enter(psutil.Process(self.network.pid).children()[0])
 
-    def _main(self, name: str) -> psutil.Process:
-        """Return the main process of a service: the child of what has made its namespaces."""
+    def _main(self, name: str) -> psutil.Process | None:
+        """Return the main process of a service, once it has begun: the child of what has made its namespaces."""
         for process in psutil.Process(self.processes[name].pid).children(recursive=True):
-            if process.ppid() != self.processes[name].pid and psutil.Process(process.ppid()).name() == "unshare":
-                return process
-        raise AssertionError(f"{name} has not begun")
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if process.ppid() != self.processes[name].pid and psutil.Process(process.ppid()).name() == "unshare":
+                    return process
+        return None
 
     def run_inside(self, *command: str) -> str:
         """Run a command in the network, and return what it prints."""
@@ -226,7 +229,9 @@ class Compose:
 
     def stop(self, name: str) -> int:
         """Stop a service as ``docker compose stop`` does, in the time that it asks for, and return its exit code."""
-        self._main(name).send_signal(signal.SIGTERM)
+        main = self._main(name)
+        assert main is not None, f"{name} does not run"
+        main.send_signal(signal.SIGTERM)
         grace = self.services[name].get("stop_grace_period", "10s")
         return self.processes[name].wait(float(grace.removesuffix("s")))
 
