@@ -12,6 +12,7 @@ import tempfile
 from pathlib import Path
 
 from air_executor import __version__, config
+from air_executor.cli import temporal_check
 from air_executor.config import Config
 from air_executor.errors import AirExecutorError, StateDirError
 from air_executor.jobs.private import VARIABLE, PrivateStore
@@ -63,6 +64,8 @@ def examine() -> list[Check]:
             checks += [_private_folder(options.state_dir), _jobs(JobStore(options.state_dir))]
     elif is_airflows and options.launcher == "service":
         checks.append(_NO_SERVICE)
+    if is_airflows and temporal_check.is_used(where.path):
+        checks.append(temporal_check.examine())
     if has_airflow and is_airflows:
         from air_executor.airflow.checks import examine as examine_airflow
 

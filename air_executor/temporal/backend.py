@@ -18,6 +18,7 @@ from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import orjson
 from temporalio.exceptions import TemporalError
@@ -160,6 +161,8 @@ class TemporalBackend:
 
     def _header(self, who: Identity) -> dict[str, Any]:
         header: dict[str, Any] = {"dag": who.dag_id, "dag_run": who.dag_run_id, "team": who.team}
+        if who.dag_id is not None and who.dag_run_id is not None and self._settings.ui:
+            header["airflow"] = f"{self._settings.ui}/dags/{quote(who.dag_id)}/runs/{quote(who.dag_run_id)}"
         if who.dag_run_id is None:
             header.update(is_single=True, name=who.name)
         return {name: value for name, value in header.items() if value is not None}

@@ -57,6 +57,8 @@ class Settings:
     """How often runners send heartbeats to Airflow, in seconds."""
     server: str | None = None
     """URL of the execution API, if this machine's configuration names it."""
+    ui: str = ""
+    """URL of Airflow's UI, for a link."""
     log_folder: str = ""
     """Where this machine's task logs are."""
     common: dict[str, Any] = field(default_factory=dict, repr=False)
@@ -91,6 +93,7 @@ class Settings:
             wait_s=float(_text(get, "temporal_wait_seconds")),
             beat_s=float(get("workers", "min_heartbeat_interval") or 5.0),
             server=get("core", "execution_api_server_url"),
+            ui=(get("api", "base_url") or "").rstrip("/"),
             log_folder=get("logging", "base_log_folder") or str(config.airflow_home() / "logs"),
             common=common,
         )

@@ -43,7 +43,13 @@ def test_orders_wait_for_a_worker_and_dag_runs_become_workflows(airflow: Airflow
     assert run.wait() == "success"
     wait_for(lambda: temporal.workflow("airflow-example_dag-first")[0] == "COMPLETED", "the workflow's end", 60)
     _, history, memo = temporal.workflow("airflow-example_dag-first")
-    assert memo == {"dag": "example_dag", "dag_run": "first"}
+    link = f"{airflow.url}/dags/example_dag/runs/first"
+    assert memo == {"dag": "example_dag", "dag_run": "first", "airflow": link}
+
+    def doctor() -> str:
+        return " ".join(airflow.run("air-executor", "doctor", check=False).stdout.split())
+
+    wait_for(lambda: "1 workers: one (default)" in doctor(), "the doctor to know the worker", 60, every_s=2.0)
     activities = [e for e in json.loads(history)["events"] if e["eventType"] == "EVENT_TYPE_ACTIVITY_TASK_SCHEDULED"]
     assert [a["activityTaskScheduledEventAttributes"]["activityType"]["name"] for a in activities].count("run") == 2
     worker.stop()
