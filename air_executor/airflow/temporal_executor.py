@@ -70,14 +70,12 @@ def give_back(who: Identity, run_id: str) -> bool:
     with create_session(scoped=False) as session:
         is_ours = TaskInstance.id == task_instances.instance_id(who.workload_id)
         is_queued = (TaskInstance.state == TaskInstanceState.QUEUED) & (TaskInstance.external_executor_id == run_id)
-        found = session.scalar(select(TaskInstance.id).where(is_ours, is_queued).with_for_update())
-        if found is not None:
-            # As the scheduler itself does it for one that is stuck in its queue.
-            now = datetime.now(tz=timezone.utc)
-            again = {"state": TaskInstanceState.SCHEDULED, "queued_dttm": None, "queued_by_job_id": None}
-            back = update(TaskInstance).where(is_ours).values(**again, scheduled_dttm=now)
-            session.execute(back.execution_options(synchronize_session=False))
-        return found is not None
+        # As the scheduler itself does it for one that is stuck in its queue.
+        now = datetime.now(tz=timezone.utc)
+        again = {"state": TaskInstanceState.SCHEDULED, "queued_dttm": None, "queued_by_job_id": None}
+        back = update(TaskInstance).where(is_ours, is_queued).values(**again, scheduled_dttm=now)
+        done: Any = session.execute(back.execution_options(synchronize_session=False))
+        return bool(done.rowcount)
 
 
 class DagRunEnds:

@@ -9,7 +9,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -33,10 +33,10 @@ _RENEW_S = 4.0
 _ABSENT_S = 30.0
 
 #: A host's worker that has not reached Temporal for this many seconds counts as cut off.
-_CUT_OFF_S = 15.0
+_CUT_OFF_S = 20.0
 
-#: The task of a job is ended after so many times as long.
-_JOB_FENCES = 6
+#: The task of a job is ended when its host's worker has not reached Temporal for so many seconds.
+_JOB_FENCE_S = 150.0
 
 _CUT_OFF = "this host has reached neither Airflow nor Temporal for {:.0f} s; the retry may run elsewhere"
 
@@ -59,6 +59,8 @@ class Ending:
     """Airflow has given the task up already, and is told nothing more."""
     grace_s: float | None = None
     """How many seconds it has for that, if not as many as usual."""
+    is_isolation: bool = False
+    """Its host is cut off from all others."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -221,33 +223,42 @@ class ActiveRun:
             return None
         grace_s = min(self.grace_s, _FENCE_GRACE_S)
         if self.record.identity.kind == "job":  # nobody but the worker tells of it, and it is not given up so soon
-            cut_off_s = _JOB_FENCES * self._fence_s
-            if is_fresh(self._store.last_contact_s(), cut_off_s):
+            if is_fresh(self._store.last_contact_s(), _JOB_FENCE_S):
                 return None
-            reason = f"this host has not reached Temporal for {cut_off_s:.0f} s; the task may begin again elsewhere"
+            reason = f"this host has not reached Temporal for {_JOB_FENCE_S:.0f} s; the task may begin again elsewhere"
             return Ending(reason, signal.SIGTERM, unwanted=True, grace_s=grace_s)
         if self.heard_s is None or not self._is_cut_off(silent_s := self.awake.since_s(self.heard_s)):
             return None
-        return Ending(_CUT_OFF.format(silent_s), signal.SIGTERM, grace_s=grace_s)
+        return Ending(_CUT_OFF.format(silent_s), signal.SIGTERM, grace_s=grace_s, is_isolation=True)
 
-    def guard_isolation(self) -> None:
+    def guard_isolation(self, is_told: Callable[[], bool]) -> None:
         """Look after the task from a thread, too: whoever asks :meth:`check` may be waiting for an answer from outside.
 
         A name that can't be resolved, for one, keeps it waiting beyond any time-out.
+
+        :param is_told: tells whether the task has reported its end, or is about to.
         """
         if self._fence_s is not None:
-            threading.Thread(target=self._guard_isolation, name="isolation", daemon=True).start()
+            threading.Thread(target=self._guard_isolation, args=(is_told,), name="isolation", daemon=True).start()
 
-    def _guard_isolation(self) -> None:
+    def _guard_isolation(self, is_told: Callable[[], bool]) -> None:
         late_s = 0.0
-        while not self.is_over and self.ending is None:
+        while not self.is_over:
             time.sleep(1.0)
             silent_s = time.monotonic() - (self.heard_s or time.monotonic())
-            late_s = late_s + 1.0 if self._is_cut_off(silent_s) else 0.0
-            if late_s > _FENCE_GRACE_S and not self.is_over and self.ending is None and self._task_pid is not None:
-                self.ending = Ending(_CUT_OFF.format(silent_s), signal.SIGKILL)
-                with contextlib.suppress(ProcessLookupError, PermissionError):
+            late_s = late_s + 1.0 if self._is_cut_off(silent_s) and not is_told() else 0.0
+            is_ours = self.ending is None or self.ending.is_isolation
+            # By now :meth:`check` would have ended it, and killed it after its grace time.
+            if late_s > 2 * _FENCE_GRACE_S and is_ours and self._task_pid is not None and not self.is_over:
+                former = self.ending
+                self.ending = former or Ending(_CUT_OFF.format(silent_s), signal.SIGKILL, is_isolation=True)
+                try:
                     os.kill(self._task_pid, signal.SIGKILL)
+                except ProcessLookupError:
+                    return
+                except PermissionError:  # it has become another user's
+                    self.ending = former
+                late_s = 0.0
 
     def _is_cut_off(self, silent_s: float) -> bool:
         too_long = self._fence_s is not None and silent_s > self._fence_s

@@ -24,7 +24,7 @@ import orjson
 from temporalio.exceptions import TemporalError
 
 from air_executor.config import Config
-from air_executor.errors import AirExecutorError, RecordError
+from air_executor.errors import AirExecutorError, RecordError, StateDirError
 from air_executor.guard import Guard
 from air_executor.launcher.client.claims import Claims
 from air_executor.runs.backend import RunRequest
@@ -331,7 +331,9 @@ class TemporalBackend:
                     self._dag_runs.add_successor(self._live[run_id].identity, successor)
                 try:
                     record = self._ended_record(run_id, each["end"])
-                except (RecordError, KeyError, ValueError) as error:
+                except StateDirError:
+                    raise  # as with a full disk: it is told again
+                except (AirExecutorError, KeyError, ValueError, TypeError, AttributeError) as error:
                     reason = f"what its host says of its end can't be understood: {error}"
                     record = self._ended_record(run_id, {"state": "failed", "reason": reason})
                 self._end(self._store.write(record))
@@ -378,11 +380,20 @@ class TemporalBackend:
                     await asyncio.to_thread(self._prune)
 
     def _prune(self) -> None:
-        """Remove old records. Those of runs that somebody else follows, or nobody any more, get no other end."""
+        """Remove old records. Those of runs whose ends nobody here was told get one, once Temporal knows them no more."""
         days, runs = self._config.keep_days, self._config.keep_runs
         for record in self._store.open_records():
             is_old = str(record.queued_at) < moment(time.time() - days * 86400)
-            if is_old and not record.state.is_end and record.id not in self._live:
+            if is_old and not record.state.is_end and record.id not in self._live and not self._is_known(record):
                 reason = "nobody here has heard of its end"
                 self._store.mark_reported(self._store.write(record.advance(RunState.LOST, reason=reason)))
         prune(self._store, keep_days=days, keep_runs=runs)
+
+    def _is_known(self, record: RunRecord) -> bool:
+        """Tell whether Temporal may still have a run."""
+        try:
+            return (
+                self._link.call(self._link.workflow_of(record.id, cards.workflow_id(record.identity)), 10) is not None
+            )
+        except (AirExecutorError, TemporalError, FutureTimeoutError):
+            return True

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import os
 from collections.abc import Iterable
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 from temporalio import activity
@@ -13,7 +16,7 @@ from temporalio.client import Client, WorkflowExecutionStatus
 from temporalio.exceptions import ApplicationError
 from temporalio.service import RPCError, RPCStatusCode
 
-from air_executor.errors import AirExecutorError
+from air_executor.errors import AirExecutorError, StateDirError
 from air_executor.guard import Guard
 from air_executor.runs import record as runs
 from air_executor.runs.backend import RunBackend
@@ -76,11 +79,16 @@ class HostRuns:
         return [run_id for run_id, end in list(self._ends.items()) if not end.done()]
 
     def take_over(self, records: Iterable[RunRecord]) -> None:
-        """Follow runs of former workers, so that they count, before Temporal asks for them."""
+        """Follow those of these runs that former workers have ordered, so that they count before Temporal asks."""
         for record in records:
-            with self._guard(f"Taking run {record.id} over"):
-                self._backend.follow(record)
-                self._follow(record.id)
+            if os.path.exists(self._mark(record.id)):
+                with self._guard(f"Taking run {record.id} over"):
+                    self._backend.follow(record)
+                    self._ends[record.id] = asyncio.get_running_loop().create_future()
+
+    def _mark(self, run_id: str) -> str:
+        """Return the path of a file that says that a worker has ordered a run: others may use the state directory."""
+        return os.path.join(self._backend.folder(run_id), "by-worker")
 
     def stop_all(self, reason: str) -> None:
         """Ask for the end of all runs."""
@@ -92,9 +100,10 @@ class HostRuns:
         asyncio.get_running_loop().call_later(self._grace_s + _STUBBORN_S, self._kill, run_id)
 
     def _kill(self, run_id: str) -> None:
-        if run_id in self.live():
+        if run_id in self.live() and self._backend.is_stopping(run_id):
             log.warning("Run %s does not end; its runner is killed", run_id)
             self._backend.kill(run_id)
+            asyncio.get_running_loop().call_later(_STUBBORN_S, self._kill, run_id)
 
     async def all_told(self) -> None:
         """Return when all runs have ended, and Temporal has their ends, or does not ask for them."""
@@ -122,10 +131,12 @@ class HostRuns:
                     request = job_files.at_home(request, self._state_dir, self._backend.folder(request.id))
                 record = runs.queued(request.id, request.identity, limits=card["limits"], log_file=request.log_file)
                 self._backend.order(request, record)
+                with contextlib.suppress(OSError):
+                    Path(self._mark(request.id)).touch(mode=0o600)
                 self._follow(request.id)
         except AirExecutorError as error:
-            # As a full disk, or another key: others may take the order, and this host none for a while.
-            if self.slots is not None:
+            # Others may take the order. With a full disk, this host takes none for a while.
+            if self.slots is not None and isinstance(error, StateDirError):
                 self.slots.pause(_UNFIT_S)
             raise ApplicationError(f"{self._host}: {error}", type=UNFIT) from None
         finally:
@@ -142,6 +153,7 @@ class HostRuns:
             try:
                 record = self._backend.record(run_id)
                 if record.state.is_end:
+                    self._untold.discard(run_id)
                     return await self._document(record)
                 self._backend.follow(record)
             except AirExecutorError as error:
@@ -224,7 +236,7 @@ class HostRuns:
             if ended and self.slots is not None:
                 self.slots.note_change()
             for record in ended:
-                if record.outcome != UNWANTED:
+                if record.outcome != UNWANTED and record.id in self._ends:
                     with self._guard(f"Acknowledging the end of run {record.id}"):
                         self._backend.acknowledge(record)
             ended = []

@@ -261,12 +261,16 @@ class Link:
                 await self._send([order])
         else:
             end = {"state": "failed", "reason": f"Temporal refuses the order: {error}"}
-            while True:
-                with self._guard("Recording that Temporal refuses an order") as recording:
-                    self._take([{"id": group[0].card["id"], "end": end}])
-                if recording.error is None:
-                    return
-                await asyncio.sleep(_LAST_PAUSE_S)
+            self._tasks.append(asyncio.create_task(self._record([{"id": group[0].card["id"], "end": end}])))
+
+    async def _record(self, ends: list[dict[str, Any]]) -> None:
+        """Have ends taken, as soon as they can be: the disk may be full."""
+        while True:
+            with self._guard("Recording that Temporal refuses an order") as recording:
+                self._take(ends)
+            if recording.error is None:
+                return
+            await asyncio.sleep(_LAST_PAUSE_S)
 
     async def _order(self, orders: list[Order]) -> None:
         first = orders[0]

@@ -126,6 +126,7 @@ class Watch:
             if verdict == AGAIN and run.order is not None:
                 log.warning("Ordering again run %s, which had not begun", run_id)
                 run.execution = None
+                self._forgotten.pop(run_id, None)
                 self._link.send(run.order)
             elif verdict == AGAIN and await asyncio.to_thread(self._give_back, run.identity, run_id):
                 log.warning("Run %s had not begun; its task is queued again", run_id)

@@ -200,4 +200,4 @@ class HostWorker:
                 is_away = True
             except AirExecutorError as error:
                 log.warning("That Temporal is there can't be noted: %s", error)
-            await asyncio.sleep(BEAT_S)
+            await asyncio.sleep(_RETRY_S if is_away else BEAT_S)

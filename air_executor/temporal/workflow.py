@@ -299,7 +299,9 @@ class DagRunWorkflow:
             elif isinstance(cause, ApplicationError) and cause.type == DETACHED:
                 host, patience, silent_since = str(cause.details[0]), _ATTACH_TIMEOUT, workflow.now()
             elif host is not None and isinstance(cause, TimeoutError) and cause.type is TimeoutType.HEARTBEAT:
-                patience, silent_since = _ATTACH_TIMEOUT, workflow.now() - HEARTBEAT_TIMEOUT
+                patience = _ATTACH_TIMEOUT
+                if cause.last_heartbeat_details or silent_since is None:  # it was not just offered to who is gone
+                    silent_since = workflow.now() - HEARTBEAT_TIMEOUT
             elif cause is None or isinstance(cause, TimeoutError):
                 silent_since = silent_since or workflow.now() - HEARTBEAT_TIMEOUT
                 verdict = await self._judge(run, silent_since)

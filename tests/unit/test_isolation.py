@@ -78,14 +78,36 @@ def test_contact_is_noted_again_and_again(store: RunStore) -> None:
     assert time.time() - (store.last_contact_s() or 0.0) < 50
 
 
+def test_a_task_that_has_told_its_end_is_left_alone_by_the_thread_too(
+    store: RunStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(active, "_FENCE_GRACE_S", 0.0)
+    run = run_of(store)
+    contact(store, 100.0)
+    asked: list[bool] = []
+
+    def is_told() -> bool:
+        asked.append(True)
+        return True
+
+    with subprocess.Popen(["sleep", "600"]) as process:
+        run.attach(process.pid)
+        run.heard_s = time.monotonic() - 100
+        run.guard_isolation(is_told)
+        wait_for(lambda: len(asked) > 2, "the thread to have looked")
+        assert process.poll() is None and run.ending is None
+        run.is_over = True
+        process.kill()
+
+
 def test_a_task_ends_even_if_its_runner_waits_for_something(store: RunStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(active, "_FENCE_GRACE_S", 1.0)
+    monkeypatch.setattr(active, "_FENCE_GRACE_S", 0.5)
     run = run_of(store)
     contact(store, 100.0)
     with subprocess.Popen(["sleep", "600"]) as process:
         run.attach(process.pid)
         run.heard_s = time.monotonic() - 100
-        run.guard_isolation()
+        run.guard_isolation(lambda: False)
         # Nobody calls check().
         assert process.wait(60) == -signal.SIGKILL
     wait_for(lambda: run.ending, "the reason")

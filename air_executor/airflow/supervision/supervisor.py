@@ -140,7 +140,7 @@ class AirSupervisor(stock.ActivitySubprocess):
         self._run.started()
         # The request for the start was a sign of life, so the next one is due after a heartbeat's interval.
         self._last_heartbeat_attempt = self._run.heard_s = time.monotonic()
-        self._run.guard_isolation()
+        self._run.guard_isolation(self._is_told)
 
     # While the task runs
 
@@ -176,11 +176,13 @@ class AirSupervisor(stock.ActivitySubprocess):
             self._run.end_leftovers()
             if self._run.leftovers.are_any:
                 self._close_output()
-        reported = self._terminal_state is not None or is_reporting(self)
-        if code is None and (ending := self._run.check(told=reported)) is not None:
+        if code is None and (ending := self._run.check(told=self._is_told())) is not None:
             self._end_task(ending)
             code = self._exit_code
         return code
+
+    def _is_told(self) -> bool:
+        return self._terminal_state is not None or is_reporting(self)
 
     def _close_output(self) -> None:
         """Read what there is of the task's output, and close it: a process that outlives the task holds it open."""
