@@ -380,7 +380,7 @@ class TemporalBackend:
                     await asyncio.to_thread(self._prune)
 
     def _prune(self) -> None:
-        """Remove old records. Those of runs whose ends nobody here was told get one, once Temporal knows them no more."""
+        """Remove old records. Those of runs whose ends were not told here get one, once Temporal knows them no more."""
         days, runs = self._config.keep_days, self._config.keep_runs
         for record in self._store.open_records():
             is_old = str(record.queued_at) < moment(time.time() - days * 86400)
