@@ -19,7 +19,7 @@ _GROUPS: dict[str, tuple[str, ...]] = {
         *("init", "add", "run", "submit", "queue", "jobs", "job", "wait", "results"),
         *("pause", "resume", "cancel", "retry", "reset", "remove", "trust", "schema"),
     ),
-    "Service": ("start", "shutdown", "launcher", "worker", "doctor", "prune", "mcp", "help"),
+    "Service": ("start", "shutdown", "launcher", "worker", "temporal", "doctor", "prune", "mcp", "help"),
 }
 _OTHERS = "Other commands"
 
@@ -54,7 +54,14 @@ _EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
     "wait": (("wait build --timeout 600", "ends as the job does, or with 124"),),
     "pause": (("pause build", "what runs, runs on; nothing more begins"),),
     "resume": (("resume build", "go on"),),
-    "worker": (("worker --queues default,gpu --slots 8", "run tasks of these queues, eight at a time from each"),),
+    "worker": (
+        ("worker --queues default,gpu --slots 8", "run tasks of these queues, eight at a time"),
+        ("worker --drain", "let the worker here end with its last run"),
+    ),
+    "temporal": (
+        ("temporal status", "show hosts, queues, and what runs where"),
+        ("temporal up", "be a server for development"),
+    ),
     "mcp": (("mcp --write", "agents may change jobs, too"),),
     "help": (("help agents", "the page for programs and AI agents"),),
     "submit": (

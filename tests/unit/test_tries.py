@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,8 +22,8 @@ def queue(world: World, *workloads: Any) -> None:
 
 
 @pytest.fixture
-def world() -> World:
-    return World(Mood(0, 0.0))
+def world(tmp_path: Path) -> World:
+    return World(Mood(0, 0.0), tmp_path)
 
 
 def tries(world: World) -> list[tuple[int, int]]:
