@@ -15,7 +15,7 @@ import sqlalchemy
 from air_executor.runs.record import RunState
 from tests.faults.conftest import Fly
 from tests.support.airflow_env import Airflow
-from tests.support.flights import frozen, kill_scheduler, last_job, launcher, probe, query, start_scheduler
+from tests.support.flights import frozen, is_known, kill_scheduler, last_job, launcher, probe, query, start_scheduler
 from tests.support.waiting import wait_for
 
 pytestmark = pytest.mark.faults
@@ -157,6 +157,8 @@ def test_of_two_schedulers_one_may_be_killed(airflow: Airflow, fly: Fly) -> None
     once = [f"{word} {index} 1" for index in (1, 2, 3, 4) for word in ("begin", "end")]
     assert sorted(flight.effects) == sorted(["begin 0 1", "begin 0 2", "end 0 2", *once])
     later.assert_each_ran_once()
+    # A scheduler that ends before it knows that its report was heard leaves the end to the next one that starts.
+    wait_for(lambda: all(is_known(record) for record in flight.records()), "all ends to be on record as told")
     airflow.stop(second)
 
 
