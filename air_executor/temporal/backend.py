@@ -246,7 +246,6 @@ class TemporalBackend:
             return
         workflow_id = self._found.pop(record.id, None) or cards.workflow_id(record.identity)
         self._note(record, workflow_id)
-
         self._link.send(Signal(workflow_id, "follow", [self._link.queue, [record.id]]))
 
     def orphans(self, is_ours: Callable[[str], bool]) -> Iterator[RunRecord]:

@@ -15,9 +15,6 @@ from datetime import timedelta, timezone
 from typing import Any, TypeVar
 
 from temporalio import activity
-from temporalio.api.enums.v1 import TaskQueueType
-from temporalio.api.taskqueue.v1 import TaskQueue
-from temporalio.api.workflowservice.v1 import DescribeTaskQueueRequest
 from temporalio.client import Client, WorkflowExecutionStatus
 from temporalio.common import WorkflowIDReusePolicy
 from temporalio.service import RPCError, RPCStatusCode
@@ -25,7 +22,7 @@ from temporalio.worker import Worker
 
 from air_executor.errors import AirExecutorError, ConfigError
 from air_executor.guard import Guard
-from air_executor.temporal import attributes
+from air_executor.temporal import asking, attributes
 from air_executor.temporal.settings import Settings
 from air_executor.temporal.workflow import NAME, DagRunWorkflow, memo
 
@@ -322,26 +319,17 @@ class Link:
 
         :raises RPCError: Temporal can't be asked.
         """
-        try:
-            handle = self.client.get_workflow_handle(workflow_id)
-            return (await handle.describe(rpc_timeout=timedelta(seconds=_CALL_S))).run_id
-        except RPCError as error:
-            if error.status is RPCStatusCode.NOT_FOUND:
-                return None
-            raise
+        found = await asking.workflow(self.client, workflow_id)
+        return None if found is None else found.run_id
 
     async def look(self, workflow_id: str, execution: str) -> Seen | None:
         """Look at an execution of a workflow; ``None``: Temporal does not know it.
 
         :raises RPCError: Temporal can't be asked.
         """
-        handle = self.client.get_workflow_handle(workflow_id, run_id=execution)
-        try:
-            found = await handle.describe(rpc_timeout=timedelta(seconds=_CALL_S))
-        except RPCError as error:
-            if error.status is RPCStatusCode.NOT_FOUND:
-                return None
-            raise
+        found = await asking.workflow(self.client, workflow_id, execution)
+        if found is None:
+            return None
         # An activity has the id of its run, and a number if it is not the first for that.
         activities = [a for a in found.raw_description.pending_activities if a.HasField("last_heartbeat_time")]
         beats = {a.activity_id[:36]: a.last_heartbeat_time.ToDatetime(timezone.utc).timestamp() for a in activities}
@@ -352,21 +340,14 @@ class Link:
 
         :raises RPCError: Temporal can't be asked.
         """
-        request = DescribeTaskQueueRequest(
-            namespace=self.client.namespace,
-            task_queue=TaskQueue(name=queue),
-            task_queue_type=TaskQueueType.TASK_QUEUE_TYPE_ACTIVITY,
-        )
-        described = self.client.workflow_service.describe_task_queue(request, timeout=timedelta(seconds=_CALL_S))
-        return bool((await described).pollers)
+        return bool((await asking.queue(self.client, queue)).pollers)
 
     async def open_workflows(self) -> AsyncIterator[tuple[str, dict[str, Any]]]:
         """Yield the ids of all workflows of ours that run, with what people see of their headers.
 
         :raises RPCError: Temporal can't be asked.
         """
-        query = f"WorkflowType = '{NAME}' AND ExecutionStatus = 'Running' AND TaskQueue = '{self._settings.prefix}'"
-        async for each in self.client.list_workflows(query):
+        async for each in self.client.list_workflows(asking.open_query(self._settings.prefix)):
             yield each.id, dict(await each.memo())
 
 

@@ -9,13 +9,12 @@ from typing import Any
 
 import orjson
 from temporalio.api.enums.v1 import TaskQueueType, WorkerStatus
-from temporalio.api.taskqueue.v1 import TaskQueue
-from temporalio.api.workflowservice.v1 import DescribeTaskQueueRequest, ListWorkersRequest
+from temporalio.api.workflowservice.v1 import ListWorkersRequest
 from temporalio.client import Client
 from temporalio.service import RPCError, RPCStatusCode
 
+from air_executor.temporal import asking
 from air_executor.temporal.settings import WORKER, Settings
-from air_executor.temporal.workflow import NAME
 
 #: A worker that has not reported for so many seconds is not shown; it reports four times in that time.
 _SILENT_S = 60.0
@@ -79,7 +78,7 @@ async def look(client: Client, settings: Settings, queues: Iterable[str]) -> Ove
     """
     hosts = await _hosts(client, settings)
     names = sorted({*queues, *(name for host in hosts for name in host.queues)})
-    query = f"WorkflowType = '{NAME}' AND ExecutionStatus = 'Running' AND TaskQueue = '{settings.prefix}'"
+    query = asking.open_query(settings.prefix)
     runs: list[HostedRun] = []
     async for workflow in client.list_workflows(query, limit=_MAX_WORKFLOWS):
         runs += await _runs(client, workflow.id, await workflow.memo())
@@ -127,32 +126,21 @@ async def _workers(client: Client) -> list[Any]:
 
 
 async def _pollers(client: Client, settings: Settings) -> list[Host]:
-    described = await _describe(client, settings.prefix, TaskQueueType.TASK_QUEUE_TYPE_WORKFLOW)
+    described = await asking.queue(client, settings.prefix, TaskQueueType.TASK_QUEUE_TYPE_WORKFLOW)
     names = {poller.identity for poller in described.pollers if poller.identity.startswith(WORKER)}
     return [Host(name.removeprefix(WORKER)) for name in sorted(names)]
 
 
 async def _queue(client: Client, settings: Settings, name: str) -> Queue:
-    described = await _describe(client, settings.queue(name), TaskQueueType.TASK_QUEUE_TYPE_ACTIVITY)
+    described = await asking.queue(client, settings.queue(name))
     workers = len({poller.identity for poller in described.pollers})
     return Queue(name, int(described.stats.approximate_backlog_count), workers)
 
 
-async def _describe(client: Client, queue: str, kind: Any) -> Any:
-    return await client.workflow_service.describe_task_queue(
-        DescribeTaskQueueRequest(
-            namespace=client.namespace, task_queue=TaskQueue(name=queue), task_queue_type=kind, report_stats=True
-        )
-    )
-
-
 async def _runs(client: Client, workflow_id: str, memo: Any) -> list[HostedRun]:
-    try:
-        found = await client.get_workflow_handle(workflow_id).describe()
-    except RPCError as error:
-        if error.status is RPCStatusCode.NOT_FOUND:
-            return []  # it has just ended
-        raise
+    found = await asking.workflow(client, workflow_id)
+    if found is None:
+        return []  # it has just ended
     runs = []
     for each in found.raw_description.pending_activities:
         for payload in each.heartbeat_details.payloads:

@@ -7,22 +7,18 @@ import hashlib
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from datetime import timedelta
 from typing import Any
 
 from cryptography.fernet import Fernet, InvalidToken, MultiFernet
-from temporalio.api.workflowservice.v1 import DescribeNamespaceRequest
 from temporalio.client import Client
 from temporalio.envconfig import ClientConfig
 from temporalio.service import RPCError
 
 from air_executor import config
 from air_executor.errors import ConfigError, ProtocolError
+from air_executor.temporal import asking
 
 _DEFAULT_ADDRESS = "localhost:7233"
-
-#: How long to wait for an answer when connecting.
-_CALL = timedelta(seconds=10)
 
 #: The identities of workers begin so; the host's name follows.
 WORKER = "air-executor worker "
@@ -134,8 +130,7 @@ class Settings:
             found["namespace"] = self.namespace
         try:
             client = await Client.connect(**found)
-            asked = DescribeNamespaceRequest(namespace=client.namespace)
-            await client.workflow_service.describe_namespace(asked, timeout=_CALL)
+            await asking.namespace(client)
             return client
         except (RuntimeError, RPCError, OSError, ValueError) as error:
             raise ConfigError(f"Temporal at {found['target_host']} cannot be used: {error}") from None

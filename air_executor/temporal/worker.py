@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any, TypeAlias
 
-from temporalio.api.workflowservice.v1 import DescribeNamespaceRequest
 from temporalio.client import Client
 from temporalio.runtime import Runtime, TelemetryConfig
 from temporalio.service import RPCError
@@ -24,9 +23,9 @@ from temporalio.worker import (
 )
 
 from air_executor.errors import AirExecutorError, ConfigError
-from air_executor.guard import Guard
 from air_executor.runs.backend import RunBackend
 from air_executor.runs.store import RunStore
+from air_executor.temporal import asking
 from air_executor.temporal.host_runs import BEAT_S, HostRuns
 from air_executor.temporal.settings import WORKER, Settings
 from air_executor.temporal.slots import HostSlots
@@ -94,7 +93,6 @@ class HostWorker:
         self._runs = HostRuns(backend, settings, host, self._queue, str(store.root), grace_s)
         self._store = store
         self._client: Client
-        self._guard = Guard(log)
 
     async def serve(self, queues: Sequence[str], slots: int | None, shutdown: Shutdown) -> None:
         """Serve queues until that is to end.
@@ -187,9 +185,7 @@ class HostWorker:
         is_away = False
         while True:
             try:
-                await self._client.workflow_service.describe_namespace(
-                    DescribeNamespaceRequest(namespace=self._client.namespace), timeout=timedelta(seconds=BEAT_S)
-                )
+                await asking.namespace(self._client, timedelta(seconds=BEAT_S))
                 self._store.note_contact()
                 if is_away:
                     log.info("Temporal is back")

@@ -1,0 +1,62 @@
+"""Questions to Temporal that more than one part has."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+from temporalio.api.enums.v1 import TaskQueueType
+from temporalio.api.taskqueue.v1 import TaskQueue
+from temporalio.api.workflowservice.v1 import DescribeNamespaceRequest, DescribeTaskQueueRequest
+from temporalio.client import Client, WorkflowExecutionDescription
+from temporalio.service import RPCError, RPCStatusCode
+
+from air_executor.temporal.workflow import NAME
+
+#: An answer may take so long.
+ANSWER = timedelta(seconds=10)
+
+
+async def namespace(client: Client, timeout: timedelta = ANSWER) -> None:
+    """Ask whether Temporal is there, and lets us into our namespace.
+
+    :raises RPCError: it is not, or does not.
+    """
+    request = DescribeNamespaceRequest(namespace=client.namespace)
+    await client.workflow_service.describe_namespace(request, timeout=timeout)
+
+
+async def queue(
+    client: Client, name: str, kind: TaskQueueType.ValueType = TaskQueueType.TASK_QUEUE_TYPE_ACTIVITY
+) -> Any:
+    """Return what Temporal knows of a task queue, with how much waits there.
+
+    :raises RPCError: it can't be asked.
+    """
+    request = DescribeTaskQueueRequest(
+        namespace=client.namespace, task_queue=TaskQueue(name=name), task_queue_type=kind, report_stats=True
+    )
+    return await client.workflow_service.describe_task_queue(request, timeout=ANSWER)
+
+
+async def workflow(
+    client: Client, workflow_id: str, execution: str | None = None
+) -> WorkflowExecutionDescription | None:
+    """Return what Temporal knows of an execution of a workflow, the last one unless it is named; ``None``: nothing.
+
+    :raises RPCError: it can't be asked.
+    """
+    try:
+        return await client.get_workflow_handle(workflow_id, run_id=execution).describe(rpc_timeout=ANSWER)
+    except RPCError as error:
+        if error.status is RPCStatusCode.NOT_FOUND:
+            return None
+        raise
+
+
+def open_query(prefix: str) -> str:
+    """Return Temporal's query for all workflows of ours that run.
+
+    :param prefix: of the task queues' names, see :class:`.settings.Settings`.
+    """
+    return f"WorkflowType = '{NAME}' AND ExecutionStatus = 'Running' AND TaskQueue = '{prefix}'"
