@@ -18,7 +18,7 @@ from air_executor import config
 from air_executor.cli import views, where
 from air_executor.cli.listing import Listing, say_where, show
 from air_executor.cli.table import EXIT_OK, JSON, Argument, Command, print_json
-from air_executor.cli.temporal_options import option, with_temporal
+from air_executor.cli.temporal_options import look_around, option, with_temporal
 from air_executor.errors import AirExecutorError
 from air_executor.runs.store import RunStore
 
@@ -37,7 +37,7 @@ def _temporal(args: argparse.Namespace) -> int:
         if args.action == "setup":
             asyncio.run(_set_up(settings))
         else:
-            found = asyncio.run(_look(settings, _queues(args)))
+            _, found = asyncio.run(look_around(settings, _queues(args)))
             _show(found, settings, is_json=args.json)
     return EXIT_OK
 
@@ -77,18 +77,6 @@ def _queues(args: argparse.Namespace) -> set[str]:
     if ordered.is_dir():
         named |= {record.identity.queue or "default" for record in RunStore(ordered).open_records()}
     return named
-
-
-async def _look(settings: Settings, queues: set[str]) -> Overview:
-    from temporalio.service import RPCError
-
-    from air_executor.temporal.overview import look
-
-    client = await settings.connect()
-    try:
-        return await look(client, settings, queues)
-    except RPCError as error:
-        raise AirExecutorError(f"Temporal can't be asked: {error}") from None
 
 
 def _show(found: Overview, settings: Settings, *, is_json: bool) -> None:

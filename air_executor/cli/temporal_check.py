@@ -6,7 +6,7 @@ import asyncio
 from pathlib import Path
 
 from air_executor import config
-from air_executor.cli.temporal_options import option, with_temporal
+from air_executor.cli.temporal_options import look_around, option, with_temporal
 from air_executor.errors import AirExecutorError
 from air_executor.observe.check import Check
 
@@ -36,16 +36,8 @@ def examine() -> Check:
 
 async def _look() -> Check:
     with with_temporal():
-        from temporalio.service import RPCError
-
-        from air_executor.temporal.overview import look
         from air_executor.temporal.settings import Settings
-    settings = Settings.load(option)
-    client = await settings.connect()
-    try:
-        found = await look(client, settings, ())
-    except RPCError as error:
-        return Check("temporal", False, f"it can't be asked: {error}", _REMEDY)
+    client, found = await look_around(Settings.load(option))
     hosts = ", ".join(f"{host.name} ({', '.join(host.queues)})" for host in found.hosts)
     text = f"namespace {client.namespace}: {len(found.hosts)} workers" + (f": {hosts}" if hosts else "")
     return Check("temporal", bool(found.hosts), text, "Orders wait. Start one on each host: air-executor worker.")

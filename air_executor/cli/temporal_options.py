@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
 
 from air_executor import config
 from air_executor.cli import table
 from air_executor.errors import AirExecutorError
+
+if TYPE_CHECKING:
+    from temporalio.client import Client
+
+    from air_executor.temporal.overview import Overview
+    from air_executor.temporal.settings import Settings
 
 
 def option(section: str, name: str) -> str | None:
@@ -30,3 +37,20 @@ def with_temporal() -> Iterator[None]:
         if (error.name or "").partition(".")[0] not in ("temporalio", "cryptography"):
             raise
         raise AirExecutorError("this needs the package temporalio: pip install 'air-executor[temporal]'") from None
+
+
+async def look_around(settings: Settings, queues: Iterable[str] = ()) -> tuple[Client, Overview]:
+    """Return a connection to Temporal, and what it knows. Call it where :func:`with_temporal` has been entered.
+
+    :param queues: of Airflow, to be shown even if no worker serves them.
+    :raises AirExecutorError: it can't be reached, or asked.
+    """
+    from temporalio.service import RPCError
+
+    from air_executor.temporal.overview import look
+
+    client = await settings.connect()
+    try:
+        return client, await look(client, settings, queues)
+    except RPCError as error:
+        raise AirExecutorError(f"Temporal can't be asked: {error}") from None
