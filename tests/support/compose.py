@@ -21,12 +21,9 @@ from typing import Any
 import psutil
 import yaml
 
-from air_executor.machine import system
-from tests.support import postgres
+from tests.support import hosts, postgres
 from tests.support.airflow_env import REPOSITORY
 from tests.support.waiting import wait_for
-
-_INIT = "import signal; signal.signal(signal.SIGCHLD, signal.SIG_IGN); print(flush=True); signal.pause()"
 
 #: Programs of the images, as they are called here.
 _PROGRAMS = {
@@ -54,6 +51,7 @@ class Compose:
     environment: dict[str, str]
     processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
     network: subprocess.Popen[bytes] | None = None
+    _network_pid: int = 0
     _data: Path | None = None
     """Of PostgreSQL."""
 
@@ -105,12 +103,7 @@ class Compose:
         for folder in (*_FOLDERS, "/opt/airflow/logs"):
             (self.folder / folder[1:]).mkdir(parents=True, exist_ok=True)
         shutil.copytree(REPOSITORY / "examples" / "dags", self.folder / "opt" / "airflow" / "dags")
-        self.network = subprocess.Popen(
-            ["unshare", "--net", "--mount", "--pid", "--fork", "--kill-child", sys.executable, "-c", _INIT],
-            stdout=subprocess.PIPE,
-            preexec_fn=functools.partial(system.die_with_parent, os.getpid()),
-        )
-        assert self.network.stdout is not None and self.network.stdout.readline()
+        self.network, self._network_pid = hosts.new_namespaces("net", "mount", "pid")
         names = " ".join(["localhost", *self.services])
         (self.folder / "hosts").write_text(f"127.0.0.1 {names}\n")
         self.run_inside("ip", "link", "set", "lo", "up")
@@ -137,7 +130,7 @@ class Compose:
         kind, *command = self.services[name]["healthcheck"]["test"]
         argv = ["sh", "-c", *command] if kind == "CMD-SHELL" else self._argv(command)
         done = subprocess.run(
-            [*_enter(main), *argv], env=self._env(name), capture_output=True, cwd=REPOSITORY, check=False
+            [*hosts.enter(main.pid), *argv], env=self._env(name), capture_output=True, cwd=REPOSITORY, check=False
         )
         return done.returncode == 0
 
@@ -207,8 +200,7 @@ class Compose:
         return {**images, "AIRFLOW_HOME": home, **self.services[name].get("environment", {})}
 
     def _inside(self) -> list[str]:
-        assert self.network is not None
-        return _enter(psutil.Process(self.network.pid).children()[0])
+        return hosts.enter(self._network_pid)
 
     def _main(self, name: str) -> psutil.Process | None:
         """Return the main process of a service, once it has begun: the child of what has made its namespaces."""
@@ -238,16 +230,10 @@ class Compose:
     def kill(self) -> None:
         """End everything."""
         if self.network is not None:
-            for child in psutil.Process(self.network.pid).children():
-                child.kill()
+            os.kill(self._network_pid, signal.SIGKILL)
             self.network.wait()
         for process in self.processes.values():
             process.kill()
             process.wait()
         if self._data is not None:
             shutil.rmtree(self._data)
-
-
-def _enter(process: psutil.Process) -> list[str]:
-    """Return the command that runs another one where a process is."""
-    return ["nsenter", "--target", str(process.pid), "--net", "--mount", "--pid", "--uts", "--"]

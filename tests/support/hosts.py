@@ -23,7 +23,7 @@ from air_executor.machine import system
 from tests.support.airflow_env import REPOSITORY
 from tests.support.waiting import wait_for
 
-#: What a host's first process does: nothing, until it is killed; its children are reaped.
+#: What the first process of new namespaces does: nothing, until it is killed; its children are reaped.
 _INIT = "import signal; signal.signal(signal.SIGCHLD, signal.SIG_IGN); print(flush=True); signal.pause()"
 
 
@@ -39,6 +39,26 @@ def why_not() -> str | None:
         check=False,
     )
     return f"namespaces are not allowed here: {done.stderr.strip()}" if done.returncode else None
+
+
+def new_namespaces(*kinds: str) -> tuple[subprocess.Popen[bytes], int]:
+    """Make namespaces of these kinds, as ``net``, and return their first process, and its pid.
+
+    They last until that process is killed; this process's end kills it, too.
+    """
+    outer = subprocess.Popen(
+        ["unshare", *(f"--{kind}" for kind in kinds), "--fork", "--kill-child", sys.executable, "-c", _INIT],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        preexec_fn=functools.partial(system.die_with_parent, os.getpid()),
+    )
+    assert outer.stdout is not None and outer.stdout.readline()
+    return outer, psutil.Process(outer.pid).children()[0].pid
+
+
+def enter(pid: int, *command: str) -> list[str]:
+    """Return the command that runs another one in the namespaces of a process."""
+    return ["nsenter", "--target", str(pid), "--net", "--pid", "--uts", "--mount", "--", *command]
 
 
 @dataclass
@@ -78,15 +98,7 @@ class Host:
 
     def start(self) -> None:
         """Be up."""
-        python = [sys.executable, "-c", _INIT]
-        self.init = subprocess.Popen(
-            ["unshare", "--net", "--pid", "--uts", "--mount-proc", "--fork", "--kill-child", *python],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            preexec_fn=functools.partial(system.die_with_parent, os.getpid()),
-        )
-        assert self.init.stdout is not None and self.init.stdout.readline()
-        self._pid = psutil.Process(self.init.pid).children()[0].pid
+        self.init, self._pid = new_namespaces("net", "pid", "uts", "mount-proc")
         _ip("link", "add", self._link, "type", "veth", "peer", "name", "up0", "netns", str(self._pid))
         for address in (self.airflow_address, self.temporal_address):
             _ip("address", "add", f"{address}/24", "dev", self._link)
@@ -104,7 +116,7 @@ class Host:
 
     def enter(self, *command: str) -> list[str]:
         """Return the command that runs another one on the host."""
-        return ["nsenter", "--target", str(self._pid), "--net", "--pid", "--uts", "--mount", "--", *command]
+        return enter(self._pid, *command)
 
     def run(self, *command: str) -> str:
         """Run a command on the host, and return what it prints."""
