@@ -87,7 +87,7 @@ class Settings:
             prefix=prefix,
             keys=keys,
             wait_s=float(_text(get, "temporal_wait_seconds")),
-            beat_s=float(get("workers", "min_heartbeat_interval") or 5.0),
+            beat_s=_beat_s(get("workers", "min_heartbeat_interval")),
             server=get("core", "execution_api_server_url"),
             ui=(get("api", "base_url") or "").rstrip("/"),
             log_folder=get("logging", "base_log_folder") or str(config.airflow_home() / "logs"),
@@ -159,6 +159,13 @@ class Settings:
 def _derived(key: str) -> bytes:
     # The text is a secret of its own already, not a password that people choose: no stretching is needed.
     return base64.urlsafe_b64encode(hashlib.blake2b(key.encode(), digest_size=32, person=b"air-executor").digest())
+
+
+def _beat_s(text: str | None) -> float:
+    try:
+        return float(text or 5.0)
+    except ValueError:
+        raise ConfigError(f"[workers] min_heartbeat_interval = {text!r} cannot be used: it is no number") from None
 
 
 def _text(get: Callable[[str, str], str | None], name: str) -> str:

@@ -26,6 +26,17 @@ def test_a_key_is_replaced_while_orders_wait() -> None:
             stranger.unseal(waiting)
 
 
+def test_how_often_runners_send_heartbeats_moves_the_fence_and_the_verdict() -> None:
+    def with_interval(text: str | None) -> Settings:
+        values = {("air_executor", "temporal_key"): "key", ("workers", "min_heartbeat_interval"): text}
+        return Settings.load(lambda section, name: values.get((section, name)))
+
+    assert (with_interval(None).fence_s, with_interval(None).lost_s) == (25.0, 45.0)
+    assert (with_interval("30").fence_s, with_interval("30").lost_s) == (50.0, 70.0)
+    with pytest.raises(ConfigError, match="min_heartbeat_interval = 'often'"):
+        with_interval("often")
+
+
 def test_airflows_key_is_used_if_there_is_no_other() -> None:
     assert settings("", "shared").unseal(settings("shared").seal(b"an order")) == b"an order"
     with pytest.raises(ConfigError, match="secret_key"):
