@@ -10,6 +10,7 @@ from datetime import datetime, timedelta, timezone
 from typing import Any
 
 from airflow.models.taskinstance import TaskInstance
+from airflow.models.taskinstancehistory import TaskInstanceHistory
 from airflow.utils.session import create_session
 from airflow.utils.sqlalchemy import with_row_locks
 from airflow.utils.state import TaskInstanceState
@@ -165,6 +166,20 @@ def states_of(ti_ids: Iterable[str]) -> dict[str, str | None]:
                 found = select(TaskInstance.id, TaskInstance.state).where(TaskInstance.id.in_(some))
                 states.update({str(ti_id): state for ti_id, state in session.execute(found)})
     return states
+
+
+def hostname(workload_id: str) -> str | None:
+    """Return the address of the host that runs a task instance's try, or has run it; ``None`` if Airflow has none.
+
+    :raises SQLAlchemyError: the database can't be asked.
+    """
+    ti_id = instance_id(workload_id)
+    former = TaskInstanceHistory.hostname, TaskInstanceHistory.task_instance_id
+    with create_session(scoped=False) as session:
+        for name, key in ((TaskInstance.hostname, TaskInstance.id), former):
+            if found := session.scalar(select(name).where(key == ti_id)):
+                return str(found)
+    return None
 
 
 def instance_id(workload_id: str) -> Any:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import os
 from typing import Any
 
-from air_executor.cli import joblogs, select, where
+from air_executor.cli import elsewhere, joblogs, select, where
 from air_executor.cli.jsonout import printing_text
 from air_executor.cli.table import EXIT_OK, JSON, Argument, Command, count
-from air_executor.cli.tasklogs import Filter, follow, pattern, print_log, stream
+from air_executor.cli.tasklogs import Filter, LogReader, follow, pattern, print_log, stream
+from air_executor.runs.record import RunRecord
+from air_executor.runs.store import RunStore
 
 
 def _logs(args: argparse.Namespace) -> int:
@@ -28,12 +31,11 @@ def _print(args: argparse.Namespace, wanted: Filter) -> int:
     if args.task is not None:
         joblogs.print_task_log(args.run, args.task, wanted, is_followed=args.follow)
         return EXIT_OK
-    store = where.run_store()
-    record = select.one(store, args)
+    store, record, reader = _found(args)
     if args.follow:
-        follow(store, record, wanted)
+        follow(store, record, reader, wanted)
     else:
-        print_log(store, record, wanted)
+        print_log(store, record, reader, wanted)
     return EXIT_OK
 
 
@@ -42,9 +44,16 @@ def _stream(args: argparse.Namespace, wanted: Filter) -> int:
     if args.task is not None:
         joblogs.stream_task_log(args.run, args.task, wanted)
     else:
-        store = where.run_store()
-        stream(store, select.one(store, args), wanted)
+        stream(*_found(args), wanted)
     return EXIT_OK
+
+
+def _found(args: argparse.Namespace) -> tuple[RunStore, RunRecord, LogReader]:
+    runs = where.all_runs()
+    record = select.one(runs, args)
+    is_elsewhere = runs.is_elsewhere(record.id) and not os.path.exists(record.log_file or "")
+    store = runs.store_of(record.id)
+    return store, record, elsewhere.HostLog(store, record.id) if is_elsewhere else LogReader(record.log_file)
 
 
 COMMANDS: tuple[Command, ...] = (

@@ -36,9 +36,9 @@ from air_executor.jobs.schema import GIVEN, job_file
 from air_executor.jobs.store import JobFiles, JobStore
 from air_executor.launcher.address import module_command
 from air_executor.machine.safe_files import open_log
+from air_executor.observe.everywhere import AllRuns
 from air_executor.observe.jobs import listed, obstacle, summary
 from air_executor.observe.query import observe_runs
-from air_executor.runs.store import RunStore
 
 #: A wait is no longer than this, in seconds: clients give up on calls that take long.
 _MAX_WAIT_S = 300.0
@@ -203,12 +203,11 @@ class _Tools:
                 **_part("tasks", map(_shown, files.tasks.values()), offset, limit),
             }
         jobs = listed(self._store.root.parent, most_ended=limit if ended else 0)
-        runs = RunStore(self._options.state_dir)
         return {
             "state_dir": str(self._options.state_dir),
             "manager": self._store.manager(),
             **_part("jobs", map(_plain, jobs.jobs), 0, limit, more=jobs.left_out if ended else 0),
-            "runs": [run.to_dict() for run in observe_runs(runs)[:limit]],
+            "runs": [run.to_dict() for run in observe_runs(AllRuns(self._options.state_dir))[:limit]],
         }
 
     @_told

@@ -13,12 +13,13 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
-from air_executor.cli import jobviews, manager, select, views, where
+from air_executor.cli import elsewhere, jobviews, manager, select, views, where
 from air_executor.cli.jsonout import print_line
 from air_executor.cli.listing import say_where, show
 from air_executor.cli.table import EXIT_NO, EXIT_OK, JSON, Argument, Command, at_least_zero, count, print_json
 from air_executor.errors import WrongStateError
 from air_executor.launcher.client.control import ask_to_stop
+from air_executor.observe.everywhere import AllRuns
 from air_executor.observe.jobs import summaries
 from air_executor.observe.query import launchers, observe_runs, waiting_for_gpus
 from air_executor.runs.record import RunRecord, RunState
@@ -31,45 +32,44 @@ _LOOK_S = 0.1
 
 
 def _status(args: argparse.Namespace) -> int:
-    store = where.run_store()
+    runs = where.all_runs()
     if args.json:
         while args.watch:
-            print_line(_plain_status(store))
+            print_line(_plain_status(runs))
             time.sleep(args.interval)
-        print_json(_plain_status(store))
+        print_json(_plain_status(runs))
         return EXIT_OK
     line = f"state directory {locate()}"
     if not args.watch:
         say_where(line)
-        show(_shown_status(store))
+        show(_shown_status(runs))
         return EXIT_OK
     console = Console()
     with Live(console=console, auto_refresh=False, screen=console.is_terminal) as live:
         while True:
-            live.update(Group(Text(line, style="dim"), _shown_status(store)), refresh=True)
+            live.update(Group(Text(line, style="dim"), _shown_status(runs)), refresh=True)
             time.sleep(args.interval)
 
 
-def _plain_status(store: RunStore) -> dict[str, Any]:
+def _plain_status(runs: AllRuns) -> dict[str, Any]:
     return {
-        "launchers": launchers(store),
-        "runs": [run.to_dict() for run in observe_runs(store)],
-        "waiting": waiting_for_gpus(store),
-        "jobs": [dataclasses.asdict(job) for job in summaries(store.root, ended=False)],
+        "launchers": launchers(runs.here),
+        "runs": [run.to_dict() for run in observe_runs(runs)],
+        "waiting": waiting_for_gpus(runs.here),
+        "jobs": [dataclasses.asdict(job) for job in summaries(runs.here.root, ended=False)],
     }
 
 
-def _shown_status(store: RunStore) -> Group:
-    jobs = summaries(store.root, ended=False)
-    parts = [views.status(launchers(store), observe_runs(store), waiting_for_gpus(store))]
+def _shown_status(runs: AllRuns) -> Group:
+    jobs = summaries(runs.here.root, ended=False)
+    parts = [views.status(launchers(runs.here), observe_runs(runs), waiting_for_gpus(runs.here))]
     return Group(*parts, *([jobviews.jobs(jobs)] if jobs else []))
 
 
 def _runs(args: argparse.Namespace) -> int:
-    store = where.run_store()
     wanted = [
         record
-        for record in store.records()
+        for record in where.all_runs().records()
         if (not args.state or record.state.value in args.state) and select.is_wanted(record, args)
     ]
     wanted.sort(key=lambda record: record.queued_at or "", reverse=True)
@@ -83,12 +83,12 @@ def _runs(args: argparse.Namespace) -> int:
 
 
 def _show(args: argparse.Namespace) -> int:
-    store = where.run_store()
-    record = store.settled(select.one(store, args))
+    runs = where.all_runs()
+    record = runs.settled(select.one(runs, args))
     if args.json:
         print_json(public(record))
     else:
-        show(views.run(store, record))
+        show(views.run(runs.store_of(record.id), record))
     return EXIT_OK
 
 
@@ -100,29 +100,33 @@ def _stop(args: argparse.Namespace) -> int:
         if not args.json:
             print("without a run this ends the manager of the jobs, as `air-executor shutdown` does", file=sys.stderr)
         return manager.shutdown(args)
-    store = where.run_store()
-    store.refuse_strangers()
+    runs = where.all_runs()
+    runs.here.refuse_strangers()
     if args.run is not None:
-        return _show_stopped(store, [_stop_run(store, store.settled(store.find(args.run)), args)], args)
+        return _show_stopped(runs, [_stop_run(runs, runs.settled(runs.find(args.run)), args)], args)
     stopped, errors = [], []
-    for record in select.matching(store, args, live=True):
+    for record in select.matching(runs, args, live=True):
         try:
-            stopped.append(_stop_run(store, record, args))
+            stopped.append(_stop_run(runs, record, args))
         except WrongStateError as error:
             errors.append(str(error))
-    code = _show_stopped(store, stopped, args) if stopped else EXIT_NO
+    code = _show_stopped(runs, stopped, args) if stopped else EXIT_NO
     if errors:
         raise WrongStateError("; ".join(errors))
     return code
 
 
-def _stop_run(store: RunStore, record: RunRecord, args: argparse.Namespace) -> RunRecord:
+def _stop_run(runs: AllRuns, record: RunRecord, args: argparse.Namespace) -> RunRecord:
     """Have a run stopped.
 
     :raises WrongStateError: it has ended, or nobody can reach it.
     """
     if record.state.is_end:
         raise WrongStateError(f"run {record.id} has ended already: {record.state.value}")
+    if runs.is_elsewhere(record.id):
+        elsewhere.stop(record, args.reason)
+        return record
+    store = runs.here
     store.request_stop(record.id, args.reason)
     if not ask_to_stop(store, record.id) and not store.signal_run(record.id, signal.SIGTERM):
         raise WrongStateError(
@@ -132,9 +136,9 @@ def _stop_run(store: RunStore, record: RunRecord, args: argparse.Namespace) -> R
     return record
 
 
-def _show_stopped(store: RunStore, stopped: list[RunRecord], args: argparse.Namespace) -> int:
+def _show_stopped(runs: AllRuns, stopped: list[RunRecord], args: argparse.Namespace) -> int:
     if args.wait:
-        stopped = [_wait_for_end(store, record) for record in stopped]
+        stopped = [_wait_for_end(runs.store_of(record.id), record) for record in stopped]
     if args.json:
         plain = [public(record) for record in stopped]
         print_json(plain[0] if args.run is not None else plain)
@@ -150,8 +154,6 @@ def _wait_for_end(store: RunStore, record: RunRecord) -> RunRecord:
         record = store.settled(store.read(record.id))
     return record
 
-
-_RUN = Argument(("run",), {"nargs": "?", "metavar": "RUN", "help": "id of the run, or the beginning of it"})
 
 COMMANDS: tuple[Command, ...] = (
     Command(
@@ -193,13 +195,13 @@ COMMANDS: tuple[Command, ...] = (
             JSON,
         ),
     ),
-    Command("show", "show everything about one run", _show, (_RUN, *select.ARGUMENTS, JSON)),
+    Command("show", "show everything about one run", _show, (select.RUN, *select.ARGUMENTS, JSON)),
     Command(
         "stop",
         "stop a run, or all that are named: a task gets time for on_kill, then it is killed",
         _stop,
         (
-            _RUN,
+            select.RUN,
             *select.ARGUMENTS,
             Argument(("--reason",), {"default": "stopped from the command line", "help": "noted in the record"}),
             manager.WAIT,

@@ -7,8 +7,8 @@ import sys
 
 from air_executor.cli.table import Argument, whole_number
 from air_executor.errors import AirExecutorError
+from air_executor.observe.everywhere import AllRuns
 from air_executor.runs.record import RunRecord
-from air_executor.runs.store import RunStore
 
 #: At most this many of the task instances that could be meant are named.
 _NAMED = 5
@@ -22,7 +22,9 @@ FILTERS = (
     ),
 )
 
-#: The same, for commands that take the id of a run.
+RUN = Argument(("run",), {"nargs": "?", "metavar": "RUN", "help": "id of the run, or the beginning of it"})
+
+#: The filters again, for commands that take the id of a run.
 ARGUMENTS = tuple(
     Argument(each.flags, {**each.options, "help": f"in place of RUN: {each.options['help'].removeprefix('only ')}"})
     for each in FILTERS
@@ -40,18 +42,18 @@ def names_runs(args: argparse.Namespace) -> bool:
     return is_so
 
 
-def matching(store: RunStore, args: argparse.Namespace, *, live: bool = False) -> list[RunRecord]:
+def matching(runs: AllRuns, args: argparse.Namespace, *, live: bool = False) -> list[RunRecord]:
     """Return the runs that a command line names, the newest first.
 
     :param live: only those that have not ended.
     :raises AirExecutorError: there are none.
     """
-    found = [record for record in (store.open_records() if live else store.records()) if is_wanted(record, args)]
+    found = [record for record in (runs.open_records() if live else runs.records()) if is_wanted(record, args)]
     if live:
-        found = [record for record in map(store.settled, found) if not record.state.is_end]
+        found = [record for record in map(runs.settled, found) if not record.state.is_end]
     if not found:
         what = ", ".join(f"{name} {value}" for name, value in _wanted(args).items())
-        raise AirExecutorError(f"there is no {'live ' if live else ''}run of {what} below {store.root}")
+        raise AirExecutorError(f"there is no {'live ' if live else ''}run of {what} below {runs.here.root}")
     return sorted(found, key=lambda record: record.queued_at or "", reverse=True)
 
 
@@ -70,7 +72,7 @@ def _is(record: RunRecord, name: str, value: object) -> bool:
     return found == value or (name == "map_index" and value == -1 and found is None)
 
 
-def one(store: RunStore, args: argparse.Namespace) -> RunRecord:
+def one(runs: AllRuns, args: argparse.Namespace) -> RunRecord:
     """Return the run that a command line names by its id, or the newest one of the task instance that it names.
 
     :raises AirExecutorError: there is none, or several task instances are named.
@@ -78,8 +80,8 @@ def one(store: RunStore, args: argparse.Namespace) -> RunRecord:
     if not names_runs(args):
         if args.run is None:
             raise AirExecutorError("name a run: by its id, or with --dag, --task, --run and --map-index")
-        return store.find(args.run)
-    found = matching(store, args)
+        return runs.find(args.run)
+    found = matching(runs, args)
     newest = found[0]
     of_others = {record.label: record for record in found if record.label != newest.label}
     if of_others:

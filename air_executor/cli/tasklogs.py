@@ -25,9 +25,6 @@ _MAX_LINE_BYTES = 1 << 20
 #: A log's end is looked for in pieces of so many bytes.
 _BLOCK_BYTES = 1 << 16
 
-#: How often a log that is followed is read again, in seconds.
-_READ_S = 0.2
-
 
 @dataclass(frozen=True)
 class Filter:
@@ -61,39 +58,38 @@ def pattern(text: str) -> re.Pattern[str]:
         raise argparse.ArgumentTypeError(f"{text!r} is not a regular expression: {error}") from None
 
 
-def print_log(store: RunStore, record: RunRecord, wanted: Filter = ALL) -> None:
+def print_log(store: RunStore, record: RunRecord, reader: LogReader, wanted: Filter = ALL) -> None:
     """Print what there is."""
-    for line in wanted.of_the_past(LogReader(record.log_file), is_over=True):
+    for line in wanted.of_the_past(reader, is_over=True):
         print(line)
     _print_output(store, record)
 
 
-def follow(store: RunStore, record: RunRecord, wanted: Filter = ALL) -> None:
+def follow(store: RunStore, record: RunRecord, reader: LogReader, wanted: Filter = ALL) -> None:
     """Print what there is and what comes, until the run has ended."""
-    for line in followed(store, record, wanted):
+    for line in followed(store, record, reader, wanted):
         print(line, flush=True)
     _print_output(store, store.settled(store.read(record.id)))
 
 
-def stream(store: RunStore, record: RunRecord, wanted: Filter = ALL) -> None:
+def stream(store: RunStore, record: RunRecord, reader: LogReader, wanted: Filter = ALL) -> None:
     """Print what there is and what comes as NDJSON: an object for each line, and one for the end of the run."""
-    for line in followed(store, record, wanted):
+    for line in followed(store, record, reader, wanted):
         print_line({"run": record.id, "line": line})
     record = store.settled(store.read(record.id))
     output = store.output_tail(record.id, max_bytes=1 << 20)
     print_line({"run": record.id, "state": record.state.value, "reason": record.why, "output": output or None})
 
 
-def followed(store: RunStore, record: RunRecord, wanted: Filter = ALL) -> Iterator[str]:
+def followed(store: RunStore, record: RunRecord, reader: LogReader, wanted: Filter = ALL) -> Iterator[str]:
     """Yield the lines that there are and those that come, until the run has ended."""
-    reader = LogReader(record.log_file)
     ended = record.state.is_end
     lines = wanted.of_the_past(reader, is_over=ended)
     while True:
         yield from lines
         if ended:
             return
-        time.sleep(_READ_S)
+        time.sleep(reader.every_s)
         record = store.settled(store.read(record.id))
         ended = record.state.is_end
         lines = wanted.wanted(reader.lines(is_over=ended))
@@ -109,6 +105,9 @@ def _print_output(store: RunStore, record: RunRecord) -> None:
 
 class LogReader:
     """Reads a task's log as it grows, each byte once, with no more than a line of it in memory."""
+
+    every_s = 0.2
+    """How often a log that is followed is read again, in seconds."""
 
     def __init__(self, path: str | None) -> None:
         self._path = path or ""

@@ -20,7 +20,7 @@ from air_executor.cli.listing import Listing, say_where, show
 from air_executor.cli.table import EXIT_OK, JSON, Argument, Command, print_json
 from air_executor.cli.temporal_options import look_around, option, with_temporal
 from air_executor.errors import AirExecutorError
-from air_executor.runs.store import RunStore
+from air_executor.runs.ordered import OrderedRuns
 
 if TYPE_CHECKING:
     from air_executor.temporal.overview import Overview
@@ -73,10 +73,8 @@ async def _set_up(settings: Settings) -> None:
 def _queues(args: argparse.Namespace) -> set[str]:
     """Return the queues to show even if nobody serves them: those named, and those of this machine's live orders."""
     named = {name.strip() for name in args.queues.split(",") if name.strip()}
-    ordered = Path(config.plain_state_dir()) / "temporal"
-    if ordered.is_dir():
-        named |= {record.identity.queue or "default" for record in RunStore(ordered).open_records()}
-    return named
+    ordered = OrderedRuns.of(config.plain_state_dir()).open_records()
+    return named | {record.identity.queue or "default" for record in ordered}
 
 
 def _show(found: Overview, settings: Settings, *, is_json: bool) -> None:

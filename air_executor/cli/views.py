@@ -8,6 +8,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from air_executor.cli.listing import Listing
+from air_executor.machine import system
 from air_executor.observe.check import Check
 from air_executor.observe.query import ObservedRun
 from air_executor.runs.limits import mebibytes
@@ -55,12 +56,15 @@ def status(launchers: list[dict[str, Any]], runs: list[ObservedRun], waiting: li
         parts += [Text(f"  {trouble}", style="red") for trouble in launcher.get("troubles", ())]
     if not launchers:
         parts.append(Text("no launcher (one is started with the next workload)"))
-    shown = Listing("RUN", "STATE", "AGE", "MEMORY", "CPU", "PID", "WHAT", "TRY", right=("AGE", "MEMORY", "CPU", "PID"))
+    host = _host_column([run.record for run in runs])
+    columns = ("RUN", "STATE", *host, "AGE", "MEMORY", "CPU", "PID", "WHAT", "TRY")
+    shown = Listing(*columns, right=("AGE", "MEMORY", "CPU", "PID"))
     for run in runs:
         record = run.record
         shown.add_row(
             record.id[:_SHORT],
             _state(record.state),
+            *(record.host or "-" for _ in host),
             duration(run.age_s),
             mebibytes(run.memory_bytes) if run.memory_bytes is not None else "-",
             f"{run.cpu_time_s:.1f}s" if run.cpu_time_s is not None else "-",
@@ -80,11 +84,13 @@ def status(launchers: list[dict[str, Any]], runs: list[ObservedRun], waiting: li
 
 def runs(records: list[RunRecord]) -> RenderableType:
     """Return a list of runs."""
-    shown = Listing("RUN", "STATE", "QUEUED (UTC)", "WHAT", "TRY", "REASON", wraps="REASON")
+    host = _host_column(records)
+    shown = Listing("RUN", "STATE", *host, "QUEUED (UTC)", "WHAT", "TRY", "REASON", wraps="REASON")
     for record in records:
         shown.add_row(
             record.id[:_SHORT],
             _state(record.state),
+            *(record.host or "-" for _ in host),
             (record.queued_at or "")[:19].replace("T", " "),
             record.label,
             str(record.identity.try_number or "-"),
@@ -93,13 +99,18 @@ def runs(records: list[RunRecord]) -> RenderableType:
     return shown if records else Text("no runs")
 
 
+def _host_column(records: list[RunRecord]) -> tuple[str, ...]:
+    """Return the title of a column with the hosts, if there are others than this one."""
+    return ("HOST",) if any(record.host not in (None, system.host()) for record in records) else ()
+
+
 def run(store: RunStore, record: RunRecord) -> RenderableType:
     """Return everything about one run."""
     shown = Listing("FIELD", "VALUE", wraps="VALUE")
     document = public(record)
     document = {**document.pop("identity"), **document, "record": str(store.folder(record.id) / "state.json")}
     for name, value in document.items():
-        text = mebibytes(value) if name == "peak_memory_bytes" else str(value)
+        text = mebibytes(value) if name in ("peak_memory_bytes", "p95_memory_bytes") else str(value)
         shown.add_row(name, _state(record.state) if name == "state" else text)
     return shown
 

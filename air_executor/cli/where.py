@@ -7,7 +7,7 @@ from air_executor.config import Config
 from air_executor.jobs import api
 from air_executor.jobs.store import JobStore
 from air_executor.machine.ownership import check_state_dir
-from air_executor.runs.store import RunStore
+from air_executor.observe.everywhere import AllRuns
 
 
 def options() -> Config:
@@ -23,8 +23,8 @@ def job_store() -> JobStore:
     return JobStore(options().state_dir)
 
 
-def run_store() -> RunStore:
+def all_runs() -> AllRuns:
     """Return the runs of that state directory. Root may look at those of another user."""
     state_dir = options().state_dir
     check_state_dir(state_dir, is_looking=True)
-    return RunStore(state_dir)
+    return AllRuns(state_dir)

@@ -43,7 +43,10 @@ _LOOK_S = 1.0
 _HEALTHY_S = 30.0
 
 #: Serves the logs of this host's tasks to Airflow's UI, as Airflow's own workers do.
-_SERVE_LOGS = "from airflow.utils.serve_logs import serve_logs; serve_logs()"
+_SERVE_LOGS = (
+    "import sys; from air_executor.machine.system import die_with_parent; die_with_parent(int(sys.argv[1]));"
+    "from airflow.utils.serve_logs import serve_logs; serve_logs()"
+)
 
 
 def _slots(text: str) -> int | None:
@@ -165,7 +168,7 @@ def _only_one(folder: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _logs_served() -> Iterator[None]:
-    server = subprocess.Popen([sys.executable, "-c", _SERVE_LOGS], stdin=subprocess.DEVNULL)
+    server = subprocess.Popen([sys.executable, "-c", _SERVE_LOGS, str(os.getpid())], stdin=subprocess.DEVNULL)
     try:
         yield
     finally:

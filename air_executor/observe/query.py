@@ -13,6 +13,7 @@ from air_executor.errors import StateDirError
 from air_executor.launcher.address import all_addresses
 from air_executor.launcher.client import control
 from air_executor.observe import usage
+from air_executor.observe.everywhere import AllRuns
 from air_executor.runs.lock import is_held
 from air_executor.runs.record import RunRecord
 from air_executor.runs.records import public
@@ -50,11 +51,13 @@ def waiting_for_gpus(store: RunStore) -> list[dict[str, Any]]:
     return waiting
 
 
-def observe_runs(store: RunStore) -> list[ObservedRun]:
+def observe_runs(runs: AllRuns) -> list[ObservedRun]:
     """Return the live runs, the oldest first."""
-    live = [record for record in store.open_records() if not record.state.is_end]
-    live = [record for record in map(store.settled, live) if not record.state.is_end]
-    return [_observe(store, record) for record in sorted(live, key=lambda record: record.queued_at or "")]
+    live = [record for record in runs.open_records() if not record.state.is_end]
+    live = [record for record in map(runs.settled, live) if not record.state.is_end]
+    return [
+        _observe(runs.store_of(record.id), record) for record in sorted(live, key=lambda record: record.queued_at or "")
+    ]
 
 
 def _observe(store: RunStore, record: RunRecord) -> ObservedRun:

@@ -156,18 +156,6 @@ class RunRecords(RunFiles):
             except (RecordError, StateDirError):
                 continue  # `doctor` counts them
 
-    def find(self, prefix: str) -> RunRecord:
-        """Return the one run whose id starts with ``prefix``.
-
-        :raises RecordError: there is none, or more than one.
-        """
-        matches = [run_id for run_id in self.ids() if run_id.startswith(prefix.lower())] if prefix else []
-        if not matches:
-            raise RecordError(f"there is no run {prefix!r} below {self.runs}")
-        if len(matches) > 1:
-            raise RecordError(f"{len(matches)} runs start with {prefix!r}; give more of the id")
-        return self.read(matches[0])
-
     def unreadable(self) -> list[Path]:
         """Return the documents of open runs that can't be understood, and all that were quarantined."""
         run_ids = self.ids()

@@ -54,6 +54,25 @@ async def workflow(
         raise
 
 
+async def workflow_of(client: Client, run_id: str, workflow_id: str) -> str | None:
+    """Return the id of the open workflow that has a run: the one of this id, or a successor. ``None``: none has it.
+
+    :raises RPCError: Temporal can't be asked.
+    """
+    next_id: str | None = workflow_id
+    while next_id is not None:
+        try:
+            found = await client.get_workflow_handle(next_id).query("known", rpc_timeout=ANSWER)
+        except RPCError as error:
+            if error.status is RPCStatusCode.NOT_FOUND:
+                return None
+            raise
+        if run_id in found["runs"]:
+            return next_id
+        next_id = found["next"]
+    return None
+
+
 def open_query(prefix: str) -> str:
     """Return Temporal's query for all workflows of ours that run.
 

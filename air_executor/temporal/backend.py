@@ -1,7 +1,7 @@
 """Runs on many hosts, ordered through Temporal: the second place behind :class:`air_executor.runs.backend.RunBackend`.
 
-The executor's own records of the runs are below ``temporal`` in its state directory. They say what it has ordered, and
-how that ended; how far a run is, its host knows.
+The executor's own records of the runs are below ``temporal`` in its state directory. They say what it has ordered, on
+which host that is, and how it ended.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from air_executor.errors import AirExecutorError, RecordError, StateDirError
 from air_executor.guard import Guard
 from air_executor.launcher.client.claims import Claims
 from air_executor.runs.backend import RunRequest
+from air_executor.runs.ordered import OrderedRuns
 from air_executor.runs.pruning import prune
 from air_executor.runs.record import UNWANTED, Identity, RunRecord, RunState, moment, queued
-from air_executor.runs.store import RunStore
 from air_executor.temporal import cards, job_files
 from air_executor.temporal.dag_runs import DagRuns
 from air_executor.temporal.link import Link, Order, Signal
@@ -88,10 +88,10 @@ class TemporalBackend:
         """
         self._config = config
         self._settings = settings
-        self._store = RunStore(Path(config.state_dir) / "temporal")
+        self._store = OrderedRuns.of(config.state_dir)
         self._claims = Claims(self._store)
         self._link = Link(settings, self._take, lambda who, silent_s: judge(Identity(**who), silent_s))
-        self._watch = Watch(self._link, settings, self._seen, self._take, judge, give_back)
+        self._watch = Watch(self._link, settings, self._seen, self._take, self._note_host, judge, give_back)
         self.gpus = EveryGpu()
         self._lock = threading.Lock()
         #: Followed runs that have not ended.
@@ -314,6 +314,10 @@ class TemporalBackend:
         return None
 
     # In the link's thread
+
+    def _note_host(self, run_id: str, host: str) -> None:
+        if run_id in self._live:
+            self._store.note_host(run_id, host)
 
     def _take(self, ends: list[dict[str, Any]]) -> None:
         """Record ends. They are told again if that fails; one that can't be understood fails its run."""

@@ -18,6 +18,7 @@ from temporalio.service import RPCError, RPCStatusCode
 
 from air_executor.errors import AirExecutorError, StateDirError
 from air_executor.guard import Guard
+from air_executor.machine import system
 from air_executor.runs import record as runs
 from air_executor.runs.backend import RunBackend
 from air_executor.runs.record import UNWANTED, RunRecord
@@ -185,7 +186,8 @@ class HostRuns:
         return document
 
     def _beat(self, card: dict[str, Any]) -> None:
-        activity.heartbeat({"host": self._host, "queue": self._queue, "task": card["summary"]})
+        details = {"host": self._host, "machine": system.host(), "queue": self._queue, "task": card["summary"]}
+        activity.heartbeat(details)
 
     def _detached(self) -> ApplicationError:
         return ApplicationError("its worker ends; the run goes on", self._queue, type=DETACHED)

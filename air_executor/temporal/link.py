@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta, timezone
 from typing import Any, TypeVar
 
+import orjson
 from temporalio import activity
 from temporalio.client import Client, WorkflowExecutionStatus
 from temporalio.common import WorkflowIDReusePolicy
@@ -57,12 +58,22 @@ class Order:
 
 
 @dataclass(frozen=True)
+class Beat:
+    """A sign of life of a run, as its host has given it to Temporal."""
+
+    time_s: float
+    """In seconds since the epoch."""
+    host: str | None
+    """The machine's name; ``None``: a worker of a former version does not say."""
+
+
+@dataclass(frozen=True)
 class Seen:
     """An execution of a workflow, as Temporal knows it."""
 
     is_open: bool
-    beats: dict[str, float]
-    """When each of its runs last showed that it lives, in seconds since the epoch, by the ids of the runs."""
+    beats: dict[str, Beat]
+    """The last sign of life of each of its runs that has given one, by the ids of the runs."""
 
 
 @dataclass
@@ -300,19 +311,7 @@ class Link:
 
         :raises RPCError: Temporal can't be asked.
         """
-        next_id: str | None = workflow_id
-        while next_id is not None:
-            handle = self.client.get_workflow_handle(next_id)
-            try:
-                found = await handle.query("known", rpc_timeout=timedelta(seconds=_CALL_S))
-            except RPCError as error:
-                if error.status is RPCStatusCode.NOT_FOUND:
-                    return None
-                raise
-            if run_id in found["runs"]:
-                return next_id
-            next_id = found["next"]
-        return None
+        return await asking.workflow_of(self.client, run_id, workflow_id)
 
     async def execution(self, workflow_id: str) -> str | None:
         """Return the id of the last execution of a workflow; ``None``: Temporal knows none.
@@ -332,7 +331,7 @@ class Link:
             return None
         # An activity has the id of its run, and a number if it is not the first for that.
         activities = [a for a in found.raw_description.pending_activities if a.HasField("last_heartbeat_time")]
-        beats = {a.activity_id[:36]: a.last_heartbeat_time.ToDatetime(timezone.utc).timestamp() for a in activities}
+        beats = {a.activity_id[:36]: _beat(a) for a in activities}
         return Seen(found.status == WorkflowExecutionStatus.RUNNING, beats)
 
     async def has_workers(self, queue: str) -> bool:
@@ -349,6 +348,12 @@ class Link:
         """
         async for each in self.client.list_workflows(asking.open_query(self._settings.prefix)):
             yield each.id, dict(await each.memo())
+
+
+def _beat(pending: Any) -> Beat:
+    details = [orjson.loads(payload.data) for payload in pending.heartbeat_details.payloads]
+    host = details[0].get("machine") if details else None
+    return Beat(pending.last_heartbeat_time.ToDatetime(timezone.utc).timestamp(), host)
 
 
 def _groups(batch: list[Order | Signal]) -> list[list[Order] | Signal]:

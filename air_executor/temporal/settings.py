@@ -133,7 +133,8 @@ class Settings:
             await asking.namespace(client)
             return client
         except (RuntimeError, RPCError, OSError, ValueError) as error:
-            raise ConfigError(f"Temporal at {found['target_host']} cannot be used: {error}") from None
+            how = "with TLS" if found.get("tls") or found.get("api_key") else "without TLS"
+            raise ConfigError(f"Temporal at {found['target_host']}, {how}, cannot be used: {error}") from None
 
     def seal(self, data: bytes) -> str:
         """Return data so that only who has a key can read it."""

@@ -43,6 +43,8 @@ class LiveRun:
     execution: str | None = None
     """Id of the workflow's execution that has it, once it is known."""
     is_stopping: bool = False
+    host: str | None = None
+    """The machine that has it, once it is known."""
     beat: tuple[float, float] | None = None
     """The time of its last heartbeat as Temporal has it, and when that was first seen here, on the monotonic clock."""
 
@@ -62,6 +64,7 @@ class Watch:
         settings: Settings,
         live: Callable[[], dict[str, LiveRun]],
         end: Callable[[list[dict[str, Any]]], None],
+        is_on: Callable[[str, str], None],
         judge: Callable[[Identity, float], str],
         give_back: Callable[[Identity, str], bool],
     ) -> None:
@@ -69,8 +72,9 @@ class Watch:
 
         :param live: returns the live runs by their ids.
         :param end: takes ends, as workflows tell them.
+        :param is_on: is told which machine has a run, as the run's id and the machine's name.
         """
-        self._link, self._settings, self._live, self._end = link, settings, live, end
+        self._link, self._settings, self._live, self._end, self._is_on = link, settings, live, end, is_on
         self._judge, self._give_back = judge, give_back
         #: Queues that nobody serves, as was logged.
         self._unserved: set[str] = set()
@@ -112,9 +116,15 @@ class Watch:
         elif not seen.is_open:
             self._end_all(runs, "killed", "its workflow is over: it was terminated or cancelled in Temporal")
         else:
-            for run_id, beat_s in seen.beats.items():
-                if (run := runs.get(run_id)) is not None and (run.beat is None or run.beat[0] != beat_s):
-                    run.beat = beat_s, time.monotonic()
+            for run_id, beat in seen.beats.items():
+                if (run := runs.get(run_id)) is None:
+                    continue
+                if run.beat is None or run.beat[0] != beat.time_s:
+                    run.beat = beat.time_s, time.monotonic()
+                if beat.host is not None and beat.host != run.host:
+                    run.host = beat.host
+                    with self._guard(f"Noting the host of run {run_id}"):
+                        self._is_on(run_id, beat.host)
 
     async def _recover(self, workflow_id: str, runs: dict[str, LiveRun]) -> None:
         """Do what is right for runs whose workflow Temporal does not know any more: its data were lost, or deleted."""

@@ -241,6 +241,13 @@ INTERNALS: dict[str, list[Internal]] = {
             since=(3, 3),
         ),
     ],
+    "Logs on other hosts": [
+        Internal("airflow.utils.log.file_task_handler:_fetch_logs_from_service", takes="url log_relative_path"),
+        Internal(f"{_TI}.hostname"),
+        *_all(
+            "airflow.models.taskinstancehistory", "TaskInstanceHistory.task_instance_id TaskInstanceHistory.hostname"
+        ),
+    ],
     "Requests that are retried": [
         Internal("airflow.sdk.api.client:Client.request", takes="self args kwargs"),
         Internal("airflow.sdk.api.client:ServerResponseError"),

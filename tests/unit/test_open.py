@@ -11,6 +11,7 @@ from collections.abc import Callable
 import pytest
 
 from air_executor.errors import StateDirError
+from air_executor.observe.everywhere import AllRuns
 from air_executor.observe.query import observe_runs
 from air_executor.runs.pruning import prune
 from air_executor.runs.record import RunRecord, RunState
@@ -53,7 +54,9 @@ def test_of_many_runs_only_those_are_read_that_are_open(store: RunStore, reads: 
     assert ids(store.open_records()) == {live.id, untold.id}
     assert set(reads) == {live.id, untold.id}
     reads.clear()
-    assert [run.record.id for run in observe_runs(store)] == [live.id]
+    runs = AllRuns(store.root)
+    runs.here = store
+    assert [run.record.id for run in observe_runs(runs)] == [live.id]
     assert set(reads) == {live.id, untold.id}
     reads.clear()
     assert store.unreadable() == []

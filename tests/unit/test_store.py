@@ -319,19 +319,6 @@ def test_what_is_not_a_run_among_the_runs_is_passed_over(store: RunStore) -> Non
     assert store.ids() == [one.id]
 
 
-def test_a_run_is_found_by_the_beginning_of_its_id(store: RunStore) -> None:
-    one = kept(store, run_id="aaaa1111-0000-4000-8000-000000000001")
-    other = kept(store, run_id="aaaa2222-0000-4000-8000-000000000002")
-    assert store.find("aaaa1") == one
-    assert store.find("AAAA2") == other
-    assert store.find(other.id) == other
-    with pytest.raises(RecordError, match="2 runs start with 'aaaa'; give more of the id"):
-        store.find("aaaa")
-    for nobody in ("", "b", "../", f"{one.id}0"):
-        with pytest.raises(RecordError, match="there is no run"):
-            store.find(nobody)
-
-
 def test_a_stop_request_is_kept_until_it_is_read(store: RunStore) -> None:
     one = kept(store)
     assert store.stop_request(one.id) is None

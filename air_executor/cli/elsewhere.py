@@ -1,0 +1,89 @@
+"""Runs that other hosts execute: how they are stopped, and how their logs are read."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import tempfile
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from air_executor.cli.tasklogs import LogReader
+from air_executor.cli.temporal_options import option, with_temporal
+from air_executor.errors import AirExecutorError, WrongStateError
+from air_executor.runs.record import RunRecord
+from air_executor.runs.store import RunStore
+
+if TYPE_CHECKING:
+    from air_executor.temporal.settings import Settings
+
+
+def stop(record: RunRecord, reason: str) -> None:
+    """Ask Temporal to have a run stopped.
+
+    :raises WrongStateError: Temporal does not know it, or not any more.
+    :raises AirExecutorError: Temporal can't be reached.
+    """
+    with with_temporal():
+        from air_executor.temporal.settings import Settings
+    asyncio.run(_stop(Settings.load(option), record, reason))
+
+
+async def _stop(settings: Settings, record: RunRecord, reason: str) -> None:
+    from temporalio.service import RPCError
+
+    from air_executor.temporal import asking, cards
+
+    client = await settings.connect()
+    try:
+        workflow_id = await asking.workflow_of(client, record.id, cards.workflow_id(record.identity))
+        if workflow_id is None:
+            raise WrongStateError(f"Temporal has no open workflow with run {record.id}")
+        handle = client.get_workflow_handle(workflow_id)
+        await handle.signal("stop", args=[record.id, reason, False], rpc_timeout=asking.ANSWER)
+    except RPCError as error:
+        raise AirExecutorError(f"Temporal can't be asked to stop run {record.id}: {error}") from None
+
+
+class HostLog(LogReader):
+    """Reads a task's log from the log server of the host that has it, as Airflow's UI does."""
+
+    every_s = 2.0
+
+    def __init__(self, store: RunStore, run_id: str) -> None:
+        """Ask nothing yet."""
+        self._store, self._run_id = store, run_id
+        self._copy = tempfile.NamedTemporaryFile(prefix="air-executor-log-")  # noqa: SIM115 - as long as this object
+        super().__init__(self._copy.name)
+
+    def skip_to_tail(self, count: int) -> None:
+        """See :meth:`.LogReader.skip_to_tail`."""
+        self._fetch()
+        super().skip_to_tail(count)
+
+    def lines(self, *, is_over: bool) -> Iterator[str]:
+        """See :meth:`.LogReader.lines`.
+
+        :raises AirExecutorError: the host's log server does not answer, or refuses.
+        """
+        self._fetch()
+        yield from super().lines(is_over=is_over)
+
+    def _fetch(self) -> None:
+        record = self._store.read(self._run_id)
+        if record.log_file is None:
+            return
+        try:
+            from sqlalchemy.exc import SQLAlchemyError
+
+            from air_executor.airflow import task_instances
+            from air_executor.airflow.compat.served_logs import fetch
+        except ModuleNotFoundError as error:
+            why = f"the log is on {record.host}; to read it from here needs Airflow: {error}"
+            raise AirExecutorError(why) from None
+        host = None
+        with contextlib.suppress(SQLAlchemyError):  # this machine may have no access to the database
+            host = task_instances.hostname(record.identity.workload_id)
+        if host := host or record.host:  # otherwise it has not begun
+            with open(self._copy.name, "wb") as file:
+                file.writelines(fetch(host, record.log_file))
