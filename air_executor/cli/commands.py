@@ -17,6 +17,7 @@ from air_executor.cli import (
     service,
     temporal,
     trust,
+    usage,
     worker,
 )
 from air_executor.cli.table import Command
@@ -24,6 +25,7 @@ from air_executor.cli.table import Command
 COMMANDS: tuple[Command, ...] = (
     *runs.COMMANDS,
     *logs.COMMANDS,
+    *usage.COMMANDS,
     *making.COMMANDS,
     *running.COMMANDS,
     *adding.COMMANDS,

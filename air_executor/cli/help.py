@@ -14,7 +14,9 @@ DESCRIPTION = "See and control what AirExecutor runs: tasks of Airflow, and jobs
 
 #: The commands in the order in which they are shown. One that is in no group comes last.
 _GROUPS: dict[str, tuple[str, ...]] = {
-    "Runs (what Airflow's tasks, and those of jobs, are executed by)": ("status", "runs", "show", "logs", "stop"),
+    "Runs (what Airflow's tasks, and those of jobs, are executed by)": (
+        *("status", "runs", "show", "logs", "stop", "usage", "advise"),
+    ),
     "Jobs": (
         *("init", "add", "run", "submit", "queue", "jobs", "job", "wait", "results"),
         *("pause", "resume", "cancel", "retry", "reset", "remove", "trust", "schema"),
@@ -38,6 +40,11 @@ _EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
         ("logs --dag sales --task load --tail 20", "the last lines of a task's newest run"),
         ("logs build merge --grep 'error|warn'", "some lines of task merge of job build"),
     ),
+    "usage": (
+        ("usage 1f0c", "memory and CPU of a run, as plots"),
+        ("usage --dag sales --task load", "of a task's newest run"),
+    ),
+    "advise": (("advise --dag sales", "the memory of a dag's tasks, and limits to set"),),
     "stop": (
         ("stop 1f0c --wait", "stop one run, and wait for its end"),
         ("stop --dag sales", "stop all that runs of a dag"),

@@ -331,12 +331,32 @@ VARIABLES = Kind(
 )
 NAMES = Kind(_names, {"type": "array", "items": {"type": "string", "pattern": r"^[^=\u0000]+$"}})
 OBJECT = Kind(_object, {"type": "object"})
+_SIZE = {"type": ["integer", "string"]}
 LIMITS = Kind(
     _limits,
     {
         "type": "object",
         "properties": {
-            "memory": {"description": "bytes, or text such as 512MiB or 2GB", "type": ["integer", "string"]},
+            "memory": {
+                "description": "bytes, or text such as 512MiB or 2GB; a list: for the first try, for the one after "
+                "an end for lack of memory, and so on; auto, or an object with it: from earlier runs",
+                "anyOf": [
+                    _SIZE,
+                    {"type": "array", "items": _SIZE, "minItems": 1},
+                    {
+                        "type": "object",
+                        "properties": {
+                            "auto": {
+                                "type": "object",
+                                "properties": {"floor": _SIZE, "ceiling": _SIZE},
+                                "additionalProperties": False,
+                            }
+                        },
+                        "required": ["auto"],
+                        "additionalProperties": False,
+                    },
+                ],
+            },
             "cpu_time": {"description": "seconds", "type": "number", "exclusiveMinimum": 0},
             "cpus": {"description": "number of CPUs that it may use", "type": "integer", "minimum": 1},
             "nice": {"description": "priority of its processes", "type": "integer", "minimum": -20, "maximum": 19},

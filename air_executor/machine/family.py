@@ -12,7 +12,7 @@ import functools
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import psutil
@@ -91,6 +91,21 @@ def memory_bytes(pid: int) -> int:
         if line.startswith((b"RssAnon:", b"RssShmem:", b"VmSwap:")):
             total += int(line.split()[1]) * 1024
     return total
+
+
+def io_bytes(pids: Iterable[int]) -> tuple[int, int] | None:
+    """Return how many bytes processes, and children of theirs that were reaped, have read from disks and written.
+
+    ``None``: the kernel does not tell. It does not show it of private processes to others than root.
+    """
+    total = [0, 0]
+    is_known = False
+    for pid in pids:
+        values = dict(line.split(b": ", 1) for line in _read(f"/proc/{pid}/io").splitlines() if b": " in line)
+        with contextlib.suppress(KeyError, ValueError):
+            total = [total[0] + int(values[b"read_bytes"]), total[1] + int(values[b"write_bytes"])]
+            is_known = True
+    return (total[0], total[1]) if is_known else None
 
 
 def _walk() -> Iterator[tuple[int, int]]:

@@ -93,6 +93,12 @@ class Views:
             finally:
                 os.close(fd)
 
+    def close(self) -> None:
+        """Close everything."""
+        self.keep_only(())
+        self._receiver.close()
+        self._sender.close()
+
     def receive(self) -> None:
         """Receive the files that processes have sent."""
         with contextlib.suppress(BlockingIOError):

@@ -18,9 +18,11 @@ from air_executor.errors import StateDirError
 from air_executor.machine import system
 from air_executor.machine.awake import AwakeClock
 from air_executor.machine.leftovers import Leftovers
+from air_executor.machine.rollup import Views
 from air_executor.machine.safe_files import is_fresh
 from air_executor.runner import imports
 from air_executor.runner.usage import Usage
+from air_executor.runs import usage
 from air_executor.runs.limits import Limits, mebibytes
 from air_executor.runs.lock import renew_held
 from air_executor.runs.record import UNWANTED, RunRecord, RunState
@@ -37,6 +39,9 @@ _CUT_OFF_S = 20.0
 
 #: The task of a job is ended when its host's worker has not reached Temporal for so many seconds.
 _JOB_FENCE_S = 150.0
+
+#: A worker that reaches Temporal notes it more often than once in so many seconds.
+_TOUCH_S = 7.0
 
 _CUT_OFF = "this host has reached neither Airflow nor Temporal for {:.0f} s; the retry may run elsewhere"
 
@@ -94,6 +99,8 @@ class ActiveRun:
         self._fence_s = config.fence_seconds
         self.heard_s: float | None = None
         """When Airflow last answered to the start of the task, or a heartbeat of it, on the monotonic clock."""
+        self._untouched_s: float | None = None
+        """Since when the host's worker seems not to reach Temporal, on the monotonic clock."""
         self._is_unwritten = False
         self._is_mute = False
         self._task_pid: int | None = None
@@ -104,6 +111,8 @@ class ActiveRun:
         self._is_monitored = False
         self._renewed_s = time.monotonic()
         self.leftovers = Leftovers()
+        self.is_out_of_memory = False
+        """The task has reached its memory limit, or the kernel has killed it for lack of memory."""
         self.is_over = False
         """The task process has ended. What follows, telling Airflow and uploading logs, should not be disturbed."""
 
@@ -115,7 +124,7 @@ class ActiveRun:
     @limits.setter
     def limits(self, limits: Limits) -> None:
         self._limits = limits
-        self._usage = Usage(limits)
+        self._usage = Usage(limits, self._store.path(self.record.id, usage.NAME))
 
     # What the supervisor reports
 
@@ -124,7 +133,7 @@ class ActiveRun:
         self._task_pid = pid
         self._attached_s = time.monotonic()
         self._oom_kills = system.oom_kills()
-        self._usage.begin()
+        self._usage.begin(self.record.gpus or ())
 
     def note_gpus(self, names: list[str]) -> None:
         """Record which GPUs this process has leased: for people, and for the executor, which counts them.
@@ -132,6 +141,16 @@ class ActiveRun:
         :raises StateDirError: it can't be written.
         """
         self.record = self._store.write(replace(self.record, gpus=names))
+
+    def expect_fork(self, views: Views | None = None) -> None:
+        """Before the task process is forked: see :meth:`.Usage.expect_fork`."""
+        self._usage.expect_fork(views)
+
+    def note_memory_limit(self, memory: int | None) -> None:
+        """Record the memory limit of this try; it is written with what comes next."""
+        others = {name: value for name, value in self.record.limits.items() if name != "memory"}
+        limits = others if memory is None else {"memory": memory, **others}
+        self.record = replace(self.record, limits=limits)
 
     def begin_task(self) -> None:
         """In a task process forked from the runner, first: let the runner measure it."""
@@ -223,7 +242,7 @@ class ActiveRun:
             return None
         grace_s = min(self.grace_s, _FENCE_GRACE_S)
         if self.record.identity.kind == "job":  # nobody but the worker tells of it, and it is not given up so soon
-            if is_fresh(self._store.last_contact_s(), _JOB_FENCE_S):
+            if not self._is_out_of_touch(_JOB_FENCE_S):
                 return None
             reason = f"this host has not reached Temporal for {_JOB_FENCE_S:.0f} s; the task may begin again elsewhere"
             return Ending(reason, signal.SIGTERM, unwanted=True, grace_s=grace_s)
@@ -261,8 +280,20 @@ class ActiveRun:
                 late_s = 0.0
 
     def _is_cut_off(self, silent_s: float) -> bool:
-        too_long = self._fence_s is not None and silent_s > self._fence_s
-        return too_long and not is_fresh(self._store.last_contact_s(), _CUT_OFF_S)
+        is_out_of_touch = self._is_out_of_touch(_CUT_OFF_S)
+        return self._fence_s is not None and silent_s > self._fence_s and is_out_of_touch
+
+    def _is_out_of_touch(self, limit_s: float) -> bool:
+        """Tell whether the host's worker has not reached Temporal for so many seconds.
+
+        It looks so for a moment, too, when the clock was set or the machine slept: until the worker's next touch.
+        """
+        if is_fresh(self._store.last_contact_s(), limit_s):
+            self._untouched_s = None
+            return False
+        if self._untouched_s is None:
+            self._untouched_s = time.monotonic()
+        return time.monotonic() - self._untouched_s >= _TOUCH_S
 
     def is_reconciled(self) -> bool:
         """Tell whether an executor looks after this run: one that passes heartbeats on and requests stops."""
@@ -283,18 +314,19 @@ class ActiveRun:
         if limits.memory is not None and peak_bytes > limits.memory:
             reason = f"memory limit of {mebibytes(limits.memory)} reached; peak {mebibytes(peak_bytes)}"
             # No grace time: the task could use it to take the machine's last memory.
+            self.is_out_of_memory = True
             return Ending(reason, signal.SIGKILL)
         if limits.cpu_time is not None and used_s > limits.cpu_time:
             return Ending(f"CPU time limit of {limits.cpu_time:g} s reached; used {used_s:.1f} s", signal.SIGTERM)
         return None
 
-    def peak_memory_bytes(self) -> int:
-        """Return the most memory that the task has held, for the record.
-
-        With a memory limit, it is what the limit applies to: all processes of the task, each page counted once. Without
-        one nothing was measured: it is the largest resident size of one process of the run, pages of files included.
-        """
-        return self._usage.peak_bytes or system.peak_bytes()
+    def used(self) -> dict[str, Any]:
+        """Return what the task has used, as fields of its record, and write the last of its usage over time."""
+        self._usage.end()
+        return {
+            "peak_memory_bytes": self._usage.peak_bytes or system.peak_bytes(),
+            "p95_memory_bytes": self._usage.p95_bytes(),
+        }
 
     def memory_evidence(self, signal_name: str) -> str:
         """Return what is known of the kernel's part in a task's death by ``signal_name``, as the end of a sentence."""
@@ -304,6 +336,7 @@ class ActiveRun:
         kills = system.oom_kills()
         if kills is not None and self._oom_kills is not None:
             if kills > self._oom_kills:
+                self.is_out_of_memory = True
                 return f" by the kernel, for lack of memory in its control group{peak}"
             return f"; its control group had no lack of memory{peak}"
         return f"; when nobody sent it, the kernel did, for lack of memory{peak}"

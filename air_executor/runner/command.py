@@ -245,6 +245,7 @@ def _call(task: dict[str, Any], log: BinaryIO, folder: str, active: ActiveRun) -
     if not Path(task["cwd"]).is_dir():
         raise _FolderError(errno.ENOENT, "No such directory")
     runner = os.getpid()
+    active.expect_fork()
     pid = os.fork()
     if pid:
         with contextlib.suppress(OSError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import os
@@ -25,6 +26,7 @@ from air_executor.runner.hooks import hooks, hooks_of_kind
 from air_executor.runs import limits as task_limits
 from air_executor.runs.backend import RunRequest
 from air_executor.runs.codes import EXIT_ELSEWHERE, EXIT_RECORDED, EXIT_UNRECORDED
+from air_executor.runs.limits import Limits
 from air_executor.runs.lock import KernelLock
 from air_executor.runs.record import UNWANTED, RunRecord, RunState
 from air_executor.runs.store import RunStore
@@ -111,7 +113,7 @@ def _execute(request: RunRequest, record: RunRecord, store: RunStore, config: Co
     leases: list[KernelLock] = []
     try:
         with active.heeding_signals():
-            active.limits = task_limits.parse(request.air)
+            active.limits = _limits(request, active, store)
             active.stop_if_asked()
             _wait_for_leftovers(request, active, store)
             active.limits.apply()
@@ -134,6 +136,31 @@ def _execute(request: RunRequest, record: RunRecord, store: RunStore, config: Co
         for lease in leases:
             lease.release()
     return active, outcome
+
+
+def _limits(request: RunRequest, active: ActiveRun, store: RunStore) -> Limits:
+    """Return the limits of this try.
+
+    :raises LimitsError: they can't be used.
+    """
+    limits = task_limits.parse(request.air)
+    if limits.memory_rule is None:
+        return limits
+    learned = store.learned
+    memory = limits.memory_rule.limit(learned.memory_ends(request.identity), learned.peaks(request.identity))
+    active.note_memory_limit(memory)
+    return dataclasses.replace(limits, memory=memory)
+
+
+def _learn(record: RunRecord, active: ActiveRun, store: RunStore) -> None:
+    """Remember, for the next try and the next runs, how much memory this one has held."""
+    if active.limits.memory_rule is None or not record.peak_memory_bytes:
+        return
+    with contextlib.suppress(StateDirError):  # on a full disk: the next try has this one's limit
+        if record.p95_memory_bytes is not None or active.is_out_of_memory:
+            store.learned.note_peak(record.identity, record.peak_memory_bytes)
+        if active.is_out_of_memory:
+            store.learned.note_memory_end(record.identity, record.peak_memory_bytes)
 
 
 def _wait_for_leftovers(request: RunRequest, active: ActiveRun, store: RunStore) -> None:
@@ -175,9 +202,10 @@ def _write_end(active: ActiveRun, outcome: Outcome, store: RunStore) -> int:
         signal=outcome.signal,
         reason=outcome.reason,
         exception=outcome.exception,
-        peak_memory_bytes=active.peak_memory_bytes(),
+        **active.used(),
         cpu_time_s=round(children.ru_utime + children.ru_stime + own.ru_utime + own.ru_stime, 3),
     )
+    _learn(end, active, store)
     # Airflow already has the outcome, so try three times; a job's outcome exists only here, so try for ever.
     waits_s = itertools.chain(_WAITS_S, itertools.repeat(_WAITS_S[-1]) if record.identity.kind == "job" else ())
     for wait_s in waits_s:

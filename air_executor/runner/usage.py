@@ -1,9 +1,10 @@
-"""What a task and all that it has started use together, measured while it runs, for the limits on it.
+"""What a task and all that it has started use together, measured while it runs: for its limits, and for people.
 
 **Memory is counted once.** The plain sum over the processes is cheap. It counts memory that forks share, with each
 other or with the launcher, for each of them, so it is never too low. While it is below the limit, nothing else is read.
 Above it, the kernel's exact account decides: it divides every page by the number of processes that have it
-(:mod:`air_executor.machine.rollup`). The shares in the launcher's pages are subtracted.
+(:mod:`air_executor.machine.rollup`). The shares in the launcher's pages are subtracted. Without a limit the task is
+looked at now and then (:mod:`.history`), and of several processes the exact account is always read.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ from collections.abc import Sequence
 
 from air_executor.machine import family, rollup
 from air_executor.machine.family import Family, Member
-from air_executor.machine.rollup import Rollup
+from air_executor.machine.gpu_memory import GpuMemory
+from air_executor.machine.rollup import Rollup, Views
+from air_executor.runner.history import History
 from air_executor.runs.limits import Limits
 
 #: How often a task with a limit is measured, in seconds; less often when that takes long.
@@ -34,11 +37,18 @@ _SHARE = 10
 class Usage:
     """Measures the descendants of this process."""
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: Limits, path: str | None = None) -> None:
+        """Measure nothing yet.
+
+        :param path: where to write what is used over time; ``None``: only for the limits is anything measured.
+        """
         self._limit = limits.memory
         self._is_wanted = limits.are_measured
+        self._path = path
+        self._history: History | None = None
         self._family = Family()
-        self._views = rollup.Views() if limits.memory is not None else None
+        self._views = Views() if limits.memory is not None else None
+        self._gpus = GpuMemory(())
         self._inherited_bytes = 0
         self._ended_before_s = 0.0
         self._next_s = self._next_refined_s = 0.0
@@ -47,39 +57,87 @@ class Usage:
         self.cpu_time_s = 0.0
         """Including that of descendants that have ended."""
 
-    def begin(self) -> None:
-        """In the runner, when the task process has begun: note what is not the task's."""
-        if self._is_wanted:
-            self._inherited_bytes = family.memory_bytes(os.getpid())
-            self._ended_before_s = _ended_s()
+    def expect_fork(self, views: Views | None = None) -> None:
+        """In the runner, before the task process is forked: prepare :meth:`grant_view`.
+
+        :param views: by which a task process that was forked before lets itself be seen.
+        """
+        if self._views is None or views is not None:
+            self._views = views or Views()
 
     def grant_view(self) -> None:
         """In the task process, first: let the runner see how much memory it holds."""
         if self._views is not None:
             self._views.grant()
 
+    def begin(self, gpus: Sequence[str] = ()) -> None:
+        """In the runner, when the task process has begun: note what is not the task's.
+
+        :param gpus: those that the task has, see :class:`.GpuMemory`.
+        """
+        self._history = History(self._path) if self._path is not None else None
+        self._gpus = GpuMemory(gpus)
+        self._ended_before_s = _ended_s()
+        if self._is_wanted:
+            self._inherited_bytes = family.memory_bytes(os.getpid())
+
     def due_s(self) -> float | None:
-        """Return when to measure again, on the monotonic clock; ``None`` when nothing is to be measured."""
-        return self._next_s if self._is_wanted else None
+        """Return when to measure again, on the monotonic clock; ``None`` when it can wait until something happens."""
+        sample_s = self._history.due_s() if self._history is not None else None
+        if not self._is_wanted:
+            return sample_s
+        return self._next_s if sample_s is None else min(self._next_s, sample_s)
 
     def measure(self) -> bool:
         """Measure if it is time to; tell whether it was."""
         begin_s = time.thread_time()
-        if not self._is_wanted or time.monotonic() < self._next_s:
+        is_sample = self._history is not None and self._history.is_due()
+        if not is_sample and (not self._is_wanted or time.monotonic() < self._next_s):
             return False
-        members = self._family.look(memory=self._limit is not None)
+        if not self._inherited_bytes:
+            self._inherited_bytes = family.memory_bytes(os.getpid())
+        members = self._family.look(memory=is_sample or self._limit is not None)
         # A process that has just ended is in its parent's sum already, or is missing until the next measurement.
         used_s = sum(member.cpu_time_s for member in members) + _ended_s() - self._ended_before_s
         self.cpu_time_s = max(self.cpu_time_s, used_s)
+        if self._limit is not None or is_sample:
+            self._receive_views(members)
         if self._limit is not None:
             self._measure_memory(members, self._limit)
-        self._next_s = time.monotonic() + max(_MEASURE_S, _SHARE * (time.thread_time() - begin_s))
+        cost_s = time.thread_time() - begin_s
+        self._next_s = time.monotonic() + max(_MEASURE_S, _SHARE * cost_s)
+        if is_sample and self._history is not None:
+            self._take_sample(self._history, members, begin_s)
         return True
 
+    def _take_sample(self, history: History, members: Sequence[Member], begin_s: float) -> None:
+        held = self._exact_bytes(members) if len(members) > 1 else sum(map(self._beyond_inherited, members))
+        self.peak_bytes = max(self.peak_bytes, held)
+        history.add(
+            memory_bytes=held,
+            cpu_s=self.cpu_time_s,
+            processes=len(members),
+            io=family.io_bytes([os.getpid(), *(member.pid for member in members)]),
+            gpu_memory_bytes=self._gpus.used_bytes(),
+            cost_s=time.thread_time() - begin_s,
+        )
+
+    def p95_bytes(self) -> int | None:
+        """Return how much memory was held at most for 95 % of the time; ``None``: too short a task to be measured."""
+        return self._history.p95_bytes() if self._history is not None else None
+
+    def end(self) -> None:
+        """When the task has ended: write what is not written yet."""
+        if self._history is not None and self._history.is_begun:
+            self._history.end(cpu_s=_ended_s() - self._ended_before_s, io=family.io_bytes([os.getpid()]))
+
+    def _receive_views(self, members: Sequence[Member]) -> None:
+        if self._views is None:
+            self._views = Views()
+        self._views.receive()
+        self._views.keep_only(member.pid for member in members)
+
     def _measure_memory(self, members: Sequence[Member], limit: int) -> None:
-        if self._views is not None:
-            self._views.receive()
-            self._views.keep_only(member.pid for member in members)
         held = sum(map(self._beyond_inherited, members))
         is_near = sum(member.memory_bytes for member in members) > limit
         if is_near or (len(members) > 1 and held > self.peak_bytes):
@@ -99,7 +157,7 @@ class Usage:
         it is a fork, only what it has added counts: its parent's count has the rest. The parent counts undivided once
         it is clear that the fork will never show its account.
         """
-        accounts = {member.pid: self._views.look(member.pid) if self._views is not None else None for member in members}
+        accounts = {m.pid: self._views.look(m.pid) if self._views is not None else None for m in members}
         shy_s = time.monotonic() - _SHY_S
         undivided = {m.parent for m in members if accounts[m.pid] is None and m.is_fork and m.first_s < shy_s}
         total = launchers = 0

@@ -15,6 +15,7 @@
       gpus/<gpu id>              locked by the runner that leases the GPU
       waiting/<executor>.json    which tasks wait for GPUs; for display only
       executors/<name>           locked by an executor for its whole life, and touched while it works
+      learned/<digest>           what tasks with a memory limit that learns have held; which tries ran out of memory
       leftovers/<digest>         processes of a try that could not be killed; the next try waits for them
       launchers/<key>.sock|.log  the sockets of launchers, and what they print
       preload.json               which packages launchers import ahead; of the others, why not
@@ -35,6 +36,7 @@ import orjson
 from air_executor.errors import RecordError, StateDirError
 from air_executor.machine.processes import ProcessId
 from air_executor.machine.safe_files import modified_s, read_document, replace_file
+from air_executor.runs.learned import Learned
 from air_executor.runs.leftovers import LeftoverNotes
 from air_executor.runs.lock import KernelLock
 from air_executor.runs.open import OpenRuns
@@ -65,6 +67,7 @@ class RunFiles:
         self.executors = self.root / "executors"
         self.launchers = self.root / "launchers"
         self.leftovers = LeftoverNotes(self.root / "leftovers")
+        self.learned = Learned(self.root / "learned")
 
     def prepare(self) -> None:
         """Make the folders, for this user alone.

@@ -6,7 +6,7 @@ import math
 import os
 import random
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -19,12 +19,50 @@ _UNITS = {"": 1, "b": 1, **{prefix + "b": 1000**n for n, prefix in enumerate("km
 _UNITS |= {unit: 1024**n for n, prefix in enumerate("kmgt", 1) for unit in (prefix, prefix + "ib")}
 
 
+#: Of a learned limit: from so many measured runs on, the most that they held and a fifth.
+ENOUGH_RUNS, MARGIN = 5, 1.2
+
+#: After an end for lack of memory it is doubled, but only so often.
+_DOUBLED = 8
+
+
+@dataclass(frozen=True)
+class MemoryRule:
+    """How the memory limit of a try is found: by ``steps``, or from earlier runs. Sizes are in bytes."""
+
+    steps: tuple[int, ...] = ()
+    """The limit of the first try, of one that follows an end for lack of memory, and so on."""
+    floor: int | None = None
+    ceiling: int | None = None
+    """Of a learned limit: the least and the most that it is."""
+
+    def limit(self, memory_ends: int, peaks: Sequence[int]) -> int | None:
+        """Return the limit of a try; ``None``: it has none.
+
+        :param memory_ends: how many earlier tries ended for lack of memory.
+        :param peaks: what earlier runs of the task have held at most.
+        """
+        if self.steps:
+            return self.steps[min(memory_ends, len(self.steps) - 1)]
+        if len(peaks) < ENOUGH_RUNS:
+            return self.ceiling
+        learned = max(int(max(peaks) * MARGIN), self.floor or 0) << min(memory_ends, _DOUBLED)
+        return learned if self.ceiling is None else min(learned, self.ceiling)
+
+    def public(self) -> Any:
+        """Return it as it may be written down."""
+        bounds = {"floor": self.floor, "ceiling": self.ceiling}
+        return list(self.steps) or {"auto": {name: size for name, size in bounds.items() if size is not None}}
+
+
 @dataclass(frozen=True)
 class Limits:
     """What one task may use. ``None`` is no limit."""
 
     memory: int | None = None
     """Bytes that the task process and its descendants may hold together."""
+    memory_rule: MemoryRule | None = None
+    """How to find that, if it is not the same for all tries."""
     cpu_time: float | None = None
     """Seconds of CPU that they may use together."""
     cpus: int | None = None
@@ -46,6 +84,8 @@ class Limits:
     def public(self) -> dict[str, Any]:
         """Return what may be written down: of the environment only the names, as values may be secret."""
         values = {item.name: getattr(self, item.name) for item in fields(self)}
+        if (rule := values.pop("memory_rule")) is not None:
+            values["memory"] = rule.public()
         values["environment"] = sorted(self.environment) or None
         return {name: value for name, value in values.items() if value is not None}
 
@@ -85,6 +125,8 @@ def parse(raw: Any) -> Limits:
             values[name] = _PARSERS[name](value)
         except (ValueError, TypeError, OverflowError) as error:
             raise _bad(name, value if name != "environment" else "…", str(error)) from None
+    if isinstance(values.get("memory"), MemoryRule):
+        values["memory_rule"] = values.pop("memory")
     return Limits(**values)
 
 
@@ -125,6 +167,26 @@ def _size(value: Any) -> int:
     return size
 
 
+def _memory(value: Any) -> int | MemoryRule:
+    if isinstance(value, list | tuple):
+        if not value:
+            raise ValueError("it must name a size for the first try, and one for each after an end for lack of memory")
+        return MemoryRule(steps=tuple(map(_size, value)))
+    if value == "auto":
+        return MemoryRule()
+    if isinstance(value, dict):
+        bounds = value.get("auto")
+        if value.keys() != {"auto"} or not isinstance(bounds, dict) or bounds.keys() - {"floor", "ceiling"}:
+            raise ValueError(
+                "it must be a size, a list of sizes, 'auto', or {'auto': {'floor': size, 'ceiling': size}}"
+            )
+        rule = MemoryRule(**{name: _size(size) for name, size in bounds.items()})
+        if rule.floor is not None and rule.ceiling is not None and rule.floor > rule.ceiling:
+            raise ValueError("its floor is above its ceiling")
+        return rule
+    return _size(value)
+
+
 def _seconds(value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not (0 < value < math.inf):
         raise ValueError("it must be a number of seconds, more than 0")
@@ -151,7 +213,7 @@ def _environment(value: Any) -> dict[str, str]:
 
 
 _PARSERS: dict[str, Callable[[Any], Any]] = {
-    "memory": _size,
+    "memory": _memory,
     "cpu_time": _seconds,
     "cpus": _whole(1),
     "nice": _whole(-20, 19),

@@ -39,6 +39,7 @@ def prune(store: RunStore, *, keep_days: float, keep_runs: int) -> Pruned:
     _remove_free_locks(store, troubles)
     store.leftovers.prune()
     oldest_s = time.time() - keep_days * 86400
+    store.learned.prune(oldest_s)
     folders = sorted(store.changed(), key=lambda entry: entry[0], reverse=True)
     removed = 0
     for rank, (changed_s, run_id) in enumerate(folders):

@@ -158,8 +158,11 @@ class RunRecord:
     exception: str | None = None
     """With which exception the task failed, in a line; its log tells it at length."""
     peak_memory_bytes: int | None = None
-    """With a memory limit, what it compares: the most that all processes of the task held together, each page counted
-    once. Without one, the largest resident size of a single process of the run, which is all that is known."""
+    """The most that all processes of the task held together, each page counted once: what a memory limit compares. Of a
+    task without one that ended within a second, the largest resident size of a single process, which is all that is
+    known; then there is no ``p95_memory_bytes``."""
+    p95_memory_bytes: int | None = None
+    """How much of that they held at most for 95 % of the time. See ``usage.jsonl`` in the run's folder."""
     cpu_time_s: float | None = None
     tokens_signed: int | None = None
     """How often the runner has signed itself another token."""

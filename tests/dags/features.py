@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -48,6 +49,20 @@ def on_task_retry(context):
 
 def on_dag_success(context):
     note("callbacks", "dag success")
+
+
+@dag(schedule=None)
+def held():
+    @task
+    def shares():
+        """Holds 150 MiB for some seconds, which three processes share."""
+        mine = b"x" * (150 << 20)
+        if not (os.fork() and os.fork()):
+            time.sleep(600)
+        time.sleep(3.5)
+        return len(mine)
+
+    shares()
 
 
 @dag(schedule=None)

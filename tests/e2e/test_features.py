@@ -25,6 +25,7 @@ DAGS = (
     "timeouts",
     "shell",
     "xcoms",
+    "held",
 )
 
 
@@ -147,6 +148,19 @@ def test_every_record_of_the_features_has_ended_and_is_told(airflow: Airflow, ru
             assert record.cpu_time_s
             assert record.ended_at
             assert not airflow.store.has_runner(record)
+
+
+def test_what_a_task_uses_is_measured_and_shared_memory_counts_once(airflow: Airflow, runs: dict[str, DagRun]) -> None:
+    assert runs["held"].states() == {"shares": "success"}
+    (record,) = airflow.ended_records("held")
+    found = json.loads(airflow.run("air-executor", "usage", record.id, "--json").stdout)
+    held = [point["memory_bytes"] for point in found["points"]]
+    assert 150 << 20 < max(held) == record.peak_memory_bytes < 250 << 20
+    assert 150 << 20 < (record.p95_memory_bytes or 0) <= max(held)
+    assert max(point["processes"] for point in found["points"]) == 3
+    assert "processes: 3 at most" in airflow.run("air-executor", "usage", "--dag", "held").stdout
+    advice = json.loads(airflow.run("air-executor", "advise", "--dag", "held", "--json").stdout)
+    assert [(each["task"], each["max_bytes"]) for each in advice] == [("held.shares", max(held))]
 
 
 # While it runs

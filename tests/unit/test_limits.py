@@ -217,3 +217,46 @@ def test_a_priority_that_is_not_allowed_is_refused_by_name() -> None:
 def test_sizes_for_people_are_in_mib() -> None:
     assert mebibytes(512 << 20) == "512 MiB"
     assert mebibytes(0) == "0 MiB"
+
+
+@pytest.mark.parametrize(
+    ("value", "ends", "peaks", "limit"),
+    [
+        (["1GiB", "2GiB", "4GiB"], 0, [], 1 << 30),
+        (["1GiB", "2GiB", "4GiB"], 1, [], 2 << 30),
+        (["1GiB", "2GiB", "4GiB"], 7, [], 4 << 30),
+        (("1", 2), 1, [], 2),
+        ("auto", 0, [100] * 4, None),
+        ("auto", 0, [100, 1000, 100, 100, 100], 1200),
+        ("auto", 1, [1000] * 5, 2400),
+        ("auto", 500, [1000] * 5, 1200 << 8),
+        ({"auto": {}}, 0, [1000] * 5, 1200),
+        ({"auto": {"floor": 5000}}, 0, [1000] * 5, 5000),
+        ({"auto": {"ceiling": 500}}, 0, [], 500),
+        ({"auto": {"floor": "1KiB", "ceiling": "2KiB"}}, 3, [1000] * 9, 2048),
+    ],
+)
+def test_a_memory_limit_by_try_or_learned(value: Any, ends: int, peaks: list[int], limit: int | None) -> None:
+    parsed = parse({"memory": value})
+    assert parsed.memory is None and parsed.memory_rule is not None
+    assert parsed.memory_rule.limit(ends, peaks) == limit
+    assert "memory_rule" not in parsed.public()
+    assert parse({"memory": parsed.public()["memory"]}) == parsed
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        (),
+        ["x"],
+        [1, None],
+        {"auto": 5},
+        {"auto": {"flor": 1}},
+        {"auto": {"floor": 2, "ceiling": 1}},
+        {"floor": 1},
+        "Auto",
+    ],
+)
+def test_a_memory_rule_that_can_not_be_used_is_refused_by_name(value: Any) -> None:
+    with pytest.raises(LimitsError, match=r"\['memory'\]"):
+        parse({"memory": value})

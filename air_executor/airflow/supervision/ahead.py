@@ -14,6 +14,7 @@ from airflow.sdk.execution_time import supervisor as stock
 
 from air_executor.airflow.supervision import task
 from air_executor.machine import marks, system
+from air_executor.machine.rollup import Views
 
 #: Whether the fork that is being made is one ahead.
 is_forking = False
@@ -24,6 +25,8 @@ class TaskAhead:
     """A task process that waits."""
 
     supervisor: Any
+    views: Views
+    """By which it lets itself be measured."""
     starter: int
     """A pipe. The run's id, written there, lets the task process begin; closing it ends the process."""
 
@@ -34,6 +37,7 @@ class TaskAhead:
     def end(self) -> None:
         """End the process, and close what leads to it."""
         os.close(self.starter)
+        self.views.close()
         os.kill(self.supervisor.pid, signal.SIGKILL)
         os.waitpid(self.supervisor.pid, 0)
         args, kwargs = self.supervisor.pipes or ((), {})
@@ -68,10 +72,12 @@ def fork_ahead(
     global _waiting, is_forking
     task.runner_pid = os.getpid()
     receiver, starter = os.pipe()
+    views = Views()
 
     def main() -> None:
         system.die_with_parent(task.runner_pid)
         let_go()
+        views.grant()
         os.close(starter)
         with open(receiver) as file:
             run_id = file.read()
@@ -84,9 +90,10 @@ def fork_ahead(
     try:
         supervisor: Any = stock.ActivitySubprocess  # Airflow's name for its supervisor, which is ours by now
         started = supervisor.start(what=_Unknown, dag_rel_path="", bundle_info=None, client=None, target=main)
-        _waiting = TaskAhead(started, starter)
+        _waiting = TaskAhead(started, views, starter)
     except OSError as error:
         os.close(starter)
+        views.close()
         if not system.has_no_room(error):
             raise
     finally:

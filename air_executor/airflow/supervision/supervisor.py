@@ -59,11 +59,15 @@ class AirSupervisor(stock.ActivitySubprocess):
         task.runner_pid = os.getpid()
         if target is stock._subprocess_main:
             if (waiting := ahead.take()) is not None:
+                if current.run is not None:
+                    current.run.expect_fork(waiting.views)
                 supervisor: AirSupervisor = waiting.supervisor
                 supervisor._begin(waiting.starter, **kwargs)
                 return supervisor
             if sys.platform != "darwin":
                 target = task.main
+            if current.run is not None:
+                current.run.expect_fork()
         until_s = time.monotonic() + system.NO_ROOM_S
         while True:
             try:

@@ -1,0 +1,92 @@
+"""What is remembered of tasks whose memory limit depends on earlier tries or runs."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import time
+from pathlib import Path
+
+from air_executor.errors import RecordError, StateDirError
+from air_executor.machine.safe_files import open_to_append, read_document, replace_file
+from air_executor.runs.record import Identity
+
+#: So many of the last runs count.
+RUNS = 50
+
+#: A file with more bytes is shortened to the last runs.
+_LONG_BYTES = 1 << 12
+
+_MAX_BYTES = 1 << 20
+
+
+class Learned:
+    """The files below one folder: a line for each end for lack of memory, and one for each measured run."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def memory_ends(self, who: Identity) -> int:
+        """Return how many earlier tries of the same work ended for lack of memory."""
+        return len(self._numbers(self._of_work(who)))
+
+    def note_memory_end(self, who: Identity, peak_bytes: int) -> None:
+        """Note that a try ended for lack of memory.
+
+        :raises StateDirError: that can't be written.
+        """
+        self._append(self._of_work(who), peak_bytes)
+
+    def peaks(self, who: Identity) -> list[int]:
+        """Return how many bytes the last runs of the same task have held at most, whatever DAG run they were in."""
+        return self._numbers(self._of_task(who))[-RUNS:]
+
+    def note_peak(self, who: Identity, peak_bytes: int) -> None:
+        """Note how many bytes a run has held at most.
+
+        :raises StateDirError: that can't be written.
+        """
+        self._append(self._of_task(who), peak_bytes)
+
+    def prune(self, oldest_s: float) -> None:
+        """Remove what has not changed since then, in seconds since the epoch."""
+        with contextlib.suppress(FileNotFoundError):
+            for path in self._folder.iterdir():
+                with contextlib.suppress(OSError):
+                    if path.lstat().st_mtime < min(oldest_s, time.time()):
+                        path.unlink()
+
+    def _of_work(self, who: Identity) -> str:
+        # Not by the id of the workload: Airflow gives each try one of its own.
+        return self._path(
+            "ends", who.kind, who.job_name, who.dag_id, who.dag_run_id, who.task_id, who.map_index, who.team
+        )
+
+    def _of_task(self, who: Identity) -> str:
+        return self._path("peaks", who.kind, who.job_name, who.dag_id, who.task_id, who.team)
+
+    def _path(self, *key: object) -> str:
+        return os.path.join(self._folder, hashlib.sha256(repr(key).encode()).hexdigest()[:32])
+
+    def _numbers(self, path: str) -> list[int]:
+        try:
+            data = read_document(path, _MAX_BYTES, RecordError)
+        except (RecordError, StateDirError):
+            return []
+        return [int(line) for line in (data or b"").splitlines() if line.isdigit()]
+
+    def _append(self, path: str, number: int) -> None:
+        line = b"%d\n" % number
+        try:
+            self._folder.mkdir(mode=0o700, exist_ok=True)
+            fd = open_to_append(path)
+            try:
+                os.write(fd, line)
+                is_long = os.fstat(fd).st_size > _LONG_BYTES
+            finally:
+                os.close(fd)
+        except OSError as error:
+            raise StateDirError(f"cannot write {path}: {error.strerror}") from error
+        if is_long:  # what another process adds meanwhile is lost, which does no harm
+            replace_file(path, b"".join(b"%d\n" % each for each in self._numbers(path)[-RUNS:]))

@@ -1,0 +1,75 @@
+"""What the tasks of a job have used is measured, kept and shown."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+from air_executor.runs import usage
+from tests.jobs.conftest import Yard
+
+MIB = 1 << 20
+
+#: Holds 80 MiB for some seconds in one process of two.
+_HOLDS = "import os, time; held = b'x' * (80 << 20); os.fork() or time.sleep(3.2); time.sleep(3.2)"
+
+
+def test_a_try_after_an_end_for_lack_of_memory_has_the_next_limit(yard: Yard) -> None:
+    limits = {"memory": ["60MiB", "300MiB"]}
+    needs = "import sys; held = b'x' * (100 << 20); import time; time.sleep(1)"
+    yard.submit({"id": "grows", "command": sys.executable, "args": ["-c", needs], "limits": limits, "retries": 2})
+    task = yard.finish().tasks["grows"]
+    assert (task.status.value, task.tries) == ("completed", 2)
+    records = sorted(yard.runs.records(), key=lambda record: record.queued_at or "")
+    assert [record.limits["memory"] for record in records] == [60 * MIB, 300 * MIB]
+    assert [record.state.value for record in records] == ["killed", "succeeded"]
+
+
+def test_another_failure_keeps_the_limit(yard: Yard) -> None:
+    limits = {"memory": ["200MiB", "300MiB"]}
+    yard.submit({"id": "fails", "command": "false", "limits": limits, "retries": 1})
+    assert yard.finish().tasks["fails"].tries == 2
+    assert [record.limits["memory"] for record in yard.runs.records()] == [200 * MIB, 200 * MIB]
+
+
+def test_a_limit_is_learned_from_runs_and_kept_between_its_bounds(yard: Yard) -> None:
+    task = {"id": "t", "command": sys.executable, "args": ["-c", _HOLDS.replace("3.2", "1.3")]}
+    bounds = {"floor": "10MiB", "ceiling": "2GiB"}
+    for number in range(6):
+        yard.submit(
+            {**task, "limits": {"memory": {"auto": bounds}}}, name="again", existing="replace" if number else "refuse"
+        )
+        yard.finish("again")
+    records = sorted(yard.runs.records(), key=lambda record: record.queued_at or "")
+    assert [record.state.value for record in records] == ["succeeded"] * 6
+    assert [record.limits["memory"] for record in records[:5]] == [2048 * MIB] * 5  # the ceiling: too little is known
+    most = max(record.peak_memory_bytes or 0 for record in records[:5])
+    assert records[5].limits["memory"] == int(most * 1.2)
+
+
+def shown(yard: Yard, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "air_executor.cli", *arguments]
+    return subprocess.run(command, cwd=yard.folder, capture_output=True, text=True, timeout=60)
+
+
+def test_a_task_is_measured_over_time_and_a_short_one_is_not(yard: Yard) -> None:
+    yard.submit(
+        {"id": "holds", "command": sys.executable, "args": ["-c", _HOLDS]},
+        {"id": "short", "command": "true"},
+    )
+    yard.finish()
+    records = {record.identity.task_id: record for record in yard.runs.records()}
+    holds, short = records["holds"], records["short"]
+    assert 80 * MIB < (holds.p95_memory_bytes or 0) <= (holds.peak_memory_bytes or 0) < 140 * MIB
+    assert short.p95_memory_bytes is None and not usage.read(yard.runs, short.id)
+    found = json.loads(shown(yard, "usage", holds.id, "--json").stdout)
+    assert [point["processes"] for point in found["points"]][1] == 2
+    assert max(point["memory_bytes"] for point in found["points"]) == holds.peak_memory_bytes
+    plot = shown(yard, "usage", holds.id[:13]).stdout
+    assert "memory: " in plot and "█" in plot and "processes: 2 at most" in plot
+    missing = shown(yard, "usage", short.id)
+    assert missing.returncode == 2 and "no measurements" in missing.stderr and "job/short" in missing.stderr
+    (advice,) = json.loads(shown(yard, "advise", "--json").stdout)
+    assert (advice["task"], advice["runs"], advice["advised_bytes"]) == ("job/holds", 1, None)
+    assert "a limit is advised from 5 measured runs on" in shown(yard, "advise").stdout

@@ -1,0 +1,60 @@
+"""What is remembered of a task's memory: by try and by run, short, and never in the way."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from air_executor.errors import StateDirError
+from air_executor.runs import learned
+from air_executor.runs.learned import Learned
+from tests.unit.documents import identity
+
+
+def test_ends_are_of_one_piece_of_work_and_peaks_of_a_task(tmp_path: Path) -> None:
+    notes, who = Learned(tmp_path / "learned"), identity()
+    assert (notes.memory_ends(who), notes.peaks(who)) == (0, [])
+    next_try = dataclasses.replace(who, workload_id=identity().workload_id, try_number=2)
+    notes.note_memory_end(who, 5)
+    notes.note_peak(who, 5)
+    assert (notes.memory_ends(next_try), notes.peaks(next_try)) == (1, [5])
+    sibling = dataclasses.replace(who, map_index=3, dag_run_id="another")
+    assert (notes.memory_ends(sibling), notes.peaks(sibling)) == (0, [5])
+    other = dataclasses.replace(who, task_id="other")
+    assert (notes.memory_ends(other), notes.peaks(other)) == (0, [])
+
+
+def test_only_the_last_runs_count_and_files_stay_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(learned, "_LONG_BYTES", 200)
+    notes, who = Learned(tmp_path / "learned"), identity()
+    for peak in range(300):
+        notes.note_peak(who, peak)
+    assert notes.peaks(who) == list(range(250, 300))
+    (path,) = (tmp_path / "learned").iterdir()
+    assert path.stat().st_size <= 51 * 4 and path.stat().st_mode & 0o777 == 0o600
+
+
+def test_what_is_no_number_is_left_out_and_what_is_old_goes(tmp_path: Path) -> None:
+    notes, who = Learned(tmp_path / "learned"), identity()
+    notes.prune(time.time())  # there is nothing yet
+    notes.note_peak(who, 7)
+    (path,) = (tmp_path / "learned").iterdir()
+    path.write_bytes(b"\xff\n-3\n8\nx\n9")
+    assert notes.peaks(who) == [8, 9]
+    notes.prune(time.time() - 60)
+    assert path.exists()
+    os.utime(path, (time.time() - 120, time.time() - 120))
+    notes.prune(time.time() - 60)
+    assert not path.exists()
+
+
+def test_a_folder_that_can_not_be_written_is_said(tmp_path: Path) -> None:
+    (tmp_path / "learned").write_text("")
+    notes = Learned(tmp_path / "learned")
+    assert notes.peaks(identity()) == []
+    with pytest.raises(StateDirError):
+        notes.note_peak(identity(), 1)
