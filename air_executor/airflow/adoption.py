@@ -7,7 +7,7 @@ from datetime import datetime, timezone
 from functools import partial
 from typing import TYPE_CHECKING
 
-from air_executor.airflow import compat, task_instances
+from air_executor.airflow import compat, metrics, task_instances
 from air_executor.airflow.reconcile import SILENT_S
 from air_executor.airflow.schedulers import is_of_this_database
 from air_executor.airflow.work import Work
@@ -59,6 +59,8 @@ class Adoption:
                 work.forget(ti.key)
             if not is_kept:
                 given_back.append(ti)
+        with work.guard("Counting what was taken over"):
+            metrics.adopted(len(work.runs) - before[0])
         work.executor.log.info(
             "Of %d tasks of schedulers that are gone: %d taken over, %d queued again, %d run elsewhere, %d given back",
             len(instances),

@@ -6,7 +6,7 @@ from typing import Any
 
 from airflow.models.taskinstancekey import TaskInstanceKey
 
-from air_executor.airflow import compat
+from air_executor.airflow import compat, metrics
 from air_executor.airflow.alerts import Alerts
 from air_executor.airflow.reports import Report
 from air_executor.airflow.work import Work
@@ -34,6 +34,8 @@ class Ends:
         if not work.is_mine(record.id):
             work.free(run)
             return
+        with work.guard("Counting the end of a run"):
+            metrics.run_ended(record)
         if run is None:
             work.reports.add(Report(record.id, record))
             return

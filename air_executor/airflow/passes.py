@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
+from air_executor.airflow import metrics
 from air_executor.airflow.ends import Ends
 from air_executor.airflow.live_runs import Run
 from air_executor.airflow.reconcile import Outcome, Reconciler
@@ -65,6 +66,8 @@ class Passes:
         for report_id in found.missed:
             with work.guard("Reporting again what the scheduler has missed"):
                 self._ends.repeat(report_id)
+        with work.guard("Counting what is in hand"):
+            metrics.live(len(work.runs), len(work.gpu_queue))
         if not self.reconciler.is_database_away:
             with work.guard("Showing that runs are reconciled"):
                 work.backend.show_life()

@@ -169,16 +169,19 @@ def states_of(ti_ids: Iterable[str]) -> dict[str, str | None]:
 
 
 def hostname(workload_id: str) -> str | None:
-    """Return the address of the host that runs a task instance's try, or has run it; ``None`` if Airflow has none.
+    """Return the address of the host that runs a task instance's try, or has run it.
 
-    :raises SQLAlchemyError: the database can't be asked.
+    ``None``: Airflow has none, or this machine has no access to its database.
     """
     ti_id = instance_id(workload_id)
     former = TaskInstanceHistory.hostname, TaskInstanceHistory.task_instance_id
-    with create_session(scoped=False) as session:
-        for name, key in ((TaskInstance.hostname, TaskInstance.id), former):
-            if found := session.scalar(select(name).where(key == ti_id)):
-                return str(found)
+    try:
+        with create_session(scoped=False) as session:
+            for name, key in ((TaskInstance.hostname, TaskInstance.id), former):
+                if found := session.scalar(select(name).where(key == ti_id)):
+                    return str(found)
+    except SQLAlchemyError:
+        return None
     return None
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import tempfile
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -35,8 +34,12 @@ async def _stop(settings: Settings, record: RunRecord, reason: str) -> None:
     from air_executor.temporal import asking, cards
 
     client = await settings.connect()
+    first = cards.workflow_id(record.identity)
     try:
-        workflow_id = await asking.workflow_of(client, record.id, cards.workflow_id(record.identity))
+        try:
+            workflow_id = await asking.workflow_of(client, record.id, first)
+        except RPCError:
+            workflow_id = first  # nobody answers questions now, as while no scheduler runs; a signal waits
         if workflow_id is None:
             raise WrongStateError(f"Temporal has no open workflow with run {record.id}")
         handle = client.get_workflow_handle(workflow_id)
@@ -72,18 +75,15 @@ class HostLog(LogReader):
     def _fetch(self) -> None:
         record = self._store.read(self._run_id)
         if record.log_file is None:
-            return
+            raise AirExecutorError(
+                f"run {record.id} was taken over from another scheduler: see its log in Airflow's UI"
+            )
         try:
-            from sqlalchemy.exc import SQLAlchemyError
-
             from air_executor.airflow import task_instances
             from air_executor.airflow.compat.served_logs import fetch
         except ModuleNotFoundError as error:
             why = f"the log is on {record.host}; to read it from here needs Airflow: {error}"
             raise AirExecutorError(why) from None
-        host = None
-        with contextlib.suppress(SQLAlchemyError):  # this machine may have no access to the database
-            host = task_instances.hostname(record.identity.workload_id)
-        if host := host or record.host:  # otherwise it has not begun
+        if host := task_instances.hostname(record.identity.workload_id) or record.host:  # otherwise it has not begun
             with open(self._copy.name, "wb") as file:
                 file.writelines(fetch(host, record.log_file))

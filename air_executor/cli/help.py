@@ -21,7 +21,7 @@ _GROUPS: dict[str, tuple[str, ...]] = {
         *("init", "add", "run", "submit", "queue", "jobs", "job", "wait", "results"),
         *("pause", "resume", "cancel", "retry", "reset", "remove", "trust", "schema"),
     ),
-    "Service": ("start", "shutdown", "launcher", "worker", "temporal", "doctor", "prune", "mcp", "help"),
+    "Service": ("start", "shutdown", "launcher", "worker", "temporal", "doctor", "metrics", "prune", "mcp", "help"),
 }
 _OTHERS = "Other commands"
 
@@ -69,6 +69,7 @@ _EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
         ("temporal status", "show hosts, queues, and what runs where"),
         ("temporal up", "be a server for development"),
     ),
+    "metrics": (("metrics --listen 9400", "serve them to Prometheus"),),
     "mcp": (("mcp --write", "agents may change jobs, too"),),
     "help": (("help agents", "the page for programs and AI agents"),),
     "submit": (

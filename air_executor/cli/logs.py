@@ -10,6 +10,7 @@ from air_executor.cli import elsewhere, joblogs, select, where
 from air_executor.cli.jsonout import printing_text
 from air_executor.cli.table import EXIT_OK, JSON, Argument, Command, count
 from air_executor.cli.tasklogs import Filter, LogReader, follow, pattern, print_log, stream
+from air_executor.errors import AirExecutorError
 from air_executor.runs.record import RunRecord
 from air_executor.runs.store import RunStore
 
@@ -52,6 +53,10 @@ def _found(args: argparse.Namespace) -> tuple[RunStore, RunRecord, LogReader]:
     runs = where.all_runs()
     record = select.one(runs, args)
     is_elsewhere = runs.is_elsewhere(record.id) and not os.path.exists(record.log_file or "")
+    if is_elsewhere and record.identity.kind == "job":
+        raise AirExecutorError(
+            f"the log of run {record.id} is on its host, and comes from there when the run has ended"
+        )
     store = runs.store_of(record.id)
     return store, record, elsewhere.HostLog(store, record.id) if is_elsewhere else LogReader(record.log_file)
 

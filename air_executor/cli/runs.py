@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import os
+import pwd
 import signal
 import sys
 import time
@@ -17,7 +19,7 @@ from air_executor.cli import elsewhere, jobviews, manager, select, views, where
 from air_executor.cli.jsonout import print_line
 from air_executor.cli.listing import say_where, show
 from air_executor.cli.table import EXIT_NO, EXIT_OK, JSON, Argument, Command, at_least_zero, count, print_json
-from air_executor.errors import WrongStateError
+from air_executor.errors import AirExecutorError, WrongStateError
 from air_executor.launcher.client.control import ask_to_stop
 from air_executor.observe.everywhere import AllRuns
 from air_executor.observe.jobs import summaries
@@ -62,14 +64,17 @@ def _plain_status(runs: AllRuns) -> dict[str, Any]:
 
 def _shown_status(runs: AllRuns) -> Group:
     jobs = summaries(runs.here.root, ended=False)
-    parts = [views.status(launchers(runs.here), observe_runs(runs), waiting_for_gpus(runs.here))]
+    live = observe_runs(runs)
+    hosts = any(runs.is_elsewhere(run.record.id) for run in live)
+    parts = [views.status(launchers(runs.here), live, waiting_for_gpus(runs.here), hosts=hosts)]
     return Group(*parts, *([jobviews.jobs(jobs)] if jobs else []))
 
 
 def _runs(args: argparse.Namespace) -> int:
+    runs = where.all_runs()
     wanted = [
         record
-        for record in where.all_runs().records()
+        for record in runs.records()
         if (not args.state or record.state.value in args.state) and select.is_wanted(record, args)
     ]
     wanted.sort(key=lambda record: record.queued_at or "", reverse=True)
@@ -78,7 +83,7 @@ def _runs(args: argparse.Namespace) -> int:
         print_json([public(record) for record in wanted])
     else:
         say_where(f"state directory {locate()}")
-        show(views.runs(wanted))
+        show(views.runs(wanted, hosts=any(runs.is_elsewhere(record.id) for record in wanted)))
     return EXIT_OK
 
 
@@ -108,7 +113,7 @@ def _stop(args: argparse.Namespace) -> int:
     for record in select.matching(runs, args, live=True):
         try:
             stopped.append(_stop_run(runs, record, args))
-        except WrongStateError as error:
+        except AirExecutorError as error:
             errors.append(str(error))
     code = _show_stopped(runs, stopped, args) if stopped else EXIT_NO
     if errors:
@@ -123,17 +128,28 @@ def _stop_run(runs: AllRuns, record: RunRecord, args: argparse.Namespace) -> Run
     """
     if record.state.is_end:
         raise WrongStateError(f"run {record.id} has ended already: {record.state.value}")
+    reason = f"{args.reason}, by {_me()}"
     if runs.is_elsewhere(record.id):
-        elsewhere.stop(record, args.reason)
+        elsewhere.stop(record, reason)
         return record
     store = runs.here
-    store.request_stop(record.id, args.reason)
+    store.request_stop(record.id, reason)
     if not ask_to_stop(store, record.id) and not store.signal_run(record.id, signal.SIGTERM):
         raise WrongStateError(
             f"run {record.id} is {record.state.value} on {record.host or 'an unknown host'}, and neither its launcher "
             "nor its process can be reached from here"
         )
     return record
+
+
+def _me() -> str:
+    """Return the name of the user of this process, for the audit log."""
+    try:
+        name = pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:
+        name = f"user {os.getuid()}"
+    asked = os.environ.get("SUDO_USER", name)
+    return name if asked == name else f"{asked} as {name}"
 
 
 def _show_stopped(runs: AllRuns, stopped: list[RunRecord], args: argparse.Namespace) -> int:
@@ -203,7 +219,13 @@ COMMANDS: tuple[Command, ...] = (
         (
             select.RUN,
             *select.ARGUMENTS,
-            Argument(("--reason",), {"default": "stopped from the command line", "help": "noted in the record"}),
+            Argument(
+                ("--reason",),
+                {
+                    "default": "stopped from the command line",
+                    "help": "noted in the record and in Airflow's audit log, with your name",
+                },
+            ),
             manager.WAIT,
             JSON,
         ),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from rich.text import Text
 
@@ -32,10 +33,10 @@ def _usage(args: argparse.Namespace) -> int:
         print_json({"run": record.id, "limits": record.limits, "points": [dataclasses.asdict(each) for each in points]})
         return EXIT_OK
     if not points:
-        where_else = f"; its host {record.host} may" if runs.is_elsewhere(record.id) else ""
+        there = f"; ask on its host, {record.host}" if runs.is_elsewhere(record.id) and record.host else ""
         raise AirExecutorError(
-            f"there are no measurements of run {record.id} ({record.label}) here{where_else}: a task is measured from "
-            "its first second on"
+            f"there are no measurements of run {record.id} ({record.label}) here: only tasks that last longer than a "
+            f"second are measured{there}"
         )
     show(*_shown(record, points))
     return EXIT_OK
@@ -56,8 +57,10 @@ def _shown(record: RunRecord, points: Sequence[Point]) -> list[Text]:
     parts.append(Text(f"CPU: {last.cpu_s:.1f} s, {last.cpu_s / max(last.at_s, 0.1):.2f} CPUs on average"))
     parts += _plot(points, lambda point: cpus[point.at_s], lambda value: f"{value:.1f}")
     parts.append(Text(f"processes: {max(point.processes for point in points)} at most"))
-    if last.read_bytes is not None and last.written_bytes is not None:
-        parts.append(Text(f"disk: {mebibytes(last.read_bytes)} read, {mebibytes(last.written_bytes)} written"))
+    disk = [point for point in points if point.read_bytes is not None and point.written_bytes is not None]
+    if disk:
+        read, written = disk[-1].read_bytes or 0, disk[-1].written_bytes or 0
+        parts.append(Text(f"disk: {mebibytes(read)} read, {mebibytes(written)} written"))
     if gpu := max((point.gpu_memory_bytes or 0 for point in points), default=0):
         parts.append(Text(f"memory of GPUs: {mebibytes(gpu)} at most"))
     return parts
@@ -72,7 +75,7 @@ def _cpus(points: Sequence[Point]) -> dict[float, float]:
     return found
 
 
-def _plot(points: Sequence[Point], value: Callable[[Point], float], label: Callable[[float], str]) -> list[Text]:
+def _plot(points: Sequence[Point], value: Callable[[Point], float], label: Callable[[Any], str]) -> list[Text]:
     """Return columns of the greatest values over time, with the scale at their left and the time below."""
     end_s = points[-1].at_s or 0.01
     columns = [0.0] * _WIDTH

@@ -8,7 +8,6 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from air_executor.cli.listing import Listing
-from air_executor.machine import system
 from air_executor.observe.check import Check
 from air_executor.observe.query import ObservedRun
 from air_executor.runs.limits import mebibytes
@@ -43,8 +42,13 @@ def duration(seconds: float) -> str:
     return f"{minutes}m{rest:02.0f}s" if minutes else f"{rest:.1f}s"
 
 
-def status(launchers: list[dict[str, Any]], runs: list[ObservedRun], waiting: list[dict[str, Any]]) -> RenderableType:
-    """Return the launchers, the live runs, and what waits for GPUs."""
+def status(
+    launchers: list[dict[str, Any]], runs: list[ObservedRun], waiting: list[dict[str, Any]], *, hosts: bool
+) -> RenderableType:
+    """Return the launchers, the live runs, and what waits for GPUs.
+
+    :param hosts: show the hosts of the runs.
+    """
     parts: list[RenderableType] = []
     for launcher in launchers:
         parts.append(
@@ -56,7 +60,7 @@ def status(launchers: list[dict[str, Any]], runs: list[ObservedRun], waiting: li
         parts += [Text(f"  {trouble}", style="red") for trouble in launcher.get("troubles", ())]
     if not launchers:
         parts.append(Text("no launcher (one is started with the next workload)"))
-    host = _host_column([run.record for run in runs])
+    host = ("HOST",) if hosts else ()
     columns = ("RUN", "STATE", *host, "AGE", "MEMORY", "CPU", "PID", "WHAT", "TRY")
     shown = Listing(*columns, right=("AGE", "MEMORY", "CPU", "PID"))
     for run in runs:
@@ -82,9 +86,12 @@ def status(launchers: list[dict[str, Any]], runs: list[ObservedRun], waiting: li
     return Group(*parts)
 
 
-def runs(records: list[RunRecord]) -> RenderableType:
-    """Return a list of runs."""
-    host = _host_column(records)
+def runs(records: list[RunRecord], *, hosts: bool) -> RenderableType:
+    """Return a list of runs.
+
+    :param hosts: show their hosts.
+    """
+    host = ("HOST",) if hosts else ()
     shown = Listing("RUN", "STATE", *host, "QUEUED (UTC)", "WHAT", "TRY", "REASON", wraps="REASON")
     for record in records:
         shown.add_row(
@@ -97,11 +104,6 @@ def runs(records: list[RunRecord]) -> RenderableType:
             record.why or "",
         )
     return shown if records else Text("no runs")
-
-
-def _host_column(records: list[RunRecord]) -> tuple[str, ...]:
-    """Return the title of a column with the hosts, if there are others than this one."""
-    return ("HOST",) if any(record.host not in (None, system.host()) for record in records) else ()
 
 
 def run(store: RunStore, record: RunRecord) -> RenderableType:

@@ -69,7 +69,7 @@ class Family:
             identity = pid, int(stat[19])
             known = self._first.get(identity)
             is_fork = bool(int(stat[6]) & _PF_FORKNOEXEC) and (known.is_fork if known else parent in forking)
-            held = memory_bytes(pid) if memory else 0
+            held = memory_bytes(pid) if memory or known is None else 0
             cpu_time_s = sum(int(ticks) for ticks in stat[11:15]) / _ticks_per_s()
             first_bytes, first_s = (known.first_bytes, known.first_s) if known else (held, time.monotonic())
             member = Member(pid, parent, is_fork, held, first_bytes, first_s, cpu_time_s)
@@ -96,16 +96,17 @@ def memory_bytes(pid: int) -> int:
 def io_bytes(pids: Iterable[int]) -> tuple[int, int] | None:
     """Return how many bytes processes, and children of theirs that were reaped, have read from disks and written.
 
-    ``None``: the kernel does not tell. It does not show it of private processes to others than root.
+    ``None``: the kernel does not tell of each. It does not show it of private processes to others than root.
     """
-    total = [0, 0]
-    is_known = False
+    read = written = 0
     for pid in pids:
         values = dict(line.split(b": ", 1) for line in _read(f"/proc/{pid}/io").splitlines() if b": " in line)
-        with contextlib.suppress(KeyError, ValueError):
-            total = [total[0] + int(values[b"read_bytes"]), total[1] + int(values[b"write_bytes"])]
-            is_known = True
-    return (total[0], total[1]) if is_known else None
+        try:
+            read, written = read + int(values[b"read_bytes"]), written + int(values[b"write_bytes"])
+        except (KeyError, ValueError):
+            if os.path.exists(f"/proc/{pid}"):  # otherwise it has ended, and its parent has its part, or will
+                return None
+    return read, written
 
 
 def _walk() -> Iterator[tuple[int, int]]:

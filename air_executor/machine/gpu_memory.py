@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 
@@ -16,25 +18,46 @@ class GpuMemory:
         :param gpus: the numbers of their devices, or their UUIDs: see :func:`.gpu_pool.lock_name`.
         """
         self._names = list(gpus)
-        self._library: Any = None
-        self._devices: list[Any] | None = None if self._names else []
+        self._looks: list[Callable[[], int]] | None = None
 
     def used_bytes(self) -> int | None:
-        """Return how much is in use; ``None``: there are none, or it can't be told."""
+        """Return how much is in use; ``None``: there are none, it can't be told, or not yet.
+
+        The first call only begins to load the library, in a thread: a driver may take seconds for it, or hang.
+        """
+        if self._names and self._looks is None:
+            self._looks = []
+            threading.Thread(target=self._load, name="gpus", daemon=True).start()
+        if not self._looks:
+            return None
         try:
-            if self._devices is None:
-                self._devices = []
-                self._library = importlib.import_module("pynvml")
-                self._library.nvmlInit()
-                self._devices = list(map(self._device, self._names))
-            if not self._devices:
-                return None
-            return sum(int(self._library.nvmlDeviceGetMemoryInfo(device).used) for device in self._devices)
+            return sum(look() for look in self._looks)
         except Exception:  # the library has an exception of its own for each fault of a driver
             return None
 
-    def _device(self, name: str) -> Any:
-        if not name.isdigit():
-            return self._library.nvmlDeviceGetHandleByUUID(name)
-        every = map(self._library.nvmlDeviceGetHandleByIndex, range(self._library.nvmlDeviceGetCount()))
-        return next(device for device in every if self._library.nvmlDeviceGetMinorNumber(device) == int(name))
+    def _load(self) -> None:
+        try:
+            library = importlib.import_module("pynvml")
+            library.nvmlInit()
+            self._looks = list(self._found(library))
+        except Exception:  # likewise; then there is nothing to look at
+            return
+
+    def _found(self, library: Any) -> Iterator[Callable[[], int]]:
+        every = list(map(library.nvmlDeviceGetHandleByIndex, range(library.nvmlDeviceGetCount())))
+        numbers = {str(library.nvmlDeviceGetMinorNumber(device)): device for device in every}
+        for name in self._names:
+            # Not found: a part of a GPU, whose name is not that of its lock.
+            if (device := numbers.get(name) or self._by_uuid(library, name)) is not None:
+                yield functools.partial(_used_bytes, library, device)
+
+    @staticmethod
+    def _by_uuid(library: Any, name: str) -> Any:
+        try:
+            return library.nvmlDeviceGetHandleByUUID(name)
+        except Exception:  # likewise
+            return None
+
+
+def _used_bytes(library: Any, device: Any) -> int:
+    return int(library.nvmlDeviceGetMemoryInfo(device).used)

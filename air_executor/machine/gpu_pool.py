@@ -26,7 +26,7 @@ def lock_name(gpu: str) -> str:
 def devices(folder: str = "/dev") -> list[int]:
     """Return the numbers of the NVIDIA devices that this process can see.
 
-    The driver makes one ``/dev/nvidiaN`` per GPU. Asking the driver itself would load it into this process.
+    The driver makes one ``/dev/nvidiaN`` per GPU. Asking the driver itself would load it into a scheduler.
     """
     found = (re.fullmatch(r"nvidia(\d+)", name) for name in os.listdir(folder))
     return sorted(int(match.group(1)) for match in found if match)

@@ -75,10 +75,13 @@ class Views:
         self._inode = os.fstat(self._sender.fileno()).st_ino
         self._fds: dict[int, int] = {}
 
-    def grant(self) -> None:
-        """In the task process: let the runner see this process, and each that Python forks from it from now on."""
+    def grant(self, *, waits: bool) -> None:
+        """In the task process: let the runner see this process, and each that Python forks from it from now on.
+
+        :param waits: whether a fork waits for a runner that is behind, so that nothing escapes a limit.
+        """
         self._receiver.close()
-        self._sender.settimeout(_SEND_S)
+        self._sender.settimeout(_SEND_S if waits else 0)
         os.register_at_fork(after_in_child=self._send)
         self._send()
 
@@ -141,6 +144,14 @@ class Views:
         fd = self._fds.pop(pid, None)
         if fd is not None:
             os.close(fd)
+
+
+def make_views() -> Views | None:
+    """Return new views; ``None``: this process, or the machine, has no descriptors to spare."""
+    try:
+        return Views()
+    except OSError:
+        return None
 
 
 def _receive(sock: socket.socket) -> tuple[bytes, list[int]]:

@@ -22,12 +22,12 @@ class Advice:
     task: str
     """``dag.task`` of Airflow, or ``job/task``."""
     runs: int
-    """How many were measured: those that lasted longer than a second."""
+    """How many were measured: those that lasted longer than a second, or reached their limit before."""
     p50_bytes: int
     p95_bytes: int
     max_bytes: int
     is_at_least: bool
-    """Whether a run was killed at its limit, so that nobody knows how much it would have held."""
+    """Whether the run that held most was killed at its limit, so that nobody knows how much it would have held."""
     limit_bytes: int | None
     """The limit of the newest run."""
     advised_bytes: int | None
@@ -38,7 +38,8 @@ def advise(records: Iterable[RunRecord]) -> list[Advice]:
     """Return advice for each task that has measured runs among these, by name. Mapped instances are one task."""
     by_task: dict[str, list[RunRecord]] = defaultdict(list)
     for record in records:
-        if record.state.is_end and record.p95_memory_bytes is not None and record.peak_memory_bytes:
+        is_measured = record.p95_memory_bytes is not None or _hit_its_limit(record)
+        if record.state.is_end and is_measured and record.peak_memory_bytes:
             by_task[_name(record)].append(record)
     return [_of(name, by_task[name]) for name in sorted(by_task)]
 
@@ -58,7 +59,7 @@ def _of(name: str, records: list[RunRecord]) -> Advice:
         p50_bytes=int(percentile(weighted, 0.5)),
         p95_bytes=int(percentile(weighted, 0.95)),
         max_bytes=max(peaks),
-        is_at_least=any(map(_hit_its_limit, records)),
+        is_at_least=_hit_its_limit(max(records, key=lambda record: record.peak_memory_bytes or 0)),
         limit_bytes=_limit(newest),
         advised_bytes=_rounded_up(max(peaks) * MARGIN) if len(peaks) >= ENOUGH_RUNS else None,
     )
@@ -78,4 +79,4 @@ def _rounded_up(size: float) -> int:
     """Return a size of a few significant digits in MiB that is not less."""
     mib = size / (1 << 20)
     step = 10 ** max(0, math.floor(math.log10(max(mib, 1.0))) - _DIGITS + 1)
-    return math.ceil(mib / step) * step << 20
+    return int(math.ceil(mib / step) * step) << 20

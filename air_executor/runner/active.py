@@ -40,7 +40,7 @@ _CUT_OFF_S = 20.0
 #: The task of a job is ended when its host's worker has not reached Temporal for so many seconds.
 _JOB_FENCE_S = 150.0
 
-#: A worker that reaches Temporal notes it more often than once in so many seconds.
+#: A worker that reaches Temporal notes it about every five seconds.
 _TOUCH_S = 7.0
 
 _CUT_OFF = "this host has reached neither Airflow nor Temporal for {:.0f} s; the retry may run elsewhere"
@@ -112,7 +112,7 @@ class ActiveRun:
         self._renewed_s = time.monotonic()
         self.leftovers = Leftovers()
         self.is_out_of_memory = False
-        """The task has reached its memory limit, or the kernel has killed it for lack of memory."""
+        """The task has reached its memory limit."""
         self.is_over = False
         """The task process has ended. What follows, telling Airflow and uploading logs, should not be disturbed."""
 
@@ -192,6 +192,11 @@ class ActiveRun:
         if self._learns_imports:
             imports.note(self._store, self.record.id, known)
 
+    def note_over(self) -> None:
+        """Take note that the task process has ended."""
+        self.is_over = True
+        self._usage.end()
+
     def end_leftovers(self) -> None:
         """Kill the processes that the task, which has ended, left behind."""
         before = len(self.leftovers.killed)
@@ -242,7 +247,7 @@ class ActiveRun:
             return None
         grace_s = min(self.grace_s, _FENCE_GRACE_S)
         if self.record.identity.kind == "job":  # nobody but the worker tells of it, and it is not given up so soon
-            if not self._is_out_of_touch(_JOB_FENCE_S):
+            if not self._is_out_of_touch(_JOB_FENCE_S, 2 * _TOUCH_S):
                 return None
             reason = f"this host has not reached Temporal for {_JOB_FENCE_S:.0f} s; the task may begin again elsewhere"
             return Ending(reason, signal.SIGTERM, unwanted=True, grace_s=grace_s)
@@ -280,20 +285,22 @@ class ActiveRun:
                 late_s = 0.0
 
     def _is_cut_off(self, silent_s: float) -> bool:
-        is_out_of_touch = self._is_out_of_touch(_CUT_OFF_S)
+        is_out_of_touch = self._is_out_of_touch(_CUT_OFF_S, _TOUCH_S)
         return self._fence_s is not None and silent_s > self._fence_s and is_out_of_touch
 
-    def _is_out_of_touch(self, limit_s: float) -> bool:
+    def _is_out_of_touch(self, limit_s: float, for_s: float) -> bool:
         """Tell whether the host's worker has not reached Temporal for so many seconds.
 
         It looks so for a moment, too, when the clock was set or the machine slept: until the worker's next touch.
+
+        :param for_s: it has to look so for so many seconds.
         """
         if is_fresh(self._store.last_contact_s(), limit_s):
             self._untouched_s = None
             return False
-        if self._untouched_s is None:
-            self._untouched_s = time.monotonic()
-        return time.monotonic() - self._untouched_s >= _TOUCH_S
+        now_s = time.monotonic()
+        self._untouched_s = since_s = self._untouched_s or now_s  # another thread may look, too
+        return now_s - since_s >= for_s
 
     def is_reconciled(self) -> bool:
         """Tell whether an executor looks after this run: one that passes heartbeats on and requests stops."""
@@ -321,12 +328,24 @@ class ActiveRun:
         return None
 
     def used(self) -> dict[str, Any]:
-        """Return what the task has used, as fields of its record, and write the last of its usage over time."""
-        self._usage.end()
+        """Return what the task has used, as fields of its record. Nothing is measured any more."""
+        self._usage.close()
+        p95_bytes = self._usage.p95_bytes()
+        is_measured = p95_bytes is not None or self._limits.memory is not None
         return {
-            "peak_memory_bytes": self._usage.peak_bytes or system.peak_bytes(),
-            "p95_memory_bytes": self._usage.p95_bytes(),
+            "peak_memory_bytes": self.peak_bytes if is_measured else system.peak_bytes(),
+            "p95_memory_bytes": p95_bytes,
         }
+
+    @property
+    def peak_bytes(self) -> int:
+        """The most memory that the task was seen to hold; 0 if it was not measured."""
+        return self._usage.peak_bytes
+
+    def has_kernel_killed(self) -> bool:
+        """Tell whether the kernel has killed a process of this control group since the task began."""
+        kills = system.oom_kills()
+        return kills is not None and self._oom_kills is not None and kills > self._oom_kills
 
     def memory_evidence(self, signal_name: str) -> str:
         """Return what is known of the kernel's part in a task's death by ``signal_name``, as the end of a sentence."""
@@ -336,7 +355,6 @@ class ActiveRun:
         kills = system.oom_kills()
         if kills is not None and self._oom_kills is not None:
             if kills > self._oom_kills:
-                self.is_out_of_memory = True
                 return f" by the kernel, for lack of memory in its control group{peak}"
             return f"; its control group had no lack of memory{peak}"
         return f"; when nobody sent it, the kernel did, for lack of memory{peak}"

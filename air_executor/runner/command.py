@@ -200,7 +200,7 @@ def _supervise(pid: int, active: ActiveRun) -> int | None:
                 if wake.fileno() in select.select(fds, [], [], wait_s)[0]:
                     wake.recv(4096)
         # Before the handlers change: a signal that comes now must not turn a task that has ended into a stopped one.
-        active.is_over = True
+        active.note_over()
     if pidfd is not None:
         os.close(pidfd)
     return status

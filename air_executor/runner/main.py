@@ -95,7 +95,9 @@ def execute(request: RunRequest, record: RunRecord, store: RunStore, config: Con
     # After a success no try follows that would have to wait for survivors (left on purpose perhaps, as through sudo).
     note = leftovers.name_survivors if outcome.state is RunState.SUCCEEDED else partial(store.note_survivors, record)
     reason = "; ".join(filter(None, (outcome.reason, note(survivors)))) or None
-    return _write_end(active, dataclasses.replace(outcome, reason=reason), store)
+    code = _write_end(active, dataclasses.replace(outcome, reason=reason), store)
+    _learn(active, outcome, store)
+    return code
 
 
 def _this_process(kind: str) -> dict[str, Any]:
@@ -152,15 +154,15 @@ def _limits(request: RunRequest, active: ActiveRun, store: RunStore) -> Limits:
     return dataclasses.replace(limits, memory=memory)
 
 
-def _learn(record: RunRecord, active: ActiveRun, store: RunStore) -> None:
+def _learn(active: ActiveRun, outcome: Outcome, store: RunStore) -> None:
     """Remember, for the next try and the next runs, how much memory this one has held."""
-    if active.limits.memory_rule is None or not record.peak_memory_bytes:
+    if active.limits.memory_rule is None or not (peak_bytes := active.peak_bytes):
         return
     with contextlib.suppress(StateDirError):  # on a full disk: the next try has this one's limit
-        if record.p95_memory_bytes is not None or active.is_out_of_memory:
-            store.learned.note_peak(record.identity, record.peak_memory_bytes)
-        if active.is_out_of_memory:
-            store.learned.note_memory_end(record.identity, record.peak_memory_bytes)
+        store.learned.note_peak(active.record.identity, peak_bytes)
+        is_killed = outcome.state is not RunState.SUCCEEDED and active.has_kernel_killed()
+        if active.is_out_of_memory or is_killed:
+            store.learned.note_memory_end(active.record.identity, peak_bytes)
 
 
 def _wait_for_leftovers(request: RunRequest, active: ActiveRun, store: RunStore) -> None:
@@ -205,7 +207,6 @@ def _write_end(active: ActiveRun, outcome: Outcome, store: RunStore) -> int:
         **active.used(),
         cpu_time_s=round(children.ru_utime + children.ru_stime + own.ru_utime + own.ru_stime, 3),
     )
-    _learn(end, active, store)
     # Airflow already has the outcome, so try three times; a job's outcome exists only here, so try for ever.
     waits_s = itertools.chain(_WAITS_S, itertools.repeat(_WAITS_S[-1]) if record.identity.kind == "job" else ())
     for wait_s in waits_s:

@@ -30,6 +30,9 @@ _REFINE_S = 1.0
 #: A fork that has not shown its account after this many seconds never will. On a busy machine it may begin that late.
 _SHY_S = 10.0
 
+#: For people, exact accounts are read for so long at a time, in seconds: those of large processes take long.
+_LOOK_S = 0.1
+
 #: Measuring takes at most one part in this many of a CPU's time.
 _SHARE = 10
 
@@ -43,12 +46,15 @@ class Usage:
         :param path: where to write what is used over time; ``None``: only for the limits is anything measured.
         """
         self._limit = limits.memory
+        #: Whether memory is measured as often as for a limit: it has one, or is to be learned for one.
+        self._watches_memory = limits.memory is not None or limits.memory_rule is not None
         self._is_wanted = limits.are_measured
         self._path = path
         self._history: History | None = None
         self._family = Family()
-        self._views = Views() if limits.memory is not None else None
+        self._views = rollup.make_views() if self._watches_memory else None
         self._gpus = GpuMemory(())
+        self._is_over = False
         self._inherited_bytes = 0
         self._ended_before_s = 0.0
         self._next_s = self._next_refined_s = 0.0
@@ -63,12 +69,12 @@ class Usage:
         :param views: by which a task process that was forked before lets itself be seen.
         """
         if self._views is None or views is not None:
-            self._views = views or Views()
+            self._views = views or rollup.make_views()
 
     def grant_view(self) -> None:
         """In the task process, first: let the runner see how much memory it holds."""
         if self._views is not None:
-            self._views.grant()
+            self._views.grant(waits=self._watches_memory)
 
     def begin(self, gpus: Sequence[str] = ()) -> None:
         """In the runner, when the task process has begun: note what is not the task's.
@@ -78,8 +84,7 @@ class Usage:
         self._history = History(self._path) if self._path is not None else None
         self._gpus = GpuMemory(gpus)
         self._ended_before_s = _ended_s()
-        if self._is_wanted:
-            self._inherited_bytes = family.memory_bytes(os.getpid())
+        self._inherited_bytes = family.memory_bytes(os.getpid())
 
     def due_s(self) -> float | None:
         """Return when to measure again, on the monotonic clock; ``None`` when it can wait until something happens."""
@@ -91,27 +96,29 @@ class Usage:
     def measure(self) -> bool:
         """Measure if it is time to; tell whether it was."""
         begin_s = time.thread_time()
+        if self._views is not None:
+            self._views.receive()  # whatever is due: forks may be many
         is_sample = self._history is not None and self._history.is_due()
         if not is_sample and (not self._is_wanted or time.monotonic() < self._next_s):
             return False
-        if not self._inherited_bytes:
-            self._inherited_bytes = family.memory_bytes(os.getpid())
-        members = self._family.look(memory=is_sample or self._limit is not None)
+        members = self._family.look(memory=is_sample or self._watches_memory)
         # A process that has just ended is in its parent's sum already, or is missing until the next measurement.
         used_s = sum(member.cpu_time_s for member in members) + _ended_s() - self._ended_before_s
         self.cpu_time_s = max(self.cpu_time_s, used_s)
-        if self._limit is not None or is_sample:
+        if self._watches_memory or is_sample:
             self._receive_views(members)
-        if self._limit is not None:
-            self._measure_memory(members, self._limit)
+        if self._watches_memory:
+            self._measure_memory(members)
         cost_s = time.thread_time() - begin_s
         self._next_s = time.monotonic() + max(_MEASURE_S, _SHARE * cost_s)
-        if is_sample and self._history is not None:
+        if is_sample and self._history is not None and members:  # otherwise it is just ending
             self._take_sample(self._history, members, begin_s)
         return True
 
     def _take_sample(self, history: History, members: Sequence[Member], begin_s: float) -> None:
-        held = self._exact_bytes(members) if len(members) > 1 else sum(map(self._beyond_inherited, members))
+        held = sum(map(self._beyond_inherited, members))
+        if len(members) > 1 or self._is_near(members):
+            held = self._exact_bytes(members, None if self._watches_memory else begin_s + _LOOK_S)
         self.peak_bytes = max(self.peak_bytes, held)
         history.add(
             memory_bytes=held,
@@ -127,19 +134,30 @@ class Usage:
         return self._history.p95_bytes() if self._history is not None else None
 
     def end(self) -> None:
-        """When the task has ended: write what is not written yet."""
-        if self._history is not None and self._history.is_begun:
+        """When the task has ended, once: write what is not written yet."""
+        if self._history is not None and self._history.is_begun and not self._is_over:
+            self._is_over = True
             self._history.end(cpu_s=_ended_s() - self._ended_before_s, io=family.io_bytes([os.getpid()]))
 
-    def _receive_views(self, members: Sequence[Member]) -> None:
-        if self._views is None:
-            self._views = Views()
-        self._views.receive()
-        self._views.keep_only(member.pid for member in members)
+    def close(self) -> None:
+        """End, and close what is open."""
+        self.end()
+        if self._views is not None:
+            self._views.close()
+            self._views = None
 
-    def _measure_memory(self, members: Sequence[Member], limit: int) -> None:
+    def _receive_views(self, members: Sequence[Member]) -> None:
+        self._views = self._views or rollup.make_views()
+        if self._views is not None:
+            self._views.receive()
+            self._views.keep_only(member.pid for member in members)
+
+    def _is_near(self, members: Sequence[Member]) -> bool:
+        return self._limit is not None and sum(member.memory_bytes for member in members) > self._limit
+
+    def _measure_memory(self, members: Sequence[Member]) -> None:
         held = sum(map(self._beyond_inherited, members))
-        is_near = sum(member.memory_bytes for member in members) > limit
+        is_near = self._is_near(members)
         if is_near or (len(members) > 1 and held > self.peak_bytes):
             if not is_near and time.monotonic() < self._next_refined_s:
                 return
@@ -147,17 +165,24 @@ class Usage:
             self._next_refined_s = time.monotonic() + _REFINE_S
         self.peak_bytes = max(self.peak_bytes, held)
 
+    def _account(self, pid: int, until_s: float | None) -> Rollup | None:
+        if self._views is None or (until_s is not None and time.thread_time() > until_s):
+            return None
+        return self._views.look(pid)
+
     def _beyond_inherited(self, member: Member) -> int:
         return max(0, member.memory_bytes - (self._inherited_bytes if member.is_fork else 0))
 
-    def _exact_bytes(self, members: Sequence[Member]) -> int:
+    def _exact_bytes(self, members: Sequence[Member], until_s: float | None = None) -> int:
         """Return what the processes hold together.
+
+        :param until_s: on the clock of this thread's CPU time: what is read later counts as having no account.
 
         For a process without an account (another user's, or forked just now or not by Python), the plain sum counts. If
         it is a fork, only what it has added counts: its parent's count has the rest. The parent counts undivided once
         it is clear that the fork will never show its account.
         """
-        accounts = {m.pid: self._views.look(m.pid) if self._views is not None else None for m in members}
+        accounts = {m.pid: self._account(m.pid, until_s) for m in members}
         shy_s = time.monotonic() - _SHY_S
         undivided = {m.parent for m in members if accounts[m.pid] is None and m.is_fork and m.first_s < shy_s}
         total = launchers = 0

@@ -9,6 +9,7 @@
                     heartbeat    names the runner process, which touches it while it lives
                     stop.json    a request to stop the run, with the reason
                     reported     empty; made when whoever ordered the run knows its end (not for jobs)
+                    usage.jsonl  what the task used over time, if it lasted longer than a second
                     imports.json modules that the task had to import, if any
       open/<run id>              a link for each run that lives, or whose end was not reported yet
       locks/<workload id>        locked by the runner for its whole life

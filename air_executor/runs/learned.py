@@ -20,6 +20,11 @@ _LONG_BYTES = 1 << 12
 
 _MAX_BYTES = 1 << 20
 
+#: A longer line is no number of bytes.
+_DIGITS = 18
+
+_KEEP_S = 400 * 86400.0
+
 
 class Learned:
     """The files below one folder: a line for each end for lack of memory, and one for each measured run."""
@@ -28,8 +33,13 @@ class Learned:
         self._folder = folder
 
     def memory_ends(self, who: Identity) -> int:
-        """Return how many earlier tries of the same work ended for lack of memory."""
-        return len(self._numbers(self._of_work(who)))
+        """Return how many earlier tries of the same work ended for lack of memory. A first try begins anew."""
+        path = self._of_work(who)
+        if who.try_number in (None, 1):
+            with contextlib.suppress(OSError):
+                os.unlink(path)
+            return 0
+        return len(self._numbers(path))
 
     def note_memory_end(self, who: Identity, peak_bytes: int) -> None:
         """Note that a try ended for lack of memory.
@@ -49,12 +59,12 @@ class Learned:
         """
         self._append(self._of_task(who), peak_bytes)
 
-    def prune(self, oldest_s: float) -> None:
-        """Remove what has not changed since then, in seconds since the epoch."""
-        with contextlib.suppress(FileNotFoundError):
+    def prune(self) -> None:
+        """Remove what has not changed for more than a year: some tasks run once a year."""
+        with contextlib.suppress(OSError):
             for path in self._folder.iterdir():
                 with contextlib.suppress(OSError):
-                    if path.lstat().st_mtime < min(oldest_s, time.time()):
+                    if path.lstat().st_mtime < time.time() - _KEEP_S:
                         path.unlink()
 
     def _of_work(self, who: Identity) -> str:
@@ -74,7 +84,7 @@ class Learned:
             data = read_document(path, _MAX_BYTES, RecordError)
         except (RecordError, StateDirError):
             return []
-        return [int(line) for line in (data or b"").splitlines() if line.isdigit()]
+        return [int(line) for line in (data or b"").splitlines() if line.isdigit() and len(line) <= _DIGITS]
 
     def _append(self, path: str, number: int) -> None:
         line = b"%d\n" % number

@@ -79,7 +79,7 @@ class Limits:
     @property
     def are_measured(self) -> bool:
         """Whether the task has to be measured while it runs."""
-        return self.memory is not None or self.cpu_time is not None
+        return self.memory is not None or self.memory_rule is not None or self.cpu_time is not None
 
     def public(self) -> dict[str, Any]:
         """Return what may be written down: of the environment only the names, as values may be secret."""
@@ -180,7 +180,8 @@ def _memory(value: Any) -> int | MemoryRule:
             raise ValueError(
                 "it must be a size, a list of sizes, 'auto', or {'auto': {'floor': size, 'ceiling': size}}"
             )
-        rule = MemoryRule(**{name: _size(size) for name, size in bounds.items()})
+        sizes = {name: _size(size) for name, size in bounds.items()}
+        rule = MemoryRule(floor=sizes.get("floor"), ceiling=sizes.get("ceiling"))
         if rule.floor is not None and rule.ceiling is not None and rule.floor > rule.ceiling:
             raise ValueError("its floor is above its ceiling")
         return rule

@@ -38,8 +38,8 @@ def prune(store: RunStore, *, keep_days: float, keep_runs: int) -> Pruned:
     troubles: list[str] = []
     _remove_free_locks(store, troubles)
     store.leftovers.prune()
+    store.learned.prune()
     oldest_s = time.time() - keep_days * 86400
-    store.learned.prune(oldest_s)
     folders = sorted(store.changed(), key=lambda entry: entry[0], reverse=True)
     removed = 0
     for rank, (changed_s, run_id) in enumerate(folders):

@@ -122,9 +122,9 @@ class Watch:
                 if run.beat is None or run.beat[0] != beat.time_s:
                     run.beat = beat.time_s, time.monotonic()
                 if beat.host is not None and beat.host != run.host:
-                    run.host = beat.host
                     with self._guard(f"Noting the host of run {run_id}"):
                         self._is_on(run_id, beat.host)
+                        run.host = beat.host
 
     async def _recover(self, workflow_id: str, runs: dict[str, LiveRun]) -> None:
         """Do what is right for runs whose workflow Temporal does not know any more: its data were lost, or deleted."""

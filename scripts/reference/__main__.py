@@ -17,6 +17,7 @@ from api import api
 from commands import commands
 from figures import with_figures
 from files import files, schemas
+from metrics import metrics
 from options import configuration
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -48,6 +49,7 @@ def pages() -> dict[Path, str]:
         FOLDER / "cli.md": commands(),
         FOLDER / "python.md": api(),
         FOLDER / "files.md": files(),
+        FOLDER / "metrics.md": metrics(),
     }
     readme, benchmarks = REPOSITORY / "README.md", REPOSITORY / "docs" / "benchmarks" / "README.md"
     made[readme] = with_figures(readme.read_text(encoding="utf-8"), benchmarks.read_text(encoding="utf-8"))

@@ -65,6 +65,9 @@ def held():
     shares()
 
 
+held()
+
+
 @dag(schedule=None)
 def retries():
     @task(retries=2, retry_delay=timedelta(seconds=0), on_retry_callback=on_task_retry)

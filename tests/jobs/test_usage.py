@@ -34,7 +34,7 @@ def test_another_failure_keeps_the_limit(yard: Yard) -> None:
 
 
 def test_a_limit_is_learned_from_runs_and_kept_between_its_bounds(yard: Yard) -> None:
-    task = {"id": "t", "command": sys.executable, "args": ["-c", _HOLDS.replace("3.2", "1.3")]}
+    task = {"id": "t", "command": sys.executable, "args": ["-c", _HOLDS.replace("3.2", "1.5")]}
     bounds = {"floor": "10MiB", "ceiling": "2GiB"}
     for number in range(6):
         yard.submit(

@@ -113,17 +113,17 @@ def gate(authority: Authority, temporal: Temporal) -> Iterator[Gate]:
     made.close()
 
 
-def ask(gate: Gate, folder: Path, **more: str) -> subprocess.CompletedProcess[str]:
+def ask(gate: Gate, folder: Path, *arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
     env = {**os.environ, "AIRFLOW_HOME": str(folder), "AIRFLOW__AIR_EXECUTOR__TEMPORAL_KEY": "k"}
     env |= {"TEMPORAL_ADDRESS": gate.address, **more}
-    command = [sys.executable, "-m", "air_executor.cli", "temporal", "status", "--json"]
+    command = [sys.executable, "-m", "air_executor.cli", "temporal", "status", *arguments]
     return subprocess.run(command, env=env, cwd=folder, capture_output=True, text=True, timeout=120)
 
 
 def test_certificates_of_both_sides_are_used(gate: Gate, authority: Authority, tmp_path: Path) -> None:
     certificate, key = authority.issue("client")
     files = {"TEMPORAL_TLS_CLIENT_CERT_PATH": certificate, "TEMPORAL_TLS_CLIENT_KEY_PATH": key}
-    done = ask(gate, tmp_path, TEMPORAL_TLS_SERVER_CA_CERT_PATH=authority.path, **files)
+    done = ask(gate, tmp_path, "--json", TEMPORAL_TLS_SERVER_CA_CERT_PATH=authority.path, **files)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["workflows"] == 0
 

@@ -241,6 +241,12 @@ INTERNALS: dict[str, list[Internal]] = {
             since=(3, 3),
         ),
     ],
+    "Metrics": [
+        Internal("airflow.stats:Stats.incr", takes="stat count tags", before=(3, 2)),
+        Internal("airflow.observability.stats:Stats.incr", takes="stat count tags", since=(3, 2)),
+        Internal("airflow.observability.stats:Stats.timing", takes="stat dt tags", since=(3, 2)),
+        Internal("airflow.observability.stats:Stats.gauge", takes="stat value tags", since=(3, 2)),
+    ],
     "Logs on other hosts": [
         Internal("airflow.utils.log.file_task_handler:_fetch_logs_from_service", takes="url log_relative_path"),
         Internal(f"{_TI}.hostname"),

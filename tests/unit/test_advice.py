@@ -35,6 +35,10 @@ def test_it_is_rounded_up_to_what_people_write() -> None:
 def test_what_was_killed_at_its_limit_would_have_held_more() -> None:
     (found,) = advise([*(run(100, limit=128) for _ in range(5)), run(129, limit=128)])
     assert found.is_at_least and found.limit_bytes == 128 * MIB and found.advised_bytes == 160 * MIB
+    (survived,) = advise([run(129, limit=128), run(150, limit=256)])  # as after the first limit of a list
+    assert not survived.is_at_least
+    (quick,) = advise([run(129, limit=128, p95=None)])  # killed within a second
+    assert (quick.runs, quick.is_at_least) == (1, True)
 
 
 def test_what_was_not_measured_does_not_count_and_mapped_instances_are_one_task() -> None:

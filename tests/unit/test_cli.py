@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import getpass
 import os
 import pty
 import select
@@ -437,7 +438,7 @@ def test_stop_ends_a_run_and_waits_for_it(cli: Cli, store: RunStore, running: tu
     done = cli.run("stop", record.id[:13], "--reason", "I said so", "--wait")
     assert done.stdout == f"run {record.id} of some_dag.some_task: killed\n"
     end = store.read(record.id)
-    assert (end.state, end.reason) == (RunState.KILLED, "stopped: I said so")
+    assert (end.state, end.reason) == (RunState.KILLED, f"stopped: I said so, by {getpass.getuser()}")
     assert wait_for(backend.take_ends, "the end") == [end]
     assert record.pid and not is_alive(record.pid)
 

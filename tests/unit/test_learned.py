@@ -40,16 +40,28 @@ def test_only_the_last_runs_count_and_files_stay_short(tmp_path: Path, monkeypat
 
 def test_what_is_no_number_is_left_out_and_what_is_old_goes(tmp_path: Path) -> None:
     notes, who = Learned(tmp_path / "learned"), identity()
-    notes.prune(time.time())  # there is nothing yet
+    notes.prune()  # there is nothing yet
     notes.note_peak(who, 7)
     (path,) = (tmp_path / "learned").iterdir()
-    path.write_bytes(b"\xff\n-3\n8\nx\n9")
+    path.write_bytes(b"\xff\n-3\n8\nx\n" + b"9" * 4301 + b"\n9")
     assert notes.peaks(who) == [8, 9]
-    notes.prune(time.time() - 60)
+    month_s = 31 * 86400
+    os.utime(path, (time.time() - month_s,) * 2)
+    notes.prune()
     assert path.exists()
-    os.utime(path, (time.time() - 120, time.time() - 120))
-    notes.prune(time.time() - 60)
+    os.utime(path, (time.time() - 14 * month_s,) * 2)
+    notes.prune()
     assert not path.exists()
+
+
+def test_a_first_try_begins_anew(tmp_path: Path) -> None:
+    notes = Learned(tmp_path / "learned")
+    second, first = identity(try_number=2), identity(try_number=1)
+    notes.note_memory_end(second, 5)
+    notes.note_memory_end(second, 6)
+    assert notes.memory_ends(second) == 2
+    assert notes.memory_ends(first) == 0  # of the same task of a job that was started again
+    assert notes.memory_ends(second) == 0
 
 
 def test_a_folder_that_can_not_be_written_is_said(tmp_path: Path) -> None:

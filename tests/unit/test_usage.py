@@ -270,7 +270,7 @@ def test_what_a_daemon_has_opened_under_the_number_of_our_socket_is_left_alone()
     def run() -> list[Any]:
         views = Views()
         number = views._sender.fileno()
-        views.grant()
+        views.grant(waits=True)
         os.close(number)
         receiver, sender = socket.socketpair()
         os.dup2(sender.fileno(), number)

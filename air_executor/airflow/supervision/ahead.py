@@ -13,7 +13,7 @@ from typing import Any
 from airflow.sdk.execution_time import supervisor as stock
 
 from air_executor.airflow.supervision import task
-from air_executor.machine import marks, system
+from air_executor.machine import marks, rollup, system
 from air_executor.machine.rollup import Views
 
 #: Whether the fork that is being made is one ahead.
@@ -25,7 +25,7 @@ class TaskAhead:
     """A task process that waits."""
 
     supervisor: Any
-    views: Views
+    views: Views | None
     """By which it lets itself be measured."""
     starter: int
     """A pipe. The run's id, written there, lets the task process begin; closing it ends the process."""
@@ -37,7 +37,8 @@ class TaskAhead:
     def end(self) -> None:
         """End the process, and close what leads to it."""
         os.close(self.starter)
-        self.views.close()
+        if self.views is not None:
+            self.views.close()
         os.kill(self.supervisor.pid, signal.SIGKILL)
         os.waitpid(self.supervisor.pid, 0)
         args, kwargs = self.supervisor.pipes or ((), {})
@@ -72,12 +73,13 @@ def fork_ahead(
     global _waiting, is_forking
     task.runner_pid = os.getpid()
     receiver, starter = os.pipe()
-    views = Views()
+    views = rollup.make_views()
 
     def main() -> None:
         system.die_with_parent(task.runner_pid)
         let_go()
-        views.grant()
+        if views is not None:
+            views.grant(waits=False)
         os.close(starter)
         with open(receiver) as file:
             run_id = file.read()
@@ -93,7 +95,8 @@ def fork_ahead(
         _waiting = TaskAhead(started, views, starter)
     except OSError as error:
         os.close(starter)
-        views.close()
+        if views is not None:
+            views.close()
         if not system.has_no_room(error):
             raise
     finally:

@@ -157,7 +157,7 @@ class AirSupervisor(stock.ActivitySubprocess):
                 # After an error, the selector may be closed with everything in it.
                 with contextlib.suppress(KeyError, RuntimeError):
                     self.selector.unregister(wake)
-                self._run.is_over = True
+                self._run.note_over()
 
     @staticmethod
     def _woken(wake: Any) -> bool:
