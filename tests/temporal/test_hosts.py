@@ -186,6 +186,35 @@ def test_hosts_share_the_work_and_show_it(cluster: Cluster) -> None:
         assert "Task instance is in running state" in log or "Done" in log, log
 
 
+def test_commands_beside_the_scheduler_know_what_runs_on_hosts(cluster: Cluster) -> None:
+    def command(*arguments: str) -> str:
+        return cluster.airflow.run("air-executor", *arguments).stdout
+
+    run = cluster.trigger("from-afar")
+    worker = cluster.where(run)
+    (record,) = worker.live(run)
+    shown = ("running", worker.host.name)
+
+    def seen() -> list[tuple[str, str | None]]:
+        return [(each["state"], each.get("host")) for each in json.loads(command("runs", "-r", run.run_id, "--json"))]
+
+    wait_for(lambda: seen() == [shown], "the host to be known", 60, every_s=2.0)
+    (live,) = [each for each in json.loads(command("status", "--json"))["runs"] if each["id"] == record.id]
+    assert (live["state"], live["host"]) == shown
+    assert worker.host.name in command("status") and worker.host.name in command("show", record.id[:13])
+    assert not list(cluster.airflow.home.glob(f"logs/**/run_id={run.run_id}/**/attempt=1.log"))
+    assert len(command("logs", record.id).splitlines()) > 1  # so it comes from there
+    assert "killed" in command("stop", record.id, "--reason", "from afar", "--wait")
+    cluster.release(run)
+    assert run.wait() == "success"
+    assert cluster.effects(run) == ["begin 0 1", "begin 0 2", "end 0 2"]
+    assert "from afar, by " in str(run.events("work"))
+    assert "from afar" in json.loads(command("show", record.id, "--json"))["reason"]
+    assert "ended killed: stopped: from afar" in command("logs", record.id)
+    late = cluster.airflow.run("air-executor", "stop", record.id, check=False)
+    assert late.returncode and "has ended already" in late.stderr
+
+
 def test_a_lost_hosts_task_is_retried_on_another(cluster: Cluster) -> None:
     run = cluster.trigger("host-lost")
     first = cluster.where(run)
