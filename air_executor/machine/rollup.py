@@ -17,7 +17,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 #: A fork waits at most this long for its runner to receive its file, in seconds.
-_SEND_S = 0.5
+_SEND_S = 2.0
 
 #: The runner keeps files of at most this many processes open.
 _MAX_VIEWS = 256

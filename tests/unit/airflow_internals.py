@@ -242,10 +242,10 @@ INTERNALS: dict[str, list[Internal]] = {
         ),
     ],
     "Metrics": [
-        Internal("airflow.stats:Stats.incr", takes="stat count tags", before=(3, 2)),
-        Internal("airflow.observability.stats:Stats.incr", takes="stat count tags", since=(3, 2)),
-        Internal("airflow.observability.stats:Stats.timing", takes="stat dt tags", since=(3, 2)),
-        Internal("airflow.observability.stats:Stats.gauge", takes="stat value tags", since=(3, 2)),
+        Internal("airflow.observability.stats:Stats", since=(3, 2)),
+        Internal("airflow.observability.stats:incr", takes="stat count tags", since=(3, 3)),
+        Internal("airflow.observability.stats:timing", takes="stat dt tags", since=(3, 3)),
+        Internal("airflow.observability.stats:gauge", takes="stat value tags", since=(3, 3)),
     ],
     "Logs on other hosts": [
         Internal("airflow.utils.log.file_task_handler:_fetch_logs_from_service", takes="url log_relative_path"),
