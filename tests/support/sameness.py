@@ -21,6 +21,9 @@ _DIFFERING = [
     (re.compile(r"/tmp/(airflowtmp|tmp)\w+"), "<temporary>"),
     (re.compile(r"(localhost|127\.0\.0\.1):\d+"), "<address>"),
     (re.compile(r"\b(pid|process|PID)([ =:]+)\d+"), r"\1\2<pid>"),
+    (re.compile(r"\bvenv(-call)?[a-z0-9_]{8}(?![a-z0-9_])"), r"venv\1<temporary>"),
+    (re.compile(r"\bjob-[a-z0-9]{8}\b"), "job-<random>"),
+    (re.compile(r"created_dagruns=\[.*?\](?= source_)"), "created_dagruns=<chance>"),
     (re.compile(r"\bunusual_prefix_[0-9a-f]+_"), "unusual_prefix_"),
 ]
 
