@@ -142,9 +142,9 @@ class ActiveRun:
         """
         self.record = self._store.write(replace(self.record, gpus=names))
 
-    def expect_fork(self, views: Views | None = None) -> None:
+    def expect_fork(self, views: Views | None = None, inherited_bytes: int = 0) -> None:
         """Before the task process is forked: see :meth:`.Usage.expect_fork`."""
-        self._usage.expect_fork(views)
+        self._usage.expect_fork(views, inherited_bytes)
 
     def note_memory_limit(self, memory: int | None) -> None:
         """Record the memory limit of this try; it is written with what comes next."""

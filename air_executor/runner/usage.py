@@ -63,11 +63,13 @@ class Usage:
         self.cpu_time_s = 0.0
         """Including that of descendants that have ended."""
 
-    def expect_fork(self, views: Views | None = None) -> None:
+    def expect_fork(self, views: Views | None = None, inherited_bytes: int = 0) -> None:
         """In the runner, before the task process is forked: prepare :meth:`grant_view`.
 
         :param views: by which a task process that was forked before lets itself be seen.
+        :param inherited_bytes: what the runner held when it forked that.
         """
+        self._inherited_bytes = inherited_bytes
         if self._views is None or views is not None:
             self._views = views or rollup.make_views()
 
@@ -84,7 +86,7 @@ class Usage:
         self._history = History(self._path) if self._path is not None else None
         self._gpus = GpuMemory(gpus)
         self._ended_before_s = _ended_s()
-        self._inherited_bytes = family.memory_bytes(os.getpid())
+        self._inherited_bytes = self._inherited_bytes or family.memory_bytes(os.getpid())
 
     def due_s(self) -> float | None:
         """Return when to measure again, on the monotonic clock; ``None`` when it can wait until something happens."""
@@ -111,7 +113,7 @@ class Usage:
             self._measure_memory(members)
         cost_s = time.thread_time() - begin_s
         self._next_s = time.monotonic() + max(_MEASURE_S, _SHARE * cost_s)
-        if is_sample and self._history is not None and members:  # otherwise it is just ending
+        if is_sample and self._history is not None:
             self._take_sample(self._history, members, begin_s)
         return True
 
@@ -119,6 +121,8 @@ class Usage:
         held = sum(map(self._beyond_inherited, members))
         if len(members) > 1 or self._is_near(members):
             held = self._exact_bytes(members, None if self._watches_memory else begin_s + _LOOK_S)
+        if not any(member.memory_bytes for member in members):
+            return  # it is just ending: the kernel has taken its memory back
         self.peak_bytes = max(self.peak_bytes, held)
         history.add(
             memory_bytes=held,

@@ -144,7 +144,7 @@ def test_every_record_of_the_features_has_ended_and_is_told(airflow: Airflow, ru
         for record in airflow.records(dag_id):
             assert record.state in (RunState.SUCCEEDED, RunState.FAILED), record
             assert record.delivered
-            assert record.peak_memory_bytes
+            assert record.peak_memory_bytes is not None
             assert record.cpu_time_s
             assert record.ended_at
             assert not airflow.store.has_runner(record)

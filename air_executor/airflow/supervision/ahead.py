@@ -13,7 +13,7 @@ from typing import Any
 from airflow.sdk.execution_time import supervisor as stock
 
 from air_executor.airflow.supervision import task
-from air_executor.machine import marks, rollup, system
+from air_executor.machine import family, marks, rollup, system
 from air_executor.machine.rollup import Views
 
 #: Whether the fork that is being made is one ahead.
@@ -27,6 +27,8 @@ class TaskAhead:
     supervisor: Any
     views: Views | None
     """By which it lets itself be measured."""
+    inherited_bytes: int
+    """What the runner held when it was forked."""
     starter: int
     """A pipe. The run's id, written there, lets the task process begin; closing it ends the process."""
 
@@ -92,7 +94,7 @@ def fork_ahead(
     try:
         supervisor: Any = stock.ActivitySubprocess  # Airflow's name for its supervisor, which is ours by now
         started = supervisor.start(what=_Unknown, dag_rel_path="", bundle_info=None, client=None, target=main)
-        _waiting = TaskAhead(started, views, starter)
+        _waiting = TaskAhead(started, views, family.memory_bytes(os.getpid()), starter)
     except OSError as error:
         os.close(starter)
         if views is not None:

@@ -60,7 +60,7 @@ class AirSupervisor(stock.ActivitySubprocess):
         if target is stock._subprocess_main:
             if (waiting := ahead.take()) is not None:
                 if current.run is not None:
-                    current.run.expect_fork(waiting.views)
+                    current.run.expect_fork(waiting.views, waiting.inherited_bytes)
                 supervisor: AirSupervisor = waiting.supervisor
                 supervisor._begin(waiting.starter, **kwargs)
                 return supervisor
