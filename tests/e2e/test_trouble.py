@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -181,7 +182,7 @@ def test_a_task_that_ignores_sigterm_is_killed_after_its_grace(env: Airflow) -> 
     assert run.wait() == "failed"
     record = record_of(env, "stubborn", "ignores_sigterm")
     assert record.signal == "SIGKILL"
-    assert record.reason == "stopped: enough"
+    assert record.reason == f"stopped: enough, by {getpass.getuser()}"
 
 
 def test_odd_names_and_run_ids_are_just_names(env: Airflow) -> None:
