@@ -58,6 +58,10 @@ class History:
         """Return when to wake up for the next sample, on the monotonic clock; ``None``: it can wait for an occasion."""
         return self._next_s if self._next_s - self._last_s < _WAKES_S else None
 
+    def skip(self) -> None:
+        """Take note that there was nothing to be seen. The next look is a while later."""
+        self._next_s = time.monotonic() + max(_LEAST_S, self._next_s - self._last_s)
+
     def add(
         self,
         *,

@@ -122,7 +122,8 @@ class Usage:
         if len(members) > 1 or self._is_near(members):
             held = self._exact_bytes(members, None if self._watches_memory else begin_s + _LOOK_S)
         if not any(member.memory_bytes for member in members):
-            return  # it is just ending: the kernel has taken its memory back
+            history.skip()  # it is just ending, and the kernel has taken its memory back; or it can't be seen
+            return
         self.peak_bytes = max(self.peak_bytes, held)
         history.add(
             memory_bytes=held,

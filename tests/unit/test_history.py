@@ -107,6 +107,16 @@ def test_an_expensive_look_is_taken_less_often(clock: Clock, tmp_path: Path) -> 
     assert made.is_due()
 
 
+def test_a_task_that_can_not_be_seen_keeps_nobody_busy(clock: Clock, tmp_path: Path) -> None:
+    made = History(str(tmp_path / "usage.jsonl"))
+    for _ in range(5):
+        clock.now_s = made.due_s() or clock.now_s + 60
+        assert made.is_due()
+        made.skip()
+        assert not made.is_due() and (made.due_s() is None or made.due_s() >= clock.now_s + 1)
+    assert not made.is_begun
+
+
 def test_a_full_disk_costs_points_and_nothing_else(clock: Clock, tmp_path: Path) -> None:
     made = History(str(tmp_path / "missing" / "usage.jsonl"))
     live(clock, made, 4 * 3600)
