@@ -94,6 +94,19 @@ def open_to_append(path: str | Path) -> int:
     return _plain(os.open(path, flags, 0o600), path)
 
 
+def append_to_file(path: str | Path, data: bytes) -> int:
+    """Write data at the end of a file for this user alone, and return how many bytes the file has.
+
+    :raises OSError: it can't be written, is a link, or no plain file.
+    """
+    fd = open_to_append(path)
+    try:
+        os.write(fd, data)
+        return os.fstat(fd).st_size
+    finally:
+        os.close(fd)
+
+
 def _plain(fd: int, path: str | Path) -> int:
     if stat.S_ISREG(os.fstat(fd).st_mode):
         return fd

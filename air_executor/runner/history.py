@@ -7,12 +7,12 @@ point stands for twice as long.
 
 from __future__ import annotations
 
-import os
+import contextlib
 import time
 from collections.abc import Sequence
 
 from air_executor.errors import StateDirError
-from air_executor.machine.safe_files import open_to_append, replace_file
+from air_executor.machine.safe_files import append_to_file, replace_file
 from air_executor.runs.usage import Point, memory_percentile
 
 #: A sample is taken after a tenth of the time that has passed, but at least and at most after so many seconds.
@@ -118,22 +118,12 @@ class History:
             return
         self._points = halved(self._points)
         self._stride *= 2
-        try:
+        with contextlib.suppress(StateDirError):
             replace_file(self._path, b"".join(point.to_line() for point in self._points))
-        except StateDirError:
-            return
 
     def _append(self, line: bytes) -> None:
-        try:
-            fd = open_to_append(self._path)
-        except OSError:
-            return
-        try:
-            os.write(fd, line)
-        except OSError:
-            return
-        finally:
-            os.close(fd)
+        with contextlib.suppress(OSError):
+            append_to_file(self._path, line)
 
 
 def halved(points: Sequence[Point]) -> list[Point]:

@@ -98,10 +98,10 @@ class Usage:
     def measure(self) -> bool:
         """Measure if it is time to; tell whether it was."""
         begin_s = time.thread_time()
-        if self._views is not None:
-            self._views.receive()  # whatever is due: forks may be many
         is_sample = self._history is not None and self._history.is_due()
         if not is_sample and (not self._is_wanted or time.monotonic() < self._next_s):
+            if self._views is not None:
+                self._views.receive()  # forks may be many
             return False
         members = self._family.look(memory=is_sample or self._watches_memory)
         # A process that has just ended is in its parent's sum already, or is missing until the next measurement.

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 from air_executor.errors import RecordError, StateDirError
-from air_executor.machine.safe_files import open_to_append, read_document, replace_file
+from air_executor.machine.safe_files import append_to_file, read_document, replace_file
 from air_executor.runs.record import Identity
 
 #: So many of the last runs count.
@@ -90,12 +90,7 @@ class Learned:
         line = b"%d\n" % number
         try:
             self._folder.mkdir(mode=0o700, exist_ok=True)
-            fd = open_to_append(path)
-            try:
-                os.write(fd, line)
-                is_long = os.fstat(fd).st_size > _LONG_BYTES
-            finally:
-                os.close(fd)
+            is_long = append_to_file(path, line) > _LONG_BYTES
         except OSError as error:
             raise StateDirError(f"cannot write {path}: {error.strerror}") from error
         if is_long:  # what another process adds meanwhile is lost, which does no harm
