@@ -331,9 +331,8 @@ class ActiveRun:
         """Return what the task has used, as fields of its record. Nothing is measured any more."""
         self._usage.close()
         p95_bytes = self._usage.p95_bytes()
-        is_measured = p95_bytes is not None or self._limits.memory is not None
         return {
-            "peak_memory_bytes": self.peak_bytes if is_measured else system.peak_bytes(),
+            "peak_memory_bytes": self.peak_bytes or (0 if p95_bytes is not None else system.peak_bytes()),
             "p95_memory_bytes": p95_bytes,
         }
 

@@ -118,12 +118,12 @@ class Usage:
         return True
 
     def _take_sample(self, history: History, members: Sequence[Member], begin_s: float) -> None:
-        held = sum(map(self._beyond_inherited, members))
-        if len(members) > 1 or self._is_near(members):
-            held = self._exact_bytes(members, None if self._watches_memory else begin_s + _LOOK_S)
         if not any(member.memory_bytes for member in members):
             history.skip()  # it is just ending, and the kernel has taken its memory back; or it can't be seen
             return
+        held = sum(map(self._beyond_inherited, members))
+        if len(members) > 1 or self._is_near(members):
+            held = self._exact_bytes(members, None if self._watches_memory else begin_s + _LOOK_S)
         self.peak_bytes = max(self.peak_bytes, held)
         history.add(
             memory_bytes=held,
