@@ -50,19 +50,10 @@ def env(
         env.end()
 
 
-def revive(env: Airflow) -> list[str]:
-    """Start components again that have ended, as a service manager does, and return their names."""
-    ended = [name for name, process in env.processes.items() if process.poll() is not None]
-    for name in ended:
-        env.stop(name)
-        env.start(name)
-    return ended
-
-
 def begin(env: Airflow, run_id: str) -> away.Work:
     """Trigger a run, and wait until its task is at work, while whatever of Airflow has ended is started again."""
     work = away.order(env, run_id)
-    wait_for(lambda: revive(env) or work.effects, f"{run_id} to begin", 120, every_s=0.5)
+    wait_for(lambda: env.revive() or work.effects, f"{run_id} to begin", 120, every_s=0.5)
     work.wait_for_begin()
     return work
 
@@ -71,7 +62,7 @@ def check_success(env: Airflow, work: away.Work) -> None:
     """Check that ``work`` is a success in its first try, while whatever of Airflow has ended is started again."""
 
     def ended() -> bool:
-        revive(env)
+        env.revive()
         return work.run.state in ("success", "failed")
 
     wait_for(ended, f"the end of {work.run.run_id}", 120, every_s=0.5)

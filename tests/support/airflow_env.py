@@ -273,6 +273,14 @@ class Airflow:
                 raise AssertionError(f"{error}\n{stacks[-10000:]}") from None
         return process.poll()
 
+    def revive(self) -> list[str]:
+        """Start components again that have ended, as a service manager does, and return their names."""
+        ended = [name for name, process in self.processes.items() if process.poll() is not None]
+        for name in ended:
+            self.stop(name)
+            self.start(name)
+        return ended
+
     def end(self) -> None:
         """End everything, runners and launchers too."""
         for name in list(self.processes):

@@ -40,16 +40,9 @@ class Site:
     disk: machine.SmallDisk | None
     """Where the state directory is, when it is a disk of its own."""
 
-    def revive(self) -> None:
-        """Start components again that have ended, as a service manager does: without a database Airflow's end."""
-        for name, process in list(self.airflow.processes.items()):
-            if process.poll() is not None:
-                self.airflow.stop(name)
-                self.airflow.start(name)
-
     def is_working(self) -> bool:
         """Tell whether the API answers, after reviving what has ended."""
-        self.revive()
+        self.airflow.revive()
         try:
             self.airflow.api.get("/version")
         except (OSError, AssertionError):
