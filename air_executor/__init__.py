@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
-__all__ = ["AirExecutor", "TemporalExecutor", "__version__"]
+__all__ = ["AirExecutor", "TemporalExecutor", "__version__", "dag_run"]
 
 if TYPE_CHECKING:
     from air_executor.airflow.executor import AirExecutor
     from air_executor.airflow.temporal_executor import TemporalExecutor
+    from air_executor.pocket.api import dag_run
 
 
 def __getattr__(name: str) -> Any:
@@ -20,6 +21,10 @@ def __getattr__(name: str) -> Any:
         from air_executor.airflow.executor import AirExecutor
 
         return AirExecutor
+    if name == "dag_run":
+        from air_executor.pocket.api import dag_run
+
+        return dag_run
     if name == "TemporalExecutor":
         try:
             from air_executor.airflow.temporal_executor import TemporalExecutor

@@ -21,6 +21,7 @@ _GROUPS: dict[str, tuple[str, ...]] = {
         *("init", "add", "run", "submit", "queue", "jobs", "job", "wait", "results"),
         *("pause", "resume", "cancel", "retry", "reset", "remove", "trust", "schema"),
     ),
+    "DAGs without a set-up": ("dag",),
     "Service": ("start", "shutdown", "launcher", "worker", "temporal", "doctor", "metrics", "prune", "mcp", "help"),
 }
 _OTHERS = "Other commands"
@@ -61,6 +62,12 @@ _EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
     "wait": (("wait build --timeout 600", "ends as the job does, or with 124"),),
     "pause": (("pause build", "what runs, runs on; nothing more begins"),),
     "resume": (("resume build", "go on"),),
+    "dag": (
+        ("dag run my_dag.py", "run a DAG's file to its end, in an Airflow of its own"),
+        ('dag run dags sales --conf \'{"day": "monday"}\'', "one of the DAGs in a folder, with a configuration"),
+        ("dag run my_dag.py --task 'load*' --json", "some tasks and what they need; NDJSON for programs"),
+        ("dag logs my_dag-1 load", "the log of a task"),
+    ),
     "worker": (
         ("worker --queues default,gpu --slots 8", "run tasks of these queues, eight at a time"),
         ("worker --drain", "let the worker here end with its last run"),

@@ -1,0 +1,77 @@
+"""The main process of a run's Airflow."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+from pathlib import Path
+
+from air_executor import config
+from air_executor.airflow.pocket.telling import keep_stdout, tell
+from air_executor.errors import AirExecutorError
+from air_executor.launcher.client.backend import LocalBackend
+from air_executor.machine import system
+from air_executor.pocket.folder import RunFolder
+from air_executor.pocket.request import DagError, Request
+
+
+def main(path: str) -> int:
+    """Be the Airflow of the run whose folder is given, and return the exit code."""
+    keep_stdout()
+    system.set_title("air-executor dag")
+    folder = RunFolder(Path(path))
+    try:
+        request = folder.request()
+        listener = _listen(folder)
+        # For tasks and their launcher; the launcher imports Airflow while this process does.
+        os.environ["AIRFLOW__CORE__EXECUTION_API_SERVER_URL"] = _url(listener)
+        warming = _warm_up(request)
+        from air_executor.airflow.pocket.parts import Parts
+
+        return Parts(folder, request, listener, warming).work()
+    except AirExecutorError as error:
+        tell("error", error=str(error))
+        return error.exit_code
+
+
+def _listen(folder: RunFolder) -> socket.socket:
+    """Return a socket that listens at a port of this machine alone: that of the run's former Airflow, if it is free.
+
+    What this Airflow's predecessor has started, and still runs, knows that port.
+
+    :raises DagError: there is no free port.
+    """
+    note = folder.home / "port"
+    wanted = int(note.read_text()) if note.exists() else 0
+    for port in (wanted, 0) if wanted else (0,):
+        listener = socket.socket()
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind(("127.0.0.1", port))
+        except OSError as error:
+            listener.close()
+            reason = error.strerror
+            continue
+        listener.listen(128)
+        note.write_text(str(listener.getsockname()[1]))
+        return listener
+    raise DagError(f"there is no free port at 127.0.0.1 for the run's API: {reason}")
+
+
+def _url(listener: socket.socket) -> str:
+    return f"http://127.0.0.1:{listener.getsockname()[1]}/execution/"
+
+
+def _warm_up(request: Request) -> LocalBackend | None:
+    """Start the launcher, and return what keeps it waiting for the executor."""
+    if request.on != "local":
+        return None
+    backend = LocalBackend(config.load_plain())
+    backend.open("pocket")
+    backend.warm_up()
+    return backend
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))

@@ -1,0 +1,191 @@
+"""The processes of a run's Airflow: forked from one that has imported it, started again when they die."""
+
+from __future__ import annotations
+
+import gc
+import os
+import select
+import signal
+import socket
+import sys
+import time
+import traceback
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+from air_executor.airflow.compat import pocketing
+from air_executor.airflow.pocket import database, watcher
+from air_executor.airflow.pocket.telling import tell
+from air_executor.launcher.client.backend import LocalBackend
+from air_executor.machine import system
+from air_executor.pocket.folder import RunFolder
+from air_executor.pocket.request import Request
+
+#: How often to look for processes that have ended, in seconds.
+_LOOK_S = 0.1
+
+#: A part that has ended so often is not started again.
+_MAX_DEATHS = 5
+
+#: A part that has ended is started again after so many seconds.
+_AGAIN_S = 1.0
+
+#: How long the scheduler has to end, and the others, in seconds. Then they are killed: nothing is lost by that.
+_SCHEDULER_END_S, _END_S = 20.0, 5.0
+
+#: The exit code of a run that was interrupted.
+INTERRUPTED = 130
+
+
+class Parts:
+    """Starts the parts, and keeps them alive for as long as the watcher lives."""
+
+    def __init__(
+        self, folder: RunFolder, request: Request, listener: socket.socket, warming: LocalBackend | None
+    ) -> None:
+        self._folder, self._request, self._listener, self._warming = folder, request, listener, warming
+        self._pids: dict[int, str] = {}
+        self._deaths: Counter[str] = Counter()
+        #: When to start a part again, on the monotonic clock.
+        self._due_s: dict[str, float] = {}
+        self._is_interrupted = False
+        #: The watcher asks through it for parts, and hears of an interruption.
+        self._here, self._there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        #: The scheduler waits until the other end is closed: when there is something to schedule.
+        self._gate, self._gatekeeper = os.pipe()
+
+    def work(self) -> int:
+        """Work until the run has ended, and return the exit code."""
+        signal.signal(signal.SIGINT, self._interrupt)
+        signal.signal(signal.SIGTERM, self._interrupt)
+        if not (self._folder.home / "airflow.db").exists():
+            self._make_database()
+        pocketing.import_what_all_need()
+        gc.freeze()
+        self._start("api-server")
+        self._start("scheduler")
+        watching = self._start("watcher")
+        code = self._supervise(watching)
+        for name in ("scheduler", "triggerer", "dag-processor", "api-server"):
+            self._end(name, _END_S)
+        if self._warming is not None:
+            self._warming.close()
+        database.end_launcher(self._folder.state_dir)
+        return code
+
+    def _make_database(self) -> None:
+        """Copy the template, after making it if there is none for this Airflow."""
+        if not database.copy_template(self._folder.home / "airflow.db"):
+            pid = self._fork("template", lambda: database.make_template(self._folder.home / "airflow.db"))
+            os.waitpid(pid, 0)
+
+    def _start(self, name: str) -> int:
+        parts: dict[str, Callable[[], None]] = {
+            "api-server": lambda: pocketing.serve_execution_api(self._listener),
+            "scheduler": lambda: pocketing.be_scheduler(self._wait_at_gate),
+            "triggerer": pocketing.be_triggerer,
+            "dag-processor": pocketing.be_dag_processor,
+            "watcher": lambda: watcher.watch(self._folder, self._request, self._there),
+        }
+        self._due_s.pop(name, None)
+        pid = self._fork(name, parts[name])
+        self._pids[pid] = name
+        return pid
+
+    def _fork(self, name: str, be: Callable[[], None]) -> int:
+        main = os.getpid()
+        if pid := os.fork():
+            return pid
+        code = 1
+        try:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            system.die_with_parent(main)
+            system.set_title(f"air-executor dag {name}")
+            _print_to(self._folder.parts / f"{name}.log")
+            if name != "api-server":
+                self._listener.close()
+            if self._gatekeeper >= 0:
+                os.close(self._gatekeeper)
+            be()
+            code = 0
+        except SystemExit as error:
+            code = error.code if isinstance(error.code, int) else int(error.code is not None)
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            sys.stderr.flush()
+            os._exit(code)
+
+    def _supervise(self, watching: int) -> int:
+        """Keep the parts alive until the watcher ends, and return the exit code."""
+        told = False
+        while True:
+            readable, _, _ = select.select([self._here], [], [], _LOOK_S)
+            if readable:
+                self._provide(self._here.recv(256).decode())
+            if self._is_interrupted and not told:
+                told = True
+                self._end("scheduler", _SCHEDULER_END_S)  # then nothing begins any more
+                self._here.send(b"interrupted")
+            while (ended := _ended()) is not None:
+                pid, code = ended
+                name = self._pids.pop(pid, None)
+                if pid == watching:
+                    return code
+                if name == "dag-processor" and code == 0:
+                    self._here.send(name.encode())  # the callbacks that waited have been executed
+                elif name is not None and not told:
+                    self._deaths[name] += 1
+                    if self._deaths[name] >= _MAX_DEATHS:
+                        log = self._folder.parts / f"{name}.log"
+                        tell("error", error=f"the run's {name} has ended {_MAX_DEATHS} times: see {log}")
+                        self._end("watcher", 0)
+                        return 1
+                    self._due_s[name] = time.monotonic() + _AGAIN_S
+            for name in [name for name, due_s in self._due_s.items() if time.monotonic() >= due_s]:
+                self._start(name)
+
+    def _provide(self, name: str) -> None:
+        """Start a part that the watcher wants, or let it begin."""
+        if name == "scheduler" and self._gatekeeper >= 0:
+            os.close(self._gatekeeper)
+            self._gatekeeper = -1
+        elif name and name not in self._pids.values():
+            self._start(name)
+
+    def _wait_at_gate(self) -> None:
+        os.read(self._gate, 1)
+
+    def _interrupt(self, *_: object) -> None:
+        self._is_interrupted = True
+
+    def _end(self, name: str, timeout_s: float) -> None:
+        """End a part, by force when it takes too long."""
+        for pid in [pid for pid, part in self._pids.items() if part == name]:
+            del self._pids[pid]
+            os.kill(pid, signal.SIGTERM if timeout_s else signal.SIGKILL)
+            until_s = time.monotonic() + timeout_s
+            while os.waitpid(pid, os.WNOHANG) == (0, 0):
+                if time.monotonic() >= until_s:
+                    os.kill(pid, signal.SIGKILL)
+                    os.waitpid(pid, 0)
+                    break
+                time.sleep(0.02)
+
+
+def _ended() -> tuple[int, int] | None:
+    try:
+        pid, status = os.waitpid(-1, os.WNOHANG)
+    except ChildProcessError:
+        return None
+    return (pid, os.waitstatus_to_exitcode(status)) if pid else None
+
+
+def _print_to(path: Path) -> None:
+    """Have this process print to a file."""
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    os.dup2(fd, 1)
+    os.dup2(fd, 2)
+    os.close(fd)

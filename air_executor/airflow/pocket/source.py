@@ -1,0 +1,115 @@
+"""The DAG that a run is of: read from its file, checked, and chosen."""
+
+from __future__ import annotations
+
+import fnmatch
+import functools
+import os
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from air_executor.airflow.compat import pocketing
+from air_executor.pocket.request import DagError, Request, locate
+from air_executor.pocket.settings import BUNDLE
+
+if TYPE_CHECKING:
+    from airflow.sdk import DAG
+
+#: Names the file that the dag processor reads.
+_VARIABLE = "AIR_EXECUTOR_DAG_FILE"
+
+
+def is_wanted(file_path: str, zip_file: Any = None) -> bool:  # noqa: ARG001
+    """Tell whether a file may have the run's DAG: Airflow's ``[core] might_contain_dag_callable``."""
+    wanted = os.environ.get(_VARIABLE)
+    return wanted is None or os.path.realpath(file_path) == os.path.realpath(wanted)
+
+
+def read(request: Request) -> tuple[Any, DAG]:
+    """Return the bag of the DAGs that a request leads to, and the one that it is for.
+
+    :raises DagError: there is none, or more than one, or it can't be imported.
+    """
+    source = locate(request.target)
+    path, bundle = Path(source.path), Path(source.bundle)
+    sys.path.append(source.bundle)  # as Airflow has it
+    bag = pocketing.read_dags(path, bundle, BUNDLE)
+    wanted = request.dag_id or _named(source.variable, path, bag.dags)
+    if wanted is None and len(bag.dags) == 1 and not bag.import_errors:
+        wanted = next(iter(bag.dags))
+    if wanted is None or wanted not in bag.dags:
+        raise DagError(_complaint(wanted, path, bag))
+    dag = bag.dags[wanted]
+    if request.tasks:
+        dag = bag.dags[wanted] = _part(dag, request.tasks)
+    return bag, dag
+
+
+def name_file(dag: DAG) -> None:
+    """Have the dag processor, which is started from this environment, read the DAG's file only."""
+    os.environ[_VARIABLE] = dag.fileloc
+
+
+def _named(name: str | None, path: Path, dags: dict[str, DAG]) -> str | None:
+    """Return the id of the DAG that ``package.module:name`` means."""
+    if name is None or name in dags:
+        return name
+    for module in list(sys.modules.values()):
+        if getattr(module, "__file__", None) == str(path) and (found := getattr(module, name, None)) is not None:
+            dag_id = getattr(found, "dag_id", None)
+            if dag_id in dags:
+                return str(dag_id)
+            if callable(found):
+                raise DagError(f"{name} in {path} is a function, which makes a DAG only when the module calls it")
+    raise DagError(f"{path} has no DAG {name!r}: there {_are(dags)}")
+
+
+def _complaint(wanted: str | None, path: Path, bag: Any) -> str:
+    if bag.import_errors:
+        problems = "\n".join(
+            f"{file} can't be imported:\n{error.rstrip()}" for file, error in bag.import_errors.items()
+        )
+        return f"{problems}\nDAGs that can be: {', '.join(bag.dags)}" if bag.dags else problems
+    if not bag.dags:
+        return f"{path} has no DAG: none was made when it was imported"
+    if wanted is not None:
+        return f"{path} has no DAG {wanted!r}: there {_are(bag.dags)}"
+    return f"{path} has {len(bag.dags)} DAGs; say which one to run: {', '.join(sorted(bag.dags))}"
+
+
+def _are(names: Iterable[str]) -> str:
+    found = sorted(names)
+    return f"{'is' if len(found) == 1 else 'are'} {', '.join(found)}" if found else "is none"
+
+
+def _part(dag: DAG, patterns: tuple[str, ...]) -> DAG:
+    """Return a DAG of some tasks only, with those whose results they need.
+
+    :raises DagError: a pattern fits no task.
+    """
+    wanted: set[str] = set()
+    for pattern in patterns:
+        if not (found := set(fnmatch.filter(dag.task_ids, pattern))):
+            raise DagError(f"DAG {dag.dag_id} has no task {pattern!r}: its tasks are {', '.join(dag.task_ids)}")
+        wanted |= found
+    part: DAG = dag.partial_subset(sorted(wanted), include_upstream=True)
+    return part
+
+
+def check(dag: DAG, pools: set[str]) -> None:
+    """Check what Airflow would wait for without end.
+
+    :raises DagError: something is not there.
+    """
+    for task in dag.tasks:
+        if task.pool not in pools:
+            there = ", ".join(sorted(pools))
+            raise DagError(f"task {task.task_id} wants pool {task.pool!r}, and there are {there}: give --pools FILE")
+
+
+@functools.cache
+def order(dag: DAG) -> tuple[str, ...]:
+    """Return the ids of a DAG's tasks, each after those before it."""
+    return tuple(task.task_id for task in dag.topological_sort())

@@ -1,0 +1,281 @@
+"""``air-executor dag``: runs a DAG's file to its end, without a set-up, and shows what became of such runs."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.text import Text
+
+from air_executor import jsontext
+from air_executor.cli import dagview
+from air_executor.cli.jsonout import print_line
+from air_executor.cli.listing import Listing, show
+from air_executor.cli.table import EXIT_NO, EXIT_OK, JSON, Argument, Command, print_json
+from air_executor.cli.tasklogs import LogReader
+from air_executor.pocket.folder import RunFolder, age_s, all_folders, dags_dir, find
+from air_executor.pocket.request import PLACES, BusyError, DagError, Request, parse_conf
+from air_executor.pocket.result import DagResult
+from air_executor.pocket.run import run
+
+_DAY_S = 86400.0
+
+
+def _dag(args: argparse.Namespace) -> int:
+    actions = {"run": _run, "list": _list, "show": _show, "logs": _logs, "clean": _clean}
+    return actions[args.action](args)
+
+
+def _run(args: argparse.Namespace) -> int:
+    if not 1 <= len(args.names) <= 2:
+        raise DagError("say what to run: air-executor dag run FILE [DAG_ID]")
+    request = Request(
+        target=args.names[0],
+        dag_id=args.names[1] if len(args.names) > 1 else None,
+        conf=parse_conf(args.conf) if args.conf else {},
+        run_id=args.run_id,
+        logical_date=args.logical_date,
+        tasks=tuple(args.task),
+        on=args.on,
+        parallelism=args.parallelism,
+        connections=args.connections,
+        variables=args.variables,
+        pools=args.pools,
+        env_file=args.env_file,
+        config_from=tuple(args.config_from),
+        keep=args.keep,
+    )
+    if args.json:
+        folder = run(request, print_line, restart=args.restart)
+        result = DagResult.of(folder)
+        print_line({"event": "result", **_document(result, args)})
+    else:
+        with dagview.view() as display:
+            folder = run(request, display.take, restart=args.restart)
+        result = DagResult.of(folder)
+        show(*_summary(result, args))
+    return EXIT_OK if result.ok else EXIT_NO
+
+
+def _list(args: argparse.Namespace) -> int:
+    found = [_line(folder) for folder in all_folders()]
+    if args.json:
+        print_json(found)
+        return EXIT_OK
+    shown = Listing("NAME", "STATE", "AGE", "WHAT", right=("AGE",), wraps="WHAT")
+    for each in found:
+        shown.add_row(each["name"], dagview.state(each["state"]), dagview.duration(each["age_s"]), each["what"])
+    show(shown if found else Text("no DAG was run here: air-executor dag run FILE"))
+    return EXIT_OK
+
+
+def _line(folder: RunFolder) -> dict[str, Any]:
+    what, state = "", "unreadable"
+    with contextlib.suppress(DagError):
+        request = folder.request()
+        what = f"{request.target} {request.dag_id or ''}".rstrip()
+        result = folder.result()
+        state = result["state"] if result else "running" if folder.is_busy() else "interrupted"
+    return {
+        "name": folder.name,
+        "state": state,
+        "age_s": round(age_s(folder)),
+        "what": what,
+        "folder": str(folder.path),
+    }
+
+
+def _show(args: argparse.Namespace) -> int:
+    folder = find(args.names[0] if args.names else None)
+    if folder.result() is None:
+        line = _line(folder)
+        if args.json:
+            print_json(line)
+        else:
+            show(Text(f"{line['name']} {line['state']}: {line['what']}"))
+        return EXIT_OK
+    result = DagResult.of(folder)
+    if args.json:
+        print_json(_document(result, args))
+    else:
+        show(*_summary(result, args))
+    return EXIT_OK
+
+
+def _document(result: DagResult, args: argparse.Namespace) -> dict[str, Any]:
+    document: dict[str, Any] = {
+        "name": result.name,
+        "dag_id": result.dag_id,
+        "run_id": result.run_id,
+        "state": result.state,
+        "folder": str(result.folder),
+        "tasks": list(result.tasks),
+    }
+    if args.xcoms:
+        document["xcoms"] = _leaves(result)
+    return document
+
+
+def _leaves(result: DagResult) -> list[dict[str, Any]]:
+    return [each for each in result.xcoms if each["task_id"] in result.leaves]
+
+
+def _summary(result: DagResult, args: argparse.Namespace) -> list[RenderableType]:
+    """Return a table of the tasks, and where to look further."""
+    table = Listing("TASK", "STATE", "TRY", "TOOK", right=("TRY", "TOOK"))
+    for task in result.tasks:
+        took = dagview.took_s(task)
+        table.add_row(
+            dagview.label(task),
+            dagview.state(task["state"]),
+            str(task["try_number"] or ""),
+            "" if took is None else dagview.duration(took),
+        )
+    parts: list[RenderableType] = [table]
+    if args.xcoms:
+        for each in _leaves(result):
+            value = jsontext.dumps(each["value"]).decode() if "value" in each else f"({each['omitted_bytes']} bytes)"
+            parts.append(Text(f"{dagview.label(each)} {each['key']} = {value}"))
+    head = Text.assemble((result.dag_id, "bold"), " ", dagview.state(result.state), f"  {result.run_id}")
+    logs = Text(f"logs: air-executor dag logs {result.name} [TASK]   in {RunFolder(result.folder).logs}", style="dim")
+    return [Group(head, *parts, logs)]
+
+
+def _logs(args: argparse.Namespace) -> int:
+    folder = find(args.names[0] if args.names else None)
+    wanted = args.names[1] if len(args.names) > 1 else None
+    logs = sorted(folder.logs.rglob("attempt=*.log"), key=lambda path: path.stat().st_mtime)
+    logs = [path for path in logs if wanted is None or f"task_id={wanted}" in path.parts]
+    if not logs:
+        raise DagError(f"run {folder.name} has no log" + (f" of task {wanted!r}" if wanted else ""))
+    for path in logs:
+        title = " ".join(part for part in path.relative_to(folder.logs).parts[2:])
+        lines = LogReader(str(path)).lines(is_over=True)
+        if args.json:
+            for line in lines:
+                print_line({"log": title.removesuffix(".log"), "line": line})
+            continue
+        if len(logs) > 1:
+            print(f"== {title.removesuffix('.log')}")
+        for line in lines:
+            print(line)
+    return EXIT_OK
+
+
+def _clean(args: argparse.Namespace) -> int:
+    folders = [find(name) for name in args.names] if args.names else all_folders()
+    removed = []
+    for folder in folders:
+        with contextlib.suppress(DagError):  # a request or a result that can't be read keeps nothing
+            if not args.names and folder.result() is None:
+                continue  # it can be gone on with
+        if not args.names and age_s(folder) < args.older_than * _DAY_S:
+            continue
+        try:
+            folder.remove()
+        except BusyError:
+            if args.names:
+                raise
+            continue
+        removed.append(folder.name)
+    if args.json:
+        print_json({"removed": removed})
+    else:
+        print(f"removed: {', '.join(removed)}" if removed else f"nothing to remove in {dags_dir()}")
+    return EXIT_OK
+
+
+def _file(help_text: str) -> dict[str, Any]:
+    return {"metavar": "FILE", "help": f"run: {help_text}"}
+
+
+def _parallelism(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number, 1 or more")
+    return int(text)
+
+
+def _days(text: str) -> float:
+    from air_executor.cli.table import at_least_zero
+
+    return at_least_zero(text)
+
+
+COMMANDS: tuple[Command, ...] = (
+    Command(
+        "dag",
+        "run a DAG's file to its end, in an Airflow of its own that needs no set-up; list, show, clean such runs, and "
+        "print their logs",
+        _dag,
+        (
+            Argument(
+                ("action",),
+                {
+                    "choices": ["run", "list", "show", "logs", "clean"],
+                    "help": "run FILE [DAG_ID]: a file, a folder or package.module:dag; the exit code is 0 if the run "
+                    "succeeds, 1 if it fails, 2 if there is no such DAG or it can't be imported; an interrupted run is "
+                    "gone on with. list. show [NAME]. logs [NAME [TASK]]. clean [NAME...]: remove runs that have ended",
+                },
+            ),
+            Argument(("names",), {"nargs": "*", "metavar": "NAME", "help": "what the action is for"}),
+            Argument(
+                ("--conf",), {"metavar": "JSON|@FILE", "help": "run: the run's configuration, checked against params"}
+            ),
+            Argument(("--connections",), _file("connections, as for `airflow connections import`")),
+            Argument(("--variables",), _file("variables, as for `airflow variables import`")),
+            Argument(("--pools",), _file("pools, as for `airflow pools import`")),
+            Argument(("--env-file",), _file("environment variables for the tasks")),
+            Argument(
+                ("--config-from",),
+                {
+                    "metavar": "FILE|env",
+                    "action": "append",
+                    "default": [],
+                    "help": "run: an airflow.cfg whose options matter to the tasks, as for secrets backends and remote "
+                    "logs; `env` takes the AIRFLOW__... variables",
+                },
+            ),
+            Argument(("--run-id",), {"metavar": "ID", "help": "run: the run's id"}),
+            Argument(("--logical-date",), {"metavar": "DATE", "help": "run: in ISO 8601 (default: now)"}),
+            Argument(
+                ("--parallelism",),
+                {"type": _parallelism, "default": 32, "help": "run: so many tasks at a time (default: 32)"},
+            ),
+            Argument(
+                ("--task",),
+                {
+                    "metavar": "GLOB",
+                    "action": "append",
+                    "default": [],
+                    "help": "run: only these tasks, and what they depend on",
+                },
+            ),
+            Argument(
+                ("--on",),
+                {
+                    "choices": list(PLACES),
+                    "default": "local",
+                    "help": "run: tasks run here, or by the workers of a Temporal server",
+                },
+            ),
+            Argument(("--restart",), {"action": "store_true", "help": "run: begin an interrupted run anew"}),
+            Argument(
+                ("--keep",),
+                {"action": "store_true", "help": "run: keep the run's database and airflow.cfg, in its folder's home"},
+            ),
+            Argument(("--xcoms",), {"action": "store_true", "help": "run, show: with what the last tasks returned"}),
+            Argument(
+                ("--older-than",),
+                {
+                    "type": _days,
+                    "default": 0.0,
+                    "metavar": "DAYS",
+                    "help": "clean: only what was begun so long ago",
+                },
+            ),
+            JSON,
+        ),
+    ),
+)

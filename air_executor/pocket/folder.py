@@ -1,0 +1,210 @@
+"""The folder of one run of a DAG, and where all of them are."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from air_executor import jsontext
+from air_executor.errors import StateDirError
+from air_executor.machine.ownership import check_state_dir
+from air_executor.machine.safe_files import read_document, replace_file
+from air_executor.pocket.request import BusyError, DagError, Request
+from air_executor.runs.lock import KernelLock
+from air_executor.runs.statedir import FOLDER, VARIABLE
+
+#: A request or a result of more bytes is none of ours.
+_MAX_BYTES = 256 << 20
+
+#: So many characters of a file's name are the beginning of a run's name.
+_MAX_STEM = 60
+
+
+def dags_dir() -> Path:
+    """Return where the runs of DAGs are: in the state directory that is named, or the nearest from here upwards.
+
+    Airflow's own is never taken: nothing of the user's Airflow is touched.
+
+    :raises StateDirError: the state directory is somebody else's.
+    """
+    if named := os.environ.get(VARIABLE):
+        found = Path(named).expanduser().absolute()
+    else:
+        here = Path.cwd()
+        near = (
+            folder / FOLDER for folder in (here, *here.parents) if folder / FOLDER != Path.home() / "airflow" / FOLDER
+        )
+        found = next((folder for folder in near if folder.is_dir()), here / FOLDER)
+    check_state_dir(found)
+    return found / "dags"
+
+
+class RunFolder:
+    """The folder of one run: its Airflow's home, logs, the state of its runners, and its result."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.name = path.name
+        self.home = path / "home"
+        """AIRFLOW_HOME of its Airflow."""
+        self.state_dir = path / "state"
+        """The state directory of its runs."""
+        self.logs = path / "logs"
+        """The logs of its tasks."""
+        self.parts = path / "parts"
+        """What the parts of its Airflow print."""
+
+    def lock(self) -> KernelLock:
+        """Return the lock that whoever works on the run holds."""
+        return KernelLock(self.path / "lock")
+
+    def is_busy(self) -> bool:
+        """Tell whether somebody works on the run."""
+        lock = self.lock()
+        if lock.acquire(0, create=False):
+            lock.release()
+            return False
+        return (self.path / "lock").exists()
+
+    def request(self) -> Request:
+        """Return what was asked for.
+
+        :raises DagError: the file is missing, or can't be understood.
+        """
+        data = read_document(self.path / "request.json", _MAX_BYTES, DagError)
+        if data is None:
+            raise DagError(f"{self.path} is not the folder of a run: it has no request.json")
+        return Request.from_json(data)
+
+    def result(self) -> dict[str, Any] | None:
+        """Return what became of the run; ``None`` if it has not ended.
+
+        :raises DagError: the file can't be understood.
+        """
+        data = read_document(self.path / "result.json", _MAX_BYTES, DagError)
+        try:
+            return None if data is None else dict(jsontext.loads(data))
+        except (ValueError, TypeError) as error:
+            raise DagError(f"{self.path / 'result.json'} can't be understood: {error}") from None
+
+    def write(self, name: str, document: Any) -> None:
+        """Write a document of the run, for this user alone."""
+        replace_file(self.path / name, jsontext.dumps(document), is_durable=True)
+
+    def task_log(self, dag_id: str, run_id: str, task_id: str, map_index: int, try_number: int) -> Path:
+        """Return where the log of one try of a task is."""
+        mapped = () if map_index < 0 else (f"map_index={map_index}",)
+        parts = (f"dag_id={dag_id}", f"run_id={run_id}", f"task_id={task_id}", *mapped, f"attempt={try_number}.log")
+        return self.logs.joinpath(*parts)
+
+    def remove(self) -> None:
+        """Remove the folder with all that is in it.
+
+        :raises BusyError: somebody works on the run.
+        """
+        if self.is_busy():
+            raise BusyError(f"{self.name} is running")
+        shutil.rmtree(self.path)
+
+
+def all_folders() -> list[RunFolder]:
+    """Return the folders of all runs, the newest first."""
+    with contextlib.suppress(FileNotFoundError):
+        found = [entry for entry in dags_dir().iterdir() if (entry / "request.json").is_file()]
+        return [RunFolder(path) for path in sorted(found, key=_begun_s, reverse=True)]
+    return []
+
+
+def _begun_s(path: Path) -> float:
+    try:
+        return (path / "request.json").stat().st_mtime
+    except OSError:
+        return 0.0
+
+
+def find(name: str | None) -> RunFolder:
+    """Return the folder of a run by its name; the newest without one.
+
+    :raises DagError: there is none.
+    """
+    folders = all_folders()
+    for folder in folders:
+        if name is None or folder.name == name:
+            return folder
+    if name is None:
+        raise DagError(f"no DAG was run here: there is nothing in {dags_dir()}")
+    raise DagError(f"there is no run {name!r} in {dags_dir()}; `air-executor dag list` names them")
+
+
+def claim(request: Request, *, restart: bool) -> tuple[RunFolder, KernelLock, bool]:
+    """Return the folder for a request, its lock, which is held, and whether its run was begun before.
+
+    A run that was interrupted is gone on with, unless ``restart``, which removes it. Beside one that somebody works on,
+    another begins.
+
+    :raises BusyError: a run of that id is being worked on.
+    :raises DagError: a run of that id has ended.
+    """
+    for folder in _alike(request):
+        lock = folder.lock()
+        if not lock.acquire(0):
+            if request.run_id is not None:
+                raise BusyError(f"run {request.run_id} is running already, as {folder.name}")
+            continue
+        has_ended = folder.result() is not None
+        if not has_ended and not restart:
+            folder.write("request.json", jsontext.loads(request.to_json()))
+            return folder, lock, True
+        if restart and (not has_ended or request.run_id is not None):
+            shutil.rmtree(folder.path)
+        elif request.run_id is not None:
+            lock.release()
+            raise DagError(f"run {request.run_id} has ended, as {folder.name}; --restart begins it anew")
+        lock.release()
+    return *_new(request), False
+
+
+def _alike(request: Request) -> Iterator[RunFolder]:
+    for folder in all_folders():
+        with contextlib.suppress(DagError, StateDirError):
+            if folder.request().identity() == request.identity():
+                yield folder
+
+
+def _new(request: Request) -> tuple[RunFolder, KernelLock]:
+    parent = dags_dir()
+    parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with contextlib.suppress(FileExistsError), open(parent / ".gitignore", "x", encoding="utf-8") as file:
+        file.write("*\n")
+    stem = request.dag_id or Path(request.target.rpartition(":")[2] or request.target).stem
+    stem = re.sub(r"[^\w.-]+", "_", stem)[:_MAX_STEM].strip("._-") or "dag"
+    number = 1 + max((_number(entry, stem) for entry in os.listdir(parent)), default=0)
+    while True:
+        folder = RunFolder(parent / f"{stem}-{number}")
+        try:
+            folder.path.mkdir(mode=0o700)
+        except FileExistsError:
+            number += 1
+            continue
+        lock = folder.lock()
+        lock.acquire(0)
+        for each in (folder.home, folder.logs, folder.parts, folder.state_dir):
+            each.mkdir(mode=0o700)
+        folder.write("request.json", jsontext.loads(request.to_json()))
+        return folder, lock
+
+
+def _number(name: str, stem: str) -> int:
+    number = name.removeprefix(f"{stem}-")
+    return int(number) if number.isdecimal() else 0
+
+
+def age_s(folder: RunFolder) -> float:
+    """Return for how many seconds the run has been there."""
+    return max(0.0, time.time() - _begun_s(folder.path))

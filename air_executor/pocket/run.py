@@ -1,0 +1,128 @@
+"""Runs a DAG: starts its Airflow, passes on what that tells, and returns what became of the run."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import shutil
+import signal
+import subprocess
+from collections.abc import Callable
+from typing import IO, Any
+
+from air_executor import jsontext
+from air_executor.launcher.address import module_command
+from air_executor.machine import system
+from air_executor.pocket.folder import RunFolder, claim
+from air_executor.pocket.request import DagError, Request, check
+from air_executor.pocket.settings import environment, write_settings
+
+#: How long an interrupted Airflow has to stop its tasks and to end, in seconds.
+_END_S = 60.0
+
+#: What a run tells: an object with a name for what happened in ``event``.
+Event = dict[str, Any]
+
+
+class RunFailedError(DagError):
+    """The run's Airflow ended before the run has. The same call goes on with it."""
+
+    exit_code = 1
+
+
+def run(request: Request, on_event: Callable[[Event], None], *, restart: bool = False) -> RunFolder:
+    """Run a DAG to its end, and return its folder, which has the result.
+
+    :param on_event: called with all that happens, in this thread.
+    :param restart: begin anew what was interrupted.
+    :raises DagError: the DAG can't be run; nothing of it was.
+    :raises RunFailedError: its Airflow did not last.
+    :raises KeyboardInterrupt: as raised here, once the tasks that ran have been stopped.
+    """
+    request = check(request)
+    folder, lock, is_begun = claim(request, restart=restart)
+    try:
+        on_event({"event": "begun", "name": folder.name, "folder": str(folder.path), "goes_on": is_begun})
+        write_settings(folder, request)
+        _work(folder, request, on_event)
+    except BaseException:
+        if not _has_run(folder):
+            shutil.rmtree(folder.path, ignore_errors=True)  # nothing has begun that could be gone on with
+        raise
+    finally:
+        lock.release(keep_file=True)
+    if not request.keep:
+        _tidy(folder)
+    return folder
+
+
+def _work(folder: RunFolder, request: Request, on_event: Callable[[Event], None]) -> None:
+    log = folder.parts / "pocket.log"
+    with open(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "ab") as output:
+        process = subprocess.Popen(
+            [*module_command("air_executor.airflow.pocket"), str(folder.path)],
+            env=environment(folder, request),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=output,
+            start_new_session=True,
+            preexec_fn=functools.partial(system.die_with_parent, os.getpid()),
+        )
+    assert process.stdout is not None
+    error: str | None = None
+    with process.stdout as told:
+        try:
+            error = _follow(told, on_event)
+        except KeyboardInterrupt:
+            on_event({"event": "interrupted"})
+            _interrupt(process, told, on_event)
+            raise
+        finally:
+            _reap(process)
+    if error is not None:
+        raise (RunFailedError if folder.result() is None and _has_run(folder) else DagError)(error)
+    if folder.result() is None:
+        raise RunFailedError(
+            f"the run's Airflow ended with {process.returncode}, and the run has not: see {folder.parts}; "
+            "the same command goes on with it"
+        )
+
+
+def _has_run(folder: RunFolder) -> bool:
+    return (folder.path / "run.json").exists()
+
+
+def _follow(told: IO[bytes], on_event: Callable[[Event], None]) -> str | None:
+    """Pass on what the run tells, and return the error that it ended with."""
+    error = None
+    for line in told:
+        event = jsontext.loads(line)
+        if event["event"] == "error":
+            error = str(event["error"])
+        else:
+            on_event(event)
+    return error
+
+
+def _interrupt(process: subprocess.Popen[bytes], told: IO[bytes], on_event: Callable[[Event], None]) -> None:
+    """Have the run stop its tasks and end. A second Ctrl-C ends it at once."""
+    process.send_signal(signal.SIGINT)
+    with contextlib.suppress(KeyboardInterrupt):
+        _follow(told, on_event)
+
+
+def _reap(process: subprocess.Popen[bytes]) -> None:
+    """Wait until the run's Airflow has ended; end it by force if it doesn't."""
+    try:
+        process.wait(_END_S)
+    except (subprocess.TimeoutExpired, KeyboardInterrupt):
+        process.kill()  # its parts die with it
+        process.wait()
+
+
+def _tidy(folder: RunFolder) -> None:
+    """Remove what only a run that goes on needs: its database and settings."""
+    import shutil
+
+    shutil.rmtree(folder.home, ignore_errors=True)
