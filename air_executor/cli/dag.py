@@ -60,7 +60,7 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _list(args: argparse.Namespace) -> int:
-    found = [_line(folder) for folder in all_folders()]
+    found = [_line(folder) for folder in all_folders(dags_dir())]
     if args.json:
         print_json(found)
         return EXIT_OK
@@ -88,7 +88,7 @@ def _line(folder: RunFolder) -> dict[str, Any]:
 
 
 def _show(args: argparse.Namespace) -> int:
-    folder = find(args.names[0] if args.names else None)
+    folder = find(dags_dir(), args.names[0] if args.names else None)
     if folder.result() is None:
         line = _line(folder)
         if args.json:
@@ -144,7 +144,7 @@ def _summary(result: DagResult, args: argparse.Namespace) -> list[RenderableType
 
 
 def _logs(args: argparse.Namespace) -> int:
-    folder = find(args.names[0] if args.names else None)
+    folder = find(dags_dir(), args.names[0] if args.names else None)
     wanted = args.names[1] if len(args.names) > 1 else None
     logs = sorted(folder.logs.rglob("attempt=*.log"), key=lambda path: path.stat().st_mtime)
     logs = [path for path in logs if wanted is None or f"task_id={wanted}" in path.parts]
@@ -165,7 +165,7 @@ def _logs(args: argparse.Namespace) -> int:
 
 
 def _clean(args: argparse.Namespace) -> int:
-    folders = [find(name) for name in args.names] if args.names else all_folders()
+    folders = [find(dags_dir(), name) for name in args.names] if args.names else all_folders(dags_dir())
     removed = []
     for folder in folders:
         with contextlib.suppress(DagError):  # a request or a result that can't be read keeps nothing

@@ -111,7 +111,8 @@ class View:
         for number in (task["try_number"], task["try_number"] - 1):
             path = self.folder.task_log(self.dag_id, self.run_id, task["task_id"], task["map_index"], number)
             if path.exists():
-                lines = deque(LogReader(str(path)).lines(is_over=True), maxlen=_LAST_LINES)
+                read = LogReader(str(path)).lines(is_over=True)
+                lines = deque((line for line in read if "group::" not in line), maxlen=_LAST_LINES)
                 for line in "\n".join(lines).splitlines()[-_LAST_LINES:]:
                     self.say(Text(f"    {line}", style="dim"))
                 return

@@ -28,6 +28,7 @@ def dag_run(
     config_from: Sequence[str] = (),
     keep: bool = False,
     restart: bool = True,
+    state_dir: str | os.PathLike[str] | None = None,
     on_event: Callable[[Event], None] | None = None,
 ) -> DagResult:
     """Run a DAG to its end in an Airflow of its own, and return what became of it. A failed run raises nothing.
@@ -48,6 +49,7 @@ def dag_run(
     :param config_from: files as ``airflow.cfg``, or ``env`` for the ``AIRFLOW__...`` variables of this process.
     :param keep: leave the run's database and settings in its folder.
     :param restart: begin anew what was interrupted; otherwise go on with it.
+    :param state_dir: where the run's folder is made, in ``dags``; where the command line makes it, if not given.
     :param on_event: called with all that happens.
     :raises DagError: the DAG can't be imported, or not be run so.
     :raises RunFailedError: the run's Airflow did not last.
@@ -68,7 +70,7 @@ def dag_run(
         config_from=tuple(config_from),
         keep=keep,
     )
-    return DagResult.of(run(request, on_event or _ignore, restart=restart))
+    return DagResult.of(run(request, on_event or _ignore, restart=restart, state_dir=state_dir))
 
 
 def _ignore(_: Event) -> None:

@@ -26,14 +26,14 @@ _MAX_BYTES = 256 << 20
 _MAX_STEM = 60
 
 
-def dags_dir() -> Path:
+def dags_dir(state_dir: str | os.PathLike[str] | None = None) -> Path:
     """Return where the runs of DAGs are: in the state directory that is named, or the nearest from here upwards.
 
     Airflow's own is never taken: nothing of the user's Airflow is touched.
 
     :raises StateDirError: the state directory is somebody else's.
     """
-    if named := os.environ.get(VARIABLE):
+    if named := state_dir or os.environ.get(VARIABLE):
         found = Path(named).expanduser().absolute()
     else:
         here = Path.cwd()
@@ -113,10 +113,10 @@ class RunFolder:
         shutil.rmtree(self.path)
 
 
-def all_folders() -> list[RunFolder]:
-    """Return the folders of all runs, the newest first."""
+def all_folders(parent: Path) -> list[RunFolder]:
+    """Return the folders of all runs in :func:`dags_dir`, the newest first."""
     with contextlib.suppress(FileNotFoundError):
-        found = [entry for entry in dags_dir().iterdir() if (entry / "request.json").is_file()]
+        found = [entry for entry in parent.iterdir() if (entry / "request.json").is_file()]
         return [RunFolder(path) for path in sorted(found, key=_begun_s, reverse=True)]
     return []
 
@@ -128,21 +128,20 @@ def _begun_s(path: Path) -> float:
         return 0.0
 
 
-def find(name: str | None) -> RunFolder:
-    """Return the folder of a run by its name; the newest without one.
+def find(parent: Path, name: str | None) -> RunFolder:
+    """Return the folder of a run in :func:`dags_dir` by its name; the newest without one.
 
     :raises DagError: there is none.
     """
-    folders = all_folders()
-    for folder in folders:
+    for folder in all_folders(parent):
         if name is None or folder.name == name:
             return folder
     if name is None:
-        raise DagError(f"no DAG was run here: there is nothing in {dags_dir()}")
-    raise DagError(f"there is no run {name!r} in {dags_dir()}; `air-executor dag list` names them")
+        raise DagError(f"no DAG was run here: there is nothing in {parent}")
+    raise DagError(f"there is no run {name!r} in {parent}; `air-executor dag list` names them")
 
 
-def claim(request: Request, *, restart: bool) -> tuple[RunFolder, KernelLock, bool]:
+def claim(parent: Path, request: Request, *, restart: bool) -> tuple[RunFolder, KernelLock, bool]:
     """Return the folder for a request, its lock, which is held, and whether its run was begun before.
 
     A run that was interrupted is gone on with, unless ``restart``, which removes it. Beside one that somebody works on,
@@ -151,7 +150,7 @@ def claim(request: Request, *, restart: bool) -> tuple[RunFolder, KernelLock, bo
     :raises BusyError: a run of that id is being worked on.
     :raises DagError: a run of that id has ended.
     """
-    for folder in _alike(request):
+    for folder in _alike(parent, request):
         lock = folder.lock()
         if not lock.acquire(0):
             if request.run_id is not None:
@@ -167,18 +166,17 @@ def claim(request: Request, *, restart: bool) -> tuple[RunFolder, KernelLock, bo
             lock.release()
             raise DagError(f"run {request.run_id} has ended, as {folder.name}; --restart begins it anew")
         lock.release()
-    return *_new(request), False
+    return *_new(parent, request), False
 
 
-def _alike(request: Request) -> Iterator[RunFolder]:
-    for folder in all_folders():
+def _alike(parent: Path, request: Request) -> Iterator[RunFolder]:
+    for folder in all_folders(parent):
         with contextlib.suppress(DagError, StateDirError):
             if folder.request().identity() == request.identity():
                 yield folder
 
 
-def _new(request: Request) -> tuple[RunFolder, KernelLock]:
-    parent = dags_dir()
+def _new(parent: Path, request: Request) -> tuple[RunFolder, KernelLock]:
     parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     with contextlib.suppress(FileExistsError), open(parent / ".gitignore", "x", encoding="utf-8") as file:
         file.write("*\n")

@@ -14,7 +14,7 @@ from typing import IO, Any
 from air_executor import jsontext
 from air_executor.launcher.address import module_command
 from air_executor.machine import system
-from air_executor.pocket.folder import RunFolder, claim
+from air_executor.pocket.folder import RunFolder, claim, dags_dir
 from air_executor.pocket.request import DagError, Request, check
 from air_executor.pocket.settings import environment, write_settings
 
@@ -31,17 +31,24 @@ class RunFailedError(DagError):
     exit_code = 1
 
 
-def run(request: Request, on_event: Callable[[Event], None], *, restart: bool = False) -> RunFolder:
+def run(
+    request: Request,
+    on_event: Callable[[Event], None],
+    *,
+    restart: bool = False,
+    state_dir: str | os.PathLike[str] | None = None,
+) -> RunFolder:
     """Run a DAG to its end, and return its folder, which has the result.
 
     :param on_event: called with all that happens, in this thread.
     :param restart: begin anew what was interrupted.
+    :param state_dir: where its folder is made, if not where the command line makes it.
     :raises DagError: the DAG can't be run; nothing of it was.
     :raises RunFailedError: its Airflow did not last.
     :raises KeyboardInterrupt: as raised here, once the tasks that ran have been stopped.
     """
     request = check(request)
-    folder, lock, is_begun = claim(request, restart=restart)
+    folder, lock, is_begun = claim(dags_dir(state_dir), request, restart=restart)
     try:
         on_event({"event": "begun", "name": folder.name, "folder": str(folder.path), "goes_on": is_begun})
         write_settings(folder, request)

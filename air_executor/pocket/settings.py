@@ -38,6 +38,7 @@ _OWN_OPTIONS = frozenset(
         ("api", "workers"),
         ("logging", "base_log_folder"),
         ("logging", "log_filename_template"),
+        ("logging", "dag_processor_child_process_log_directory"),
         ("air_executor", "state_dir"),
         ("air_executor", "launcher"),
         ("air_executor", "on_shutdown"),
@@ -133,8 +134,10 @@ def _own(folder: RunFolder, request: Request) -> dict[tuple[str, str], str]:
         ("database", "sql_alchemy_conn"): database,
         ("database", "load_default_connections"): "False",
         ("dag_processor", "dag_bundle_config_list"): json.dumps([bundle]),
+        ("dag_processor", "min_file_process_interval"): "0",
         ("logging", "base_log_folder"): str(folder.logs),
         ("logging", "log_filename_template"): _LOG_NAME,
+        ("logging", "dag_processor_child_process_log_directory"): str(folder.logs / "dag_processor"),
         ("scheduler", "use_job_schedule"): "False",
         # There is one run to look at, and somebody waits for it.
         ("scheduler", "scheduler_idle_sleep_time"): "0.2",

@@ -14,8 +14,9 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
+from air_executor import jsontext
 from air_executor.airflow.compat import pocketing
-from air_executor.airflow.pocket import database, watcher
+from air_executor.airflow.pocket import database, source, watcher
 from air_executor.airflow.pocket.telling import tell
 from air_executor.launcher.client.backend import LocalBackend
 from air_executor.machine import system
@@ -85,7 +86,7 @@ class Parts:
             "api-server": lambda: pocketing.serve_execution_api(self._listener),
             "scheduler": lambda: pocketing.be_scheduler(self._wait_at_gate),
             "triggerer": pocketing.be_triggerer,
-            "dag-processor": pocketing.be_dag_processor,
+            "dag-processor": self._be_dag_processor,
             "watcher": lambda: watcher.watch(self._folder, self._request, self._there),
         }
         self._due_s.pop(name, None)
@@ -154,6 +155,10 @@ class Parts:
             self._gatekeeper = -1
         elif name and name not in self._pids.values():
             self._start(name)
+
+    def _be_dag_processor(self) -> None:
+        source.read_only(jsontext.loads((self._folder.path / "run.json").read_bytes())["file"])
+        pocketing.be_dag_processor()
 
     def _wait_at_gate(self) -> None:
         os.read(self._gate, 1)

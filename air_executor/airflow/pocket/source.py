@@ -47,9 +47,9 @@ def read(request: Request) -> tuple[Any, DAG]:
     return bag, dag
 
 
-def name_file(dag: DAG) -> None:
-    """Have the dag processor, which is started from this environment, read the DAG's file only."""
-    os.environ[_VARIABLE] = dag.fileloc
+def read_only(path: str) -> None:
+    """Have a dag processor that is started from this environment read one file only."""
+    os.environ[_VARIABLE] = path
 
 
 def _named(name: str | None, path: Path, dags: dict[str, DAG]) -> str | None:

@@ -93,7 +93,6 @@ class _Watcher:
     def _begin(self) -> DAG:
         """Read the DAG, and begin its run, or go on with it."""
         bag, dag = source.read(self._request)
-        source.name_file(dag)
         database.fill(self._request)
         source.check(dag, database.pools())
         note = self._folder.path / "run.json"
@@ -109,8 +108,8 @@ class _Watcher:
             self._clear(self._unfinished(live=False))
         else:
             self._dag_id, self._run_id = dag.dag_id, self._trigger(dag)
-            begun = {"dag_id": self._dag_id, "run_id": self._run_id, "airflow": list(AIRFLOW_VERSION)}
-            self._folder.write("run.json", begun)
+            begun = {"dag_id": self._dag_id, "run_id": self._run_id, "file": dag.fileloc}
+            self._folder.write("run.json", {**begun, "airflow": list(AIRFLOW_VERSION)})
         self._want("scheduler")
         tell("dag", dag_id=self._dag_id, run_id=self._run_id, tasks=source.order(dag), goes_on=goes_on)
         return dag
