@@ -1,4 +1,6 @@
-"""The pytest fixture ``dag_run``: runs a DAG in an Airflow of its own, so that a test of a DAG is three lines::
+"""The pytest fixture ``dag_run`` runs a DAG in an Airflow of its own, so that a test of a DAG is three lines.
+
+For example::
 
 def test_sales(dag_run):
     result = dag_run("dags/sales.py", conf={"day": "monday"})

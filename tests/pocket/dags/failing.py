@@ -1,0 +1,32 @@
+"""A DAG that fails, with a callback."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from airflow.sdk import DAG, task
+
+OUT = Path(os.environ.get("DAG_OUT", "/nowhere"))
+
+
+def tell(context) -> None:
+    (OUT / "told").touch()
+
+
+with DAG("failing", on_failure_callback=tell) as dag:
+
+    @task
+    def breaks() -> None:
+        raise RuntimeError("it went wrong here")
+
+    @task
+    def never(_: None) -> None:
+        pass
+
+    @task
+    def apart() -> int:
+        return 1
+
+    never(breaks())
+    apart()

@@ -1,0 +1,276 @@
+"""``air-executor dag run``: a real Airflow for one run of one DAG."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.pocket.conftest import DAGS, Place
+from tests.support.waiting import wait_for
+
+pytestmark = pytest.mark.core
+
+
+def test_a_dag_may_have_whatever_airflow_has(place: Place) -> None:
+    files = {
+        "connections.json": {"db": "postgresql://reader:hidden-word@db.example/x"},
+        "variables.json": {"colour": "green"},
+        "pools.json": {"narrow": {"slots": 1, "description": ""}},
+    }
+    for name, content in files.items():
+        (place.folder / name).write_text(json.dumps(content))
+    (place.folder / "more.env").write_text("FROM_FILE=yes\n")
+    given = ("--connections", "connections.json", "--variables", "variables.json", "--pools", "pools.json")
+    options = (*given, "--env-file", "more.env", "--conf", '{"n": 4}', "--run-id", "mine", "--xcoms")
+    events = place.events(str(DAGS / "rich.py"), "rich", *options, "--logical-date", "2026-03-04")
+    result = events[-1]
+    states = {(task["task_id"], task["map_index"]): task["state"] for task in result["tasks"]}
+    expected = {
+        "prepare": "success",
+        "sums.items": "success",
+        "sums.total": "success",
+        "choose": "success",
+        "large": "success",
+        "small": "skipped",
+        "second_time": "success",
+        "looked_twice": "success",
+        "given": "success",
+        "deferred": "success",
+        "child": "success",
+        "last": "success",
+        "clean_up": "success",
+    }
+    assert states == {(name, -1): state for name, state in expected.items()} | {
+        ("sums.double", index): "success" for index in range(4)
+    }
+    assert (result["state"], result["run_id"], result["dag_id"]) == ("success", "mine", "rich")
+    assert sorted(place.effects()) == ["cleaned up", "other", "retry", "the dag's callback"]
+    folder = Path(result["folder"])
+    document = json.loads((folder / "result.json").read_text())
+    values = {each["task_id"]: each["value"] for each in document["xcoms"] if each["key"] == "return_value"}
+    assert values["prepare"] == "hello from the module beside"
+    assert (values["sums.total"], values["second_time"], values["last"]) == (12, 2, "4 2026-03-04")
+    assert values["given"] == {"host": "db.example", "variable": "green", "env": "yes"}
+    # What it tells while it runs: each task's states in turn, the tries as well.
+    told = [(e["state"], e["try_number"]) for e in events if e["event"] == "task" and e["task_id"] == "second_time"]
+    assert ("up_for_retry", 1) in told and told[-1] == ("success", 2)
+    assert events[0]["event"] == "begun" and [e["event"] for e in events[-2:]] == ["ended", "result"]
+    # Nothing of it stays but what is for people, and nothing else was touched.
+    assert sorted(path.name for path in folder.iterdir()) == [
+        *("lock", "logs", "parts", "request.json", "result.json", "run.json", "state")
+    ]
+    assert not (place.folder / "users-airflow").exists()
+    place.check_nothing_runs()
+    found = subprocess.run(["grep", "-r", "hidden-word", str(folder)], capture_output=True, text=True)
+    assert found.stdout == ""
+    # And afterwards.
+    out, _ = place.call("logs", folder.name, "second_time")
+    assert "not yet" in out and "attempt=1" in out
+    assert json.loads(place.call("list", "--json")[0])[0]["state"] == "success"
+    assert "sums.double[3]" in place.call("show")[0]
+    assert json.loads(place.call("clean", "--json")[0]) == {"removed": [folder.name]}
+    assert not folder.exists()
+
+
+def test_a_failed_run_tells_why(place: Place) -> None:
+    out, err = place.call("run", str(DAGS / "failing.py"), "--keep", code=1)
+    assert "RuntimeError: it went wrong here" in err
+    assert [line.split("\t")[:2] for line in out.splitlines() if "\t" in line] == [
+        ["TASK", "STATE"],
+        ["apart", "success"],
+        ["breaks", "failed"],
+        ["never", "upstream_failed"],
+    ] or "never\tupstream_failed" in out
+    assert (place.folder / "told").exists()  # the callback of the dag
+    # What was kept is an Airflow that can be looked at.
+    (folder,) = place.dags.glob("failing-*")
+    env = {**place.env, "AIRFLOW_HOME": str(folder / "home")}
+    for name in ("AIRFLOW__DATABASE__SQL_ALCHEMY_CONN", "AIRFLOW__CORE__EXECUTOR"):
+        del env[name]
+    shown = subprocess.run(
+        [sys.executable, "-m", "airflow", "dags", "list-runs", "failing", "-o", "json"],
+        env=env,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert json.loads(shown.stdout[shown.stdout.index("[{") :])[0]["state"] == "failed"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("no_dag.py",), "has no DAG"),
+        (("two.py",), "has 2 DAGs; say which one to run: one, two"),
+        (("two.py", "three"), "has no DAG 'three': there are one, two"),
+        (("two:three",), "has no DAG 'three'"),
+        (("broken.py",), 'broken.py", line 3'),
+        (("cycle.py",), "Cycle detected"),
+        (("pool.py",), "wants pool 'small'"),
+        (("params.py", "--conf", '{"n": 0}'), "0 is less than the minimum of 1"),
+        (("params.py", "--logical-date", "yesterday"), "'yesterday' is no date"),
+        (("params.py", "--task", "nothing*"), "has no task 'nothing*': its tasks are a, b, c"),
+        (("params.py", "--connections", "broken.py"), "broken.py can't be used"),
+        (("params.py", "--pools", "list.json"), "it must be an object"),
+    ],
+)
+def test_what_cannot_be_run_is_said(place: Place, arguments: tuple[str, ...], message: str) -> None:
+    begin = "from airflow.sdk import DAG, Param\nfrom airflow.providers.standard.operators.empty import EmptyOperator\n"
+    files = {
+        "no_dag.py": ["print('printed at import')"],
+        "two.py": ["one, two = DAG('one'), DAG('two')", "[EmptyOperator(task_id='t', dag=d) for d in (one, two)]"],
+        "broken.py": ["raise ValueError('boom')"],
+        "cycle.py": [
+            *("with DAG('cycle'):", "    a = EmptyOperator(task_id='a')", "    a >> EmptyOperator(task_id='b') >> a")
+        ],
+        "pool.py": ["with DAG('pool'):", "    EmptyOperator(task_id='a', pool='small')"],
+        "params.py": [
+            "with DAG('params', params={'n': Param(1, type='integer', minimum=1)}):",
+            "    EmptyOperator(task_id='a') >> EmptyOperator(task_id='b')",
+            "    EmptyOperator(task_id='c')",
+        ],
+    }
+    (place.folder / "list.json").write_text("[]")
+    for name, content in files.items():
+        (place.folder / name).write_text(begin + "\n".join(content) + "\n")
+    _, err = place.call("run", *arguments, code=2)
+    assert message in err
+    assert list(place.dags.glob("*-*")) == []  # nothing was begun, so nothing is left
+    place.check_nothing_runs()
+
+
+def test_only_some_tasks_and_what_they_need(place: Place) -> None:
+    events = place.events(str(DAGS / "failing.py"), "--task", "ap*")
+    assert [(task["task_id"], task["state"]) for task in events[-1]["tasks"]] == [("apart", "success")]
+
+
+def test_an_interrupted_run_is_gone_on_with(place: Place) -> None:
+    process = place.start("run", str(DAGS / "slow.py"), "--json")
+    place.wait_for_effect("begin 1")
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 130, (out, err)
+    assert "interrupted" in [json.loads(line).get("event") for line in out.splitlines()]
+    place.check_nothing_runs()
+    assert json.loads(place.call("list", "--json")[0])[0]["state"] == "interrupted"
+    (place.folder / "release").touch()
+    events = place.events(str(DAGS / "slow.py"))
+    assert events[0]["goes_on"]
+    # It has no retries, and got another try all the same; what was done before was not done again.
+    assert place.effects() == ["begin 1", "begin 2", "end 2"]
+    assert [(task["task_id"], task["try_number"]) for task in events[-1]["tasks"]] == [("first", 1), ("work", 2)]
+    assert [folder.name for folder in place.dags.glob("slow-*")] == ["slow-1"]
+
+
+def test_a_killed_run_is_gone_on_with_and_its_tasks_were_not_disturbed(place: Place) -> None:
+    process = place.start("run", str(DAGS / "slow.py"), "--json")
+    place.wait_for_effect("begin 1")
+    process.kill()
+    process.communicate(timeout=60)
+    wait_for(lambda: not place.parts(), "the run's Airflow to end with the command")
+    assert place.processes() != []  # its task runs on
+    second = place.start("run", str(DAGS / "slow.py"), "--json")
+    wait_for(lambda: '"goes_on":true' in second.stdout.readline(), "the second command to go on")
+    (place.folder / "release").touch()
+    out, err = second.communicate(timeout=240)
+    assert second.returncode == 0, (out, err, place.logs())
+    assert place.effects() == ["begin 1", "end 1"]
+
+
+def test_the_machines_restart_costs_no_try(place: Place) -> None:
+    process = place.start("run", str(DAGS / "slow.py"), "--json")
+    place.wait_for_effect("begin 1")
+    for each in [psutil.Process(process.pid), *place.processes()]:
+        with_all = each.children(recursive=True)
+        for one in (each, *with_all):
+            try:
+                one.kill()
+            except psutil.NoSuchProcess:
+                continue
+    process.communicate(timeout=60)
+    place.check_nothing_runs()
+    (place.folder / "release").touch()
+    place.events(str(DAGS / "slow.py"))
+    assert place.effects() == ["begin 1", "begin 2", "end 2"]
+
+
+def test_one_that_runs_is_left_alone_by_others(place: Place) -> None:
+    first = place.start("run", str(DAGS / "slow.py"), "--run-id", "same")
+    place.wait_for_effect("begin 1")
+    _, err = place.call("run", str(DAGS / "slow.py"), "--run-id", "same", code=1)
+    assert "is running already, as slow-1" in err
+    assert "slow-1 is running" in place.call("clean", "slow-1", code=1)[1]
+    # With nothing that says it is the same, another run begins beside it.
+    second = place.start("run", str(DAGS / "slow.py"))
+    wait_for(lambda: place.effects().count("begin 1") == 2, "the second run")
+    (place.folder / "release").touch()
+    for process in (first, second):
+        out, err = process.communicate(timeout=240)
+        assert process.returncode == 0, (out, err, place.logs())
+    _, err = place.call("run", str(DAGS / "slow.py"), "--run-id", "same", code=2)
+    assert "has ended, as slow-1; --restart begins it anew" in err
+    place.events(str(DAGS / "slow.py"), "--run-id", "same", "--restart")
+    assert place.effects().count("end 1") == 3
+
+
+def test_a_part_that_dies_is_started_again(place: Place) -> None:
+    process = place.start("run", str(DAGS / "slow.py"), "--json")
+    place.wait_for_effect("begin 1")
+    for title in ("scheduler", "api-server"):
+        (part,) = place.parts(title)
+        part.kill()
+        wait_for(lambda title=title, part=part: set(place.parts(title)) - {part}, f"another {title}")
+    (place.folder / "release").touch()
+    out, err = process.communicate(timeout=240)
+    assert process.returncode == 0, (out, err, place.logs())
+    assert place.effects() == ["begin 1", "end 1"]
+
+
+def test_only_this_machine_reaches_it(place: Place) -> None:
+    process = place.start("run", str(DAGS / "slow.py"))
+    place.wait_for_effect("begin 1")
+    listening = set()
+    for each in place.processes():
+        for connection in each.net_connections("tcp"):
+            if connection.status == psutil.CONN_LISTEN:
+                listening.add(connection.laddr.ip)
+    assert listening == {"127.0.0.1"}
+    (place.folder / "release").touch()
+    process.communicate(timeout=240)
+    assert process.returncode == 0
+
+
+def test_a_folder_that_cannot_be_written_is_named(place: Place) -> None:
+    if os.geteuid() == 0:
+        (place.folder / "file").touch()
+        state_dir = place.folder / "file" / "below"
+    else:
+        (place.folder / "locked").mkdir(mode=0o500)
+        state_dir = place.folder / "locked" / "below"
+    _, err = place.call("run", str(DAGS / "slow.py"), "--state-dir", str(state_dir), code=2)
+    assert str(state_dir) in err and "Traceback" not in err
+
+
+def test_python_and_pytest_run_dags(place: Place) -> None:
+    (place.folder / "test_sum.py").write_text(
+        f"""
+import sys
+
+def test_sum(dag_run):
+    result = dag_run({str(DAGS / "failing.py")!r})
+    assert not result.ok and result.states["breaks"] == "failed"
+    assert result.xcom("apart") == 1
+    assert "it went wrong here" in result.log("breaks")
+    assert "airflow" not in sys.modules
+"""
+    )
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_sum.py"]
+    ended = subprocess.run(command, cwd=place.folder, env=place.env, capture_output=True, text=True, timeout=240)
+    assert ended.returncode == 0, ended.stdout
