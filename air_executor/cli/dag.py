@@ -39,6 +39,7 @@ def _run(args: argparse.Namespace) -> int:
         logical_date=args.logical_date,
         tasks=tuple(args.task),
         on=args.on,
+        listen=args.listen,
         parallelism=args.parallelism,
         connections=args.connections,
         variables=args.variables,
@@ -258,6 +259,14 @@ COMMANDS: tuple[Command, ...] = (
                     "choices": list(PLACES),
                     "default": "local",
                     "help": "run: tasks run here, or by the workers of a Temporal server",
+                },
+            ),
+            Argument(
+                ("--listen",),
+                {
+                    "metavar": "ADDRESS",
+                    "default": "127.0.0.1",
+                    "help": "run: with --on temporal, the address of this machine that the workers know",
                 },
             ),
             Argument(("--restart",), {"action": "store_true", "help": "run: begin an interrupted run anew"}),

@@ -53,6 +53,8 @@ class Request:
     tasks: tuple[str, ...] = ()
     """Patterns of task ids, as of a shell: only these tasks run, and those whose results they need."""
     on: str = "local"
+    listen: str = "127.0.0.1"
+    """The address of this machine at which tasks on other hosts reach the run's API."""
     parallelism: int = 32
     connections: str | None = None
     """A file as for ``airflow connections import``."""
@@ -129,6 +131,8 @@ def check(request: Request) -> Request:
     changes["config_from"] = tuple(each if each == "env" else _present(each) for each in request.config_from)
     if request.on not in PLACES:
         raise DagError(f"a DAG runs on {' or '.join(PLACES)}, not on {request.on!r}")
+    if request.on == "local" and request.listen != "127.0.0.1":
+        raise DagError("tasks of this machine need no other address: --listen is for --on temporal")
     if request.parallelism < 1:
         raise DagError("--parallelism must be 1 or more")
     try:

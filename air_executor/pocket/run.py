@@ -21,6 +21,9 @@ from air_executor.pocket.settings import environment, write_settings
 #: How long an interrupted Airflow has to stop its tasks and to end, in seconds.
 _END_S = 60.0
 
+#: Of the log of each part of an Airflow that could not begin, so many lines are told.
+_LAST_LINES = 5
+
 #: What a run tells: an object with a name for what happened in ``event``.
 Event = dict[str, Any]
 
@@ -89,11 +92,22 @@ def _work(folder: RunFolder, request: Request, on_event: Callable[[Event], None]
             _reap(process)
     if error is not None:
         raise (RunFailedError if folder.result() is None and _has_run(folder) else DagError)(error)
+    if folder.result() is None and not _has_run(folder):
+        said = "".join(f"\n  {line}" for line in _last_lines(folder))
+        raise RunFailedError(f"the run's Airflow ended with {process.returncode} before the run began:{said}")
     if folder.result() is None:
         raise RunFailedError(
             f"the run's Airflow ended with {process.returncode}, and the run has not: see {folder.parts}; "
             "the same command goes on with it"
         )
+
+
+def _last_lines(folder: RunFolder) -> list[str]:
+    """Return the end of what the parts have printed."""
+    lines = []
+    for log in sorted(folder.parts.glob("*.log")):
+        lines += log.read_text(encoding="utf-8", errors="replace").splitlines()[-_LAST_LINES:]
+    return lines
 
 
 def _has_run(folder: RunFolder) -> bool:

@@ -297,6 +297,32 @@ INTERNALS: dict[str, list[Internal]] = {
         ),
         Internal("airflow.models.callback:CallbackKey", since=(3, 3)),
     ],
+    "An Airflow for one run": [
+        Internal("airflow.jobs.job:run_job", takes="job execute_callable"),
+        Internal(f"{_SCHEDULER}:SchedulerJobRunner._execute", takes="self"),
+        Internal("airflow.jobs.triggerer_job_runner:TriggererJobRunner._execute", takes="self"),
+        Internal("airflow.jobs.triggerer_job_runner:TriggererJobRunner.is_needed", takes="session"),
+        Internal("airflow.jobs.dag_processor_job_runner:DagProcessorJobRunner._execute", takes="self"),
+        Internal("airflow.dag_processing.manager:DagFileProcessorManager"),
+        Internal("airflow.models.dagbag:sync_bag_to_db", takes="dagbag bundle_name bundle_version", before=(3, 2)),
+        Internal(
+            "airflow.dag_processing.dagbag:sync_bag_to_db", takes="dagbag bundle_name bundle_version", since=(3, 2)
+        ),
+        Internal("airflow.dag_processing.bundles.manager:DagBundlesManager.sync_bundles_to_db", takes="self"),
+        Internal(
+            "airflow.api.common.trigger_dag:trigger_dag",
+            takes="dag_id triggered_by run_id conf logical_date replace_microseconds",
+        ),
+        Internal(f"{_TI[:-13]}:clear_task_instances", takes="tis session dag_run_state"),
+        Internal("airflow.utils.db:initdb", takes="session"),
+        Internal("airflow.secrets.local_filesystem:load_connections_dict", takes="file_path"),
+        Internal("airflow.secrets.local_filesystem:load_variables", takes="file_path"),
+        Internal("airflow.models.xcom:XComModel.deserialize_value", takes="result"),
+        Internal("airflow.api_fastapi.main", says="AIRFLOW_API_APPS"),
+        Internal("airflow.api_fastapi.execution_api.versions:bundle"),
+        Internal("airflow.api_fastapi.execution_api.routes:execution_api_router"),
+        Internal("cadwyn.route_generation:_DELETED_ROUTE_TAG"),
+    ],
     "What tasks queue": [
         Internal("airflow.sdk.bases.operator:BaseOperator.__init__", says="self._pre_execute_hook = pre_execute"),
         Internal("airflow.sdk.definitions.mappedoperator:MappedOperator#partial_kwargs"),

@@ -45,7 +45,7 @@ _WARM = frozenset(
 )
 
 #: Names that look like Airflow's and are the standard library's, or parts of texts.
-_STANDARD = frozenset({"_clear_type_cache", "_getframe", "_proxy"})
+_STANDARD = frozenset({"__file__", "__main__", "_exit", "_clear_type_cache", "_getframe", "_proxy"})
 
 #: Attributes that are set on what is not Airflow's: loggers, retries of tenacity, our own.
 _SET_ELSEWHERE = frozenset(

@@ -108,9 +108,12 @@ def be_dag_processor() -> None:
 def read_dags(path: Path, bundle: Path, bundle_name: str) -> Any:
     """Return the bag of the DAGs in a file or folder: ``dags`` by id, and ``import_errors`` by relative path."""
     bags: Any = importlib.import_module(_BAGS)
-    # A file that was named is read, whatever is in it.
-    heuristic = {} if path.is_dir() else {"safe_mode": False}
-    return bags.DagBag(dag_folder=path, bundle_path=bundle, bundle_name=bundle_name, load_op_links=False, **heuristic)
+    options: dict[str, Any] = {"bundle_path": bundle, "load_op_links": False}
+    if AIRFLOW_VERSION >= (3, 2):
+        options["bundle_name"] = bundle_name
+    if not path.is_dir():
+        options["safe_mode"] = False  # a file that was named is read, whatever is in it
+    return bags.DagBag(dag_folder=path, **options)
 
 
 def save_dags(bag: Any, bundle_name: str) -> None:

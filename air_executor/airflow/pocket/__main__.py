@@ -23,7 +23,7 @@ def main(path: str) -> int:
     folder = RunFolder(Path(path))
     try:
         request = folder.request()
-        listener = _listen(folder)
+        listener = _listen(folder, request.listen)
         # For tasks and their launcher; the launcher imports Airflow while this process does.
         os.environ["AIRFLOW__CORE__EXECUTION_API_SERVER_URL"] = _url(listener)
         warming = _warm_up(request)
@@ -35,12 +35,12 @@ def main(path: str) -> int:
         return error.exit_code
 
 
-def _listen(folder: RunFolder) -> socket.socket:
-    """Return a socket that listens at a port of this machine alone: that of the run's former Airflow, if it is free.
+def _listen(folder: RunFolder, host: str) -> socket.socket:
+    """Return a socket that listens at a port of ``host``: that of the run's former Airflow, if it is free.
 
     What this Airflow's predecessor has started, and still runs, knows that port.
 
-    :raises DagError: there is no free port.
+    :raises DagError: there is no free port, or the address is not this machine's.
     """
     note = folder.home / "port"
     wanted = int(note.read_text()) if note.exists() else 0
@@ -48,7 +48,7 @@ def _listen(folder: RunFolder) -> socket.socket:
         listener = socket.socket()
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            listener.bind(("127.0.0.1", port))
+            listener.bind((host, port))
         except OSError as error:
             listener.close()
             reason = error.strerror
@@ -56,11 +56,12 @@ def _listen(folder: RunFolder) -> socket.socket:
         listener.listen(128)
         note.write_text(str(listener.getsockname()[1]))
         return listener
-    raise DagError(f"there is no free port at 127.0.0.1 for the run's API: {reason}")
+    raise DagError(f"the run's API can't listen at {host}: {reason}")
 
 
 def _url(listener: socket.socket) -> str:
-    return f"http://127.0.0.1:{listener.getsockname()[1]}/execution/"
+    host, port = listener.getsockname()
+    return f"http://{host}:{port}/execution/"
 
 
 def _warm_up(request: Request) -> LocalBackend | None:
