@@ -53,6 +53,8 @@ class RunFolder:
         self.name = path.name
         self.home = path / "home"
         """AIRFLOW_HOME of its Airflow."""
+        self.database = self.home / "airflow.db"
+        """Its Airflow's database."""
         self.state_dir = path / "state"
         """The state directory of its runs."""
         self.logs = path / "logs"

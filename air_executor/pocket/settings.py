@@ -118,7 +118,7 @@ def _own(folder: RunFolder, request: Request) -> dict[tuple[str, str], str]:
         "kwargs": {"path": locate(request.target).bundle},
     }
     # A writer waits for another one's transaction for so long, in seconds; SQLite's default is 5.
-    database = f"sqlite:///{folder.home / 'airflow.db'}?timeout=60"
+    database = f"sqlite:///{folder.database}?timeout=60"
     return {
         ("core", "executor"): _EXECUTORS[request.on],
         ("core", "dags_folder"): locate(request.target).bundle,

@@ -61,7 +61,8 @@ def _serve_own_version_only() -> None:
     """Leave out the API's former versions: who asks is of this version. To make them takes seconds, once."""
     if AIRFLOW_VERSION >= (3, 4):
         return  # nobody has tried
-    from airflow.api_fastapi.execution_api import routes, versions
+    import airflow.api_fastapi.execution_api.routes as routes
+    import airflow.api_fastapi.execution_api.versions as versions
     from cadwyn import HeadVersion, Version, VersionBundle
     from cadwyn.route_generation import _DELETED_ROUTE_TAG
 

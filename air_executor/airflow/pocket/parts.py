@@ -60,7 +60,7 @@ class Parts:
         """Work until the run has ended, and return the exit code."""
         signal.signal(signal.SIGINT, self._interrupt)
         signal.signal(signal.SIGTERM, self._interrupt)
-        if not (self._folder.home / "airflow.db").exists():
+        if not (self._folder.database).exists():
             self._make_database()
         pocketing.import_what_all_need()
         gc.freeze()
@@ -77,8 +77,8 @@ class Parts:
 
     def _make_database(self) -> None:
         """Copy the template, after making it if there is none for this Airflow."""
-        if not database.copy_template(self._folder.home / "airflow.db"):
-            pid = self._fork("template", lambda: database.make_template(self._folder.home / "airflow.db"))
+        if not database.copy_template(self._folder.database):
+            pid = self._fork("template", lambda: database.make_template(self._folder.database))
             os.waitpid(pid, 0)
 
     def _start(self, name: str) -> int:
