@@ -30,15 +30,18 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import os
 import re
 import shutil
 import signal
 import sqlite3
+import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from datetime import date, timedelta
 from pathlib import Path
@@ -55,7 +58,13 @@ from tests.temporal.conftest import Temporal, Worker
 EXECUTORS = {"LocalExecutor": "LocalExecutor"}
 
 #: What can be asked for.
-OURS = {"AirExecutor": "air_executor.AirExecutor", "TemporalExecutor": "air_executor.TemporalExecutor"}
+#: ``dag run`` is no executor, but the command that runs one DAG: with it, only dags that need no other are compared.
+DAG_RUN = "dag run"
+OURS = {
+    "AirExecutor": "air_executor.AirExecutor",
+    "TemporalExecutor": "air_executor.TemporalExecutor",
+    DAG_RUN: DAG_RUN,
+}
 
 #: The bundles that ``[core] load_examples`` makes of Airflow's core and of its standard provider.
 BUNDLES = {"example_dags", "apache-airflow-providers-standard-example-dags"}
@@ -368,7 +377,7 @@ def airflow_with(executor: str, home: Path, base: Path) -> Airflow:
 
 def outcomes_under(executor: str, home: Path, base: Path, pattern: str, timeout_s: float) -> dict[str, Outcome]:
     """Run the examples and return how each run ended, by its label."""
-    env = airflow_with(executor, home, base)
+    env = airflow_with(EXECUTORS["LocalExecutor"] if executor == DAG_RUN else executor, home, base)
     temporal: Temporal | None = None
     try:
         if executor == OURS["TemporalExecutor"]:
@@ -381,6 +390,12 @@ def outcomes_under(executor: str, home: Path, base: Path, pattern: str, timeout_
         env.start("api-server")
         dags = env.api.get("/dags?limit=1000")["dags"]
         scenarios = scenarios_for({dag["dag_id"] for dag in dags if dag["bundle_name"] in BUNDLES}, pattern)
+        if DAG_RUN in EXECUTORS:
+            scenarios = [scenario for scenario in scenarios if len(scenario.dag_ids) == 1]
+        if executor == DAG_RUN:
+            env.stop("api-server")
+            files = {dag["dag_id"]: dag["fileloc"] for dag in dags}
+            return outcomes_by_command({s.dag_ids[0]: files[s.dag_ids[0]] for s in scenarios}, home, timeout_s)
         stage = Stage(env, scenarios, timeout_s)
         env.start("scheduler", "dag-processor", "triggerer")
         wait_for(stage.is_done, f"the examples under {executor}", 60 + 3 * timeout_s * len(scenarios))
@@ -390,6 +405,47 @@ def outcomes_under(executor: str, home: Path, base: Path, pattern: str, timeout_
         env.end()
         if temporal is not None:
             temporal.kill()
+
+
+def outcomes_by_command(files: Mapping[str, str], home: Path, timeout_s: float) -> dict[str, Outcome]:
+    """Run each dag by ``air-executor dag run``, and return how each run ended."""
+    with ThreadPoolExecutor(2) as pool:
+        ends = pool.map(lambda item: _outcome_by_command(*item, home, timeout_s), sorted(files.items()))
+        return dict(zip(sorted(files), ends, strict=True))
+
+
+def _outcome_by_command(dag_id: str, file: str, home: Path, timeout_s: float) -> Outcome:
+    state_dir = home / "runs"
+    options = ["--logical-date", LOGICAL_DATE, "--conf", json.dumps(CONF.get(dag_id, {})), "--parallelism", "8"]
+    command = [sys.executable, "-m", "air_executor.cli", "dag", "run", file, dag_id, *options, "--json"]
+    process = subprocess.Popen(
+        [*command, "--state-dir", str(state_dir)],
+        env={**os.environ, "TMPDIR": str(home / "tmp")},
+        cwd=home,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    try:
+        out, _ = process.communicate(timeout=timeout_s * (3 if dag_id in SLOW else 1))
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGINT)
+        out, _ = process.communicate()
+    events = [json.loads(line) for line in out.splitlines()]
+    told = [event for event in events if event.get("event") == "task"]
+    state, tasks = "timeout" if told else "no run", {(task["task_id"], task["map_index"]): task for task in told}
+    if events[-1].get("event") == "result":
+        state = events[-1]["state"]
+        tasks = {(task["task_id"], task["map_index"]): task for task in events[-1]["tasks"]}
+    ends = {
+        f"{name}[{index}]" if index >= 0 else name: f"{task['state']}/{task['try_number']}"
+        for (name, index), task in tasks.items()
+    }
+    run_id = next((event["run_id"] for event in events if event.get("event") == "dag"), "")
+    folder = Path(events[0]["folder"])
+    normaliser = Normaliser((run_id, "<run>"), (str(folder), "<home>"), (str(home), "<home>"))
+    return Outcome(state, ends, events_of(folder / "logs" / f"dag_id={dag_id}" / f"run_id={run_id}", normaliser))
 
 
 def differences(label: str, ends: Sequence[Outcome | None]) -> list[str]:

@@ -161,7 +161,12 @@ def _random(value: random.Random) -> object:
 
 
 def _array(value: Any) -> object:
-    return None if value.dtype.hasobject or value.nbytes > _ARRAY_BYTES else [str(value.dtype), value.tobytes()]
+    if value.dtype.hasobject or value.nbytes > _ARRAY_BYTES:
+        return None
+    if value.dtype.char in "gG" or value.dtype.names:
+        # Long doubles and records have bytes that belong to no value, and may hold anything.
+        return [str(value.dtype), value.shape, repr(value.tolist())]
+    return [str(value.dtype), value.tobytes()]
 
 
 def _lru_cache(value: Any) -> object:
