@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import signal
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -48,6 +49,8 @@ def _run(args: argparse.Namespace) -> int:
         config_from=tuple(args.config_from),
         keep=args.keep,
     )
+    for signum in (signal.SIGTERM, signal.SIGHUP):  # as of timeout(1), a service manager, a closed terminal
+        signal.signal(signum, signal.default_int_handler)
     if args.json:
         folder = run(request, print_line, restart=args.restart)
         result = DagResult.of(folder)

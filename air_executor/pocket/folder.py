@@ -11,10 +11,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from air_executor import jsontext
+from filelock import FileLock
+
+from air_executor import config, jsontext
 from air_executor.errors import StateDirError
 from air_executor.machine.ownership import check_state_dir
 from air_executor.machine.safe_files import read_document, replace_file
+from air_executor.pocket.leftover import end_launchers, stop_runs
 from air_executor.pocket.request import BusyError, DagError, Request
 from air_executor.runs.lock import KernelLock
 from air_executor.runs.statedir import FOLDER, VARIABLE
@@ -37,9 +40,8 @@ def dags_dir(state_dir: str | os.PathLike[str] | None = None) -> Path:
         found = Path(named).expanduser().absolute()
     else:
         here = Path.cwd()
-        near = (
-            folder / FOLDER for folder in (here, *here.parents) if folder / FOLDER != Path.home() / "airflow" / FOLDER
-        )
+        airflows = config.airflow_home() / FOLDER
+        near = (folder / FOLDER for folder in (here, *here.parents) if folder / FOLDER != airflows)
         found = next((folder for folder in near if folder.is_dir()), here / FOLDER)
     check_state_dir(found)
     return found / "dags"
@@ -106,12 +108,22 @@ class RunFolder:
         return self.logs.joinpath(*parts)
 
     def remove(self) -> None:
-        """Remove the folder with all that is in it.
+        """Remove the folder with all that is in it; what still runs of it is stopped first.
 
         :raises BusyError: somebody works on the run.
         """
-        if self.is_busy():
+        lock = self.lock()
+        if not lock.acquire(0):
             raise BusyError(f"{self.name} is running")
+        try:
+            self.empty()
+        finally:
+            lock.release()
+
+    def empty(self) -> None:
+        """Remove the folder, by whoever has its lock; what still runs of it is stopped first."""
+        stop_runs(self.state_dir, "the run is given up")
+        end_launchers(self.state_dir)
         shutil.rmtree(self.path)
 
 
@@ -152,6 +164,14 @@ def claim(parent: Path, request: Request, *, restart: bool) -> tuple[RunFolder, 
     :raises BusyError: a run of that id is being worked on.
     :raises DagError: a run of that id has ended.
     """
+    parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with contextlib.suppress(FileExistsError), open(parent / ".gitignore", "x", encoding="utf-8") as file:
+        file.write("*\n")
+    with FileLock(parent / "claim.lock", mode=0o600):  # two commands may ask for the same at once
+        return _claim(parent, request, restart=restart)
+
+
+def _claim(parent: Path, request: Request, *, restart: bool) -> tuple[RunFolder, KernelLock, bool]:
     for folder in _alike(parent, request):
         lock = folder.lock()
         if not lock.acquire(0):
@@ -163,7 +183,7 @@ def claim(parent: Path, request: Request, *, restart: bool) -> tuple[RunFolder, 
             folder.write("request.json", jsontext.loads(request.to_json()))
             return folder, lock, True
         if restart and (not has_ended or request.run_id is not None):
-            shutil.rmtree(folder.path)
+            folder.empty()
         elif request.run_id is not None:
             lock.release()
             raise DagError(f"run {request.run_id} has ended, as {folder.name}; --restart begins it anew")
@@ -179,9 +199,6 @@ def _alike(parent: Path, request: Request) -> Iterator[RunFolder]:
 
 
 def _new(parent: Path, request: Request) -> tuple[RunFolder, KernelLock]:
-    parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with contextlib.suppress(FileExistsError), open(parent / ".gitignore", "x", encoding="utf-8") as file:
-        file.write("*\n")
     stem = request.dag_id or Path(request.target.rpartition(":")[2] or request.target).stem
     stem = re.sub(r"[^\w.-]+", "_", stem)[:_MAX_STEM].strip("._-") or "dag"
     number = 1 + max((_number(entry, stem) for entry in os.listdir(parent)), default=0)

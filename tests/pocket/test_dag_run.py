@@ -184,6 +184,26 @@ def test_a_killed_run_is_gone_on_with_and_its_tasks_were_not_disturbed(place: Pl
     assert place.effects() == ["begin 1", "end 1"]
 
 
+def test_what_still_runs_of_a_run_that_is_given_up_is_stopped(place: Place) -> None:
+    process = place.start("run", str(DAGS / "slow.py"), "--json")
+    place.wait_for_effect("begin 1")
+    process.kill()
+    process.communicate(timeout=60)
+    wait_for(lambda: not place.parts(), "the run's Airflow to end with the command")
+    (place.folder / "effects").unlink()
+    again = place.start("run", str(DAGS / "slow.py"), "--restart")
+    place.wait_for_effect("begin 1")
+    again.terminate()  # as of timeout(1): the same as Ctrl-C
+    out, err = again.communicate(timeout=120)
+    assert again.returncode == 130, (out, err)
+    assert "the same command goes on with this run" in err
+    place.check_nothing_runs()
+    (place.folder / "release").touch()
+    place.call("clean", "slow-1")
+    assert list(place.dags.glob("slow-*")) == []
+    assert place.effects() == ["begin 1"]
+
+
 def test_the_machines_restart_costs_no_try(place: Place) -> None:
     process = place.start("run", str(DAGS / "slow.py"), "--json")
     place.wait_for_effect("begin 1")

@@ -6,7 +6,6 @@ import contextlib
 import hashlib
 import os
 import shutil
-import signal
 import sqlite3
 from collections.abc import Callable
 from importlib import metadata
@@ -16,10 +15,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from air_executor import jsontext
-from air_executor.launcher.address import all_addresses
-from air_executor.launcher.client.control import status
 from air_executor.pocket.request import DagError, Request
-from air_executor.runs.store import RunStore
 
 #: How long another process may take to make the template, in seconds.
 _MAKE_S = 120.0
@@ -115,11 +111,3 @@ def pools() -> set[str]:
 
     with create_session() as session:
         return set(session.scalars(select(Pool.pool)))
-
-
-def end_launcher(state_dir: Path) -> None:
-    """End the launchers of a run, and with them what they run."""
-    for address in all_addresses(RunStore(state_dir)):
-        with contextlib.suppress(OSError):
-            if (answer := status(address)) is not None:
-                os.kill(answer["pid"], signal.SIGTERM)

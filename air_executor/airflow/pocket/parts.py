@@ -21,6 +21,7 @@ from air_executor.airflow.pocket.telling import tell
 from air_executor.launcher.client.backend import LocalBackend
 from air_executor.machine import system
 from air_executor.pocket.folder import RunFolder
+from air_executor.pocket.leftover import end_launchers
 from air_executor.pocket.request import Request
 
 #: How often to look for processes that have ended, in seconds.
@@ -72,7 +73,7 @@ class Parts:
             self._end(name, _END_S)
         if self._warming is not None:
             self._warming.close()
-        database.end_launcher(self._folder.state_dir)
+        end_launchers(self._folder.state_dir)
         return code
 
     def _make_database(self) -> None:

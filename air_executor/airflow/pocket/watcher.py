@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import select
-import signal
 import socket
 import time
 from collections.abc import Iterable
@@ -15,12 +14,11 @@ from air_executor.airflow.compat import AIRFLOW_VERSION, pocketing
 from air_executor.airflow.pocket import database, source
 from air_executor.airflow.pocket.telling import tell
 from air_executor.errors import AirExecutorError
-from air_executor.launcher.client.control import ask_to_stop
 from air_executor.pocket.folder import RunFolder
+from air_executor.pocket.leftover import live_runs, stop_runs
 from air_executor.pocket.request import DagError, Request
 from air_executor.pocket.settings import BUNDLE
 from air_executor.runs.record import RunRecord
-from air_executor.runs.store import RunStore
 
 if TYPE_CHECKING:
     from airflow.sdk import DAG
@@ -29,8 +27,8 @@ if TYPE_CHECKING:
 #: How often to look at the database, in seconds.
 _LOOK_S = 0.2
 
-#: How long callbacks may take when all else has ended, and tasks that are stopped, in seconds.
-_CALLBACKS_S, _STOP_S = 120.0, 40.0
+#: How long callbacks may take when all else has ended, in seconds.
+_CALLBACKS_S = 120.0
 
 #: A larger result than so many bytes is not told.
 _MAX_RESULT_BYTES = 1 << 20
@@ -61,7 +59,6 @@ class _Watcher:
 
     def __init__(self, folder: RunFolder, request: Request, main: socket.socket) -> None:
         self._folder, self._request, self._main = folder, request, main
-        self._store = RunStore(folder.state_dir)
         self._dag_id = self._run_id = ""
         self._told: dict[Key, dict[str, Any]] = {}
         #: Whether the dag processor, which ends by itself, executes callbacks.
@@ -188,19 +185,9 @@ class _Watcher:
     def _stop(self) -> int:
         """Stop what runs, so that the same command goes on with it."""
         unfinished = self._unfinished()
-        for record in self._live():
-            self._store.request_stop(record.id, "the command was interrupted")
-            if not ask_to_stop(self._store, record.id):
-                self._store.signal_run(record.id, signal.SIGTERM)
-        until_s = time.monotonic() + _STOP_S
-        while self._live() and time.monotonic() < until_s:
-            time.sleep(_LOOK_S)
+        stop_runs(self._folder.state_dir, "the command was interrupted")
         self._clear(unfinished)
         return _INTERRUPTED
-
-    def _live(self) -> list[RunRecord]:
-        settled = (self._store.settled(record) for record in self._store.open_records())
-        return [record for record in settled if not record.state.is_end]
 
     def _unfinished(self, *, live: bool = True) -> list[Key]:
         """Return the tasks that Airflow takes for running.
@@ -209,7 +196,7 @@ class _Watcher:
         """
         from airflow.utils.session import create_session
 
-        running = set() if live else {_key(record) for record in self._live()}
+        running = set() if live else {_key(record) for record in live_runs(self._folder.state_dir)}
         with create_session() as session:
             found = [key for key, row in self._rows(session) if row["state"] in _UNFINISHED]
         return [key for key in found if key not in running]
