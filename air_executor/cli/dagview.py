@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import sys
 import time
 from collections import Counter, deque
@@ -41,6 +42,9 @@ _DONE = frozenset({"success", "skipped", "removed"})
 
 #: So many lines of a failed task's log are shown.
 _LAST_LINES = 10
+
+#: Lines that say nothing of the task: Airflow's frames, and the marks of groups of lines.
+_OF_AIRFLOW = re.compile(r"^ +File .*/site-packages/airflow/|::(end)?group::")
 
 #: How often the memory of running tasks is looked up, in seconds.
 _LOOK_S = 1.0
@@ -111,9 +115,7 @@ class View:
         for number in (task["try_number"], task["try_number"] - 1):
             path = self.folder.task_log(self.dag_id, self.run_id, task["task_id"], task["map_index"], number)
             if path.exists():
-                read = LogReader(str(path)).lines(is_over=True)
-                lines = deque((line for line in read if "group::" not in line), maxlen=_LAST_LINES)
-                for line in "\n".join(lines).splitlines()[-_LAST_LINES:]:
+                for line in _last_words(path):
                     self.say(Text(f"    {line}", style="dim"))
                 return
 
@@ -124,6 +126,12 @@ class View:
 
 def _time(task: dict[str, Any]) -> str:
     return datetime.fromisoformat(task["at"]).astimezone().strftime("%H:%M:%S")
+
+
+def _last_words(path: Path) -> list[str]:
+    """Return the last lines of a log, without what Airflow itself adds to each."""
+    lines = (line for text in LogReader(str(path)).lines(is_over=True) for line in text.splitlines())
+    return list(deque((line for line in lines if not _OF_AIRFLOW.search(line)), maxlen=_LAST_LINES))
 
 
 class _LiveView(View):
