@@ -206,6 +206,16 @@ def die_with_parent(parent: int) -> None:
         os._exit(128 + signal.SIGKILL)
 
 
+def is_crowded() -> bool:
+    """Tell whether more than two processes for each CPU want to run just now; not where the kernel does not tell."""
+    try:
+        with open("/proc/loadavg", "rb") as file:
+            running = int(file.read().split()[3].partition(b"/")[0])
+    except (OSError, ValueError, IndexError):
+        return False
+    return running > 2 * (os.cpu_count() or 1)
+
+
 def keep_memory_private() -> None:
     """Hide this process's memory from other processes of this user. Does nothing where the kernel can't."""
     libc = _libc()

@@ -1,8 +1,9 @@
 """What a task uses over time, written while it runs: see :mod:`air_executor.runs.usage`.
 
 A task that ends within a second leaves nothing. A longer one is looked at every second first, then less and less often,
-down to every ten seconds. The file has at most 240 points: when it is full, each two become one, and from then on a
-point stands for twice as long.
+down to every ten seconds. Where more processes want to run than there are CPUs, short tasks last longer for that alone:
+there the first look, the most expensive one, waits until the third second. The file has at most 240 points: when it is
+full, each two become one, and from then on a point stands for twice as long.
 """
 
 from __future__ import annotations
@@ -12,11 +13,15 @@ import time
 from collections.abc import Sequence
 
 from air_executor.errors import StateDirError
+from air_executor.machine import system
 from air_executor.machine.safe_files import append_to_file, replace_file
 from air_executor.runs.usage import Point, memory_percentile
 
 #: A sample is taken after a tenth of the time that has passed, but at least and at most after so many seconds.
 _LEAST_S, _MOST_S, _PART = 1.0, 10.0, 0.1
+
+#: On a crowded machine the first sample is taken after so many seconds.
+_FIRST_S = 3.0
 
 #: Taking samples takes at most one part in this many of a CPU's time.
 _SHARE = 100
@@ -38,6 +43,7 @@ class History:
         """
         self._path = path
         self._began_s = time.monotonic()
+        self._may_wait = True
         self._last_s = self._began_s
         self._next_s = self._began_s + _LEAST_S
         self._points: list[Point] = []
@@ -52,7 +58,14 @@ class History:
 
     def is_due(self) -> bool:
         """Tell whether it is time for a sample."""
-        return time.monotonic() >= self._next_s
+        now_s = time.monotonic()
+        if now_s < self._next_s:
+            return False
+        if self._may_wait and now_s < self._began_s + _FIRST_S and system.is_crowded():
+            self._next_s = self._began_s + _FIRST_S
+            return False
+        self._may_wait = False
+        return True
 
     def due_s(self) -> float | None:
         """Return when to wake up for the next sample, on the monotonic clock; ``None``: it can wait for an occasion."""

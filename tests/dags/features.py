@@ -59,7 +59,7 @@ def held():
         mine = b"x" * (150 << 20)
         if not (os.fork() and os.fork()):
             time.sleep(600)
-        time.sleep(3.5)
+        time.sleep(6)
         return len(mine)
 
     shares()

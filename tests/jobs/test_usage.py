@@ -12,7 +12,7 @@ from tests.jobs.conftest import Yard
 MIB = 1 << 20
 
 #: Holds 80 MiB for some seconds in one process of two.
-_HOLDS = "import os, time; held = b'x' * (80 << 20); os.fork() or time.sleep(3.2); time.sleep(3.2)"
+_HOLDS = "import os, time; held = b'x' * (80 << 20); os.fork() or time.sleep(5.2); time.sleep(5.2)"
 
 
 def test_a_try_after_an_end_for_lack_of_memory_has_the_next_limit(yard: Yard) -> None:
@@ -34,7 +34,7 @@ def test_another_failure_keeps_the_limit(yard: Yard) -> None:
 
 
 def test_a_limit_is_learned_from_runs_and_kept_between_its_bounds(yard: Yard) -> None:
-    task = {"id": "t", "command": sys.executable, "args": ["-c", _HOLDS.replace("3.2", "1.5")]}
+    task = {"id": "t", "command": sys.executable, "args": ["-c", _HOLDS.replace("5.2", "1.5")]}
     bounds = {"floor": "10MiB", "ceiling": "2GiB"}
     for number in range(6):
         yard.submit(

@@ -36,6 +36,8 @@ class Clock:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now_s = 1000.0
         monkeypatch.setattr(history, "time", SimpleNamespace(monotonic=lambda: self.now_s))
+        self.is_crowded = False
+        monkeypatch.setattr(history.system, "is_crowded", lambda: self.is_crowded)
 
 
 @pytest.fixture
@@ -65,6 +67,15 @@ def test_a_task_that_ends_within_a_second_leaves_nothing(clock: Clock, tmp_path:
     assert live(clock, made, 0.9) == []
     assert not made.is_begun and made.p95_bytes() is None
     assert list(tmp_path.iterdir()) == []
+
+
+def test_on_a_crowded_machine_the_first_look_waits_and_the_others_do_not(clock: Clock, tmp_path: Path) -> None:
+    made, clock.is_crowded = History(str(tmp_path / "usage.jsonl")), True
+    assert [round(look - 1000) for look in live(clock, made, 6)] == [3, 4, 5, 6]
+    made, clock.now_s = History(str(tmp_path / "other.jsonl")), 1000.0
+    assert made.due_s() == 1001.0
+    clock.now_s = 1001.0
+    assert not made.is_due() and made.due_s() == 1003.0
 
 
 def test_looks_are_a_second_apart_at_first_and_ten_later_and_then_no_reason_to_wake_up(

@@ -183,3 +183,13 @@ def test_start_times_of_one_process_agree_among_all_who_ask(sleeper: int) -> Non
     assert system.is_process(sleeper, seen_by_another)
     assert started is not None
     assert started <= time.time() + 1
+
+
+def test_a_machine_is_crowded_while_more_processes_want_to_run_than_it_has_cpus() -> None:
+    busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(2 * (os.cpu_count() or 1) + 2)]
+    try:
+        wait_for(system.is_crowded, "all of them to run at the same time", 60)
+    finally:
+        for process in busy:
+            process.kill()
+            process.wait()
