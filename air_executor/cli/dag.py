@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import signal
+from pathlib import Path
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -14,12 +15,12 @@ from air_executor import jsontext
 from air_executor.cli import dagview
 from air_executor.cli.jsonout import print_line
 from air_executor.cli.listing import Listing, show
-from air_executor.cli.table import EXIT_NO, EXIT_OK, JSON, Argument, Command, print_json
+from air_executor.cli.table import EXIT_NO, EXIT_OK, JSON, Argument, Command, at_least_zero, print_json
 from air_executor.cli.tasklogs import LogReader
 from air_executor.pocket.folder import RunFolder, age_s, all_folders, dags_dir, find
 from air_executor.pocket.request import PLACES, BusyError, DagError, Request, parse_conf
 from air_executor.pocket.result import DagResult
-from air_executor.pocket.run import run
+from air_executor.pocket.run import RunFailedError, run
 
 _DAY_S = 86400.0
 
@@ -50,15 +51,20 @@ def _run(args: argparse.Namespace) -> int:
         keep=args.keep,
     )
     for signum in (signal.SIGTERM, signal.SIGHUP):  # as of timeout(1), a service manager, a closed terminal
-        signal.signal(signum, signal.default_int_handler)
+        if signal.getsignal(signum) is not signal.SIG_IGN:  # as of nohup
+            signal.signal(signum, signal.default_int_handler)
+    try:
+        if args.json:
+            folder = run(request, print_line, restart=args.restart)
+        else:
+            with dagview.view() as display:
+                folder = run(request, display.take, restart=args.restart)
+    except BrokenPipeError:
+        raise RunFailedError("nobody reads the output any more; the same command goes on with the run") from None
+    result = DagResult.of(folder)
     if args.json:
-        folder = run(request, print_line, restart=args.restart)
-        result = DagResult.of(folder)
         print_line({"event": "result", **_document(result, args)})
     else:
-        with dagview.view() as display:
-            folder = run(request, display.take, restart=args.restart)
-        result = DagResult.of(folder)
         show(*_summary(result, args))
     return EXIT_OK if result.ok else EXIT_NO
 
@@ -151,7 +157,7 @@ def _logs(args: argparse.Namespace) -> int:
     folder = find(dags_dir(), args.names[0] if args.names else None)
     wanted = args.names[1] if len(args.names) > 1 else None
     logs = sorted(folder.logs.rglob("attempt=*.log"), key=lambda path: path.stat().st_mtime)
-    logs = [path for path in logs if wanted is None or f"task_id={wanted}" in path.parts]
+    logs = [path for path in logs if wanted is None or wanted in _labels(path)]
     if not logs:
         raise DagError(f"run {folder.name} has no log" + (f" of task {wanted!r}" if wanted else ""))
     for path in logs:
@@ -166,6 +172,13 @@ def _logs(args: argparse.Namespace) -> int:
         for line in lines:
             print(line)
     return EXIT_OK
+
+
+def _labels(log: Path) -> set[str]:
+    """Return how the task of a log may be named: with its map index, or without."""
+    parts = dict(part.split("=", 1) for part in log.parts if "=" in part)
+    task_id, index = parts.get("task_id", ""), parts.get("map_index")
+    return {task_id} if index is None else {task_id, f"{task_id}[{index}]"}
 
 
 def _clean(args: argparse.Namespace) -> int:
@@ -199,12 +212,6 @@ def _parallelism(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number, 1 or more")
     return int(text)
-
-
-def _days(text: str) -> float:
-    from air_executor.cli.table import at_least_zero
-
-    return at_least_zero(text)
 
 
 COMMANDS: tuple[Command, ...] = (
@@ -281,7 +288,7 @@ COMMANDS: tuple[Command, ...] = (
             Argument(
                 ("--older-than",),
                 {
-                    "type": _days,
+                    "type": at_least_zero,
                     "default": 0.0,
                     "metavar": "DAYS",
                     "help": "clean: only what was begun so long ago",

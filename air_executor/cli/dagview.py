@@ -40,8 +40,8 @@ _SYMBOLS = {"success": "✓", "failed": "✗", "upstream_failed": "✗", "runnin
 #: What a list of tasks leaves out first when it is too long.
 _DONE = frozenset({"success", "skipped", "removed"})
 
-#: So many lines of a failed task's log are shown.
-_LAST_LINES = 10
+#: So many lines of a failed task's log are shown, of so many that are read.
+_LAST_LINES, _READ_LINES = 10, 200
 
 #: Lines that say nothing of the task: Airflow's frames, and the marks of groups of lines.
 _OF_AIRFLOW = re.compile(r"^ +File .*/site-packages/airflow/|::(end)?group::")
@@ -130,7 +130,9 @@ def _time(task: dict[str, Any]) -> str:
 
 def _last_words(path: Path) -> list[str]:
     """Return the last lines of a log, without what Airflow itself adds to each."""
-    lines = (line for text in LogReader(str(path)).lines(is_over=True) for line in text.splitlines())
+    reader = LogReader(str(path))
+    reader.skip_to_tail(_READ_LINES)
+    lines = (line for text in reader.lines(is_over=True) for line in text.splitlines())
     return list(deque((line for line in lines if not _OF_AIRFLOW.search(line)), maxlen=_LAST_LINES))
 
 
@@ -150,7 +152,10 @@ class _LiveView(View):
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         self._look()
         tasks = dict(self.tasks)  # this is called in a thread of its own
-        lines = [line for task_id in self.order for line in self._lines(task_id, tasks)]
+        groups: dict[str, dict[int, dict[str, Any]]] = {}
+        for (task_id, index), task in tasks.items():
+            groups.setdefault(task_id, {})[index] = task
+        lines = [line for task_id in self.order for line in self._lines(task_id, groups.get(task_id, {}))]
         room = max(3, (options.height or console.height) - 2)
         if len(lines) > room:
             busy = [line for line in lines if line[0] not in _DONE]
@@ -161,9 +166,8 @@ class _LiveView(View):
         parts = ", ".join(f"{count} {name}" for name, count in counts.most_common())
         yield Text(f"{duration(time.monotonic() - self._began_s)}  {parts or 'starting Airflow'}", style="dim")
 
-    def _lines(self, task_id: str, tasks: dict[tuple[str, int], dict[str, Any]]) -> list[tuple[str | None, Text]]:
+    def _lines(self, task_id: str, own: dict[int, dict[str, Any]]) -> list[tuple[str | None, Text]]:
         """Return the lines of a task: one, and one for each mapped instance that is not just waiting or done."""
-        own = {index: task for (name, index), task in tasks.items() if name == task_id}
         mapped = {index: task for index, task in own.items() if index >= 0}
         if not mapped:
             return [self._line(task_id, own.get(-1))]
@@ -201,6 +205,8 @@ class _LiveView(View):
         found = {}
         for run in observe_runs(AllRuns(self.folder.state_dir)):
             identity = run.record.identity
+            if (identity.dag_id, identity.dag_run_id) != (self.dag_id, self.run_id):
+                continue  # of a run that it has triggered
             if identity.task_id is not None and run.memory_bytes is not None:
                 index = -1 if identity.map_index is None else identity.map_index
                 found[identity.task_id, index] = run.memory_bytes

@@ -19,11 +19,14 @@ from air_executor.machine.ownership import check_state_dir
 from air_executor.machine.safe_files import read_document, replace_file
 from air_executor.pocket.leftover import end_launchers, stop_runs
 from air_executor.pocket.request import BusyError, DagError, Request
-from air_executor.runs.lock import KernelLock
+from air_executor.runs.lock import KernelLock, is_held
 from air_executor.runs.statedir import FOLDER, VARIABLE
 
 #: A request or a result of more bytes is none of ours.
 _MAX_BYTES = 256 << 20
+
+#: Who looks whether somebody works on a run holds its lock for a moment, at most so many seconds.
+_LOOKERS_S = 0.5
 
 #: So many characters of a file's name are the beginning of a run's name.
 _MAX_STEM = 60
@@ -70,11 +73,7 @@ class RunFolder:
 
     def is_busy(self) -> bool:
         """Tell whether somebody works on the run."""
-        lock = self.lock()
-        if lock.acquire(0, create=False):
-            lock.release()
-            return False
-        return (self.path / "lock").exists()
+        return is_held(self.path / "lock")
 
     def request(self) -> Request:
         """Return what was asked for.
@@ -97,6 +96,10 @@ class RunFolder:
         except (ValueError, TypeError) as error:
             raise DagError(f"{self.path / 'result.json'} can't be understood: {error}") from None
 
+    def has_ended(self) -> bool:
+        """Tell whether there is a result, readable or not."""
+        return (self.path / "result.json").exists()
+
     def write(self, name: str, document: Any) -> None:
         """Write a document of the run, for this user alone."""
         replace_file(self.path / name, jsontext.dumps(document), is_durable=True)
@@ -113,7 +116,7 @@ class RunFolder:
         :raises BusyError: somebody works on the run.
         """
         lock = self.lock()
-        if not lock.acquire(0):
+        if not lock.acquire(_LOOKERS_S):
             raise BusyError(f"{self.name} is running")
         try:
             self.empty()
@@ -123,7 +126,7 @@ class RunFolder:
     def empty(self) -> None:
         """Remove the folder, by whoever has its lock; what still runs of it is stopped first."""
         stop_runs(self.state_dir, "the run is given up")
-        end_launchers(self.state_dir)
+        end_launchers(self.state_dir, wait=True)
         shutil.rmtree(self.path)
 
 
@@ -162,39 +165,48 @@ def claim(parent: Path, request: Request, *, restart: bool) -> tuple[RunFolder, 
     another begins.
 
     :raises BusyError: a run of that id is being worked on.
-    :raises DagError: a run of that id has ended.
+    :raises DagError: a run of that id has ended, or was asked for otherwise.
     """
-    parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for each in (parent.parent, parent):
+        each.mkdir(mode=0o700, parents=True, exist_ok=True)
     with contextlib.suppress(FileExistsError), open(parent / ".gitignore", "x", encoding="utf-8") as file:
         file.write("*\n")
-    with FileLock(parent / "claim.lock", mode=0o600):  # two commands may ask for the same at once
-        return _claim(parent, request, restart=restart)
+    while True:
+        with FileLock(parent / "claim.lock", mode=0o600):  # two commands may ask for the same at once
+            folder, lock, is_begun, is_given_up = _claim(parent, request, restart=restart)
+        if not is_given_up:
+            return folder, lock, is_begun
+        try:
+            folder.empty()  # which may take a while
+        finally:
+            lock.release()
 
 
-def _claim(parent: Path, request: Request, *, restart: bool) -> tuple[RunFolder, KernelLock, bool]:
+def _claim(parent: Path, request: Request, *, restart: bool) -> tuple[RunFolder, KernelLock, bool, bool]:
+    """Return a folder, its lock, whether its run was begun before, and whether it is given up."""
     for folder in _alike(parent, request):
         lock = folder.lock()
-        if not lock.acquire(0):
+        if not lock.acquire(_LOOKERS_S):
             if request.run_id is not None:
                 raise BusyError(f"run {request.run_id} is running already, as {folder.name}")
             continue
-        has_ended = folder.result() is not None
-        if not has_ended and not restart:
-            folder.write("request.json", jsontext.loads(request.to_json()))
-            return folder, lock, True
+        has_ended = folder.has_ended()
         if restart and (not has_ended or request.run_id is not None):
-            folder.empty()
-        elif request.run_id is not None:
-            lock.release()
-            raise DagError(f"run {request.run_id} has ended, as {folder.name}; --restart begins it anew")
-        lock.release()
-    return *_new(parent, request), False
+            return folder, lock, True, True
+        if not has_ended and folder.request().identity() == request.identity():
+            folder.write("request.json", jsontext.loads(request.to_json()))
+            return folder, lock, True, False
+        lock.release(keep_file=True)
+        if request.run_id is not None:
+            is_as = "has ended" if has_ended else "was begun with other options"
+            raise DagError(f"run {request.run_id} {is_as}, as {folder.name}; --restart begins it anew")
+    return *_new(parent, request), False, False
 
 
 def _alike(parent: Path, request: Request) -> Iterator[RunFolder]:
     for folder in all_folders(parent):
         with contextlib.suppress(DagError, StateDirError):
-            if folder.request().identity() == request.identity():
+            if request.is_same_run(folder.request()):
                 yield folder
 
 

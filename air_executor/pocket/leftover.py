@@ -6,52 +6,66 @@ import contextlib
 import os
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from air_executor.launcher.address import all_addresses
 from air_executor.launcher.client.control import ask_to_stop, status
+from air_executor.runs.ordered import OrderedRuns
 from air_executor.runs.record import RunRecord
 from air_executor.runs.store import RunStore
 
-#: How long tasks have for ``on_kill``, and then to die, in seconds.
-_STOP_S, _KILL_S = 40.0, 10.0
+#: How long tasks have for ``on_kill``, and then to die, and launchers to end, in seconds.
+_STOP_S, _KILL_S, _LAUNCHER_S = 40.0, 10.0, 10.0
 
 #: How often to look, in seconds.
 _LOOK_S = 0.1
 
 
 def live_runs(state_dir: Path) -> list[RunRecord]:
-    """Return the records of the runs that have not ended."""
-    store = RunStore(state_dir)
+    """Return the records of the runs that have not ended, here and on other hosts."""
+    return [record for store in (RunStore(state_dir), OrderedRuns.of(state_dir)) for record in _live(store)]
+
+
+def _live(store: RunStore) -> list[RunRecord]:
+    if not store.root.exists():
+        return []
     settled = (store.settled(record) for record in store.open_records())
     return [record for record in settled if not record.state.is_end]
 
 
-def stop_runs(state_dir: Path, reason: str) -> None:
-    """Stop all runs, by force if they don't end, and return when they have ended."""
+def stop_runs(state_dir: Path, reason: str, which: Callable[[RunRecord], bool] = lambda _: True) -> None:
+    """Stop runs of this machine, by force if they don't end, and return when they have ended."""
     store = RunStore(state_dir)
-    for record in live_runs(state_dir):
+    for record in filter(which, _live(store)):
         store.request_stop(record.id, reason)
         if not ask_to_stop(store, record.id):
             store.signal_run(record.id, signal.SIGTERM)
-    if not _all_end(state_dir, _STOP_S):
-        for record in live_runs(state_dir):
+    if not _all_end(store, which, _STOP_S):
+        for record in filter(which, _live(store)):
             store.signal_run(record.id, signal.SIGKILL)
-        _all_end(state_dir, _KILL_S)
+        _all_end(store, which, _KILL_S)
 
 
-def _all_end(state_dir: Path, timeout_s: float) -> bool:
+def _all_end(store: RunStore, which: Callable[[RunRecord], bool], timeout_s: float) -> bool:
     until_s = time.monotonic() + timeout_s
-    while live_runs(state_dir):
+    while any(map(which, _live(store))):
         if time.monotonic() >= until_s:
             return False
         time.sleep(_LOOK_S)
     return True
 
 
-def end_launchers(state_dir: Path) -> None:
-    """End the launchers, and with them what they still run."""
-    for address in all_addresses(RunStore(state_dir)):
+def end_launchers(state_dir: Path, *, wait: bool = False) -> None:
+    """End the launchers, and with them what they still run.
+
+    :param wait: return when they have ended.
+    """
+    addresses = all_addresses(RunStore(state_dir))
+    for address in addresses:
         with contextlib.suppress(OSError):
             if (answer := status(address)) is not None:
                 os.kill(answer["pid"], signal.SIGTERM)
+    until_s = time.monotonic() + (_LAUNCHER_S if wait else 0.0)
+    while time.monotonic() < until_s and any(status(address) is not None for address in addresses):
+        time.sleep(_LOOK_S)

@@ -67,11 +67,19 @@ class Request:
     """Files as ``airflow.cfg``, or ``env`` for the environment."""
     keep: bool = False
     """Whether the run's Airflow stays when it has ended."""
+    source: Source = Source("", "")
+    """Where the DAG's code is: :func:`check` finds it."""
 
     def identity(self) -> dict[str, Any]:
         """Return what tells one run from another."""
         names = ("target", "dag_id", "conf", "run_id", "logical_date", "tasks", "on")
         return {name: getattr(self, name) for name in names}
+
+    def is_same_run(self, other: Request) -> bool:
+        """Tell whether two requests are for the same run: with an id, whatever else they say."""
+        if self.run_id is not None:
+            return (self.target, self.dag_id, self.run_id) == (other.target, other.dag_id, other.run_id)
+        return self.identity() == other.identity()
 
     def to_json(self) -> bytes:
         """Return the request as a document."""
@@ -87,6 +95,7 @@ class Request:
             document = jsontext.loads(data)
             for name in ("tasks", "config_from"):
                 document[name] = tuple(document[name])
+            document["source"] = Source(**document["source"])
             return cls(**document)
         except (ValueError, TypeError, KeyError) as error:
             raise DagError(f"a request can't be understood: {error}") from None
@@ -123,9 +132,9 @@ def check(request: Request) -> Request:
 
     :raises DagError: one is not.
     """
-    locate(request.target)
+    changes: dict[str, Any] = {"source": locate(request.target)}
     named = {name: getattr(request, name) for name in ("connections", "variables", "pools", "env_file")}
-    changes: dict[str, Any] = {name: _present(path) for name, path in named.items() if path is not None}
+    changes |= {name: _present(path) for name, path in named.items() if path is not None}
     if not _is_module(request.target):
         changes["target"] = os.path.abspath(os.path.expanduser(request.target))
     changes["config_from"] = tuple(each if each == "env" else _present(each) for each in request.config_from)

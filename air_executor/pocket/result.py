@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from air_executor.errors import AirExecutorError
 from air_executor.pocket.folder import RunFolder
+from air_executor.pocket.request import DagError
 
 
 @dataclass(frozen=True)
@@ -34,8 +34,6 @@ class DagResult:
 
         :raises DagError: it has not ended, or the file can't be understood.
         """
-        from air_executor.pocket.request import DagError
-
         result = folder.result()
         if result is None:
             raise DagError(f"run {folder.name} has not ended")
@@ -92,19 +90,3 @@ class DagResult:
                 except OSError as error:
                     raise KeyError(f"{task_id} has no log of try {number}") from error
         raise KeyError(f"run {self.name} has no task {task_id} with map index {map_index}")
-
-
-class DagFailed(AirExecutorError):  # noqa: N818 - as subprocess.CalledProcessError, it names what happened
-    """A DAG's run has failed. ``result`` has the rest."""
-
-    exit_code = 1
-
-    def __init__(self, result: DagResult) -> None:
-        failed = [_label(task) for task in result.tasks if task["state"] in ("failed", "upstream_failed")]
-        super().__init__(f"{result.dag_id} {result.state}: {', '.join(failed) or 'no task failed'}")
-        self.result = result
-
-
-def _label(task: dict[str, Any]) -> str:
-    index = "" if task["map_index"] < 0 else f"[{task['map_index']}]"
-    return f"{task['task_id']}{index} {task['state']}"

@@ -84,8 +84,7 @@ def _work(folder: RunFolder, request: Request, on_event: Callable[[Event], None]
     with process.stdout as told:
         try:
             error = _follow(told, on_event)
-        except KeyboardInterrupt:
-            on_event({"event": "interrupted"})
+        except BaseException:  # as Ctrl-C, or because nobody reads any more what on_event prints
             _interrupt(process, told, on_event)
             raise
         finally:
@@ -128,9 +127,17 @@ def _follow(told: IO[bytes], on_event: Callable[[Event], None]) -> str | None:
 
 def _interrupt(process: subprocess.Popen[bytes], told: IO[bytes], on_event: Callable[[Event], None]) -> None:
     """Have the run stop its tasks and end. A second Ctrl-C ends it at once."""
+
+    def quietly(event: Event) -> None:
+        with contextlib.suppress(Exception, SystemExit):
+            on_event(event)
+
     process.send_signal(signal.SIGINT)
-    with contextlib.suppress(KeyboardInterrupt):
-        _follow(told, on_event)
+    try:
+        quietly({"event": "interrupted"})
+        _follow(told, quietly)
+    except KeyboardInterrupt:
+        process.kill()  # its parts die with it
 
 
 def _reap(process: subprocess.Popen[bytes]) -> None:
@@ -144,6 +151,4 @@ def _reap(process: subprocess.Popen[bytes]) -> None:
 
 def _tidy(folder: RunFolder) -> None:
     """Remove what only a run that goes on needs: its database and settings."""
-    import shutil
-
     shutil.rmtree(folder.home, ignore_errors=True)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from air_executor.machine.safe_files import replace_file
 from air_executor.pocket.folder import RunFolder
-from air_executor.pocket.request import DagError, Request, locate
+from air_executor.pocket.request import DagError, Request
 
 #: The name under which Airflow knows the folder of the DAG. That of its own default, so that workers know it, too.
 BUNDLE = "dags-folder"
@@ -31,6 +31,7 @@ _OWN_OPTIONS = frozenset(
         ("core", "dags_are_paused_at_creation"),
         ("core", "execution_api_server_url"),
         ("core", "fernet_key"),
+        ("core", "default_pool_task_slot_count"),
         ("core", "simple_auth_manager_passwords_file"),
         ("api", "host"),
         ("api", "port"),
@@ -59,13 +60,12 @@ _KEPT = ("AIRFLOW_CONN_", "AIRFLOW_VAR_")
 
 
 def write_settings(folder: RunFolder, request: Request, environ: Mapping[str, str] = os.environ) -> None:
-    """Write ``airflow.cfg`` of a run, unless it is there.
+    """Write ``airflow.cfg`` of a run. The keys of one that was interrupted stay.
 
     :raises DagError: a configuration that is to be passed on can't be read.
     """
     path = folder.home / "airflow.cfg"
-    if path.exists():
-        return
+    former = _from_file(path) if path.exists() else {}
     options: dict[tuple[str, str], str] = {}
     for source in request.config_from:
         options |= _from_environment(environ) if source == "env" else _from_file(Path(source))
@@ -75,8 +75,8 @@ def write_settings(folder: RunFolder, request: Request, environ: Mapping[str, st
         if section not in _OWN_SECTIONS and (section, name) not in _OWN_OPTIONS
     }
     options |= _own(folder, request)
-    for section, name in (("api", "secret_key"), ("api_auth", "jwt_secret")):
-        options.setdefault((section, name), base64.urlsafe_b64encode(os.urandom(32)).decode())
+    for key in (("api", "secret_key"), ("api_auth", "jwt_secret"), ("core", "fernet_key")):
+        options.setdefault(key, former.get(key) or base64.urlsafe_b64encode(os.urandom(32)).decode())
     parser = configparser.RawConfigParser(strict=False)
     for (section, name), value in sorted(options.items()):
         if not parser.has_section(section):
@@ -115,18 +115,17 @@ def _own(folder: RunFolder, request: Request) -> dict[tuple[str, str], str]:
     bundle = {
         "name": BUNDLE,
         "classpath": "airflow.dag_processing.bundles.local.LocalDagBundle",
-        "kwargs": {"path": locate(request.target).bundle},
+        "kwargs": {"path": request.source.bundle},
     }
     # A writer waits for another one's transaction for so long, in seconds; SQLite's default is 5.
     database = f"sqlite:///{folder.database}?timeout=60"
     return {
         ("core", "executor"): _EXECUTORS[request.on],
-        ("core", "dags_folder"): locate(request.target).bundle,
+        ("core", "dags_folder"): request.source.bundle,
         ("core", "load_examples"): "False",
         ("core", "parallelism"): str(request.parallelism),
         ("core", "max_active_tasks_per_dag"): str(request.parallelism),
         ("core", "dags_are_paused_at_creation"): "False",
-        ("core", "fernet_key"): base64.urlsafe_b64encode(os.urandom(32)).decode(),
         # The default asks the network for this machine's name.
         ("core", "hostname_callable"): "socket.gethostname",
         # The dag processor, which is started for callbacks only, needs no other file.
@@ -134,7 +133,7 @@ def _own(folder: RunFolder, request: Request) -> dict[tuple[str, str], str]:
         ("database", "sql_alchemy_conn"): database,
         ("database", "load_default_connections"): "False",
         ("dag_processor", "dag_bundle_config_list"): json.dumps([bundle]),
-        ("dag_processor", "min_file_process_interval"): "0",
+        ("dag_processor", "min_file_process_interval"): "1",
         ("logging", "base_log_folder"): str(folder.logs),
         ("logging", "log_filename_template"): _LOG_NAME,
         ("logging", "dag_processor_child_process_log_directory"): str(folder.logs / "dag_processor"),
@@ -155,11 +154,7 @@ def environment(folder: RunFolder, request: Request, environ: Mapping[str, str] 
 
     :raises DagError: the file of variables can't be read.
     """
-    env = {
-        name: value
-        for name, value in environ.items()
-        if not name.startswith(("AIRFLOW", "_AIRFLOW", "AIR_EXECUTOR", "PYTEST_")) or name.startswith(_KEPT)
-    }
+    env = _for_any(environ)
     if request.env_file is not None:
         from dotenv import dotenv_values
 
@@ -167,6 +162,12 @@ def environment(folder: RunFolder, request: Request, environ: Mapping[str, str] 
             read = dotenv_values(request.env_file, interpolate=True)
         except (OSError, UnicodeDecodeError) as error:
             raise DagError(f"{request.env_file} can't be read: {error}") from None
-        env |= {name: value for name, value in read.items() if value is not None}
+        env |= _for_any({name: value for name, value in read.items() if value is not None})
     path = f"{Path(sys.executable).parent}{os.pathsep}{environ.get('PATH', os.defpath)}"
     return env | {"AIRFLOW_HOME": str(folder.home), "PATH": path}
+
+
+def _for_any(environ: Mapping[str, str]) -> dict[str, str]:
+    """Return variables without those that say which Airflow is meant, or how it is set up."""
+    others = ("AIRFLOW", "_AIRFLOW", "AIR_EXECUTOR", "PYTEST_")
+    return {name: value for name, value in environ.items() if not name.startswith(others) or name.startswith(_KEPT)}

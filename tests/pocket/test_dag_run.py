@@ -82,12 +82,8 @@ def test_a_dag_may_have_whatever_airflow_has(place: Place) -> None:
 def test_a_failed_run_tells_why(place: Place) -> None:
     out, err = place.call("run", str(DAGS / "failing.py"), "--keep", code=1)
     assert "RuntimeError: it went wrong here" in err
-    assert [line.split("\t")[:2] for line in out.splitlines() if "\t" in line] == [
-        ["TASK", "STATE"],
-        ["apart", "success"],
-        ["breaks", "failed"],
-        ["never", "upstream_failed"],
-    ] or "never\tupstream_failed" in out
+    rows = {tuple(line.split("\t")[:2]) for line in out.splitlines() if "\t" in line}
+    assert rows == {("TASK", "STATE"), ("apart", "success"), ("breaks", "failed"), ("never", "upstream_failed")}
     assert (place.folder / "told").exists()  # the callback of the dag
     # What was kept is an Airflow that can be looked at.
     (folder,) = place.dags.glob("failing-*")
@@ -177,7 +173,7 @@ def test_a_killed_run_is_gone_on_with_and_its_tasks_were_not_disturbed(place: Pl
     wait_for(lambda: not place.parts(), "the run's Airflow to end with the command")
     assert place.processes() != []  # its task runs on
     second = place.start("run", str(DAGS / "slow.py"), "--json")
-    wait_for(lambda: '"goes_on":true' in second.stdout.readline(), "the second command to go on")
+    wait_for(lambda: '"event":"dag"' in second.stdout.readline(), "the second command to go on")
     (place.folder / "release").touch()
     out, err = second.communicate(timeout=240)
     assert second.returncode == 0, (out, err, place.logs())

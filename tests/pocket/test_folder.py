@@ -69,8 +69,11 @@ def test_a_run_with_an_id_is_there_once(tmp_path: Path, request_: Request) -> No
     run, lock, _ = claim(tmp_path / "dags", named, restart=False)
     with pytest.raises(BusyError, match="run mine is running already, as my_dag-1"):
         claim(tmp_path / "dags", named, restart=True)
-    run.write("result.json", {"state": "failed"})
     lock.release(keep_file=True)
+    other = dataclasses.replace(named, conf={"a": 1})
+    with pytest.raises(DagError, match="run mine was begun with other options, as my_dag-1"):
+        claim(tmp_path / "dags", other, restart=False)
+    run.write("result.json", {"state": "failed"})
     with pytest.raises(DagError, match="run mine has ended, as my_dag-1; --restart begins it anew"):
         claim(tmp_path / "dags", named, restart=False)
     anew, _, goes_on = claim(tmp_path / "dags", named, restart=True)
@@ -201,13 +204,18 @@ def test_what_matters_is_passed_on_and_what_is_the_runs_own_is_not(tmp_path: Pat
     assert "num_runs" not in found["scheduler"]
     secrets = {found[section][name] for section, name in (("core", "fernet_key"), ("api_auth", "jwt_secret"))}
     assert len(secrets) == 2
-    before = (run.home / "airflow.cfg").read_bytes()
-    write_settings(run, request, env)  # a run that goes on keeps its keys
-    assert (run.home / "airflow.cfg").read_bytes() == before
+    # A run that goes on keeps its keys, and has the other options as they are asked for now.
+    write_settings(run, dataclasses.replace(request, parallelism=7), env)
+    again = settings_of(run)
+    assert {again[section][name] for section, name in (("core", "fernet_key"), ("api_auth", "jwt_secret"))} == secrets
+    assert again["core"]["parallelism"] == "7"
 
 
 def test_the_environment_is_the_users_without_what_is_for_another_airflow(tmp_path: Path, request_: Request) -> None:
-    (tmp_path / "more.env").write_text("COLOUR=green\nBASE=${HOME_OF_DATA}/x\n")
+    (tmp_path / "more.env").write_text(
+        "COLOUR=green\nBASE=${HOME_OF_DATA}/x\nAIRFLOW_CONFIG=/users.cfg\nAIRFLOW_HOME=/users\n"
+        "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN=postgresql://users\n"
+    )
     run, _, _ = claim(tmp_path / "dags", request_, restart=False)
     given = {
         "PATH": "/bin",

@@ -303,7 +303,12 @@ INTERNALS: dict[str, list[Internal]] = {
         Internal("airflow.jobs.triggerer_job_runner:TriggererJobRunner._execute", takes="self"),
         Internal("airflow.jobs.triggerer_job_runner:TriggererJobRunner.is_needed", takes="session"),
         Internal("airflow.jobs.dag_processor_job_runner:DagProcessorJobRunner._execute", takes="self"),
-        Internal("airflow.dag_processing.manager:DagFileProcessorManager"),
+        Internal("airflow.dag_processing.manager:DagFileProcessorManager#_callback_to_execute"),
+        Internal("airflow.dag_processing.manager:DagFileProcessorManager#_file_stats"),
+        Internal("airflow.dag_processing.manager:DagFileProcessorManager#_processors"),
+        Internal("airflow.dag_processing.manager:DagFileProcessorManager.max_runs_reached", takes="self"),
+        Internal("airflow.utils.file:might_contain_dag_via_default_heuristic", takes="file_path zip_file"),
+        Internal("airflow.serialization.serialized_objects:LazyDeserializedDAG.from_dag", takes="cls dag"),
         Internal("airflow.models.dagbag:sync_bag_to_db", takes="dagbag bundle_name bundle_version", before=(3, 2)),
         Internal(
             "airflow.dag_processing.dagbag:sync_bag_to_db", takes="dagbag bundle_name bundle_version", since=(3, 2)
@@ -321,7 +326,7 @@ INTERNALS: dict[str, list[Internal]] = {
         *_all("airflow.models", "Pool Connection Variable TaskInstance DagRun"),
         Internal("airflow.secrets.local_filesystem:load_connections_dict", takes="file_path"),
         Internal("airflow.secrets.local_filesystem:load_variables", takes="file_path"),
-        Internal("airflow.models.xcom:XComModel.deserialize_value", takes="result"),
+        *_all("airflow.models.xcom", "XComModel.value XComModel.key"),
         Internal("airflow.api_fastapi.main", says="AIRFLOW_API_APPS"),
         Internal("airflow.api_fastapi.execution_api.versions:bundle"),
         Internal("airflow.api_fastapi.execution_api.routes:execution_api_router"),

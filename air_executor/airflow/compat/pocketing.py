@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import socket
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,10 +15,6 @@ from air_executor.airflow.compat.version import AIRFLOW_VERSION
 if TYPE_CHECKING:
     from airflow.models.taskinstance import TaskInstance
     from sqlalchemy.orm import Session
-
-#: The dag processor executes callbacks beside reading files; what it has fetched is executed before it has read each
-#: file so often.
-_PARSES = 3
 
 
 #: The module that reads DAGs.
@@ -102,7 +98,15 @@ def be_dag_processor() -> None:
     from airflow.jobs.dag_processor_job_runner import DagProcessorJobRunner
     from airflow.jobs.job import Job, run_job
 
-    runner = DagProcessorJobRunner(job=Job(), processor=DagFileProcessorManager(max_runs=_PARSES))
+    class UntilAllAreCalled(DagFileProcessorManager):
+        """Ends when it has read each file, and has executed what it has fetched meanwhile."""
+
+        def max_runs_reached(self) -> bool:
+            # A callback that comes while its file is being read is executed when that is read again.
+            is_busy = self._callback_to_execute or self._processors or not self._file_stats
+            return not is_busy and all(stat.run_count for stat in self._file_stats.values())
+
+    runner = DagProcessorJobRunner(job=Job(), processor=UntilAllAreCalled(max_runs=-1))
     run_job(job=runner.job, execute_callable=runner._execute)
 
 
@@ -115,6 +119,23 @@ def read_dags(path: Path, bundle: Path, bundle_name: str) -> Any:
     if not path.is_dir():
         options["safe_mode"] = False  # a file that was named is read, whatever is in it
     return bags.DagBag(dag_folder=path, **options)
+
+
+def check_serializable(dag: Any) -> None:
+    """Check that a DAG can be saved.
+
+    :raises Exception: it can't, for one of many reasons.
+    """
+    from airflow.serialization.serialized_objects import LazyDeserializedDAG
+
+    LazyDeserializedDAG.from_dag(dag)
+
+
+def looks_like_a_dag(file_path: str, zip_file: Any) -> bool:
+    """Tell whether Airflow would look for DAGs in a file."""
+    from airflow.utils.file import might_contain_dag_via_default_heuristic
+
+    return bool(might_contain_dag_via_default_heuristic(file_path, zip_file))
 
 
 def save_dags(bag: Any, bundle_name: str) -> None:
@@ -166,12 +187,11 @@ def has_callbacks(session: Session) -> bool:
     return session.scalar(select(DbCallbackRequest.id).limit(1)) is not None
 
 
-def clear_unfinished(instances: Iterable[TaskInstance], session: Session) -> None:
-    """Have tasks run again that were interrupted, in a new try that costs none of their retries."""
+def clear_interrupted(ti: TaskInstance, session: Session) -> None:
+    """Have a task run again that was interrupted, in a new try that costs none of its retries."""
     from airflow.models.taskinstance import clear_task_instances
 
-    for ti in instances:
-        max_tries = ti.max_tries + 1
-        ti.state = "failed"  # one that is running would wait for its runner to notice
-        clear_task_instances([ti], session, dag_run_state=False)
-        ti.max_tries = max_tries
+    max_tries = ti.max_tries + 1
+    ti.state = "failed"  # one that is running would wait for its runner to notice
+    clear_task_instances([ti], session, dag_run_state=False)
+    ti.max_tries = max_tries

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import sys
@@ -12,6 +13,7 @@ from air_executor.airflow.pocket.telling import keep_stdout, tell
 from air_executor.errors import AirExecutorError
 from air_executor.launcher.client.backend import LocalBackend
 from air_executor.machine import system
+from air_executor.machine.safe_files import replace_file
 from air_executor.pocket.folder import RunFolder
 from air_executor.pocket.request import DagError, Request
 
@@ -23,28 +25,29 @@ def main(path: str) -> int:
     folder = RunFolder(Path(path))
     try:
         request = folder.request()
-        listener = _listen(folder, request.listen)
+        listener, has_moved = _listen(folder, request.listen)
         # For tasks and their launcher; the launcher imports Airflow while this process does.
         os.environ["AIRFLOW__CORE__EXECUTION_API_SERVER_URL"] = _url(listener)
         warming = _warm_up(request)
         from air_executor.airflow.pocket.parts import Parts
 
-        return Parts(folder, request, listener, warming).work()
+        return Parts(folder, request, listener, warming, has_moved=has_moved).work()
     except AirExecutorError as error:
         tell("error", error=str(error))
         return error.exit_code
 
 
-def _listen(folder: RunFolder, host: str) -> socket.socket:
-    """Return a socket that listens at a port of ``host``: that of the run's former Airflow, if it is free.
+def _listen(folder: RunFolder, host: str) -> tuple[socket.socket, bool]:
+    """Return a socket that listens at a port of ``host``, and whether it is another than the last time.
 
     What this Airflow's predecessor has started, and still runs, knows that port.
 
     :raises DagError: there is no free port, or the address is not this machine's.
     """
-    note = folder.home / "port"
-    wanted = int(note.read_text()) if note.exists() else 0
-    for port in (wanted, 0) if wanted else (0,):
+    note, former = folder.home / "port", 0
+    with contextlib.suppress(OSError, ValueError):
+        former = int(note.read_text())
+    for port in (former, 0) if former else (0,):
         listener = socket.socket()
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -54,8 +57,9 @@ def _listen(folder: RunFolder, host: str) -> socket.socket:
             reason = error.strerror
             continue
         listener.listen(128)
-        note.write_text(str(listener.getsockname()[1]))
-        return listener
+        now = listener.getsockname()[1]
+        replace_file(note, str(now).encode())
+        return listener, former not in (0, now)
     raise DagError(f"the run's API can't listen at {host}: {reason}")
 
 

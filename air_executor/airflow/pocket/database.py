@@ -20,15 +20,21 @@ from air_executor.pocket.request import DagError, Request
 #: How long another process may take to make the template, in seconds.
 _MAKE_S = 120.0
 
+#: So many tasks may run at a time that name no pool, or as many as may run at all.
+_DEFAULT_SLOTS = 128
+
 #: Distributions that decide what is in a new database.
 _DISTRIBUTIONS = ("apache-airflow", "apache-airflow-core", "sqlalchemy", "alembic")
 
 
 def copy_template(to: Path) -> bool:
     """Copy the template, and return whether there is one."""
+    unfinished = to.with_suffix(".copy")
     with contextlib.suppress(OSError):
-        shutil.copyfile(_template(), to)
+        shutil.copyfile(_template(), unfinished)
+        unfinished.replace(to)
         return True
+    unfinished.unlink(missing_ok=True)
     return False
 
 
@@ -62,9 +68,10 @@ def _template() -> Path:
     return cache / "air-executor" / f"airflow-{metadata.version('apache-airflow-core')}-{digest}.db"
 
 
-def fill(request: Request) -> None:
+def fill(request: Request, *, is_new: bool) -> None:
     """Bring in the connections, variables and pools of a request, as Airflow's own commands for files do.
 
+    :param is_new: the run begins; later its tasks may have set variables.
     :raises DagError: a file is not as it should be.
     """
     from airflow.models import Connection, Pool, Variable
@@ -76,9 +83,12 @@ def fill(request: Request) -> None:
         for conn_id, connection in _read(load_connections_dict, request.connections).items():
             connection.id = session.scalar(select(Connection.id).where(Connection.conn_id == conn_id))
             session.merge(connection)
-        for key, value in _read(load_variables, request.variables).items():
+        for key, value in (_read(load_variables, request.variables) if is_new else {}).items():
             Variable.set(key, value, serialize_json=not isinstance(value, str), session=session)
-    for name, pool in _read(_pools, request.pools).items():
+    default = {
+        Pool.DEFAULT_POOL_NAME: {"slots": max(_DEFAULT_SLOTS, request.parallelism), "description": "Default pool"}
+    }
+    for name, pool in (default | _read(_pools, request.pools)).items():
         Pool.create_or_update_pool(
             name, pool["slots"], pool.get("description", ""), include_deferred=pool.get("include_deferred", False)
         )
@@ -103,11 +113,11 @@ def _pools(path: str) -> dict[str, Any]:
     return found
 
 
-def pools() -> set[str]:
-    """Return the names of the pools that there are."""
+def pools() -> dict[str, int]:
+    """Return the slots of the pools that there are, by name."""
     from airflow.models import Pool
     from airflow.utils.session import create_session
     from sqlalchemy import select
 
     with create_session() as session:
-        return set(session.scalars(select(Pool.pool)))
+        return {str(name): slots for name, slots in session.execute(select(Pool.pool, Pool.slots))}

@@ -16,19 +16,18 @@ from pathlib import Path
 
 from air_executor import jsontext
 from air_executor.airflow.compat import pocketing
-from air_executor.airflow.pocket import database, source, watcher
-from air_executor.airflow.pocket.telling import tell
+from air_executor.airflow.pocket import database, source, telling, watcher
 from air_executor.launcher.client.backend import LocalBackend
 from air_executor.machine import system
 from air_executor.pocket.folder import RunFolder
 from air_executor.pocket.leftover import end_launchers
-from air_executor.pocket.request import Request
+from air_executor.pocket.request import DagError, Request
 
 #: How often to look for processes that have ended, in seconds.
 _LOOK_S = 0.1
 
-#: A part that has ended so often is not started again.
-_MAX_DEATHS = 5
+#: A part that has ended so often in a row is not started again; one that has lasted for so many seconds begins anew.
+_MAX_DEATHS, _LASTS_S = 5, 60.0
 
 #: A part that has ended is started again after so many seconds.
 _AGAIN_S = 1.0
@@ -36,18 +35,30 @@ _AGAIN_S = 1.0
 #: How long the scheduler has to end, and the others, in seconds. Then they are killed: nothing is lost by that.
 _SCHEDULER_END_S, _END_S = 20.0, 5.0
 
-#: The exit code of a run that was interrupted.
-INTERRUPTED = 130
-
 
 class Parts:
     """Starts the parts, and keeps them alive for as long as the watcher lives."""
 
     def __init__(
-        self, folder: RunFolder, request: Request, listener: socket.socket, warming: LocalBackend | None
+        self,
+        folder: RunFolder,
+        request: Request,
+        listener: socket.socket,
+        warming: LocalBackend | None,
+        *,
+        has_moved: bool,
     ) -> None:
+        """Start nothing yet.
+
+        :param listener: where the API is to listen.
+        :param warming: what keeps a launcher waiting for the executor.
+        :param has_moved: the listener's port is not that of the run's former Airflow.
+        """
         self._folder, self._request, self._listener, self._warming = folder, request, listener, warming
+        self._has_moved = has_moved
         self._pids: dict[int, str] = {}
+        #: When each was started, on the monotonic clock.
+        self._began_s: dict[str, float] = {}
         self._deaths: Counter[str] = Counter()
         #: When to start a part again, on the monotonic clock.
         self._due_s: dict[str, float] = {}
@@ -61,8 +72,8 @@ class Parts:
         """Work until the run has ended, and return the exit code."""
         signal.signal(signal.SIGINT, self._interrupt)
         signal.signal(signal.SIGTERM, self._interrupt)
-        if not (self._folder.database).exists():
-            self._make_database()
+        if not (self._folder.path / "run.json").exists():
+            self._make_database()  # if there is one, it is of a command that was killed before the run began
         pocketing.import_what_all_need()
         gc.freeze()
         self._start("api-server")
@@ -77,10 +88,16 @@ class Parts:
         return code
 
     def _make_database(self) -> None:
-        """Copy the template, after making it if there is none for this Airflow."""
+        """Copy the template, after making it if there is none for this Airflow.
+
+        :raises DagError: that is not possible.
+        """
+        for path in self._folder.home.glob(f"{self._folder.database.name}*"):
+            path.unlink()
         if not database.copy_template(self._folder.database):
             pid = self._fork("template", lambda: database.make_template(self._folder.database))
-            os.waitpid(pid, 0)
+            if os.waitpid(pid, 0)[1]:
+                raise DagError(f"the run's database could not be made: see {self._folder.parts / 'template.log'}")
 
     def _start(self, name: str) -> int:
         parts: dict[str, Callable[[], None]] = {
@@ -88,11 +105,11 @@ class Parts:
             "scheduler": lambda: pocketing.be_scheduler(self._wait_at_gate),
             "triggerer": pocketing.be_triggerer,
             "dag-processor": self._be_dag_processor,
-            "watcher": lambda: watcher.watch(self._folder, self._request, self._there),
+            "watcher": lambda: watcher.watch(self._folder, self._request, self._there, has_moved=self._has_moved),
         }
         self._due_s.pop(name, None)
         pid = self._fork(name, parts[name])
-        self._pids[pid] = name
+        self._pids[pid], self._began_s[name] = name, time.monotonic()
         return pid
 
     def _fork(self, name: str, be: Callable[[], None]) -> int:
@@ -106,6 +123,8 @@ class Parts:
             system.die_with_parent(main)
             system.set_title(f"air-executor dag {name}")
             _print_to(self._folder.parts / f"{name}.log")
+            if name != "watcher":
+                telling.close()  # a process that outlives its part would keep the command waiting
             if name != "api-server":
                 self._listener.close()
             if self._gatekeeper >= 0:
@@ -129,6 +148,7 @@ class Parts:
                 self._provide(self._here.recv(256).decode())
             if self._is_interrupted and not told:
                 told = True
+                self._due_s.clear()
                 self._end("scheduler", _SCHEDULER_END_S)  # then nothing begins any more
                 self._here.send(b"interrupted")
             while (ended := _ended()) is not None:
@@ -138,16 +158,22 @@ class Parts:
                     return code
                 if name == "dag-processor" and code == 0:
                     self._here.send(name.encode())  # the callbacks that waited have been executed
-                elif name is not None and not told:
-                    self._deaths[name] += 1
-                    if self._deaths[name] >= _MAX_DEATHS:
-                        log = self._folder.parts / f"{name}.log"
-                        tell("error", error=f"the run's {name} has ended {_MAX_DEATHS} times: see {log}")
-                        self._end("watcher", 0)
-                        return 1
-                    self._due_s[name] = time.monotonic() + _AGAIN_S
+                elif name is not None and not told and not self._may_begin_again(name):
+                    log = self._folder.parts / f"{name}.log"
+                    telling.tell("error", error=f"the run's {name} has ended {_MAX_DEATHS} times in a row: see {log}")
+                    self._end("watcher", 0)
+                    return 1
             for name in [name for name, due_s in self._due_s.items() if time.monotonic() >= due_s]:
                 self._start(name)
+
+    def _may_begin_again(self, name: str) -> bool:
+        """Have a part that has ended started again, unless that has not helped."""
+        now_s = time.monotonic()
+        if now_s > self._began_s[name] + _LASTS_S:
+            self._deaths[name] = 0
+        self._deaths[name] += 1
+        self._due_s[name] = now_s + _AGAIN_S
+        return self._deaths[name] < _MAX_DEATHS
 
     def _provide(self, name: str) -> None:
         """Start a part that the watcher wants, or let it begin."""
@@ -158,7 +184,7 @@ class Parts:
             self._start(name)
 
     def _be_dag_processor(self) -> None:
-        source.read_only(jsontext.loads((self._folder.path / "run.json").read_bytes())["file"])
+        source.read_only(jsontext.loads((self._folder.path / "run.json").read_bytes())["files"])
         pocketing.be_dag_processor()
 
     def _wait_at_gate(self) -> None:

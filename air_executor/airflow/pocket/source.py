@@ -6,25 +6,27 @@ import fnmatch
 import functools
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from air_executor.airflow.compat import pocketing
-from air_executor.pocket.request import DagError, Request, locate
+from air_executor.pocket.request import DagError, Request
 from air_executor.pocket.settings import BUNDLE
 
 if TYPE_CHECKING:
     from airflow.sdk import DAG
 
-#: Names the file that the dag processor reads.
-_VARIABLE = "AIR_EXECUTOR_DAG_FILE"
+#: Names the files that the dag processor reads.
+_VARIABLE = "AIR_EXECUTOR_DAG_FILES"
 
 
-def is_wanted(file_path: str, zip_file: Any = None) -> bool:  # noqa: ARG001
-    """Tell whether a file may have the run's DAG: Airflow's ``[core] might_contain_dag_callable``."""
+def is_wanted(file_path: str, zip_file: Any = None) -> bool:
+    """Tell whether a file may have DAGs of the run: Airflow's ``[core] might_contain_dag_callable``."""
     wanted = os.environ.get(_VARIABLE)
-    return wanted is None or os.path.realpath(file_path) == os.path.realpath(wanted)
+    if wanted is None:
+        return pocketing.looks_like_a_dag(file_path, zip_file)
+    return os.path.realpath(file_path) in wanted.split(os.pathsep)
 
 
 def read(request: Request) -> tuple[Any, DAG]:
@@ -32,7 +34,7 @@ def read(request: Request) -> tuple[Any, DAG]:
 
     :raises DagError: there is none, or more than one, or it can't be imported.
     """
-    source = locate(request.target)
+    source = request.source
     path, bundle = Path(source.path), Path(source.bundle)
     sys.path.append(source.bundle)  # as Airflow has it
     bag = pocketing.read_dags(path, bundle, BUNDLE)
@@ -41,15 +43,21 @@ def read(request: Request) -> tuple[Any, DAG]:
         wanted = next(iter(bag.dags))
     if wanted is None or wanted not in bag.dags:
         raise DagError(_complaint(wanted, path, bag))
-    dag = bag.dags[wanted]
     if request.tasks:
-        dag = bag.dags[wanted] = _part(dag, request.tasks)
-    return bag, dag
+        bag.dags[wanted] = _part(bag.dags[wanted], request.tasks)
+    for dag_id, each in list(bag.dags.items()):
+        try:
+            pocketing.check_serializable(each)
+        except Exception as error:  # of many kinds
+            if dag_id == wanted:
+                raise DagError(f"DAG {dag_id} in {each.fileloc} can't be saved: {error}") from error
+            del bag.dags[dag_id]
+    return bag, bag.dags[wanted]
 
 
-def read_only(path: str) -> None:
-    """Have a dag processor that is started from this environment read one file only."""
-    os.environ[_VARIABLE] = path
+def read_only(paths: Iterable[str]) -> None:
+    """Have a dag processor that is started from this environment read these files only."""
+    os.environ[_VARIABLE] = os.pathsep.join(map(os.path.realpath, paths))
 
 
 def _named(name: str | None, path: Path, dags: dict[str, DAG]) -> str | None:
@@ -98,15 +106,21 @@ def _part(dag: DAG, patterns: tuple[str, ...]) -> DAG:
     return part
 
 
-def check(dag: DAG, pools: set[str]) -> None:
+def check(dag: DAG, pools: Mapping[str, int]) -> None:
     """Check what Airflow would wait for without end.
 
-    :raises DagError: something is not there.
+    :param pools: their slots, by name; a negative number: without limit.
+    :raises DagError: something is not there, or too little of it.
     """
     for task in dag.tasks:
-        if task.pool not in pools:
+        slots = pools.get(task.pool)
+        if slots is None:
             there = ", ".join(sorted(pools))
             raise DagError(f"task {task.task_id} wants pool {task.pool!r}, and there are {there}: give --pools FILE")
+        if 0 <= slots < task.pool_slots:
+            raise DagError(
+                f"task {task.task_id} wants {task.pool_slots} slots of pool {task.pool!r}, which has {slots}"
+            )
 
 
 @functools.cache

@@ -18,6 +18,11 @@ def keep_stdout() -> None:
     os.dup2(2, 1)
 
 
+def close() -> None:
+    """Tell nothing more from this process."""
+    os.close(_stdout)
+
+
 def tell(event: str, **what: Any) -> None:
     """Tell of an event.
 
