@@ -44,6 +44,7 @@ def test_a_dag_may_have_whatever_airflow_has(place: Place) -> None:
         "given": "success",
         "deferred": "success",
         "child": "success",
+        "alone": "success",
         "last": "success",
         "clean_up": "success",
     }
@@ -51,13 +52,13 @@ def test_a_dag_may_have_whatever_airflow_has(place: Place) -> None:
         ("sums.double", index): "success" for index in range(4)
     }
     assert (result["state"], result["run_id"], result["dag_id"]) == ("success", "mine", "rich")
-    assert sorted(place.effects()) == ["cleaned up", "other", "retry", "the dag's callback"]
+    assert sorted(place.effects()) == ["cleaned up", "other", "other", "retry", "the dag's callback"]
     folder = Path(result["folder"])
     document = json.loads((folder / "result.json").read_text())
     values = {each["task_id"]: each["value"] for each in document["xcoms"] if each["key"] == "return_value"}
     assert values["prepare"] == "hello from the module beside"
     assert (values["sums.total"], values["second_time"], values["last"]) == (12, 2, "4 2026-03-04")
-    assert values["given"] == {"host": "db.example", "variable": "green", "env": "yes"}
+    assert values["given"] == {"host": "db.example", "variable": "green", "env": "yes", "text": "123"}
     # What it tells while it runs: each task's states in turn, the tries as well.
     told = [(e["state"], e["try_number"]) for e in events if e["event"] == "task" and e["task_id"] == "second_time"]
     assert ("up_for_retry", 1) in told and told[-1] == ("success", 2)
@@ -110,6 +111,8 @@ def test_a_failed_run_tells_why(place: Place) -> None:
         (("broken.py",), 'broken.py", line 3'),
         (("cycle.py",), "Cycle detected"),
         (("pool.py",), "wants pool 'small'"),
+        (("slots.py",), "wants 200 slots of pool 'default_pool', which has 128"),
+        (("odd.py",), "DAG odd in"),
         (("params.py", "--conf", '{"n": 0}'), "0 is less than the minimum of 1"),
         (("params.py", "--logical-date", "yesterday"), "'yesterday' is no date"),
         (("params.py", "--task", "nothing*"), "has no task 'nothing*': its tasks are a, b, c"),
@@ -127,6 +130,14 @@ def test_what_cannot_be_run_is_said(place: Place, arguments: tuple[str, ...], me
             *("with DAG('cycle'):", "    a = EmptyOperator(task_id='a')", "    a >> EmptyOperator(task_id='b') >> a")
         ],
         "pool.py": ["with DAG('pool'):", "    EmptyOperator(task_id='a', pool='small')"],
+        "slots.py": ["with DAG('slots'):", "    EmptyOperator(task_id='a', pool_slots=200)"],
+        "odd.py": [
+            "from airflow.timetables.simple import NullTimetable",
+            "class Odd(NullTimetable):",
+            "    pass",
+            "with DAG('odd', schedule=Odd()):",
+            "    EmptyOperator(task_id='a')",
+        ],
         "params.py": [
             "with DAG('params', params={'n': Param(1, type='integer', minimum=1)}):",
             "    EmptyOperator(task_id='a') >> EmptyOperator(task_id='b')",
@@ -145,6 +156,28 @@ def test_what_cannot_be_run_is_said(place: Place, arguments: tuple[str, ...], me
 def test_only_some_tasks_and_what_they_need(place: Place) -> None:
     events = place.events(str(DAGS / "failing.py"), "--task", "ap*")
     assert [(task["task_id"], task["state"]) for task in events[-1]["tasks"]] == [("apart", "success")]
+
+
+def test_a_folder_is_searched_as_airflow_does(place: Place) -> None:
+    folder = place.folder / "dags"
+    folder.mkdir()
+    (folder / "setup.py").write_text("raise SystemExit('not for Airflow')\n")
+    (folder / "broken.py").write_text("from airflow.sdk import DAG\nraise ValueError('another DAG is broken')\n")
+    (folder / "good.py").write_text((DAGS / "failing.py").read_text())
+    events = place.events(str(folder), "failing", "--task", "apart")
+    assert events[-1]["state"] == "success"
+    _, err = place.call("run", str(folder), "absent", code=2)
+    assert "another DAG is broken" in err and "DAGs that can be: failing" in err and "not for Airflow" not in err
+
+
+def test_who_stops_reading_stops_the_run(place: Place) -> None:
+    process = place.start("run", str(DAGS / "slow.py"), "--json")
+    place.wait_for_effect("begin 1")
+    assert process.stdout is not None
+    process.stdout.close()
+    (place.folder / "release").touch()  # the end of the task is told to nobody
+    assert process.wait(120) == 1
+    place.check_nothing_runs()
 
 
 def test_an_interrupted_run_is_gone_on_with(place: Place) -> None:

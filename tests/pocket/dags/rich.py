@@ -85,7 +85,7 @@ with DAG(
     @task(outlets=[Asset("file:///made")])
     def given() -> dict:
         found = Connection.get("db")
-        return {"host": found.host, "variable": Variable.get("colour"), "env": os.environ["FROM_FILE"]}
+        return {"host": found.host, "variable": Variable.get("colour"), "env": os.environ["FROM_FILE"], "text": "123"}
 
     @task(trigger_rule=TriggerRule.ALL_DONE)
     def last(conf_n: str) -> str:
@@ -98,6 +98,7 @@ with DAG(
     chosen >> [large, small]
     deferred = TimeDeltaSensor(task_id="deferred", delta=timedelta(seconds=1), deferrable=True)
     child = TriggerDagRunOperator(task_id="child", trigger_dag_id="other", wait_for_completion=True, poke_interval=1)
+    alone = TriggerDagRunOperator(task_id="alone", trigger_dag_id="other")
     end = last("{{ params.n }} {{ ds }}")
-    begin >> [second_time(), looked_twice(), given(), deferred, child] >> end
+    begin >> [second_time(), looked_twice(), given(), deferred, child, alone] >> end
     [large, small] >> end >> clean_up().as_teardown(setups=begin)
