@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import signal
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,9 @@ from air_executor.cli.listing import Listing, show
 from air_executor.cli.table import EXIT_NO, EXIT_OK, JSON, Argument, Command, at_least_zero, print_json
 from air_executor.cli.tasklogs import LogReader
 from air_executor.pocket.folder import RunFolder, age_s, all_folders, dags_dir, find
-from air_executor.pocket.request import PLACES, BusyError, DagError, Request, parse_conf
+from air_executor.pocket.request import PLACES, BusyError, DagError, Request, RunFailedError, parse_conf
 from air_executor.pocket.result import DagResult
-from air_executor.pocket.run import RunFailedError, run
+from air_executor.pocket.run import run
 
 _DAY_S = 86400.0
 
@@ -60,6 +61,8 @@ def _run(args: argparse.Namespace) -> int:
             with dagview.view() as display:
                 folder = run(request, display.take, restart=args.restart)
     except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        args.json = False
         raise RunFailedError("nobody reads the output any more; the same command goes on with the run") from None
     result = DagResult.of(folder)
     if args.json:

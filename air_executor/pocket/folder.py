@@ -186,7 +186,7 @@ def _claim(parent: Path, request: Request, *, restart: bool) -> tuple[RunFolder,
     """Return a folder, its lock, whether its run was begun before, and whether it is given up."""
     for folder in _alike(parent, request):
         lock = folder.lock()
-        if not lock.acquire(_LOOKERS_S):
+        if folder.is_busy() or not lock.acquire(_LOOKERS_S):
             if request.run_id is not None:
                 raise BusyError(f"run {request.run_id} is running already, as {folder.name}")
             continue

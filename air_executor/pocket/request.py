@@ -20,6 +20,12 @@ class DagError(AirExecutorError):
     """A DAG can't be run as it was asked for. The message says what is wrong, and where."""
 
 
+class RunFailedError(DagError):
+    """The run's Airflow ended before the run has. The same call goes on with it."""
+
+    exit_code = 1
+
+
 class BusyError(DagError):
     """Another command works on this run."""
 

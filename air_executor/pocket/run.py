@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 import subprocess
+import threading
 from collections.abc import Callable
 from typing import IO, Any
 
@@ -15,7 +16,7 @@ from air_executor import jsontext
 from air_executor.launcher.address import module_command
 from air_executor.machine import system
 from air_executor.pocket.folder import RunFolder, claim, dags_dir
-from air_executor.pocket.request import DagError, Request, check
+from air_executor.pocket.request import DagError, Request, RunFailedError, check
 from air_executor.pocket.settings import environment, write_settings
 
 #: How long an interrupted Airflow has to stop its tasks and to end, in seconds.
@@ -26,12 +27,6 @@ _LAST_LINES = 5
 
 #: What a run tells: an object with a name for what happened in ``event``.
 Event = dict[str, Any]
-
-
-class RunFailedError(DagError):
-    """The run's Airflow ended before the run has. The same call goes on with it."""
-
-    exit_code = 1
 
 
 def run(
@@ -61,9 +56,10 @@ def run(
             shutil.rmtree(folder.path, ignore_errors=True)  # nothing has begun that could be gone on with
         raise
     finally:
+        if folder.has_ended() and not request.keep:
+            # Only a run that goes on needs its database and settings.
+            shutil.rmtree(folder.home, ignore_errors=True)
         lock.release(keep_file=True)
-    if not request.keep:
-        _tidy(folder)
     return folder
 
 
@@ -89,11 +85,14 @@ def _work(folder: RunFolder, request: Request, on_event: Callable[[Event], None]
             raise
         finally:
             _reap(process)
-    if error is not None:
-        raise (RunFailedError if folder.result() is None and _has_run(folder) else DagError)(error)
+    if error is not None and process.returncode == DagError.exit_code:
+        raise DagError(error)
+    if error is not None and _has_run(folder):
+        raise RunFailedError(f"{error}; the same command goes on with the run")
     if folder.result() is None and not _has_run(folder):
         said = "".join(f"\n  {line}" for line in _last_lines(folder))
-        raise RunFailedError(f"the run's Airflow ended with {process.returncode} before the run began:{said}")
+        what = error or f"the run's Airflow ended with {process.returncode}"
+        raise RunFailedError(f"{what}, before the run began:{said}")
     if folder.result() is None:
         raise RunFailedError(
             f"the run's Airflow ended with {process.returncode}, and the run has not: see {folder.parts}; "
@@ -132,6 +131,9 @@ def _interrupt(process: subprocess.Popen[bytes], told: IO[bytes], on_event: Call
         with contextlib.suppress(Exception, SystemExit):
             on_event(event)
 
+    if threading.current_thread() is threading.main_thread():
+        for signum in (signal.SIGTERM, signal.SIGHUP):  # they may come twice; only a second Ctrl-C means "at once"
+            signal.signal(signum, signal.SIG_IGN)
     process.send_signal(signal.SIGINT)
     try:
         quietly({"event": "interrupted"})
@@ -147,8 +149,3 @@ def _reap(process: subprocess.Popen[bytes]) -> None:
     except (subprocess.TimeoutExpired, KeyboardInterrupt):
         process.kill()  # its parts die with it
         process.wait()
-
-
-def _tidy(folder: RunFolder) -> None:
-    """Remove what only a run that goes on needs: its database and settings."""
-    shutil.rmtree(folder.home, ignore_errors=True)

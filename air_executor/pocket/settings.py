@@ -55,8 +55,9 @@ _LOG_NAME = (
 
 _PREFIX = "AIRFLOW__"
 
-#: Of the user's variables for Airflow, these do not say how an Airflow is set up, but what DAGs get.
-_KEPT = ("AIRFLOW_CONN_", "AIRFLOW_VAR_")
+#: Variables that say which Airflow is meant, or how it is set up.
+_OTHERS = frozenset({"AIRFLOW_HOME", "AIRFLOW_CONFIG"})
+_OTHERS_BEGIN = ("AIRFLOW__", "_AIRFLOW", "AIR_EXECUTOR", "PYTEST_")
 
 
 def write_settings(folder: RunFolder, request: Request, environ: Mapping[str, str] = os.environ) -> None:
@@ -163,11 +164,12 @@ def environment(folder: RunFolder, request: Request, environ: Mapping[str, str] 
         except (OSError, UnicodeDecodeError) as error:
             raise DagError(f"{request.env_file} can't be read: {error}") from None
         env |= _for_any({name: value for name, value in read.items() if value is not None})
-    path = f"{Path(sys.executable).parent}{os.pathsep}{environ.get('PATH', os.defpath)}"
+    path = f"{Path(sys.executable).parent}{os.pathsep}{env.get('PATH', os.defpath)}"
     return env | {"AIRFLOW_HOME": str(folder.home), "PATH": path}
 
 
 def _for_any(environ: Mapping[str, str]) -> dict[str, str]:
     """Return variables without those that say which Airflow is meant, or how it is set up."""
-    others = ("AIRFLOW", "_AIRFLOW", "AIR_EXECUTOR", "PYTEST_")
-    return {name: value for name, value in environ.items() if not name.startswith(others) or name.startswith(_KEPT)}
+    return {
+        name: value for name, value in environ.items() if name not in _OTHERS and not name.startswith(_OTHERS_BEGIN)
+    }

@@ -106,4 +106,5 @@ def place(tmp_path: Path) -> Any:
     place = Place(tmp_path)
     yield place
     for process in place.processes():
-        process.send_signal(signal.SIGKILL)
+        with contextlib.suppress(psutil.Error):
+            process.send_signal(signal.SIGKILL)

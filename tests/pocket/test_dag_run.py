@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -153,8 +154,9 @@ def test_what_cannot_be_run_is_said(place: Place, arguments: tuple[str, ...], me
     place.check_nothing_runs()
 
 
-def test_only_some_tasks_and_what_they_need(place: Place) -> None:
+def test_only_some_tasks_and_what_they_need_and_their_callbacks_are_waited_for(place: Place) -> None:
     events = place.events(str(DAGS / "failing.py"), "--task", "ap*")
+    assert (place.folder / "told-late").read_text() == "no such variable"
     assert [(task["task_id"], task["state"]) for task in events[-1]["tasks"]] == [("apart", "success")]
 
 
@@ -177,6 +179,9 @@ def test_who_stops_reading_stops_the_run(place: Place) -> None:
     process.stdout.close()
     (place.folder / "release").touch()  # the end of the task is told to nobody
     assert process.wait(120) == 1
+    assert process.stderr is not None
+    err = process.stderr.read()
+    assert "nobody reads the output any more" in err and "Traceback" not in err
     place.check_nothing_runs()
 
 
@@ -206,7 +211,9 @@ def test_a_killed_run_is_gone_on_with_and_its_tasks_were_not_disturbed(place: Pl
     wait_for(lambda: not place.parts(), "the run's Airflow to end with the command")
     assert place.processes() != []  # its task runs on
     second = place.start("run", str(DAGS / "slow.py"), "--json")
-    wait_for(lambda: '"event":"dag"' in second.stdout.readline(), "the second command to go on")
+    assert second.stdout is not None
+    told = iter(second.stdout.readline, "")
+    assert any('"event":"dag"' in line for line in told), (second.communicate(), place.logs())
     (place.folder / "release").touch()
     out, err = second.communicate(timeout=240)
     assert second.returncode == 0, (out, err, place.logs())
@@ -237,13 +244,12 @@ def test_the_machines_restart_costs_no_try(place: Place) -> None:
     process = place.start("run", str(DAGS / "slow.py"), "--json")
     place.wait_for_effect("begin 1")
     for each in [psutil.Process(process.pid), *place.processes()]:
-        with_all = each.children(recursive=True)
-        for one in (each, *with_all):
-            try:
-                one.kill()
-            except psutil.NoSuchProcess:
-                continue
+        with contextlib.suppress(psutil.NoSuchProcess):
+            each.kill()
     process.communicate(timeout=60)
+    for each in place.processes():
+        with contextlib.suppress(psutil.NoSuchProcess):
+            each.kill()
     place.check_nothing_runs()
     (place.folder / "release").touch()
     place.events(str(DAGS / "slow.py"))

@@ -213,7 +213,7 @@ def test_what_matters_is_passed_on_and_what_is_the_runs_own_is_not(tmp_path: Pat
 
 def test_the_environment_is_the_users_without_what_is_for_another_airflow(tmp_path: Path, request_: Request) -> None:
     (tmp_path / "more.env").write_text(
-        "COLOUR=green\nBASE=${HOME_OF_DATA}/x\nAIRFLOW_CONFIG=/users.cfg\nAIRFLOW_HOME=/users\n"
+        "COLOUR=green\nBASE=${HOME_OF_DATA}/x\nAIRFLOW_ENV=dev\nAIRFLOW_CONFIG=/users.cfg\nAIRFLOW_HOME=/users\n"
         "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN=postgresql://users\n"
     )
     run, _, _ = claim(tmp_path / "dags", request_, restart=False)
@@ -234,7 +234,13 @@ def test_the_environment_is_the_users_without_what_is_for_another_airflow(tmp_pa
     kept = {"MINE": "1", "HOME_OF_DATA": "/data", "AIRFLOW_CONN_DB": "postgresql://x", "AIRFLOW_VAR_A": "1"}
     assert env.pop("PATH").endswith(":/bin")
     assert env.pop("BASE").endswith("/x")
-    assert env == {**kept, "TEMPORAL_ADDRESS": "t:1", "COLOUR": "green", "AIRFLOW_HOME": str(run.home)}
+    assert env == {
+        **kept,
+        "TEMPORAL_ADDRESS": "t:1",
+        "COLOUR": "green",
+        "AIRFLOW_ENV": "dev",
+        "AIRFLOW_HOME": str(run.home),
+    }
 
 
 def test_a_result_for_programs(tmp_path: Path, request_: Request) -> None:

@@ -25,6 +25,7 @@ def import_what_all_need() -> None:
     """Import what the parts have in common, so that they share its memory, and the time that it takes."""
     import airflow.dag_processing.bundles.manager
     import airflow.jobs.job
+    import airflow.jobs.triggerer_job_runner
     import airflow.models
     import airflow.models.dagbag
     import airflow.models.serialized_dag

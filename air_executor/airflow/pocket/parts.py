@@ -21,7 +21,7 @@ from air_executor.launcher.client.backend import LocalBackend
 from air_executor.machine import system
 from air_executor.pocket.folder import RunFolder
 from air_executor.pocket.leftover import end_launchers
-from air_executor.pocket.request import DagError, Request
+from air_executor.pocket.request import Request, RunFailedError
 
 #: How often to look for processes that have ended, in seconds.
 _LOOK_S = 0.1
@@ -84,20 +84,20 @@ class Parts:
             self._end(name, _END_S)
         if self._warming is not None:
             self._warming.close()
-        end_launchers(self._folder.state_dir)
+        end_launchers(self._folder.state_dir, wait=True)
         return code
 
     def _make_database(self) -> None:
         """Copy the template, after making it if there is none for this Airflow.
 
-        :raises DagError: that is not possible.
+        :raises RunFailedError: that is not possible.
         """
         for path in self._folder.home.glob(f"{self._folder.database.name}*"):
             path.unlink()
         if not database.copy_template(self._folder.database):
             pid = self._fork("template", lambda: database.make_template(self._folder.database))
             if os.waitpid(pid, 0)[1]:
-                raise DagError(f"the run's database could not be made: see {self._folder.parts / 'template.log'}")
+                raise RunFailedError("the run's database could not be made")
 
     def _start(self, name: str) -> int:
         parts: dict[str, Callable[[], None]] = {
@@ -160,7 +160,7 @@ class Parts:
                     self._here.send(name.encode())  # the callbacks that waited have been executed
                 elif name is not None and not told and not self._may_begin_again(name):
                     log = self._folder.parts / f"{name}.log"
-                    telling.tell("error", error=f"the run's {name} has ended {_MAX_DEATHS} times in a row: see {log}")
+                    telling.tell("error", error=f"the run's {name} has ended {_MAX_DEATHS} times in a row, see {log}")
                     self._end("watcher", 0)
                     return 1
             for name in [name for name, due_s in self._due_s.items() if time.monotonic() >= due_s]:

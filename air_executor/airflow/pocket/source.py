@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from air_executor.airflow.compat import pocketing
+from air_executor.airflow.pocket.telling import tell
 from air_executor.pocket.request import DagError, Request
 from air_executor.pocket.settings import BUNDLE
 
@@ -104,6 +105,20 @@ def _part(dag: DAG, patterns: tuple[str, ...]) -> DAG:
         wanted |= found
     part: DAG = dag.partial_subset(sorted(wanted), include_upstream=True)
     return part
+
+
+def drop_unfit(bag: Any, dag: DAG, pools: Mapping[str, int]) -> None:
+    """Check the DAG, and take others out of the bag that Airflow would wait for without end if they were triggered.
+
+    :raises DagError: the DAG itself is such.
+    """
+    check(dag, pools)
+    for dag_id, each in list(bag.dags.items()):
+        try:
+            check(each, pools)
+        except DagError as error:
+            del bag.dags[dag_id]
+            tell("warning", warning=f"DAG {dag_id} can't be triggered: {error}")
 
 
 def check(dag: DAG, pools: Mapping[str, int]) -> None:

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from airflow.sdk import DAG
     from sqlalchemy.orm import Session
 
-#: How often to look at the database, in seconds; looking takes at most one part in so many of the time.
-_LOOK_S, _SHARE = 0.2, 20
+#: How often to look at the database, in seconds: less often when that takes long, but at least so often.
+_LOOK_S, _SHARE, _MOST_S = 0.2, 20, 2.0
 
 #: Airflow asks for a DAG's callback so many seconds after it has committed the end of the run, at most.
 _ASKED_S = 5.0
@@ -71,15 +71,17 @@ class _Watcher:
         while True:
             began_s = time.monotonic()
             with create_session() as session:
-                for task in instances.changes(session):
-                    tell("task", **task)
+                changed = list(instances.changes(session))
                 end = self._end(session)
                 if pocketing.needs_triggerer(session):
                     self._want("triggerer")
                 self._call_back(session)
+            took_s = time.monotonic() - began_s
+            for task in changed:
+                tell("task", **task)
             if end is not None and self._is_over(dag, end):
                 return self._finish(dag, end, instances)
-            if self._is_interrupted(max(_LOOK_S, _SHARE * (time.monotonic() - began_s))):
+            if self._is_interrupted(min(_MOST_S, max(_LOOK_S, _SHARE * took_s))):
                 return self._stop()
 
     def _begin(self, *, has_moved: bool) -> DAG:
@@ -88,7 +90,7 @@ class _Watcher:
         note = self._folder.path / "run.json"
         goes_on = note.exists()
         database.fill(self._request, is_new=not goes_on)
-        source.check(dag, database.pools())
+        source.drop_unfit(bag, dag, database.pools())
         if goes_on:
             begun = jsontext.loads(note.read_bytes())
             if begun["airflow"] != list(AIRFLOW_VERSION):
@@ -115,10 +117,12 @@ class _Watcher:
         if has_moved:
             tell("warning", warning="the run's API has another port than before: what still ran is begun again")
         # What was asked to stop would end as a failure.
-        stop_runs(self._folder.state_dir, reason, lambda run: has_moved or store.stop_request(run.id) is not None)
-        running = {state.key_of(record) for record in live_runs(self._folder.state_dir)}
+        asked = {run.id for run in live_runs(self._folder.state_dir) if has_moved or store.stop_request(run.id)}
+        stopping = {state.key_of(run) for run in live_runs(self._folder.state_dir) if run.id in asked}
+        stop_runs(self._folder.state_dir, reason, lambda run: run.id in asked)
+        running = {state.key_of(run) for run in live_runs(self._folder.state_dir)}
         with create_session() as session:
-            state.clear(session, [key for key in state.unfinished(session) if key not in running])
+            state.clear(session, ({*state.unfinished(session)} - running) | stopping)
 
     def _trigger(self, dag: DAG) -> str:
         from airflow.sdk.exceptions import AirflowException
@@ -140,10 +144,13 @@ class _Watcher:
     def _end(self, session: Session) -> str | None:
         """Return the state of the run if it has ended, and so have those that it has triggered."""
         runs = state.dag_runs(session)
-        own = runs.pop((self._dag_id, self._run_id), "failed")  # somebody has deleted it
+        own = runs.get((self._dag_id, self._run_id), "failed")  # somebody has deleted it
         if own not in state.ENDED:
             return None
-        others = sorted({dag_id for (dag_id, _), now in runs.items() if now not in state.ENDED})
+        # Another run of the same DAG may start the next, and so on.
+        others = sorted(
+            {dag_id for (dag_id, _), now in runs.items() if now not in state.ENDED and dag_id != self._dag_id}
+        )
         if others and others != self._others:
             tell("warning", warning=f"waiting for runs that it has triggered: {', '.join(others)}")
         self._others = others
@@ -176,11 +183,12 @@ class _Watcher:
         has_callback = dag.on_success_callback if end == "success" else dag.on_failure_callback
         if has_callback and not self._was_asked and now_s < self._ended_s + _ASKED_S:
             return False
-        if not self._is_calling_back:
+        # A task is a success for Airflow before its own callbacks are called.
+        if not self._is_calling_back and not live_runs(self._folder.state_dir):
             return True
         if now_s < self._ended_s + _CALLBACKS_S:
             return False
-        tell("warning", warning=f"callbacks were not executed within {_CALLBACKS_S:.0f} s")
+        tell("warning", warning=f"callbacks were not all executed within {_CALLBACKS_S:.0f} s")
         return True
 
     def _stop(self) -> int:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 
-from airflow.sdk import DAG, task
+from airflow.sdk import DAG, Variable, task
 
 OUT = Path(os.environ.get("DAG_OUT", "/nowhere"))
 
@@ -24,7 +25,11 @@ with DAG("failing", on_failure_callback=tell) as dag:
     def never(_: None) -> None:
         pass
 
-    @task
+    def tell_late(context) -> None:
+        time.sleep(3)
+        (OUT / "told-late").write_text(Variable.get("absent", default="no such variable"))
+
+    @task(on_success_callback=tell_late)
     def apart() -> int:
         return 1
 
