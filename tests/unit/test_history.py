@@ -72,7 +72,8 @@ def test_a_task_that_ends_within_a_second_leaves_nothing(clock: Clock, tmp_path:
 def test_on_a_crowded_machine_the_first_look_waits_and_the_others_do_not(clock: Clock, tmp_path: Path) -> None:
     made, clock.is_crowded = History(str(tmp_path / "usage.jsonl")), True
     assert [round(look - 1000) for look in live(clock, made, 6)] == [3, 4, 5, 6]
-    made, clock.now_s = History(str(tmp_path / "other.jsonl")), 1000.0
+    clock.now_s = 1000.0
+    made = History(str(tmp_path / "other.jsonl"))
     assert made.due_s() == 1001.0
     clock.now_s = 1001.0
     assert not made.is_due() and made.due_s() == 1003.0
