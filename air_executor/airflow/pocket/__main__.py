@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import socket
 import sys
 from pathlib import Path
@@ -22,6 +23,9 @@ def main(path: str) -> int:
     """Be the Airflow of the run whose folder is given, and return the exit code."""
     keep_stdout()
     system.set_title("air-executor dag")
+    # As in the scheduler to come, whose launcher has to be the one that is started here.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     folder = RunFolder(Path(path))
     try:
         request = folder.request()

@@ -118,7 +118,8 @@ class Parts:
             return pid
         code = 1
         try:
-            signal.signal(signal.SIGINT, signal.SIG_IGN)
+            # Not SIG_IGN, which launchers and tasks would inherit.
+            signal.signal(signal.SIGINT, lambda *_: None)
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             system.die_with_parent(main)
             system.set_title(f"air-executor dag {name}")
