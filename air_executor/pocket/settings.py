@@ -129,8 +129,6 @@ def _own(folder: RunFolder, request: Request) -> dict[tuple[str, str], str]:
         ("core", "dags_are_paused_at_creation"): "False",
         # The default asks the network for this machine's name.
         ("core", "hostname_callable"): "socket.gethostname",
-        # The dag processor, which is started for callbacks only, needs no other file.
-        ("core", "might_contain_dag_callable"): "air_executor.airflow.pocket.source.is_wanted",
         ("database", "sql_alchemy_conn"): database,
         ("database", "load_default_connections"): "False",
         ("dag_processor", "dag_bundle_config_list"): json.dumps([bundle]),

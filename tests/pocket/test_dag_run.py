@@ -172,6 +172,16 @@ def test_a_folder_is_searched_as_airflow_does(place: Place) -> None:
     assert "another DAG is broken" in err and "DAGs that can be: failing" in err and "not for Airflow" not in err
 
 
+def test_callbacks_are_executed_of_a_file_that_airflow_would_not_list(place: Place) -> None:
+    folder = place.folder / "dags"
+    folder.mkdir()
+    (folder / ".airflowignore").write_text("ignored.py\n")
+    (folder / "ignored.py").write_text((DAGS / "failing.py").read_text())
+    events = place.events(str(folder / "ignored.py"), code=1)
+    assert (place.folder / "told").exists()
+    assert [event["warning"] for event in events if event["event"] == "warning"] == []
+
+
 def test_who_stops_reading_stops_the_run(place: Place) -> None:
     process = place.start("run", str(DAGS / "slow.py"), "--json")
     place.wait_for_effect("begin 1")

@@ -307,7 +307,8 @@ INTERNALS: dict[str, list[Internal]] = {
         Internal("airflow.dag_processing.manager:DagFileProcessorManager#_file_stats"),
         Internal("airflow.dag_processing.manager:DagFileProcessorManager#_processors"),
         Internal("airflow.dag_processing.manager:DagFileProcessorManager.max_runs_reached", takes="self"),
-        Internal("airflow.utils.file:might_contain_dag_via_default_heuristic", takes="file_path zip_file"),
+        Internal("airflow.dag_processing.manager:DagFileProcessorManager._find_files_in_bundle", takes="self bundle"),
+        Internal("airflow.utils.file:correct_maybe_zipped", takes="fileloc"),
         Internal("airflow.serialization.serialized_objects:LazyDeserializedDAG.from_dag", takes="cls dag"),
         Internal("airflow.models.dagbag:sync_bag_to_db", takes="dagbag bundle_name bundle_version", before=(3, 2)),
         Internal(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -93,14 +93,22 @@ def be_triggerer() -> None:
     run_job(job=runner.job, execute_callable=runner._execute)
 
 
-def be_dag_processor() -> None:
-    """Be a dag processor, until it has executed the callbacks that wait."""
+def be_dag_processor(files: Sequence[str]) -> None:
+    """Be a dag processor, until it has executed the callbacks that wait.
+
+    :param files: the only ones that it reads, whether Airflow would list them or not.
+    """
     from airflow.dag_processing.manager import DagFileProcessorManager
     from airflow.jobs.dag_processor_job_runner import DagProcessorJobRunner
     from airflow.jobs.job import Job, run_job
+    from airflow.utils.file import correct_maybe_zipped
 
     class UntilAllAreCalled(DagFileProcessorManager):
         """Ends when it has read each file, and has executed what it has fetched meanwhile."""
+
+        def _find_files_in_bundle(self, bundle: Any) -> list[Path]:
+            found = {Path(str(correct_maybe_zipped(file))) for file in files}
+            return sorted(path.relative_to(bundle.path) for path in found if path.is_relative_to(bundle.path))
 
         def max_runs_reached(self) -> bool:
             # A callback that comes while its file is being read is executed when that is read again.
@@ -130,13 +138,6 @@ def check_serializable(dag: Any) -> None:
     from airflow.serialization.serialized_objects import LazyDeserializedDAG
 
     LazyDeserializedDAG.from_dag(dag)
-
-
-def looks_like_a_dag(file_path: str, zip_file: Any) -> bool:
-    """Tell whether Airflow would look for DAGs in a file."""
-    from airflow.utils.file import might_contain_dag_via_default_heuristic
-
-    return bool(might_contain_dag_via_default_heuristic(file_path, zip_file))
 
 
 def save_dags(bag: Any, bundle_name: str) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from air_executor import jsontext
 from air_executor.airflow.compat import pocketing
-from air_executor.airflow.pocket import database, source, telling, watcher
+from air_executor.airflow.pocket import database, telling, watcher
 from air_executor.launcher.client.backend import LocalBackend
 from air_executor.machine import system
 from air_executor.pocket.folder import RunFolder
@@ -185,8 +185,7 @@ class Parts:
             self._start(name)
 
     def _be_dag_processor(self) -> None:
-        source.read_only(jsontext.loads((self._folder.path / "run.json").read_bytes())["files"])
-        pocketing.be_dag_processor()
+        pocketing.be_dag_processor(jsontext.loads((self._folder.path / "run.json").read_bytes())["files"])
 
     def _wait_at_gate(self) -> None:
         os.read(self._gate, 1)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fnmatch
 import functools
-import os
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -17,17 +16,6 @@ from air_executor.pocket.settings import BUNDLE
 
 if TYPE_CHECKING:
     from airflow.sdk import DAG
-
-#: Names the files that the dag processor reads.
-_VARIABLE = "AIR_EXECUTOR_DAG_FILES"
-
-
-def is_wanted(file_path: str, zip_file: Any = None) -> bool:
-    """Tell whether a file may have DAGs of the run: Airflow's ``[core] might_contain_dag_callable``."""
-    wanted = os.environ.get(_VARIABLE)
-    if wanted is None:
-        return pocketing.looks_like_a_dag(file_path, zip_file)
-    return os.path.realpath(file_path) in wanted.split(os.pathsep)
 
 
 def read(request: Request) -> tuple[Any, DAG]:
@@ -54,11 +42,6 @@ def read(request: Request) -> tuple[Any, DAG]:
                 raise DagError(f"DAG {dag_id} in {each.fileloc} can't be saved: {error}") from error
             del bag.dags[dag_id]
     return bag, bag.dags[wanted]
-
-
-def read_only(paths: Iterable[str]) -> None:
-    """Have a dag processor that is started from this environment read these files only."""
-    os.environ[_VARIABLE] = os.pathsep.join(map(os.path.realpath, paths))
 
 
 def _named(name: str | None, path: Path, dags: dict[str, DAG]) -> str | None:
