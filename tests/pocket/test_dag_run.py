@@ -16,9 +16,8 @@ import pytest
 from tests.pocket.conftest import DAGS, Place
 from tests.support.waiting import wait_for
 
-pytestmark = pytest.mark.core
 
-
+@pytest.mark.core
 def test_a_dag_may_have_whatever_airflow_has(place: Place) -> None:
     files = {
         "connections.json": {"db": "postgresql://reader:hidden-word@db.example/x"},
@@ -81,6 +80,7 @@ def test_a_dag_may_have_whatever_airflow_has(place: Place) -> None:
     assert not folder.exists()
 
 
+@pytest.mark.core
 def test_a_failed_run_tells_why(place: Place) -> None:
     out, err = place.call("run", str(DAGS / "failing.py"), "--keep", code=1)
     assert "RuntimeError: it went wrong here" in err
@@ -195,6 +195,7 @@ def test_who_stops_reading_stops_the_run(place: Place) -> None:
     place.check_nothing_runs()
 
 
+@pytest.mark.core
 def test_an_interrupted_run_is_gone_on_with(place: Place) -> None:
     process = place.start("run", str(DAGS / "slow.py"), "--json")
     place.wait_for_effect("begin 1")
@@ -213,6 +214,7 @@ def test_an_interrupted_run_is_gone_on_with(place: Place) -> None:
     assert [folder.name for folder in place.dags.glob("slow-*")] == ["slow-1"]
 
 
+@pytest.mark.core
 def test_a_killed_run_is_gone_on_with_and_its_tasks_were_not_disturbed(place: Place) -> None:
     process = place.start("run", str(DAGS / "slow.py"), "--json")
     place.wait_for_effect("begin 1")
