@@ -136,7 +136,7 @@ def test_help_shows_commands_in_groups_with_examples_and_where_they_work(cli: Cl
     page = cli.run("--help", COLUMNS="80").stdout
     assert max(map(len, page.splitlines())) <= 80
     groups = [line for line in page.splitlines() if line.endswith(":") and not line.startswith(" ")]
-    assert [group.split()[0].strip(":") for group in groups[:3]] == ["Runs", "Jobs", "Service"]
+    assert [group.split()[0].strip(":") for group in groups[:4]] == ["Runs", "Jobs", "DAGs", "Service"]
     for command in COMMANDS:
         assert f"\n  {command.name} " in page
     for command in ("start", "run", "status", "logs"):
