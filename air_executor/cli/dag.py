@@ -102,7 +102,7 @@ def _line(folder: RunFolder) -> dict[str, Any]:
 
 def _show(args: argparse.Namespace) -> int:
     folder = find(dags_dir(), args.names[0] if args.names else None)
-    if folder.result() is None:
+    if not folder.has_ended():
         line = _line(folder)
         if args.json:
             print_json(line)
@@ -188,9 +188,8 @@ def _clean(args: argparse.Namespace) -> int:
     folders = [find(dags_dir(), name) for name in args.names] if args.names else all_folders(dags_dir())
     removed = []
     for folder in folders:
-        with contextlib.suppress(DagError):  # a request or a result that can't be read keeps nothing
-            if not args.names and folder.result() is None:
-                continue  # it can be gone on with
+        if not args.names and not folder.has_ended():
+            continue  # it can be gone on with
         if not args.names and age_s(folder) < args.older_than * _DAY_S:
             continue
         try:

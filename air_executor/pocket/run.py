@@ -89,11 +89,11 @@ def _work(folder: RunFolder, request: Request, on_event: Callable[[Event], None]
         raise DagError(error)
     if error is not None and _has_run(folder):
         raise RunFailedError(f"{error}; the same command goes on with the run")
-    if folder.result() is None and not _has_run(folder):
+    if not folder.has_ended() and not _has_run(folder):
         said = "".join(f"\n  {line}" for line in _last_lines(folder))
         what = error or f"the run's Airflow ended with {process.returncode}"
         raise RunFailedError(f"{what}, before the run began:{said}")
-    if folder.result() is None:
+    if not folder.has_ended():
         raise RunFailedError(
             f"the run's Airflow ended with {process.returncode}, and the run has not: see {folder.parts}; "
             "the same command goes on with it"
