@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,9 @@ from air_executor.machine import system
 from air_executor.runs.store import RunStore
 from tests.support import airflow_env, postgres
 from tests.support.airflow_env import Airflow
+
+# A script's background jobs are begun with it ignored, which all that is begun here would inherit.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 #: For tests that do not depend on the database.
 ONE_DATABASE = pytest.mark.parametrize("airflow", [pytest.param("sqlite", marks=pytest.mark.core)], indirect=True)
