@@ -13,6 +13,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from air_executor import config
 from air_executor.airflow import compat, idle
+from air_executor.airflow.admission import Admission
 from air_executor.airflow.adoption import Adoption
 from air_executor.airflow.alerts import Alerts
 from air_executor.airflow.ends import Ends
@@ -66,6 +67,7 @@ class AirExecutor(BaseExecutor):
         self._ends = Ends(self._work, self._alerts)
         self._orders = Orders(self._work, self._ends)
         self._adoption = Adoption(self._work)
+        self._admission = Admission(self._work)
         self._passes = Passes(self._work, self._ends, self._stops)
         #: Releases resources in reverse order of acquisition, however far the start has come.
         self._at_end = contextlib.ExitStack()
@@ -105,6 +107,7 @@ class AirExecutor(BaseExecutor):
         self._at_end.callback(self._working.remove, self)
         compat.use_idle_wait(self._wait_for_news)
         compat.use_vouching(self._vouch)
+        compat.use_admission(self._admits)
 
     def _make_backend(self, options: Config) -> RunBackend:
         """Return where the runs happen."""
@@ -142,6 +145,7 @@ class AirExecutor(BaseExecutor):
         if self._work.held:
             self._orders.order_held()
         self._orders.order_waiting()
+        self._admission.tidy()
         self._reconcile()
 
     def _reconcile(self) -> None:
@@ -239,6 +243,10 @@ class AirExecutor(BaseExecutor):
     @classmethod
     def _wait_for_news(cls, seconds: float) -> None:
         idle.wait_for_news([each._work for each in cls._working], seconds)
+
+    @classmethod
+    def _admits(cls, executor: Any, ti: TaskInstance) -> bool:
+        return executor not in cls._working or executor._admission.admits(ti)
 
     @classmethod
     def _vouch(cls, instances: Callable[[], list[Any]]) -> list[Any]:

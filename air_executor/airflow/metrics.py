@@ -35,6 +35,7 @@ METRICS = (
     Metric("adopted", "counter", "Runs taken over from another scheduler"),
     Metric("live_runs", "gauge", "Runs that this executor follows"),
     Metric("waiting_for_gpus", "gauge", "Workloads that wait for GPUs"),
+    Metric("waiting_for_room", "gauge", "Tasks that wait for memory or CPUs of the machine's budget"),
 )
 
 #: How a reason begins, and the cause that it stands for.
@@ -79,10 +80,11 @@ def adopted(count: int) -> None:
         stats.incr(PREFIX + "adopted", count)
 
 
-def live(runs: int, waiting_for_gpus: int) -> None:
+def live(runs: int, waiting_for_gpus: int, waiting_for_room: int) -> None:
     """Tell what is in hand."""
     stats.gauge(PREFIX + "live_runs", runs)
     stats.gauge(PREFIX + "waiting_for_gpus", waiting_for_gpus)
+    stats.gauge(PREFIX + "waiting_for_room", waiting_for_room)
 
 
 def _moment(text: str | None) -> datetime | None:

@@ -18,11 +18,11 @@ from rich.text import Text
 
 from air_executor.cli.tasklogs import LogReader
 from air_executor.cli.views import duration as duration
+from air_executor.machine.sizes import mebibytes
 from air_executor.observe.everywhere import AllRuns
 from air_executor.observe.query import observe_runs
 from air_executor.pocket.folder import RunFolder
 from air_executor.pocket.run import Event
-from air_executor.runs.limits import mebibytes
 
 _STYLES = {
     "success": "green",

@@ -13,9 +13,10 @@ from air_executor.cli import select, views, where
 from air_executor.cli.listing import Listing, say_where, show
 from air_executor.cli.table import EXIT_OK, JSON, Command, print_json
 from air_executor.errors import AirExecutorError
+from air_executor.machine.sizes import mebibytes
 from air_executor.observe.advice import Advice, advise
 from air_executor.runs import usage
-from air_executor.runs.limits import ENOUGH_RUNS, mebibytes
+from air_executor.runs.limits import ENOUGH_RUNS
 from air_executor.runs.record import RunRecord
 from air_executor.runs.usage import Point
 

@@ -8,9 +8,9 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from air_executor.cli.listing import Listing
+from air_executor.machine.sizes import mebibytes
 from air_executor.observe.check import Check
 from air_executor.observe.query import ObservedRun
-from air_executor.runs.limits import mebibytes
 from air_executor.runs.record import RunRecord, RunState
 from air_executor.runs.records import public
 from air_executor.runs.store import RunStore

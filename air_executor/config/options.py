@@ -16,6 +16,7 @@ from enum import Enum
 from typing import Any
 
 from air_executor.machine import gpu_pool
+from air_executor.machine.sizes import parse_size
 
 SECTION = "air_executor"
 
@@ -91,6 +92,30 @@ def _modules(text: str) -> tuple[str, ...]:
     return names
 
 
+def _memory_budget(text: str) -> str:
+    if text not in ("auto", "off"):
+        try:
+            parse_size(text)
+        except ValueError:
+            raise ValueError("must be auto, off, or a size such as 8GiB") from None
+    return text
+
+
+def _cpu_budget(text: str) -> str:
+    if text not in ("auto", "off"):
+        try:
+            _some_time_s(text)
+        except ValueError:
+            raise ValueError("must be auto, off, or a number of CPUs, more than 0") from None
+    return text
+
+
+def _folder(text: str) -> str:
+    if text and not os.path.isabs(text):
+        raise ValueError("must be an absolute path, or empty")
+    return text
+
+
 def _queue_name(text: str) -> str:
     if not re.fullmatch(r"[\w.-]{1,100}", text):
         raise ValueError("must have 1 to 100 letters, digits, '.', '_' or '-'")
@@ -145,6 +170,51 @@ OPTIONS: tuple[Option, ...] = (
         "0,1",
         _gpus,
         Group.EXECUTOR,
+    ),
+    Option(
+        "memory_budget",
+        "string",
+        "off",
+        "How much memory all tasks of this machine may have together: a size, or ``auto`` for what the machine, or the "
+        "container, has, less a tenth and at least 512 MiB. A task counts for its memory limit, or else for a fifth "
+        "more than its earlier runs have held, or else for what it holds. One that finds no room stays *scheduled*; "
+        "``air-executor status`` says how much it waits for. While the machine lacks memory, no further task begins.",
+        "auto",
+        _memory_budget,
+        Group.EXECUTOR,
+    ),
+    Option(
+        "cpu_budget",
+        "string",
+        "off",
+        "The same for CPUs: a number, or ``auto`` for all that the machine, or the container, has. A task counts for "
+        "its limit of ``cpus``, or else for one.",
+        "auto",
+        _cpu_budget,
+        Group.EXECUTOR,
+        for_launcher=False,
+    ),
+    Option(
+        "over_budget",
+        "string",
+        "alone",
+        "What becomes of a task that needs more than the whole budget. ``alone``: it waits until no other runs. "
+        "``fail``: it fails at once, with the reason.",
+        None,
+        _one_of("alone", "fail"),
+        Group.EXECUTOR,
+        for_launcher=False,
+    ),
+    Option(
+        "budget_dir",
+        "string",
+        "",
+        "Folder in which those who share the budget note what their runs take: schedulers and managers of jobs. "
+        "Empty: one in memory for each user, /dev/shm/air-executor-UID.",
+        "/run/air-executor",
+        _folder,
+        Group.EXECUTOR,
+        for_launcher=False,
     ),
     Option(
         "launch",

@@ -30,6 +30,10 @@ class Config:
     on_launcher_stop: str = "auto"
     renew_tokens: str = "auto"
     keep_jobs: int = 10000
+    memory_budget: str = "off"
+    cpu_budget: str = "off"
+    over_budget: str = "alone"
+    budget_dir: str = ""
     serves: str = "airflow"
     """What launchers prepare for: ``airflow``, or ``jobs`` of the standalone engine, which needs no Airflow."""
     fence_seconds: float | None = None
@@ -45,6 +49,11 @@ class Config:
     def rehearses_runs(self) -> bool:
         """Whether launchers rehearse a few runs before they serve. It takes half a second and makes tasks lighter."""
         return self.launch == "fork" and bool(self.preload) and not {"off", "-rehearsal"} & set(self.preload)
+
+    @property
+    def learns_memory(self) -> bool:
+        """Whether what tasks hold is remembered for all of them, not only for those whose limit depends on it."""
+        return self.memory_budget != "off"
 
     @property
     def may_sign_tokens(self) -> bool:

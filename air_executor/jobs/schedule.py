@@ -18,6 +18,9 @@ from air_executor.jobs.places import Places
 from air_executor.jobs.restart import NOT_RUN, remove
 from air_executor.runs.record import now
 
+#: At most so many tasks of a job are passed over for lack of room: to try one costs time.
+_MAX_ASIDE = 50
+
 
 class ReadyQueue:
     """Tasks that are ready to run: those of a higher priority first, then in the order in which they became ready."""
@@ -25,9 +28,17 @@ class ReadyQueue:
     def __init__(self) -> None:
         self._heap: list[tuple[int, int, str]] = []
         self._numbers = itertools.count()
+        #: Those for which the machine had no room when they were to start.
+        self._aside: list[tuple[int, int, str]] = []
 
     def __len__(self) -> int:
-        return len(self._heap)
+        """Return how many there are, with those that were set aside."""
+        return len(self._heap) + len(self._aside)
+
+    @property
+    def has_next(self) -> bool:
+        """Whether there is a next task. After several that find no room, none of the others is tried."""
+        return bool(self._heap) and len(self._aside) < _MAX_ASIDE
 
     def push(self, task: Task) -> None:
         """Add a task."""
@@ -41,9 +52,21 @@ class ReadyQueue:
         """Remove the next task."""
         heapq.heappop(self._heap)
 
+    def set_aside(self) -> None:
+        """Pass over the next task until :meth:`take_back`."""
+        self._aside.append(heapq.heappop(self._heap))
+
+    def take_back(self) -> bool:
+        """Put what was set aside back in its place; tell whether there was anything."""
+        aside, self._aside = self._aside, []
+        for entry in aside:
+            heapq.heappush(self._heap, entry)
+        return bool(aside)
+
     def clear(self) -> None:
         """Remove all tasks."""
         self._heap.clear()
+        self._aside.clear()
 
 
 class ActiveJob:
@@ -287,7 +310,7 @@ class ActiveJob:
     def is_willing(self) -> bool:
         """Whether it has a task that could start now."""
         return (
-            bool(self.ready)
+            self.ready.has_next
             and not self.blocked_until_s
             and not self.files.job.paused
             and self.free_place() is not None

@@ -20,10 +20,11 @@ from air_executor.machine.awake import AwakeClock
 from air_executor.machine.leftovers import Leftovers
 from air_executor.machine.rollup import Views
 from air_executor.machine.safe_files import is_fresh
+from air_executor.machine.sizes import mebibytes
 from air_executor.runner import imports
 from air_executor.runner.usage import Usage
 from air_executor.runs import usage
-from air_executor.runs.limits import Limits, mebibytes
+from air_executor.runs.limits import Limits
 from air_executor.runs.lock import renew_held
 from air_executor.runs.record import UNWANTED, RunRecord, RunState
 from air_executor.runs.store import RunStore

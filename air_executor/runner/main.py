@@ -96,7 +96,7 @@ def execute(request: RunRequest, record: RunRecord, store: RunStore, config: Con
     note = leftovers.name_survivors if outcome.state is RunState.SUCCEEDED else partial(store.note_survivors, record)
     reason = "; ".join(filter(None, (outcome.reason, note(survivors)))) or None
     code = _write_end(active, dataclasses.replace(outcome, reason=reason), store)
-    _learn(active, outcome, store)
+    _learn(active, outcome, store, config)
     return code
 
 
@@ -154,12 +154,15 @@ def _limits(request: RunRequest, active: ActiveRun, store: RunStore) -> Limits:
     return dataclasses.replace(limits, memory=memory)
 
 
-def _learn(active: ActiveRun, outcome: Outcome, store: RunStore) -> None:
+def _learn(active: ActiveRun, outcome: Outcome, store: RunStore, config: Config) -> None:
     """Remember, for the next try and the next runs, how much memory this one has held."""
-    if active.limits.memory_rule is None or not (peak_bytes := active.peak_bytes):
+    is_rule = active.limits.memory_rule is not None
+    if not (is_rule or config.learns_memory) or not (peak_bytes := active.peak_bytes):
         return
     with contextlib.suppress(StateDirError):  # on a full disk: the next try has this one's limit
         store.learned.note_peak(active.record.identity, peak_bytes)
+        if not is_rule:
+            return
         is_killed = outcome.state is not RunState.SUCCEEDED and active.has_kernel_killed()
         if active.is_out_of_memory or is_killed:
             store.learned.note_memory_end(active.record.identity, peak_bytes)

@@ -72,6 +72,54 @@ class GpuPool(Protocol):
         """Show people what waits for GPUs: ``name``, ``gpus``, ``of`` and ``since`` of each."""
 
 
+class Room(Protocol):
+    """What the runs of a place may take of its memory and CPUs together, for those who order runs."""
+
+    def admit(self, who: Identity, air: Any, *, key: str | None = None, priority: int = 0) -> bool:
+        """Claim room for a run that is to be ordered now; tell whether there is any.
+
+        If there is none, ask again later. Smaller runs may overtake it, but not for ever.
+
+        :param air: the run's limits, as in its request.
+        :param key: by which it is known while it waits; unless given, the id of its workload.
+        :param priority: of runs that wait in this process, the highest comes first.
+        """
+
+    def why(self, key: str) -> str | None:
+        """Return why something has to wait for room; ``None`` when it does not wait."""
+
+    def leave(self, key: str) -> None:
+        """Let something wait no more."""
+
+    def release(self, workload_id: str) -> None:
+        """Give up the room of a workload that is not ordered after all."""
+
+    def waiting(self) -> int:
+        """Return how many runs of this process wait for room."""
+
+
+class Boundless:
+    """Implements :class:`Room` for a place where everything has room."""
+
+    def admit(self, who: Identity, air: Any, *, key: str | None = None, priority: int = 0) -> bool:  # noqa: ARG002
+        """See :meth:`Room.admit`."""
+        return True
+
+    def why(self, key: str) -> str | None:  # noqa: ARG002
+        """See :meth:`Room.why`."""
+        return None
+
+    def leave(self, key: str) -> None:
+        """See :meth:`Room.leave`."""
+
+    def release(self, workload_id: str) -> None:
+        """See :meth:`Room.release`."""
+
+    def waiting(self) -> int:
+        """See :meth:`Room.waiting`."""
+        return 0
+
+
 class RunBackend(Protocol):
     """A place where runs happen: all that an executor, or a manager of jobs, knows of them.
 
@@ -83,6 +131,10 @@ class RunBackend(Protocol):
     @property
     def gpus(self) -> GpuPool:
         """The GPUs that its runs can lease."""
+
+    @property
+    def room(self) -> Room:
+        """The memory and CPUs that its runs can take."""
 
     # Life
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 import random
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -14,10 +13,7 @@ import orjson
 import psutil
 
 from air_executor.errors import LimitsError
-
-_UNITS = {"": 1, "b": 1, **{prefix + "b": 1000**n for n, prefix in enumerate("kmgt", 1)}}
-_UNITS |= {unit: 1024**n for n, prefix in enumerate("kmgt", 1) for unit in (prefix, prefix + "ib")}
-
+from air_executor.machine.sizes import parse_size
 
 #: Of a learned limit: from so many measured runs on, the most that they held and a fifth.
 ENOUGH_RUNS, MARGIN = 5, 1.2
@@ -157,21 +153,11 @@ def _bad(name: str, value: Any, why: str) -> LimitsError:
     return LimitsError(f"executor_config['air']['{name}'] = {value!r} can not be applied: {why}.")
 
 
-def _size(value: Any) -> int:
-    match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([a-z]*)\s*", str(value).lower())
-    if isinstance(value, bool) or match is None or match.group(2) not in _UNITS:
-        raise ValueError("it must be a number of bytes, or text such as '512MiB' or '2GB'")
-    size = int(float(match.group(1)) * _UNITS[match.group(2)])
-    if not 0 < size < 1 << 63:
-        raise ValueError("it must be more than 0, and less than 8 EiB")
-    return size
-
-
 def _memory(value: Any) -> int | MemoryRule:
     if isinstance(value, list | tuple):
         if not value:
             raise ValueError("it must name a size for the first try, and one for each after an end for lack of memory")
-        return MemoryRule(steps=tuple(map(_size, value)))
+        return MemoryRule(steps=tuple(map(parse_size, value)))
     if value == "auto":
         return MemoryRule()
     if isinstance(value, dict):
@@ -180,12 +166,12 @@ def _memory(value: Any) -> int | MemoryRule:
             raise ValueError(
                 "it must be a size, a list of sizes, 'auto', or {'auto': {'floor': size, 'ceiling': size}}"
             )
-        sizes = {name: _size(size) for name, size in bounds.items()}
+        sizes = {name: parse_size(size) for name, size in bounds.items()}
         rule = MemoryRule(floor=sizes.get("floor"), ceiling=sizes.get("ceiling"))
         if rule.floor is not None and rule.ceiling is not None and rule.floor > rule.ceiling:
             raise ValueError("its floor is above its ceiling")
         return rule
-    return _size(value)
+    return parse_size(value)
 
 
 def _seconds(value: Any) -> float:
@@ -232,8 +218,3 @@ def _bind_to_cpus(count: int) -> None:
     if count > len(available):
         raise _bad("cpus", count, f"this machine has {len(available)} for it")
     process.cpu_affinity(random.sample(available, count))
-
-
-def mebibytes(size_bytes: int) -> str:
-    """Return a size for people, in MiB."""
-    return f"{size_bytes / (1 << 20):.0f} MiB"

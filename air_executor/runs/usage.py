@@ -8,7 +8,9 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from air_executor import jsontext
-from air_executor.runs.files import RunFiles
+from air_executor.errors import RecordError, StateDirError
+from air_executor.machine.safe_files import read_document
+from air_executor.runs.files import MAX_FILE_BYTES, RunFiles
 
 NAME = "usage.jsonl"
 
@@ -65,6 +67,16 @@ def read(files: RunFiles, run_id: str) -> list[Point]:
     """
     data = files.read_document(os.path.join(files.path(run_id), NAME))
     return [point for line in (data or b"").splitlines()[:_MAX_POINTS] if (point := _parsed(line)) is not None]
+
+
+def last_point(folder: str) -> Point | None:
+    """Return the last point of the run with that folder; ``None`` if there is none, or it can't be understood."""
+    try:
+        data = read_document(os.path.join(folder, NAME), MAX_FILE_BYTES, RecordError)
+    except (RecordError, StateDirError):
+        return None
+    lines = (data or b"").splitlines()
+    return next((point for line in reversed(lines[-2:]) if (point := _parsed(line)) is not None), None)
 
 
 _TYPES = {each.name: (int,) if each.type.startswith("int") else (int, float) for each in fields(Point)}

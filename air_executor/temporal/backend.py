@@ -27,7 +27,7 @@ from air_executor.config import Config
 from air_executor.errors import AirExecutorError, RecordError, StateDirError
 from air_executor.guard import Guard
 from air_executor.launcher.client.claims import Claims
-from air_executor.runs.backend import RunRequest
+from air_executor.runs.backend import Boundless, RunRequest
 from air_executor.runs.ordered import OrderedRuns
 from air_executor.runs.pruning import prune
 from air_executor.runs.record import UNWANTED, Identity, RunRecord, RunState, moment, queued
@@ -93,6 +93,7 @@ class TemporalBackend:
         self._link = Link(settings, self._take, lambda who, silent_s: judge(Identity(**who), silent_s))
         self._watch = Watch(self._link, settings, self._seen, self._take, self._note_host, judge, give_back)
         self.gpus = EveryGpu()
+        self.room = Boundless()  # each host has its slots
         self._lock = threading.Lock()
         #: Followed runs that have not ended.
         self._live: dict[str, LiveRun] = {}

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from air_executor.errors import AirExecutorError, RecordError, StateDirError
-from air_executor.runs.backend import RunRequest
+from air_executor.runs.backend import Boundless, RunRequest
 from air_executor.runs.record import UNWANTED, Identity, RunRecord, RunState, now
 
 
@@ -86,6 +86,7 @@ class MemoryBackend:
         self._is_slow = is_slow
         self._followed: set[str] = set()
         self._gpus = MemoryGpus(place, self)
+        self.room = Boundless()
 
     @property
     def gpus(self) -> MemoryGpus:

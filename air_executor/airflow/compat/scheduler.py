@@ -1,6 +1,6 @@
-"""What is replaced in the scheduler's process: how its loop sleeps, and how it finds tasks without heartbeats.
+"""What is replaced in the scheduler's process: how its loop sleeps, finds tasks without heartbeats, and queues tasks.
 
-Both are looked up in ``sys.modules``: a process that is no scheduler stays as it is.
+All are looked up in ``sys.modules``: a process that is no scheduler stays as it is.
 """
 
 from __future__ import annotations
@@ -54,3 +54,31 @@ def use_vouching(vouch: Callable[[Callable[[], list[Any]]], list[Any]]) -> None:
 
     find_what_nobody_vouches_for.stock = find  # type: ignore[attr-defined]
     runner._find_task_instances_without_heartbeats = find_what_nobody_vouches_for
+
+
+def use_admission(admits: Callable[[Any, Any], bool]) -> None:
+    """Let the scheduler of this process, if it has one, ask ``admits`` before it queues a task.
+
+    Of an executor it knows only the number of free slots, so it would queue a task that has to wait for more than that.
+    Its last question about a task that it could queue is for the executor. Without an answer the task stays scheduled,
+    and the scheduler goes on with the next one.
+
+    :param admits: takes an executor and a task instance, and returns whether that may be queued.
+    """
+    module = sys.modules.get(_MODULE)
+    if module is None:
+        return
+    runner: Any = module.SchedulerJobRunner
+    load = runner._try_to_load_executor
+    load = getattr(load, "stock", load)
+
+    def load_if_admitted(self: Any, asked: Any, *args: Any, **kwargs: Any) -> Any:
+        executor = load(self, asked, *args, **kwargs)
+        # Airflow 3.1 asks with the executor's name.
+        ti = asked if hasattr(asked, "state") else sys._getframe(1).f_locals.get("task_instance")
+        if executor is None or ti is None or ti.state != "scheduled" or admits(executor, ti):
+            return executor
+        return None
+
+    load_if_admitted.stock = load  # type: ignore[attr-defined]
+    runner._try_to_load_executor = load_if_admitted

@@ -27,6 +27,9 @@ _LONGEST_WAIT_S = 3600.0
 #: How soon to try again when a task could be started but was not, in seconds.
 _START_AGAIN_S = 0.1
 
+#: How soon to try again when the machine had no room for a task and none of this manager's has ended, in seconds.
+_ROOM_AGAIN_S = 1.0
+
 
 class Manager:
     """Works on all jobs below one state directory, or on some of them."""
@@ -61,6 +64,8 @@ class Manager:
         self._starts = Starts(self._store, self._runs, self._jobs.outcomes)
         self._stopping = False
         self._may_start = True
+        #: When to try again what had no room, on the monotonic clock; ``None``: everything had.
+        self._room_again_s: float | None = None
         self.on_signal: Callable[[], None] = self.stop
         """Called in the loop after SIGTERM or SIGINT."""
         self._is_signalled = False
@@ -144,6 +149,8 @@ class Manager:
             due_s = min(due_s, ends_s)
         if self._may_start and not self._is_full() and self._jobs.turns:
             due_s = min(due_s, _START_AGAIN_S)
+        if self._room_again_s is not None:
+            due_s = min(due_s, self._room_again_s - time.monotonic())
         poll = select.poll()
         for fd in (wake.fileno(), self._lookout.fileno(), self._runs.fileno()):
             if fd is not None:
@@ -159,6 +166,7 @@ class Manager:
         self._lookout.take_in()
         for record in self._runs.take_ends():
             self._jobs.note_end(record)
+            self._room_again_s = self._room_again_s and 0.0
         if time.monotonic() >= self._lookout.due_s():
             self._jobs.look()
         self._jobs.wake()
@@ -172,6 +180,14 @@ class Manager:
         if not self._may_start:
             return
         turns = self._jobs.turns
+        if self._room_again_s is not None and time.monotonic() >= self._room_again_s:
+            self._room_again_s = None
+            for name in self._starts.take_roomless():
+                if (roomless := self._jobs.get(name)) is not None:
+                    roomless.ready.take_back()
+                    turns.update(roomless)
         while not self._is_full() and (job := turns.next()) is not None:
             self._jobs.attempt(job, self._starts.start_next)
         turns.end_round()
+        if self._starts.has_roomless and self._room_again_s is None:
+            self._room_again_s = time.monotonic() + _ROOM_AGAIN_S

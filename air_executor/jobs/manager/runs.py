@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from air_executor.errors import AirExecutorError, RecordError
 from air_executor.runs import limits
 from air_executor.runs import record as records
 from air_executor.runs.backend import RunBackend, RunRequest
-from air_executor.runs.record import RunRecord
+from air_executor.runs.record import Identity, RunRecord
 
 log = logging.getLogger(__name__)
 
@@ -62,6 +63,14 @@ class Runs:
         return self._backend.due_in_s()
 
     # Runs
+
+    def admit(self, who: Identity, limits: dict[str, Any], priority: int) -> bool:
+        """Claim room on the machine for a run that is to be ordered now; tell whether there is any."""
+        return self._backend.room.admit(who, limits, key=who.name, priority=priority)
+
+    def give_up_room(self, who: Identity) -> None:
+        """Give up the room of a run that was not ordered after all."""
+        self._backend.room.release(who.workload_id)
 
     def order(self, request: RunRequest, owner: Owner) -> None:
         """Order a run.

@@ -7,7 +7,7 @@ import uuid
 from pathlib import Path
 from typing import Any
 
-from air_executor.errors import AirExecutorError, JobError, ProtocolError
+from air_executor.errors import AirExecutorError, JobError, LimitsError, ProtocolError
 from air_executor.jobs import templates
 from air_executor.jobs.manager.outcomes import Outcomes
 from air_executor.jobs.manager.runs import Owner, Runs
@@ -26,14 +26,28 @@ class Starts:
         self._store, self._runs, self._outcomes = store, runs, outcomes
         self._state_dir = store.root.parent
         self._base = base_folder(self._state_dir)
+        #: Names of jobs with tasks that were set aside, as the machine had no room for them.
+        self._roomless: set[str] = set()
+
+    @property
+    def has_roomless(self) -> bool:
+        """Whether tasks were set aside."""
+        return bool(self._roomless)
+
+    def take_roomless(self) -> set[str]:
+        """Return the names of the jobs with tasks that were set aside since the last call."""
+        names, self._roomless = self._roomless, set()
+        return names
 
     def start_next(self, job: ActiveJob) -> None:
         """Start the next task of a job, if one is ready and there is a place for it.
 
+        One for which the machine has no room is set aside.
+
         :raises AirExecutorError: the job's files or the run's record can't be written; then nothing was started.
         """
         place = job.free_place()
-        if place is None or not job.ready:
+        if place is None or not job.ready.has_next:
             return
         task = job.tasks[job.ready.first()]
         if task.is_for_items:
@@ -48,30 +62,46 @@ class Starts:
             task.tries, task.started_at = task.tries + 1, now()
             self._outcomes.fail(job, task, str(error), is_final=isinstance(error, templates.MissingInputError))
             return
+        who = Identity(
+            kind="job",
+            workload_id=job.places.workload_id(place),
+            name=f"{job.name}/{task.id}",
+            job_name=job.name,
+            task_id=task.id,
+            try_number=task.tries + 1,
+        )
+        if not self._runs.admit(who, filled.limits, job.files.job.priority):
+            job.ready.set_aside()
+            self._roomless.add(job.name)
+            return
         before = vars(task).copy()
         run_id = str(uuid.uuid4())
         task.status, task.started_at, task.run_id = TaskStatus.RUNNING, now(), run_id
         task.tries += 1
         task.retry_at = task.error = task.exit_code = task.completed_at = None
         try:
-            request = self._request(job, task, filled, place, environment)
+            request = self._request(job, task, filled, who, environment)
             if job.files.job.state is not JobState.WORKING:
                 job.files.set_state(JobState.WORKING)
             # Into the files first, so that the next manager finds the run.
             job.files.commit(task)
             self._runs.order(request, Owner(job.name, task.id))
-        except ProtocolError as error:  # too large, or nested too deeply: another try would be so, too
+        except (ProtocolError, LimitsError) as error:  # too large, or nested too deeply: another try would be so, too
             job.ready.pop()
+            self._runs.give_up_room(who)
             self._outcomes.fail(job, task, f"it can't be handed to a runner: {error}", is_final=True)
             return
         except (AirExecutorError, OSError):
+            self._runs.give_up_room(who)
             vars(task).update(before)
             job.files.forget_text(task)
             raise
         job.ready.pop()
         job.places.take(task.id, place)
 
-    def _request(self, job: ActiveJob, task: Task, filled: Task, place: int, environment: dict[str, str]) -> RunRequest:
+    def _request(
+        self, job: ActiveJob, task: Task, filled: Task, who: Identity, environment: dict[str, str]
+    ) -> RunRequest:
         """Return what a runner gets.
 
         :param task: as it was started just now.
@@ -102,17 +132,7 @@ class Starts:
         air: dict[str, Any] = {**filled.limits, "environment": variables}
         if filled.timeout:
             air["timeout"] = filled.timeout
-        identity = Identity(
-            kind="job",
-            workload_id=job.places.workload_id(place),
-            name=f"{job.name}/{task.id}",
-            job_name=job.name,
-            task_id=task.id,
-            try_number=task.tries,
-        )
-        return RunRequest(
-            id=run_id, identity=identity, workload=workload, air=air, log_file=str(files.log_file(task.id))
-        )
+        return RunRequest(id=run_id, identity=who, workload=workload, air=air, log_file=str(files.log_file(task.id)))
 
 
 @functools.lru_cache(maxsize=256)  # most tasks of a job have the same

@@ -23,6 +23,7 @@ from air_executor.launcher.client.gpus import LocalGpus
 from air_executor.launcher.client.launchers import Launchers
 from air_executor.launcher.client.link import QUIET_S, Link
 from air_executor.launcher.client.restarts import Restarts
+from air_executor.launcher.client.room import LocalRoom
 from air_executor.runs.backend import RunRequest
 from air_executor.runs.lock import is_held
 from air_executor.runs.record import Identity, RunRecord
@@ -48,6 +49,7 @@ class LocalBackend:
         self._followed = Followed(store, self._launchers.links)
         self._claims = Claims(store)
         self.gpus = LocalGpus(store, config.gpus)
+        self.room = LocalRoom(store, config)
         self._guard = Guard(log)
         self._restarts = Restarts(self._launchers, self._followed)
         #: Whether the other launchers have still to be asked for the unattended runs.
@@ -58,6 +60,7 @@ class LocalBackend:
     def open(self, owner: str | None) -> bool:
         """See :meth:`air_executor.runs.backend.RunBackend.open`."""
         self._store.prepare()
+        self.room.open()
         with self._guard("Marking the runs that are open"):
             self._store.mark_open()
         if owner is not None:
@@ -82,6 +85,7 @@ class LocalBackend:
         with contextlib.ExitStack() as stack:  # each of them, even if others fail; the last first
             stack.callback(self._claims.end)
             stack.callback(self.gpus.close)
+            stack.callback(self.room.close)
             stack.callback(self._followed.clear)
             stack.callback(self._launchers.close)
 
@@ -90,8 +94,10 @@ class LocalBackend:
     def order(self, request: RunRequest, record: RunRecord) -> None:
         """See :meth:`air_executor.runs.backend.RunBackend.order`."""
         order = Order(request, protocol.start(request.to_message()))  # raises before anything is begun
+        self.room.check(request.identity, request.air)
         self._launchers.leave_outdated()
         self._store.create(record)
+        self.room.take(record)
         self._followed.add_order(order, record)
         if (link := self._launchers.current) is None:
             self._reconnect()  # hands over all orders
@@ -144,6 +150,7 @@ class LocalBackend:
     def follow(self, record: RunRecord) -> None:
         """See :meth:`air_executor.runs.backend.RunBackend.follow`."""
         self._claims.claim(record.id)
+        self.room.take(record)
         self._followed.add(record)
         self._seeks = True
         if (link := self._launchers.current) is not None and self._is_understood(link):
@@ -201,6 +208,9 @@ class LocalBackend:
         self._launchers.reap()
         self._followed.look()
         ended, self._followed.ended = self._followed.ended, []
+        for record in ended:
+            self.room.has_ended(record)
+        self.room.publish()
         return ended
 
     def acknowledge(self, record: RunRecord) -> RunRecord:

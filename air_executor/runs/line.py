@@ -1,0 +1,175 @@
+"""Runs that wait for room on this machine: those of this process, and what others have published."""
+
+from __future__ import annotations
+
+import contextlib
+import heapq
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from air_executor.errors import RecordError, StateDirError
+from air_executor.machine.safe_files import is_fresh, read_document, replace_file
+from air_executor.runs.budget import Need
+from air_executor.runs.lock import KernelLock, is_held
+
+#: After so many seconds, room is left for what waits. Until then the room that there is goes to whatever fits.
+_OVERTAKEN_S = 20.0
+
+#: Who waits and has not asked for so many seconds has no right to room, and is forgotten after so many.
+_PATIENCE_S, _FORGOTTEN_S = 10.0, 600.0
+
+#: How often what waits is shown to others, in seconds, and how much of it.
+_PUBLISH_S, _MAX_PUBLISHED = 1.0, 200
+
+#: A longer file is no process's of this program.
+MAX_BYTES = 1 << 18
+
+
+@dataclass(frozen=True, kw_only=True)
+class Waiting:
+    """A run that finds no room."""
+
+    key: str
+    """By which it is known here."""
+    name: str
+    memory: int
+    """Bytes."""
+    cpus: float
+    since_s: float
+    """When it first found none, in seconds since the epoch."""
+    asked_s: float
+    """When it last did."""
+    priority: int
+    why: str = ""
+
+    @property
+    def rank(self) -> tuple[int, float]:
+        """Of two that wait in one process, that with the lesser one comes first."""
+        return -self.priority, self.since_s
+
+    @property
+    def right_s(self) -> float:
+        """From when on room is left to it, in seconds since the epoch."""
+        return self.since_s + _OVERTAKEN_S
+
+    @property
+    def is_asking(self) -> bool:
+        """Whether it has asked just now, and so may still have its right to room."""
+        return is_fresh(self.asked_s, _PATIENCE_S)
+
+    @property
+    def has_right(self) -> bool:
+        """Whether room has to be left to it now."""
+        return self.is_asking and time.time() >= self.right_s
+
+
+class Line:
+    """What waits for room: here, and what other processes have published."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._here: dict[str, Waiting] = {}
+        #: Of each other process, what has waited longest.
+        self._others: list[Waiting] = []
+        #: Held for the life of this process's file.
+        self._life = KernelLock(folder / f"{os.getpid()}-{os.urandom(4).hex()}")
+        self._is_open = self._has_news = False
+        self._published_s = float("-inf")
+
+    def ask(self, key: str, name: str, need: Need, priority: int) -> Waiting:
+        """Return what asks for room now; it may have waited for some time."""
+        now_s = time.time()
+        known = self._here.get(key)
+        return Waiting(
+            key=key,
+            name=name,
+            memory=need.memory,
+            cpus=need.cpus,
+            since_s=now_s if known is None else known.since_s,
+            asked_s=now_s,
+            priority=priority,
+        )
+
+    def answer(self, asks: Waiting, why: str | None) -> None:
+        """Note why it has to wait; with ``None``, that it does not."""
+        self._has_news = True
+        if why is None:
+            self._here.pop(asks.key, None)
+        else:
+            self._here[asks.key] = replace(asks, why=why)
+
+    def get(self, key: str) -> Waiting | None:
+        """Return what waits here under a key."""
+        return self._here.get(key)
+
+    def leave(self, key: str) -> None:
+        """Note that something waits no more."""
+        self._has_news = self._here.pop(key, None) is not None or self._has_news
+
+    def __len__(self) -> int:
+        """Return how many wait here."""
+        return len(self._here)
+
+    def before(self, asks: Waiting) -> Iterator[Waiting]:
+        """Yield those to which room has to be left."""
+        here = [each for each in self._here.values() if each.key != asks.key and each.has_right]
+        first = min(here, key=lambda each: each.rank, default=None)
+        if first is not None and first.rank < asks.rank:
+            yield first
+        for other in self._others:
+            if other.has_right and other.since_s < asks.since_s:
+                yield other
+
+    def look(self) -> None:
+        """Read what others have published."""
+        self._others = []
+        for path, found in self._files():
+            if found and path.name != self._life.name:
+                self._others.append(min(found, key=lambda each: each.since_s))
+
+    def published(self) -> list[Waiting]:
+        """Return what all processes have published, as far as it still asks."""
+        return [each for _, found in self._files() for each in found if each.is_asking]
+
+    def publish(self) -> None:
+        """Write what waits here for others to see, and forget what has not asked for long."""
+        if time.monotonic() - self._published_s < _PUBLISH_S or not (self._here or self._has_news):
+            return
+        forgotten_s = time.time() - _FORGOTTEN_S
+        self._here = {key: each for key, each in self._here.items() if each.asked_s > forgotten_s}
+        self._published_s, self._has_news = time.monotonic(), False
+        if not self._is_open:
+            self._is_open = self._life.acquire(timeout_s=0)
+        first = heapq.nsmallest(_MAX_PUBLISHED, self._here.values(), key=lambda each: each.rank)
+        replace_file(f"{self._life.path}.json", orjson.dumps([asdict(each) for each in first]))
+
+    def close(self) -> None:
+        """Wait for nothing any more."""
+        self._here.clear()
+        if self._is_open:
+            with contextlib.suppress(OSError):
+                os.unlink(f"{self._life.path}.json")
+            self._life.release()
+            self._is_open = False
+
+    def _files(self) -> Iterator[tuple[Path, list[Waiting]]]:
+        for path in sorted(self.folder.glob("*.json")):
+            life = path.with_suffix("")
+            with contextlib.suppress(StateDirError, RecordError, OSError, ValueError, TypeError):
+                if not is_held(life):  # its process has died
+                    path.unlink()
+                    life.unlink()
+                    continue
+                found = orjson.loads(read_document(path, MAX_BYTES, RecordError) or b"[]")
+                yield life, [Waiting(**known_fields(Waiting, each)) for each in found]
+
+
+def known_fields(kind: type, document: dict[str, Any]) -> dict[str, Any]:
+    """Return the fields that ``kind`` has: another version may have written more."""
+    return {each.name: document[each.name] for each in fields(kind) if each.name in document}
