@@ -22,6 +22,8 @@ from air_executor.launcher.address import Address, all_addresses, service_addres
 from air_executor.launcher.preload.preloader import read_verdicts
 from air_executor.machine.children import hides_processes
 from air_executor.machine.ownership import check_state_dir
+from air_executor.machine.sizes import mebibytes
+from air_executor.observe import budget
 from air_executor.observe.check import Check
 from air_executor.observe.query import launchers
 from air_executor.runs import statedir
@@ -54,6 +56,7 @@ def examine() -> list[Check]:
     if has_airflow:
         checks.append(_entry_point())
     checks.append(_options(options))
+    checks += _budget()
     state = _state_dir(where)
     checks.append(state)
     if state.ok and where.path.exists():
@@ -109,6 +112,20 @@ def _options(options: Config) -> Check:
     if missing := [name for name in named if not _is_there(name)]:
         found += f"; not installed here: {', '.join(missing)}"
     return Check("options", not missing, found, "Install it, or take it out of [air_executor] preload.")
+
+
+def _budget() -> list[Check]:
+    try:
+        room = budget.look()
+    except AirExecutorError as error:
+        return [Check("budget", False, str(error), "Mend the folder, or name another one: [air_executor] budget_dir.")]
+    if room is None:
+        return []
+    memory = "off" if room.budget.memory is None else mebibytes(room.budget.memory)
+    cpus = "off" if room.budget.cpus is None else f"{room.budget.cpus:g}"
+    found = f"memory {memory}, CPUs {cpus}; {room.taken.runs} runs take {mebibytes(room.taken.memory)}"
+    remedy = "They have a budget that this shell has not: set the same in airflow.cfg, or in the environment."
+    return [Check("budget", bool(room.budget), f"{found}, {len(room.waiting)} wait", remedy)]
 
 
 def _is_there(module: str) -> bool:

@@ -21,6 +21,7 @@ from air_executor.cli.listing import say_where, show
 from air_executor.cli.table import EXIT_NO, EXIT_OK, JSON, Argument, Command, at_least_zero, count, print_json
 from air_executor.errors import AirExecutorError, WrongStateError
 from air_executor.launcher.client.control import ask_to_stop
+from air_executor.observe import budget
 from air_executor.observe.everywhere import AllRuns
 from air_executor.observe.jobs import summaries
 from air_executor.observe.query import launchers, observe_runs, waiting_for_gpus
@@ -54,10 +55,12 @@ def _status(args: argparse.Namespace) -> int:
 
 
 def _plain_status(runs: AllRuns) -> dict[str, Any]:
+    room = budget.look_if_possible()
     return {
         "launchers": launchers(runs.here),
         "runs": [run.to_dict() for run in observe_runs(runs)],
-        "waiting": waiting_for_gpus(runs.here),
+        "waiting": [*waiting_for_gpus(runs.here), *(budget.documents(room.waiting) if room else ())],
+        "budget": room.to_dict() if room else None,
         "jobs": [dataclasses.asdict(job) for job in summaries(runs.here.root, ended=False)],
     }
 
@@ -67,6 +70,8 @@ def _shown_status(runs: AllRuns) -> Group:
     live = observe_runs(runs)
     hosts = any(runs.is_elsewhere(run.record.id) for run in live)
     parts = [views.status(launchers(runs.here), live, waiting_for_gpus(runs.here), hosts=hosts)]
+    if (room := budget.look_if_possible()) is not None:
+        parts.append(views.room(room))
     return Group(*parts, *([jobviews.jobs(jobs)] if jobs else []))
 
 

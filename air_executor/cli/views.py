@@ -9,6 +9,7 @@ from rich.text import Text
 
 from air_executor.cli.listing import Listing
 from air_executor.machine.sizes import mebibytes
+from air_executor.observe.budget import ObservedBudget, documents
 from air_executor.observe.check import Check
 from air_executor.observe.query import ObservedRun
 from air_executor.runs.record import RunRecord, RunState
@@ -82,6 +83,22 @@ def status(
         for each in waiting:
             gpus = f"{each['gpus']} of {each['of']} GPUs to be free"
             line.add_row(gpus, each["since"][:19].replace("T", " "), each["name"])
+        parts.append(line)
+    return Group(*parts)
+
+
+def room(found: ObservedBudget) -> RenderableType:
+    """Return what is taken of the machine's budget, and what waits for room."""
+    budget, taken = found.budget, found.taken
+    of = f" of {mebibytes(budget.memory)}" if budget.memory is not None else ""
+    text = f"budget: {mebibytes(taken.memory)}{of} taken"
+    if budget.cpus is not None:
+        text += f", {taken.cpus:g} of {budget.cpus:g} CPUs"
+    parts: list[RenderableType] = [Text(f"{text}, by {taken.runs} runs of this machine")]
+    if found.waiting:
+        line = Listing("SINCE (UTC)", "WHAT", "WAITS FOR ROOM", wraps="WAITS FOR ROOM")
+        for each in documents(found.waiting):
+            line.add_row(each["since"][:19].replace("T", " "), each["name"], each["why"])
         parts.append(line)
     return Group(*parts)
 

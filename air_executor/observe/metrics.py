@@ -14,6 +14,7 @@ from datetime import datetime, timezone
 
 import psutil
 
+from air_executor.observe.budget import look_if_possible
 from air_executor.observe.everywhere import AllRuns
 from air_executor.observe.jobs import summaries
 from air_executor.observe.query import launchers, observe_runs, waiting_for_gpus
@@ -44,6 +45,9 @@ METRICS = (
     Metric("runs_on_record", "All runs whose records are kept, of this machine"),
     Metric("ends_untold", "Ended runs of whose end nobody has taken note yet"),
     Metric("waiting_for_gpus", "Tasks that wait for GPUs"),
+    Metric("waiting_for_room", "Runs that wait for memory or CPUs of the machine's budget"),
+    Metric("budget_memory_bytes", "What all runs of this machine may have together, where there is a budget"),
+    Metric("budget_memory_taken_bytes", "What they take of it"),
     Metric("launchers", "Launchers that answer"),
     Metric("launcher_runners", "Runners of all launchers"),
     Metric("launcher_troubles", "What is wrong with launchers, as spares that die at birth; status says what"),
@@ -83,7 +87,7 @@ def samples(runs: AllRuns) -> list[Sample]:
     :raises StateDirError: it can't be read.
     """
     began_s = time.monotonic()
-    values = {**_of_runs(runs), **_of_launchers(runs), **_of_jobs(runs)}
+    values = {**_of_runs(runs), **_of_budget(), **_of_launchers(runs), **_of_jobs(runs)}
     values["up"] = {(): 1.0}
     values["memory_available_bytes"] = {(): float(psutil.virtual_memory().available)}
     values["scrape_seconds"] = {(): time.monotonic() - began_s}
@@ -111,6 +115,18 @@ def _of_runs(runs: AllRuns) -> dict[str, dict[tuple[str, ...], float]]:
         },
         "waiting_for_gpus": {(): float(len(waiting_for_gpus(runs.here)))},
     }
+
+
+def _of_budget() -> dict[str, dict[tuple[str, ...], float]]:
+    room = look_if_possible()
+    values: dict[str, dict[tuple[str, ...], float]] = {
+        "waiting_for_room": {(): float(len(room.waiting) if room else 0)},
+        "budget_memory_bytes": {},
+        "budget_memory_taken_bytes": {(): float(room.taken.memory) if room else 0.0},
+    }
+    if room is not None and room.budget.memory is not None:
+        values["budget_memory_bytes"] = {(): float(room.budget.memory)}
+    return values
 
 
 def _of_launchers(runs: AllRuns) -> dict[str, dict[tuple[str, ...], float]]:

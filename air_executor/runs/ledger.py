@@ -4,10 +4,10 @@ Before a run is ordered, whoever orders it *claims* what the run needs. The clai
 exceed the budget. A run counts for its claim, or for what it was last seen to hold if that is more. A claim is a small
 file; it is void when nobody holds the lock of its workload any more, so what dies gives its room back.
 
-**Nobody starves.** What finds no room waits, and smaller runs may overtake it. When it has waited for a while, those that
-begin from then on leave so much room that it fits beside them: it waits for the end of runs that were there before, and
-for no others. Of several that wait here, the highest priority has this right, and of those the one that has waited
-longest; of what waits in other processes, only the time counts.
+**Nobody starves.** What finds no room waits, and smaller runs may overtake it. When it has waited for a while, those
+that begin from then on leave so much room that it fits beside them: it waits for the end of runs that were there
+before, and for no others. Of several that wait here, the highest priority has this right, and of those the one that has
+waited longest; of what waits in other processes, only the time counts.
 
 **Somebody always runs.** When nothing else runs, the next one may begin, whatever it needs.
 """
@@ -192,13 +192,18 @@ class Ledger:
 
     # Looking
 
+    @property
+    def is_there(self) -> bool:
+        """Whether anybody has a ledger here."""
+        return self._claims_folder.is_dir()
+
     def claims(self) -> list[Claim]:
-        """Return the claims that hold now, the oldest first.
+        """Return the claims that hold now, the oldest first. Nothing is changed.
 
         :raises StateDirError: they can't be read.
         """
         self._looked_s = float("-inf")
-        self._look()
+        self._look(removes=False)
         return sorted(self._claims.values(), key=lambda claim: claim.at_s)
 
     def waiting(self) -> list[Waiting]:
@@ -237,8 +242,11 @@ class Ledger:
         replace_file(self._claims_folder / name, orjson.dumps(document))
         self._claims[name] = claim
 
-    def _look(self) -> None:
-        """Read what claims there are; now and then also what they hold, and how the machine is."""
+    def _look(self, *, removes: bool = True) -> None:
+        """Read what claims there are; now and then also what they hold, and how the machine is.
+
+        :param removes: whether to remove those that are void.
+        """
         is_due = time.monotonic() - self._looked_s >= _LOOK_S
         known = self._claims
         try:
@@ -248,7 +256,7 @@ class Ledger:
         self._claims = {}
         for name in names:
             claim = None if is_due else known.get(name)
-            if (claim := claim or self._read(name)) is not None:
+            if (claim := claim or self._read(name, removes=removes)) is not None:
                 self._claims[name] = claim
         if is_due:
             self._looked_s = time.monotonic()
@@ -256,8 +264,8 @@ class Ledger:
             if self.budget.memory is not None:
                 self._machine.look()
 
-    def _read(self, name: str) -> Claim | None:
-        """Return the claim in a file, unless it is void: then it is removed."""
+    def _read(self, name: str, *, removes: bool) -> Claim | None:
+        """Return the claim in a file, unless it is void."""
         path = self._claims_folder / name
         claim = None
         with contextlib.suppress(RecordError, StateDirError, ValueError, TypeError):
@@ -265,8 +273,9 @@ class Ledger:
             if is_held(claim.lock) or is_fresh(claim.at_s, _BIRTH_S):
                 point = None if claim.run is None else usage.last_point(claim.run)
                 return claim if point is None else replace(claim, held=point.memory_bytes)
-        with contextlib.suppress(OSError):
-            os.unlink(path)
+        if removes:
+            with contextlib.suppress(OSError):
+                os.unlink(path)
         return None
 
 

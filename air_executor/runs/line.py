@@ -129,13 +129,13 @@ class Line:
     def look(self) -> None:
         """Read what others have published."""
         self._others = []
-        for path, found in self._files():
+        for path, found in self._files(removes=True):
             if found and path.name != self._life.name:
                 self._others.append(min(found, key=lambda each: each.since_s))
 
     def published(self) -> list[Waiting]:
         """Return what all processes have published, as far as it still asks."""
-        return [each for _, found in self._files() for each in found if each.is_asking]
+        return [each for _, found in self._files(removes=False) for each in found if each.is_asking]
 
     def publish(self) -> None:
         """Write what waits here for others to see, and forget what has not asked for long."""
@@ -158,13 +158,14 @@ class Line:
             self._life.release()
             self._is_open = False
 
-    def _files(self) -> Iterator[tuple[Path, list[Waiting]]]:
+    def _files(self, *, removes: bool) -> Iterator[tuple[Path, list[Waiting]]]:
         for path in sorted(self.folder.glob("*.json")):
             life = path.with_suffix("")
             with contextlib.suppress(StateDirError, RecordError, OSError, ValueError, TypeError):
                 if not is_held(life):  # its process has died
-                    path.unlink()
-                    life.unlink()
+                    if removes:
+                        path.unlink()
+                        life.unlink()
                     continue
                 found = orjson.loads(read_document(path, MAX_BYTES, RecordError) or b"[]")
                 yield life, [Waiting(**known_fields(Waiting, each)) for each in found]

@@ -61,7 +61,8 @@ def use_admission(admits: Callable[[Any, Any], bool]) -> None:
 
     Of an executor it knows only the number of free slots, so it would queue a task that has to wait for more than that.
     Its last question about a task that it could queue is for the executor. Without an answer the task stays scheduled,
-    and the scheduler goes on with the next one.
+    and the scheduler goes on with the next one. It asks the same elsewhere, and Airflow 3.1 does not say for which task,
+    so who asks is looked up.
 
     :param admits: takes an executor and a task instance, and returns whether that may be queued.
     """
@@ -72,13 +73,11 @@ def use_admission(admits: Callable[[Any, Any], bool]) -> None:
     load = runner._try_to_load_executor
     load = getattr(load, "stock", load)
 
-    def load_if_admitted(self: Any, asked: Any, *args: Any, **kwargs: Any) -> Any:
-        executor = load(self, asked, *args, **kwargs)
-        # Airflow 3.1 asks with the executor's name.
-        ti = asked if hasattr(asked, "state") else sys._getframe(1).f_locals.get("task_instance")
-        if executor is None or ti is None or ti.state != "scheduled" or admits(executor, ti):
+    def load_if_admitted(self: Any, *args: Any, **kwargs: Any) -> Any:
+        executor, caller = load(self, *args, **kwargs), sys._getframe(1)
+        if executor is None or caller.f_code.co_name != "_executable_task_instances_to_queued":
             return executor
-        return None
+        return executor if admits(executor, caller.f_locals["task_instance"]) else None
 
     load_if_admitted.stock = load  # type: ignore[attr-defined]
     runner._try_to_load_executor = load_if_admitted

@@ -1,0 +1,176 @@
+"""More memory wanted than the machine's budget has: tasks stay scheduled until there is room for them."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from air_executor.airflow.admission import WAITS_EVENT
+from air_executor.runs.record import RunRecord
+from tests.support import airflow_env
+from tests.support.airflow_env import Airflow
+from tests.support.flights import kill_scheduler, start_scheduler
+from tests.support.waiting import wait_for
+
+MIB = 1 << 20
+BUDGET = 1024 * MIB
+
+OPTIONS = {
+    "AIRFLOW__AIR_EXECUTOR__MEMORY_BUDGET": "1GiB",
+    "AIRFLOW__CORE__PARALLELISM": "16",
+    "AIRFLOW__SCHEDULER__TASK_QUEUED_TIMEOUT": "5",
+    "AIRFLOW__SCHEDULER__TASK_QUEUED_TIMEOUT_CHECK_INTERVAL": "1",
+    "AIRFLOW__SCHEDULER__NUM_STUCK_IN_QUEUED_RETRIES": "0",
+}
+
+DAG = """
+import os
+import time
+from pathlib import Path
+from airflow.sdk import dag, task
+
+OUT = Path(os.environ["AIR_TEST_OUT"])
+
+
+def hold(mebibytes, seconds):
+    data = bytearray(mebibytes << 20)
+    for at in range(0, len(data), 4096):
+        data[at] = 1
+    time.sleep(seconds)
+
+
+def limited(name, mebibytes, **more):
+    return task(task_id=name, executor_config={"air": {"memory": f"{mebibytes}MiB"}}, **more)
+
+
+@dag(schedule=None)
+def packed():
+    for number, size in enumerate((300, 700, 450, 200, 350, 600, 250, 500)):
+        limited(f"t{number}", size)(hold)(size - 60, 2)
+    limited("huge", 3000)(hold)(10, 1)
+
+
+packed()
+
+
+@dag(schedule=None)
+def line():
+    @limited("holds", 800, priority_weight=9)
+    def holds():
+        (OUT / "holding").touch()
+        while not (OUT / "release").exists():
+            time.sleep(0.1)
+
+    holds()
+    limited("given_up", 500)(hold)(1, 0)
+    limited("waits", 600)(hold)(1, 0)
+    limited("fits", 150, priority_weight=1)(hold)(1, 0)
+    task(task_id="unknown")(hold)(1, 0)
+
+
+line()
+
+
+@dag(schedule=None)
+def learns():
+    @task
+    def once(number):
+        hold(400, 2.5)
+
+    once.expand(number=[1, 2, 3])
+
+
+learns()
+"""
+
+
+@pytest.fixture(scope="module")
+def env(tmp_path_factory: pytest.TempPathFactory, shared_dir) -> Iterator[Airflow]:  # type: ignore[no-untyped-def]
+    home = tmp_path_factory.mktemp("budget") / "home"
+    env = airflow_env.make(home, shared_dir, {**OPTIONS, "AIRFLOW__AIR_EXECUTOR__BUDGET_DIR": str(home / "budget")})
+    (env.dags / "budget.py").write_text(DAG)
+    env.start()
+    yield env
+    env.end()
+
+
+def most_taken(records: list[RunRecord]) -> int:
+    """Return the most bytes that the limits of runs at the same time allowed, without those that ran alone."""
+    changes = []
+    for record in records:
+        if (memory := record.limits.get("memory") or 0) <= BUDGET:
+            changes += [(record.running_at or "", memory), (record.ended_at or "", -memory)]
+    return max(itertools.accumulate(change for _, change in sorted(changes)))
+
+
+def overlap(one: RunRecord, other: RunRecord) -> bool:
+    return (one.starting_at or "") < (other.ended_at or "") and (other.starting_at or "") < (one.ended_at or "")
+
+
+def status(env: Airflow) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(env.run("air-executor", "status", "--json").stdout)
+    return found
+
+
+@pytest.mark.core
+def test_no_more_begins_than_there_is_room_for_and_what_is_too_large_runs_alone(env: Airflow) -> None:
+    env.api.unpause("packed")
+    run = env.api.trigger("packed")
+    assert run.wait() == "success"
+    records = env.ended_records("packed")
+    assert [(record.state.value, record.identity.try_number) for record in records] == [("succeeded", 1)] * 9
+    assert BUDGET / 2 < most_taken(records) <= BUDGET
+    huge = next(record for record in records if record.identity.task_id == "huge")
+    assert [each for each in records if each is not huge and overlap(each, huge)] == []
+    wait_for(lambda: status(env)["budget"]["runs"] == 0, "all room to be given back")
+
+
+def test_what_waits_stays_scheduled_says_why_and_outlives_its_scheduler(env: Airflow) -> None:
+    env.api.unpause("line")
+    run = env.api.trigger("line")
+    wait_for((env.out / "holding").exists, "the first to hold its memory")
+
+    def states() -> dict[str, str]:
+        return {each["task_id"]: each["state"] for each in run.instances()}
+
+    wait_for(lambda: states()["fits"] == states()["unknown"] == "success", "those that fit to run")
+
+    def waiting() -> list[str]:
+        return sorted(each["name"] for each in status(env)["waiting"])
+
+    wait_for(lambda: waiting() == ["line.given_up", "line.waits"], "the others to wait")
+    assert states() == {
+        "holds": "running", "fits": "success", "unknown": "success", "given_up": "scheduled", "waits": "scheduled",
+    }  # fmt: skip
+    shown = env.run("air-executor", "status").stdout
+    assert "budget: 800 MiB of 1024 MiB taken" in shown
+    assert "it needs 600 MiB of memory; 224 MiB of 1024 MiB are free" in " ".join(shown.split())
+    told = [each for each in run.events("waits") if each["event"] == WAITS_EVENT]
+    assert [each["extra"] for each in told] == ["it needs 600 MiB of memory; 224 MiB of 1024 MiB are free"]
+    assert "stays scheduled: it needs 600 MiB" in env.log_of("scheduler")
+    run.mark("given_up", "failed")
+    wait_for(lambda: waiting() == ["line.waits"], "the one that was given up to wait no more")
+    kill_scheduler(env)
+    start_scheduler(env)
+    wait_for(lambda: waiting() == ["line.waits"], "the next scheduler to let it wait, too")
+    (env.out / "release").touch()
+    assert run.wait() == "failed"
+    assert states()["holds"] == states()["waits"] == "success"
+    tries = {each["task_id"]: each["try_number"] for each in run.instances()}
+    assert {tries[name] for name in ("holds", "waits", "fits", "unknown")} == {1}
+
+
+def test_what_earlier_runs_have_held_counts_where_there_is_no_limit(env: Airflow) -> None:
+    env.api.unpause("learns")
+    assert env.api.trigger("learns").wait() == "success"
+    first = env.ended_records("learns")
+    assert any(overlap(one, other) for one, other in itertools.combinations(first, 2))  # nothing was known
+    assert env.api.trigger("learns").wait() == "success"
+    second = [record for record in env.ended_records("learns") if record.id not in {each.id for each in first}]
+    # 400 MiB and a fifth, and what a task process has itself: two of them fit, three do not.
+    begun = [(record.starting_at or "", 1) for record in second] + [(record.ended_at or "", -1) for record in second]
+    assert max(itertools.accumulate(change for _, change in sorted(begun))) <= 2
