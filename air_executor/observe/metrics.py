@@ -46,7 +46,7 @@ METRICS = (
     Metric("ends_untold", "Ended runs of whose end nobody has taken note yet"),
     Metric("waiting_for_gpus", "Tasks that wait for GPUs"),
     Metric("waiting_for_room", "Runs that wait for memory or CPUs of the machine's budget"),
-    Metric("budget_memory_bytes", "What all runs of this machine may have together, where there is a budget"),
+    Metric("budget_memory_bytes", "What all runs of this machine may have together; 0 without a budget"),
     Metric("budget_memory_taken_bytes", "What they take of it"),
     Metric("launchers", "Launchers that answer"),
     Metric("launcher_runners", "Runners of all launchers"),
@@ -119,14 +119,11 @@ def _of_runs(runs: AllRuns) -> dict[str, dict[tuple[str, ...], float]]:
 
 def _of_budget() -> dict[str, dict[tuple[str, ...], float]]:
     room = look_if_possible()
-    values: dict[str, dict[tuple[str, ...], float]] = {
+    return {
         "waiting_for_room": {(): float(len(room.waiting) if room else 0)},
-        "budget_memory_bytes": {},
+        "budget_memory_bytes": {(): float(room.budget.memory or 0) if room else 0.0},
         "budget_memory_taken_bytes": {(): float(room.taken.memory) if room else 0.0},
     }
-    if room is not None and room.budget.memory is not None:
-        values["budget_memory_bytes"] = {(): float(room.budget.memory)}
-    return values
 
 
 def _of_launchers(runs: AllRuns) -> dict[str, dict[tuple[str, ...], float]]:

@@ -100,7 +100,9 @@ class Line:
         """Note why it has to wait; with ``None``, that it does not."""
         self._has_news = True
         if why is None:
-            self._here.pop(asks.key, None)
+            if self._here.pop(asks.key, None) is not None:
+                self._published_s = float("-inf")
+                self.publish()
         else:
             self._here[asks.key] = replace(asks, why=why)
 

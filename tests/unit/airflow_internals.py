@@ -226,6 +226,13 @@ INTERNALS: dict[str, list[Internal]] = {
             says="self._find_task_instances_without_heartbeats(",
         ),
     ],
+    "Asking the executor whether there is room": [
+        Internal(f"{_SCHEDULER}:SchedulerJobRunner._try_to_load_executor"),
+        Internal(
+            f"{_SCHEDULER}:SchedulerJobRunner._executable_task_instances_to_queued",
+            says="if executor_obj := self._try_to_load_executor(",
+        ),
+    ],
     "Heartbeats and states in bulk": [
         *(
             Internal(f"{_TI}.{name}")
@@ -409,6 +416,9 @@ SOURCES: dict[str, str] = {
     "airflow.jobs.scheduler_job_runner:SchedulerJobRunner._find_and_purge_task_instances_without_heartbeats": (
         "520665b836ab 520665b836ab 520665b836ab"
     ),
+    "airflow.jobs.scheduler_job_runner:SchedulerJobRunner._executable_task_instances_to_queued": (
+        "518101f8522a 0160927779e6 a42543cfa909"
+    ),
     "airflow.sdk.api.client:Client.request": "ff4bfaf977b1 ff4bfaf977b1 ca3e44725968",
     "airflow.api_fastapi.auth.tokens:get_signing_args": "66270d2066d6 66270d2066d6 66270d2066d6",
     "airflow.api_fastapi.execution_api.app:JWTReissueMiddleware.dispatch": "8cca4a82e333 d029c77b131b d029c77b131b",
@@ -424,7 +434,7 @@ _BEHAVIOUR = (
     "ActivitySubprocess. WatchedSubprocess. :_subprocess_main :_fork_main :make_buffered_socket_reader :forward_to_log "
     ":_configure_logs_over_json_channel :load_remote_log_handler :dispose_orm :reset_secrets_masker :finalize "
     "task_runner:main :_ResponseFrame.as_bytes :_get_backend :_secrets_masker without_heartbeats :Client.request "
-    ":get_signing_args :JWTReissueMiddleware. .on_kill .generate_token"
+    "_instances_to_queued :get_signing_args :JWTReissueMiddleware. .on_kill .generate_token"
 ).split()
 
 

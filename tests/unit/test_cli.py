@@ -142,7 +142,7 @@ def test_status_shows_what_lives_and_leaves_out_what_does_not(
 
 def test_status_of_nothing_says_so(cli: Cli) -> None:
     assert "nothing runs" in cli.run("status").stdout
-    assert cli.json("status") == {"launchers": [], "runs": [], "waiting": [], "jobs": []}
+    assert cli.json("status") == {"launchers": [], "runs": [], "waiting": [], "budget": None, "jobs": []}
 
 
 # runs

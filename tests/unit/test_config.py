@@ -71,7 +71,8 @@ def test_the_options_of_a_group_stand_side_by_side() -> None:
 
 def test_what_is_kept_and_what_a_scheduler_does_at_its_end_asks_for_no_other_launcher() -> None:
     others = {option.name for option in OPTIONS if not option.for_launcher and option.group is not Group.TEMPORAL}
-    assert others == {"on_shutdown", "keep_days", "keep_runs", "keep_jobs"}
+    budgets = {"cpu_budget", "over_budget", "budget_dir"}
+    assert others == {"on_shutdown", "keep_days", "keep_runs", "keep_jobs", *budgets}
 
 
 def test_the_example_file_is_what_the_table_says_and_sets_every_option_to_its_default(tmp_path: Path) -> None:
@@ -94,6 +95,10 @@ BAD = [
         for value in ("inf", "1h")
     ),
     *((name, "") for name in ("launcher_idle_seconds", "stop_grace_seconds", "keep_days", "keep_runs", "launch")),
+    *(("memory_budget", value) for value in ("-1", "0", "much", "auto, 1GiB", "")),
+    *(("cpu_budget", value) for value in ("-1", "0", "nan", "inf", "")),
+    ("over_budget", "wait"),
+    ("budget_dir", "here"),
     *(("keep_runs", value) for value in ("-1", "1.5", "many", "1e3")),
     *(("launch", value) for value in ("Fork", "spawn", "fork,exec")),
     *(("preload", value) for value in ("pandas;numpy", "a b", "a..b", ".a", "a.", "../x", "1a", "a-b")),

@@ -76,9 +76,18 @@ OTHERS: dict[str, Any] = {
     "fence_seconds": 1.5,
     "renew_tokens": "off",
     "serves": "jobs",
+    "memory_budget": "1GiB",
 }
 #: And for those of which a launcher is told while it serves, or that an executor alone uses.
-TOLD: dict[str, Any] = {"on_shutdown": "kill", "keep_days": 1.5, "keep_runs": 3, "keep_jobs": 3}
+TOLD: dict[str, Any] = {
+    "on_shutdown": "kill",
+    "keep_days": 1.5,
+    "keep_runs": 3,
+    "keep_jobs": 3,
+    "cpu_budget": "2",
+    "over_budget": "fail",
+    "budget_dir": "/elsewhere",
+}
 
 
 def test_an_executor_gets_another_launcher_for_options_that_matter_to_it_and_for_no_others(store: RunStore) -> None:

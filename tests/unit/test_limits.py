@@ -12,8 +12,9 @@ import psutil
 import pytest
 
 from air_executor.errors import LimitsError
+from air_executor.machine.sizes import mebibytes
 from air_executor.runs import limits
-from air_executor.runs.limits import Limits, as_json, mebibytes, parse, public
+from air_executor.runs.limits import Limits, as_json, parse, public
 from tests.unit.processes import result_of
 
 KEYS = ("memory", "cpu_time", "cpus", "nice", "timeout", "gpus", "environment")

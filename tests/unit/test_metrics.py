@@ -168,11 +168,12 @@ def test_it_is_told_how_long_a_run_took_to_start_and_to_run(stats: Stats) -> Non
 
 
 def test_what_is_in_hand_and_taken_over_is_told(stats: Stats) -> None:
-    executor.live(3, 1)
+    executor.live(3, 1, 2)
     executor.adopted(0)
     executor.adopted(2)
     assert stats.calls == [
         ("air_executor.live_runs", 3),
         ("air_executor.waiting_for_gpus", 1),
+        ("air_executor.waiting_for_room", 2),
         ("air_executor.adopted", 2, None),
     ]

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import SimpleNamespace
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import jwt
@@ -15,6 +18,7 @@ from airflow.utils.state import TaskInstanceState
 
 from air_executor import AirExecutor
 from air_executor.airflow import compat
+from air_executor.airflow.admission import WAITS_EVENT, Admission
 from air_executor.airflow.gpu_queue import GpuQueue
 from air_executor.airflow.reconcile import Outcome, Unwanted
 from air_executor.launcher.client.backend import LocalBackend
@@ -240,3 +244,91 @@ def test_one_that_waits_can_be_revoked_given_up_or_left_to_the_next_executor(exe
     blocker.release()
     executor.sync()
     assert len(executor._work.runs) == 0
+
+
+# Room
+
+
+def test_only_what_the_scheduler_is_about_to_queue_is_asked_about(monkeypatch: pytest.MonkeyPatch) -> None:
+    module: Any = ModuleType("airflow.jobs.scheduler_job_runner")
+
+    class Runner:
+        def _try_to_load_executor(self, name: str, **_: Any) -> str | None:
+            return None if name == "unknown" else name
+
+        def _executable_task_instances_to_queued(self, task_instances: list[Any]) -> list[Any]:
+            queued = []
+            for task_instance in task_instances:
+                if self._try_to_load_executor(task_instance.executor, session=None):
+                    queued.append(task_instance)
+            return queued
+
+        def _executor_to_workloads(self, *workloads: Any) -> list[Any]:
+            return [workload for workload in workloads if self._try_to_load_executor(workload.executor)]
+
+    module.SchedulerJobRunner = Runner
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    asked: list[Any] = []
+
+    def admits(asked_of: Any, ti: Any) -> bool:
+        asked.append((asked_of, ti.name))
+        return bool(ti.name != "large")
+
+    compat.use_admission(admits)
+    compat.use_admission(admits)  # as by the executor of another team
+    small, large, other = (
+        SimpleNamespace(name=name, executor=of)
+        for name, of in (("small", "air"), ("large", "air"), ("other", "unknown"))
+    )
+    scheduler: Any = Runner()
+    assert scheduler._executable_task_instances_to_queued([small, large, other]) == [small]
+    assert asked == [("air", "small"), ("air", "large")]
+    assert scheduler._executor_to_workloads(small, large) == [small, large]
+    assert len(asked) == 2
+
+
+def roomy(store: RunStore, executor: AirExecutor, tmp_path: Path, **options: Any) -> Admission:  # noqa: F811
+    backend = LocalBackend(config(store.root, memory_budget="1000MiB", budget_dir=str(tmp_path / "ledger"), **options))
+    assert backend.open("1.test")
+    executor._work.backend = backend
+    return Admission(executor._work)
+
+
+def instance(name: str, air: Any) -> Any:
+    made = task_workload(executor_config={"air": air}).ti
+    return SimpleNamespace(**{**vars(made), "task_id": name, "key": made.key, "executor_config": {"air": air}})
+
+
+def test_a_task_without_room_is_told_of_once_and_its_room_is_given_back(
+    store: RunStore,
+    tmp_path: Path,
+    executor: AirExecutor,  # noqa: F811
+) -> None:
+    admission = roomy(store, executor, tmp_path)
+    first, second = (instance(name, {"memory": "600MiB"}) for name in ("first", "second"))
+    assert admission.admits(first)
+    assert not admission.admits(second) and not admission.admits(second)
+    told = [entry.extra for entry in executor._task_event_logs if entry.event == WAITS_EVENT]
+    assert told == ["it needs 600 MiB of memory; 400 MiB of 1000 MiB are free"]
+    executor.queued_tasks[first.key] = first
+    admission.tidy()
+    assert not admission.admits(second)
+    del executor.queued_tasks[first.key]  # it was not queued after all, or can't be ordered
+    admission.tidy()
+    assert admission.admits(second)
+    # What is wrong with its limits, its runner says.
+    assert admission.admits(instance("wrong", {"memory": "much"})) and admission.admits(instance("odd", "odd"))
+    executor._work.backend.close()
+
+
+def test_a_task_is_admitted_if_that_cannot_be_told(
+    store: RunStore,
+    tmp_path: Path,
+    executor: AirExecutor,  # noqa: F811
+) -> None:
+    admission = roomy(store, executor, tmp_path)
+    assert admission.admits(instance("first", {"memory": "600MiB"}))
+    shutil.rmtree(tmp_path / "ledger")
+    assert admission.admits(instance("second", {"memory": "600MiB"}))
+    assert admission.admits(SimpleNamespace(id="no task instance"))
+    executor._work.backend.close()

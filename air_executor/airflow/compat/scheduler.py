@@ -61,8 +61,8 @@ def use_admission(admits: Callable[[Any, Any], bool]) -> None:
 
     Of an executor it knows only the number of free slots, so it would queue a task that has to wait for more than that.
     Its last question about a task that it could queue is for the executor. Without an answer the task stays scheduled,
-    and the scheduler goes on with the next one. It asks the same elsewhere, and Airflow 3.1 does not say for which task,
-    so who asks is looked up.
+    and the scheduler goes on with the next one. It asks the same elsewhere, and Airflow 3.1 does not say for which
+    task, so who asks is looked up.
 
     :param admits: takes an executor and a task instance, and returns whether that may be queued.
     """
