@@ -160,9 +160,10 @@ def _learn(active: ActiveRun, outcome: Outcome, store: RunStore, config: Config)
     if not (is_rule or config.learns_memory) or not (peak_bytes := active.peak_bytes):
         return
     with contextlib.suppress(StateDirError):  # on a full disk: the next try has this one's limit
-        store.learned.note_peak(active.record.identity, peak_bytes)
         if not is_rule:
+            store.learned.note_seen(active.record.identity, peak_bytes)
             return
+        store.learned.note_peak(active.record.identity, peak_bytes)
         is_killed = outcome.state is not RunState.SUCCEEDED and active.has_kernel_killed()
         if active.is_out_of_memory or is_killed:
             store.learned.note_memory_end(active.record.identity, peak_bytes)

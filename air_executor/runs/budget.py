@@ -64,7 +64,7 @@ class Budget:
             memory = limits.memory or 0
             if limits.memory_rule is not None:
                 memory = limits.memory_rule.limit(learned.memory_ends(who), learned.peaks(who)) or 0
-            memory = memory or int(max(learned.peaks(who), default=0) * MARGIN)
+            memory = memory or int(max([*learned.peaks(who), *learned.seen(who)], default=0) * MARGIN)
         return Need(memory, float(limits.cpus or 1) if self.cpus is not None else 0.0)
 
     def need_of(self, air: object, learned: Learned, who: Identity) -> Need:

@@ -59,6 +59,17 @@ class Learned:
         """
         self._append(self._of_task(who), peak_bytes)
 
+    def seen(self, who: Identity) -> list[int]:
+        """Return the same of runs that were looked at only now and then: without a limit that depends on it."""
+        return self._numbers(self._of_task(who, "seen"))[-RUNS:]
+
+    def note_seen(self, who: Identity, peak_bytes: int) -> None:
+        """Note that of such a run.
+
+        :raises StateDirError: that can't be written.
+        """
+        self._append(self._of_task(who, "seen"), peak_bytes)
+
     def prune(self) -> None:
         """Remove what has not changed for more than a year: some tasks run once a year."""
         with contextlib.suppress(OSError):
@@ -73,8 +84,8 @@ class Learned:
             "ends", who.kind, who.job_name, who.dag_id, who.dag_run_id, who.task_id, who.map_index, who.team
         )
 
-    def _of_task(self, who: Identity) -> str:
-        return self._path("peaks", who.kind, who.job_name, who.dag_id, who.task_id, who.team)
+    def _of_task(self, who: Identity, what: str = "peaks") -> str:
+        return self._path(what, who.kind, who.job_name, who.dag_id, who.task_id, who.team)
 
     def _path(self, *key: object) -> str:
         return os.path.join(self._folder, hashlib.sha256(repr(key).encode()).hexdigest()[:32])
