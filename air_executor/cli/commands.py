@@ -19,6 +19,7 @@ from air_executor.cli import (
     service,
     temporal,
     trust,
+    ui,
     usage,
     worker,
 )
@@ -40,6 +41,7 @@ COMMANDS: tuple[Command, ...] = (
     *manager.COMMANDS,
     *service.COMMANDS,
     *metrics.COMMANDS,
+    *ui.COMMANDS,
     *worker.COMMANDS,
     *temporal.COMMANDS,
     helping.command(lambda: COMMANDS),

@@ -22,7 +22,19 @@ _GROUPS: dict[str, tuple[str, ...]] = {
         *("pause", "resume", "cancel", "retry", "reset", "remove", "trust", "schema"),
     ),
     "DAGs without a set-up": ("dag",),
-    "Service": ("start", "shutdown", "launcher", "worker", "temporal", "doctor", "metrics", "prune", "mcp", "help"),
+    "Service": (
+        "start",
+        "shutdown",
+        "launcher",
+        "worker",
+        "temporal",
+        "doctor",
+        "metrics",
+        "ui",
+        "prune",
+        "mcp",
+        "help",
+    ),
 }
 _OTHERS = "Other commands"
 
@@ -76,6 +88,7 @@ _EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
         ("temporal status", "show hosts, queues, and what runs where"),
         ("temporal up", "be a server for development"),
     ),
+    "ui": (("ui --port 8800", "the same address each time, with another token"),),
     "metrics": (("metrics --listen 9400", "serve them to Prometheus"),),
     "mcp": (("mcp --write", "agents may change jobs, too"),),
     "help": (("help agents", "the page for programs and AI agents"),),

@@ -6,7 +6,6 @@ import argparse
 import dataclasses
 import os
 import pwd
-import signal
 import sys
 import time
 from typing import Any
@@ -20,11 +19,11 @@ from air_executor.cli.jsonout import print_line
 from air_executor.cli.listing import say_where, show
 from air_executor.cli.table import EXIT_NO, EXIT_OK, JSON, Argument, Command, at_least_zero, count, print_json
 from air_executor.errors import AirExecutorError, WrongStateError
-from air_executor.launcher.client.control import ask_to_stop
 from air_executor.observe import budget
 from air_executor.observe.everywhere import AllRuns
 from air_executor.observe.jobs import summaries
 from air_executor.observe.query import launchers, observe_runs, waiting_for_gpus
+from air_executor.observe.stopping import stop_here
 from air_executor.runs.record import RunRecord, RunState
 from air_executor.runs.records import public
 from air_executor.runs.statedir import locate
@@ -131,23 +130,15 @@ def _stop_run(runs: AllRuns, record: RunRecord, args: argparse.Namespace) -> Run
 
     :raises WrongStateError: it has ended, or nobody can reach it.
     """
-    if record.state.is_end:
-        raise WrongStateError(f"run {record.id} has ended already: {record.state.value}")
-    reason = f"{args.reason}, by {_me()}"
-    if runs.is_elsewhere(record.id):
+    reason = f"{args.reason}, by {me()}"
+    if runs.is_elsewhere(record.id) and not record.state.is_end:
         elsewhere.stop(record, reason)
-        return record
-    store = runs.here
-    store.request_stop(record.id, reason)
-    if not ask_to_stop(store, record.id) and not store.signal_run(record.id, signal.SIGTERM):
-        raise WrongStateError(
-            f"run {record.id} is {record.state.value} on {record.host or 'an unknown host'}, and neither its launcher "
-            "nor its process can be reached from here"
-        )
+    else:
+        stop_here(runs, record, reason)
     return record
 
 
-def _me() -> str:
+def me() -> str:
     """Return the name of the user of this process, for the audit log."""
     try:
         name = pwd.getpwuid(os.getuid()).pw_name
