@@ -173,7 +173,7 @@ def report(found: dict[str, list[dict[str, Any]]]) -> str:
             f"Made by `python -m benchmarks.packing`. Forty tasks of 100 to 900 MiB, held for 2 to 6 s, together "
             f"{sum(size for size, _ in TASKS):,} MiB, in a control group with 2 GiB for them and 1 GiB for the "
             "scheduler and what runs tasks. AirExecutor has `memory_budget` = 2 GiB, and each task a memory limit of "
-            f"its size. The ideal, {ideal_s():.1f} s, is the sum of size times duration over 2 GiB, which no order beats; "
+            f"its size. The ideal, {ideal_s():.1f} s, is the sum of size times duration over 2 GiB: no order beats it; "
             "starting a task and filling its memory take time on top. No task has retries.",
             table(rows),
             "![memory of the tasks that run, as their limits have it](packing.svg)",

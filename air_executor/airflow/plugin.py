@@ -12,8 +12,8 @@ from air_executor import __version__
 
 PREFIX = "/air-executor"
 
-#: What the bundle calls its components: see ``ui/src/main.js``.
-PAGE, TAB = "AirExecutorPage", "AirExecutorTab"
+#: What the bundle calls its components, and Airflow shows: see ``ui/src/main.js``.
+PAGE, TAB = "AirExecutor", "Runner"
 
 
 class _Lazy:

@@ -96,7 +96,7 @@ class _Handler(BaseHTTPRequestHandler):
             return self._send(200, "text/html; charset=utf-8", _PAGE)
         if path.startswith("/static/"):
             return self._send_static(path.removeprefix("/static/"))
-        return self._answer(lambda: self._find(path, query))
+        return self._answer(lambda: self._find(path))
 
     def do_POST(self) -> None:
         """Stop a run."""
@@ -117,7 +117,7 @@ class _Handler(BaseHTTPRequestHandler):
             return hmac.compare_digest(value.encode(), self.server.token.encode())
         return False
 
-    def _find(self, path: str, query: dict[str, list[str]]) -> dict[str, Any] | None:
+    def _find(self, path: str) -> dict[str, Any] | None:
         runs = self.server.runs()
         if path == "/api/runs":
             return {**documents.machine(runs), "runs": documents.live(runs, lambda _: True)}

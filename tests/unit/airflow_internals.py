@@ -340,6 +340,23 @@ INTERNALS: dict[str, list[Internal]] = {
         Internal("airflow.api_fastapi.execution_api.routes:execution_api_router"),
         Internal("cadwyn.route_generation:_DELETED_ROUTE_TAG"),
     ],
+    "Who may see the pages": [
+        Internal("airflow.api_fastapi.core_api.security:GetUserDep"),
+        Internal("airflow.api_fastapi.core_api.security:get_user"),
+        Internal(
+            "airflow.api_fastapi.core_api.security:requires_access_dag", takes="method access_entity param_dag_id"
+        ),
+        Internal("airflow.api_fastapi.app:get_auth_manager"),
+        *_all(
+            "airflow.api_fastapi.auth.managers.models.resource_details",
+            "AccessView.JOBS DagAccessEntity.TASK_INSTANCE",
+        ),
+        Internal("airflow.models.log:Log"),
+        *_all(
+            "airflow.models.taskinstancehistory",
+            "TaskInstanceHistory.external_executor_id TaskInstanceHistory.try_number",
+        ),
+    ],
     "What tasks queue": [
         Internal("airflow.sdk.bases.operator:BaseOperator.__init__", says="self._pre_execute_hook = pre_execute"),
         Internal("airflow.sdk.definitions.mappedoperator:MappedOperator#partial_kwargs"),

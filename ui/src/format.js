@@ -10,3 +10,5 @@ export function duration(seconds) {
 }
 
 export const moment = (text) => (text ? text.slice(0, 19).replace("T", " ") : "–");
+
+export const count = (number, what) => `${number.toLocaleString("en")} ${what}${number === 1 ? "" : "s"}`;

@@ -1,5 +1,5 @@
 // Launchers, the budget, and what waits.
-import { duration, moment, size } from "./format.js";
+import { count, duration, moment, size } from "./format.js";
 import { html } from "./html.js";
 
 function Budget({ budget }) {
@@ -7,7 +7,7 @@ function Budget({ budget }) {
   const of = budget.memory_bytes;
   const part = of ? Math.min(1, budget.memory_taken_bytes / of) : null;
   return html`<section class="card" aria-label="Budget">
-    <b>Budget:</b> ${size(budget.memory_taken_bytes)}${of ? ` of ${size(of)}` : ""} taken${budget.cpus != null && `, ${budget.cpus_taken} of ${budget.cpus} CPUs`}, by ${budget.runs} runs
+    <b>Budget:</b> ${size(budget.memory_taken_bytes)}${of ? ` of ${size(of)}` : ""} taken${budget.cpus != null && `, ${budget.cpus_taken} of ${budget.cpus} CPUs`}, by ${count(budget.runs, "run")}
     ${part !== null && html`<div class="bar"><i class=${part > 0.9 ? "near" : ""} style=${`width:${part * 100}%`}></i></div>`}
   </section>`;
 }
@@ -30,7 +30,7 @@ function Waiting({ waiting }) {
 export function Machine({ found }) {
   return html`
     ${found.launchers.map(
-      (each) => html`<p class="muted">launcher ${each.key}: pid ${each.pid}, version ${each.version}, ${each.launch}, up ${duration(each.age_s)}, ${each.runners} runners
+      (each) => html`<p class="muted">launcher ${each.key}: pid ${each.pid}, version ${each.version}, ${each.launch}, up ${duration(each.age_s)}, ${count(each.runners, "runner")}
         ${(each.troubles ?? []).map((trouble) => html`<br /><span class="bad">${trouble}</span>`)}</p>`,
     )}
     <${Budget} budget=${found.budget} />

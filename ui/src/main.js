@@ -73,6 +73,6 @@ function hosted(props) {
   return createElement("div", { ref: place });
 }
 
-globalThis.AirExecutorPage = (props) => hosted({ ...props, taskId: undefined });
-globalThis.AirExecutorTab = hosted;
+globalThis.AirExecutor = (props) => hosted({ ...props, taskId: undefined });
+globalThis.Runner = hosted;
 globalThis.AirflowPlugin = hosted;

@@ -15,7 +15,7 @@ function draw(place, { title, unit, at, values, limit }) {
   }
   return new uPlot(
     {
-      title: `${title}, ${unit}`,
+      title: `${title} (${unit})`,
       width: 420,
       height: 180,
       scales: { x: { time: false }, y: { range: (_, low, high) => [0, Math.max(high * 1.1, 0.1)] } },

@@ -1,7 +1,7 @@
 // Tables of runs, and one run.
 import { useState } from "preact/hooks";
 import { stop } from "./api.js";
-import { duration, moment, size } from "./format.js";
+import { count, duration, moment, size } from "./format.js";
 import { html } from "./html.js";
 import { Plot } from "./plot.js";
 import { usePoll } from "./poll.js";
@@ -44,7 +44,7 @@ export function Runs({ runs, isLive, onDone }) {
   return html`
     <p>
       <input type="search" placeholder="Filter" aria-label="Filter runs" value=${wanted} onInput=${(event) => setWanted(event.target.value)} />
-      <span class="muted"> ${shown.length === runs.length ? `${runs.length} runs` : `${shown.length} of ${runs.length} runs`}</span>
+      <span class="muted"> ${shown.length === runs.length ? count(runs.length, "run") : `${shown.length} of ${count(runs.length, "run")}`}</span>
     </p>
     <div class="scroll">
       <table>
