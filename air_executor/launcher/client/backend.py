@@ -49,7 +49,7 @@ class LocalBackend:
         self._followed = Followed(store, self._launchers.links)
         self._claims = Claims(store)
         self.gpus = LocalGpus(store, config.gpus)
-        self.room = LocalRoom(store, config)
+        self.room = LocalRoom(store, config, lambda: self._followed.ended)
         self._guard = Guard(log)
         self._restarts = Restarts(self._launchers, self._followed)
         #: Whether the other launchers have still to be asked for the unattended runs.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from air_executor.config import Config
@@ -23,9 +24,14 @@ class LocalRoom:
     If the ledger can't be read or written, as on a full disk, runs are ordered all the same.
     """
 
-    def __init__(self, store: RunStore, config: Config) -> None:
-        """Prepare, but open nothing."""
+    def __init__(self, store: RunStore, config: Config, ended: Callable[[], Iterable[RunRecord]]) -> None:
+        """Prepare, but open nothing.
+
+        :param ended: returns the records of runs that have ended and of which nobody has been told yet. The scheduler
+            looks for room before it takes ends, and sleeps after that: their room must be free by then.
+        """
         self._store = store
+        self._ended = ended
         self._budget = Budget.of(config.memory_budget, config.cpu_budget, config.over_budget)
         self._ledger = Ledger(self._budget, config.budget_dir) if self._budget else None
         self._guard = Guard(log)
@@ -43,6 +49,8 @@ class LocalRoom:
         if self._ledger is None:
             return True
         with self._guard("Looking whether the machine has room"):
+            for record in self._ended():
+                self.has_ended(record)
             need, lock = self._need(who, air), self._lock(who.workload_id)
             if self._budget.fails_large and self._budget.excess(need):
                 return True  # :meth:`check` refuses it
