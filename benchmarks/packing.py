@@ -156,7 +156,7 @@ def report(found: dict[str, list[dict[str, Any]]]) -> str:
             "killed by the kernel",
             "makespan, s",
             "of a perfect packing",
-            "wanted at once, MiB",
+            "wanted, MiB",
         ],
         ["---"] * 6,
     ]
@@ -176,8 +176,9 @@ def report(found: dict[str, list[dict[str, Any]]]) -> str:
             f"Made by `python -m benchmarks.packing`. Forty tasks of 100 to 900 MiB, held for 2 to 6 s, together "
             f"{sum(size for size, _ in TASKS):,} MiB, in a control group with 2 GiB for them and 1 GiB for the "
             "scheduler and what runs tasks. AirExecutor has `memory_budget` = 2 GiB, and each task a memory limit of "
-            "its size. A perfect packing is the sum of size times duration, as long as each task took with its start and "
-            "its end, over 2 GiB: no order beats it. No task has retries.",
+            "its size. A perfect packing is the sum of size times duration over 2 GiB, with all the time that each "
+            "task took: no order beats it. *Wanted* is what the tasks that ran at once had together. No task has "
+            "retries.",
             table(rows),
             "![memory of the tasks that run, as their limits have it](packing.svg)",
             "The machine:",
