@@ -6,7 +6,7 @@ from typing import Any
 
 from airflow.models.taskinstancekey import TaskInstanceKey
 
-from air_executor.airflow import compat, metrics
+from air_executor.airflow import compat, metrics, spans
 from air_executor.airflow.alerts import Alerts
 from air_executor.airflow.reports import Report
 from air_executor.airflow.work import Work
@@ -39,6 +39,8 @@ class Ends:
         if run is None:
             work.reports.add(Report(record.id, record))
             return
+        with work.guard("Reporting the span of a run"):
+            spans.start(record, run.carrier)
         with work.guard(f"Reporting the end of run {record.id}") as attempt:
             self.report(run.key, record)
         if attempt.error is not None:

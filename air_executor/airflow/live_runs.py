@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Iterator, Mapping, MutableMapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,8 @@ class Run:
     """The scheduler's key of the workload."""
     ti_id: str | None
     """Id of the task instance; ``None`` for what is not a task."""
+    carrier: Mapping[str, Any] | None = None
+    """Where in which trace it belongs, if Airflow traces."""
 
 
 class LiveRuns(MutableMapping[str, Run]):

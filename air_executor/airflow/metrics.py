@@ -32,6 +32,7 @@ METRICS = (
     ),
     Metric("start_latency", "timer", "From the order of a run to the beginning of its task"),
     Metric("run_duration", "timer", "From the beginning of a task to the end of its run", ("state",)),
+    Metric("reconcile_duration", "timer", "How long a pass that reconciles the runs with the database took"),
     Metric("adopted", "counter", "Runs taken over from another scheduler"),
     Metric("live_runs", "gauge", "Runs that this executor follows"),
     Metric("waiting_for_gpus", "gauge", "Workloads that wait for GPUs"),
@@ -78,6 +79,11 @@ def adopted(count: int) -> None:
     """Count runs that were taken over."""
     if count:
         stats.incr(PREFIX + "adopted", count)
+
+
+def reconciled(took_s: float) -> None:
+    """Tell how long a pass took."""
+    stats.timing(PREFIX + "reconcile_duration", timedelta(seconds=took_s))
 
 
 def live(runs: int, waiting_for_gpus: int, waiting_for_room: int) -> None:

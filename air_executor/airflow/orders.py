@@ -93,7 +93,7 @@ class Orders:
         )
         record = runs.queued(run_id, identity, limits=limits.public(air), log_file=log_file)
         work.backend.order(request, record)
-        work.add(record, key)
+        work.add(record, key, compat.trace_carrier(workload))
         if identity.kind != "task":
             work.executor.change_state(key, compat.states_of(identity.kind).RUNNING, remove_running=False)
         return record

@@ -67,6 +67,7 @@ class Passes:
             with work.guard("Reporting again what the scheduler has missed"):
                 self._ends.repeat(report_id)
         with work.guard("Counting what is in hand"):
+            metrics.reconciled(found.took_s)
             metrics.live(len(work.runs), len(work.gpu_queue), work.backend.room.waiting())
         if not self.reconciler.is_database_away:
             with work.guard("Showing that runs are reconciled"):

@@ -12,7 +12,7 @@ import logging
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from airflow.configuration import conf
@@ -64,6 +64,8 @@ class Outcome:
     """Ids of reports that the scheduler has missed."""
     heard: set[str] = field(default_factory=set)
     """Ids of reports that need not be repeated."""
+    took_s: float = 0.0
+    """How long the pass took."""
 
 
 class Reconciler:
@@ -154,6 +156,7 @@ class Reconciler:
         return found
 
     def _pass(self, runs: Mapping[str, str | None], elsewhere: Sequence[str], reports: Sequence[Report]) -> None:
+        began_s = time.monotonic()
         with self._guard("Reconciling the runs"):
             lost, tasks = set(), {}
             for run_id, ti_id in runs.items():
@@ -162,7 +165,8 @@ class Reconciler:
                         lost.add(run_id)
                     elif ti_id is not None:
                         tasks[run_id] = str(task_instances.instance_id(ti_id))
-            self._found = self._look_up(lost, tasks, elsewhere, reports)
+            found = self._look_up(lost, tasks, elsewhere, reports)
+            self._found = replace(found, took_s=time.monotonic() - began_s)
 
     def _look_up(
         self, lost: set[str], runs: Mapping[str, str], elsewhere: Sequence[str], reports: Sequence[Report]

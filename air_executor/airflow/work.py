@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from airflow.executors.base_executor import BaseExecutor
@@ -48,18 +49,22 @@ class Work:
         """The team that the executor works for."""
         return getattr(self.executor, "team_name", None)
 
-    def add(self, record: RunRecord, key: Any) -> None:
-        """Note that a workload has a live run, and occupies a slot."""
+    def add(self, record: RunRecord, key: Any, carrier: Mapping[str, Any] | None = None) -> None:
+        """Note that a workload has a live run, and occupies a slot.
+
+        :param carrier: where in which trace it belongs.
+        """
         is_task = record.identity.kind == "task"
-        self.runs[record.id] = Run(key, record.identity.workload_id if is_task else None)
+        self.runs[record.id] = Run(key, record.identity.workload_id if is_task else None, carrier)
         self.executor.running.add(key)
 
-    def follow(self, record: RunRecord, key: Any) -> None:
+    def follow(self, record: RunRecord, key: Any, carrier: Mapping[str, Any] | None = None) -> None:
         """Take over a run that another executor ordered.
 
+        :param carrier: where in which trace it belongs.
         :raises AirExecutorError: it can't be followed.
         """
-        self.add(record, key)
+        self.add(record, key, carrier)
         try:
             self.backend.follow(record)
         except Exception:

@@ -171,9 +171,11 @@ def test_what_is_in_hand_and_taken_over_is_told(stats: Stats) -> None:
     executor.live(3, 1, 2)
     executor.adopted(0)
     executor.adopted(2)
+    executor.reconciled(0.5)
     assert stats.calls == [
         ("air_executor.live_runs", 3),
         ("air_executor.waiting_for_gpus", 1),
         ("air_executor.waiting_for_room", 2),
         ("air_executor.adopted", 2, None),
+        ("air_executor.reconcile_duration", timedelta(seconds=0.5), None),
     ]

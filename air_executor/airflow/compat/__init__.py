@@ -26,6 +26,7 @@ from air_executor.airflow.compat.workloads import parse_workload as parse_worklo
 from air_executor.airflow.compat.workloads import pre_assigned_id as pre_assigned_id
 from air_executor.airflow.compat.workloads import priority_of as priority_of
 from air_executor.airflow.compat.workloads import states_of as states_of
+from air_executor.airflow.compat.workloads import trace_carrier as trace_carrier
 from air_executor.airflow.compat.workloads import with_lasting_token as with_lasting_token
 from air_executor.airflow.compat.workloads import with_new_token as with_new_token
 from air_executor.airflow.compat.workloads import workload_of as workload_of

@@ -123,6 +123,11 @@ def executor_config(workload: Any) -> dict[str, Any]:
     return getattr(getattr(workload, "ti", None), "executor_config", None) or {}
 
 
+def trace_carrier(workload: Any) -> dict[str, Any] | None:
+    """Return where in which trace a task belongs; ``None``: in none."""
+    return getattr(getattr(workload, "ti", None), "context_carrier", None)
+
+
 def dump_workload(workload: Any) -> dict[str, Any]:
     """Return a workload as plain data, token included."""
     document: dict[str, Any] = workload.model_dump(mode="json")
