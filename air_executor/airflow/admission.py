@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 #: Name of the entry in Airflow's audit log for a task that waits.
 WAITS_EVENT = "air_executor waits for room"
 
+#: Of more than so many that were told of, those that wait no more are forgotten.
+_MOST_TOLD = 1000
+
 
 class Admission:
     """Admits tasks for one executor."""
@@ -34,7 +37,7 @@ class Admission:
         with work.guard("Looking whether there is room for a task"):
             who = compat.identity_of_instance(ti, team=work.team)
             air = (ti.executor_config or {}).get("air")
-            if work.backend.room.admit(who, air, priority=int(ti.priority_weight or 0)):
+            if work.backend.room.admit(who, air):
                 if ti_id in self._told:
                     work.executor.log.info("There is room for %s now", ti)
                 self._told.discard(ti_id)
@@ -55,6 +58,8 @@ class Admission:
     def tidy(self) -> None:
         """Give up the room of tasks that were admitted and then not queued, or that wait for something else."""
         work = self._work
+        if len(self._told) > _MOST_TOLD:
+            self._told = {ti_id for ti_id in self._told if work.backend.room.why(ti_id) is not None}
         for ti_id, key in list(self._admitted.items()):
             if key in work.executor.queued_tasks or key in work.held:
                 continue

@@ -58,6 +58,9 @@ class Orders:
                     if work.runs.has_other_try(key):
                         work.held[key] = workload
                         continue
+                    if have_waited and not self._has_room(workload):
+                        work.gpu_queue.takes(key, workload)
+                        continue
                     if have_waited:
                         workload = compat.with_new_token(workload, work.executor.jwt_generator)
                     elif work.gpu_queue.takes(key, workload):
@@ -74,6 +77,11 @@ class Orders:
                     unnamed[record.identity.workload_id] = record.id
         with work.guard("Putting the ids of runs in the database"):
             task_instances.name_runs(unnamed)
+
+    def _has_room(self, workload: Any) -> bool:
+        """Claim room again for a workload that has waited for GPUs; tell whether there is any."""
+        identity = compat.identity_of(workload, team=self._work.team)
+        return self._work.backend.room.admit(identity, compat.executor_config(workload).get("air"))
 
     def _order(self, key: Any, workload: Any) -> RunRecord:
         work = self._work

@@ -198,7 +198,7 @@ OPTIONS: tuple[Option, ...] = (
         "over_budget",
         "string",
         "alone",
-        "What becomes of a task that needs more than the whole budget. ``alone``: it waits until no other runs. "
+        "What becomes of a task whose limit is more than the whole budget. ``alone``: it waits until no other runs. "
         "``fail``: it fails at once, with the reason.",
         None,
         _one_of("alone", "fail"),

@@ -26,12 +26,19 @@ class _Names:
 
     limit: str
     used: str
-    cache: str
-    """In ``memory.stat``: what the kernel can take back at any time."""
+    cache: tuple[str, str]
+    """In ``memory.stat``: what is in memory of files, which the kernel can take back at any time."""
+    events: str
+    """Has a line ``oom_kill`` with the number of processes that were killed."""
 
 
-_V2 = _Names("memory.max", "memory.current", "inactive_file")
-_V1 = _Names("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+_V2 = _Names("memory.max", "memory.current", ("inactive_file", "active_file"), "memory.events")
+_V1 = _Names(
+    "memory.limit_in_bytes",
+    "memory.usage_in_bytes",
+    ("total_inactive_file", "total_active_file"),
+    "memory.oom_control",
+)
 
 
 def memory_bytes() -> int:
@@ -58,21 +65,31 @@ def cpus() -> float:
 
 
 def oom_kills() -> int | None:
-    """Return how many processes the kernel has killed for lack of memory since the boot; ``None``: unknown."""
+    """Return how many processes the kernel has killed for lack of memory; ``None``: unknown.
+
+    Where a control group has a limit, only those in the group count: others' trouble is not ours.
+    """
+    limited = ((folder / names.events) for folder, names in _limited_groups())
     with contextlib.suppress(OSError, ValueError, KeyError):
-        return int(_table(Path("/proc/vmstat"))["oom_kill"])
+        return int(_table(next(limited, Path("/proc/vmstat")))["oom_kill"])
     return None
 
 
 def memory_stall() -> float | None:
     """Return for which part of the last ten seconds some process waited for memory, from 0 to 1; ``None``: unknown.
 
-    The kernel calls it pressure stall information.
+    The kernel calls it pressure stall information. Control groups of version 2 have their own.
     """
+    limited = (folder / "memory.pressure" for folder, names in _limited_groups() if names is _V2)
     with contextlib.suppress(OSError, ValueError, KeyError, StopIteration):
-        some = next(line for line in Path("/proc/pressure/memory").read_text().splitlines() if line.startswith("some "))
+        lines = next(limited, Path("/proc/pressure/memory")).read_text().splitlines()
+        some = next(line for line in lines if line.startswith("some "))
         return float(dict(part.split("=") for part in some.split()[1:])["avg10"]) / 100
     return None
+
+
+def _limited_groups() -> Iterator[tuple[Path, _Names]]:
+    return ((folder, names) for folder, names in _memory_groups() if _number(folder / names.limit) is not None)
 
 
 def _memory_groups() -> Iterator[tuple[Path, _Names]]:
@@ -132,7 +149,8 @@ def _number(path: Path) -> float | None:
 
 def _cache_bytes(folder: Path, names: _Names) -> int:
     with contextlib.suppress(OSError, ValueError, KeyError):
-        return int(_table(folder / "memory.stat")[names.cache])
+        found = _table(folder / "memory.stat")
+        return sum(int(found[name]) for name in names.cache)
     return 0
 
 

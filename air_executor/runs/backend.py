@@ -75,21 +75,17 @@ class GpuPool(Protocol):
 class Room(Protocol):
     """What the runs of a place may take of its memory and CPUs together, for those who order runs."""
 
-    def admit(self, who: Identity, air: Any, *, key: str | None = None, priority: int = 0) -> bool:
+    def admit(self, who: Identity, air: Any, *, key: str | None = None) -> bool:
         """Claim room for a run that is to be ordered now; tell whether there is any.
 
         If there is none, ask again later. Smaller runs may overtake it, but not for ever.
 
         :param air: the run's limits, as in its request.
         :param key: by which it is known while it waits; unless given, the id of its workload.
-        :param priority: of runs that wait in this process, the highest comes first.
         """
 
     def why(self, key: str) -> str | None:
         """Return why something has to wait for room; ``None`` when it does not wait."""
-
-    def leave(self, key: str) -> None:
-        """Let something wait no more."""
 
     def release(self, workload_id: str) -> None:
         """Give up the room of a workload that is not ordered after all."""
@@ -101,16 +97,13 @@ class Room(Protocol):
 class Boundless:
     """Implements :class:`Room` for a place where everything has room."""
 
-    def admit(self, who: Identity, air: Any, *, key: str | None = None, priority: int = 0) -> bool:  # noqa: ARG002
+    def admit(self, who: Identity, air: Any, *, key: str | None = None) -> bool:  # noqa: ARG002
         """See :meth:`Room.admit`."""
         return True
 
     def why(self, key: str) -> str | None:  # noqa: ARG002
         """See :meth:`Room.why`."""
         return None
-
-    def leave(self, key: str) -> None:
-        """See :meth:`Room.leave`."""
 
     def release(self, workload_id: str) -> None:
         """See :meth:`Room.release`."""

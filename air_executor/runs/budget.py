@@ -57,15 +57,27 @@ class Budget:
     def need(self, limits: Limits, learned: Learned, who: Identity) -> Need:
         """Return what a run counts for, as far as there is a budget: its limit, or else what earlier runs have held.
 
-        A run of which nothing is known counts for what it holds, once it runs, and for one CPU.
+        A run of which nothing is known counts for what it holds, once it runs, and for one CPU. Only what its limits
+        say can be more than the whole budget.
         """
-        memory = 0
-        if self.memory is not None:
-            memory = limits.memory or 0
-            if limits.memory_rule is not None:
-                memory = limits.memory_rule.limit(learned.memory_ends(who), learned.peaks(who)) or 0
-            memory = memory or int(max([*learned.peaks(who), *learned.seen(who)], default=0) * MARGIN)
-        return Need(memory, float(limits.cpus or 1) if self.cpus is not None else 0.0)
+        return Need(self._memory(limits, learned, who), self._cpus(limits))
+
+    def _memory(self, limits: Limits, learned: Learned, who: Identity) -> int:
+        if self.memory is None:
+            return 0
+        if limits.memory is not None:
+            return limits.memory
+        rule = limits.memory_rule
+        limit = None if rule is None else rule.limit(learned.memory_ends(who), learned.peaks(who))
+        if limit is not None and rule is not None and rule.steps:
+            return limit
+        held = max([*learned.peaks(who), *learned.seen(who)], default=0)
+        return min(self.memory, limit or int(held * MARGIN))
+
+    def _cpus(self, limits: Limits) -> float:
+        if self.cpus is None:
+            return 0.0
+        return min(1.0, self.cpus) if limits.cpus is None else float(limits.cpus)
 
     def need_of(self, air: object, learned: Learned, who: Identity) -> Need:
         """Return what a run with these limits counts for, see :meth:`need`; with wrong ones it fails anyway."""

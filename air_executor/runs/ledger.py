@@ -6,10 +6,10 @@ file; it is void when nobody holds the lock of its workload any more, so what di
 
 **Nobody starves.** What finds no room waits, and smaller runs may overtake it. When it has waited for a while, those
 that begin from then on leave so much room that it fits beside them: it waits for the end of runs that were there
-before, and for no others. Of several that wait here, the highest priority has this right, and of those the one that has
-waited longest; of what waits in other processes, only the time counts.
+before, and for no others. Of all that wait on the machine, the one that has waited longest has this right: one order
+for all, so that no two wait for each other. Priorities decide in which order the scheduler asks.
 
-**Somebody always runs.** When nothing else runs, the next one may begin, whatever it needs.
+**Somebody always runs.** When nothing else runs, what has waited longest may begin, whatever it needs.
 """
 
 from __future__ import annotations
@@ -22,16 +22,17 @@ import time
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import orjson
 
 from air_executor.errors import RecordError, StateDirError
 from air_executor.machine.ownership import check_state_dir
-from air_executor.machine.safe_files import is_fresh, read_document, replace_file
+from air_executor.machine.safe_files import is_fresh, modified_s, read_document, replace_file
 from air_executor.machine.sizes import mebibytes
 from air_executor.runs import usage
 from air_executor.runs.budget import Budget, Need
-from air_executor.runs.line import MAX_BYTES, Line, Waiting, known_fields
+from air_executor.runs.line import MAX_BYTES, Line, Waiting
 from air_executor.runs.lock import KernelLock, is_held
 from air_executor.runs.pressure import Machine
 
@@ -60,6 +61,24 @@ class Claim:
     """The folder of its run."""
     held: int = 0
     """How many bytes it was last seen to hold."""
+
+    @classmethod
+    def from_document(cls, document: Any) -> Claim:
+        """Return the claim in a document; unknown fields are ignored.
+
+        :raises ValueError: it is none; also KeyError, TypeError.
+        """
+        if not isinstance(document, dict):
+            raise TypeError("no object")
+        run = document.get("run")
+        return cls(
+            lock=str(document["lock"]),
+            name=str(document["name"]),
+            memory=int(document["memory"]),
+            cpus=float(document["cpus"]),
+            at_s=float(document["at_s"]),
+            run=None if run is None else str(run),
+        )
 
     @property
     def takes(self) -> int:
@@ -112,7 +131,7 @@ class Ledger:
         :raises StateDirError: it can't be used.
         """
         try:
-            for folder in (self._folder, self._claims_folder, self._line.folder):
+            for folder in self._folders:
                 folder.mkdir(mode=0o700, parents=True, exist_ok=True)
                 check_state_dir(folder)
         except OSError as error:
@@ -123,18 +142,21 @@ class Ledger:
         self._line.close()
 
     @property
+    def _folders(self) -> tuple[Path, Path, Path]:
+        return self._folder, self._claims_folder, self._line.folder
+
+    @property
     def _claims_folder(self) -> Path:
         return self._folder / "claims"
 
     # Claims
 
-    def admit(self, lock: str, name: str, need: Need, *, key: str, priority: int = 0) -> bool:
+    def admit(self, lock: str, name: str, need: Need, *, key: str) -> bool:
         """Claim room for a run that is to be ordered now, if there is any.
 
         :param lock: the path of its workload's lock.
         :param name: for people.
         :param key: by which it is known here while it waits.
-        :param priority: of those that wait here, the highest comes first.
         :return: whether there is. If not, ask again later; :meth:`waits` tells the reason.
         :raises StateDirError: the folder can't be used.
         """
@@ -142,8 +164,8 @@ class Ledger:
             return False
         try:
             self._look()
-            asks = self._line.ask(key, name, need, priority)
-            why = self._objection(asks)
+            asks = self._line.ask(key, name, need)
+            why = self._objection(asks, lock)
             if why is None:
                 self._write(Claim(lock=lock, name=name, memory=need.memory, cpus=need.cpus, at_s=time.time()))
             self._line.answer(asks, why)
@@ -160,7 +182,7 @@ class Ledger:
 
         :raises StateDirError: that can't be written.
         """
-        claim = self._claims.get(_file_name(lock))
+        claim = self._claims.get(_file_name(lock)) or self._read(_file_name(lock), removes=False)
         if claim is None:
             claim = Claim(lock=lock, name=name, memory=need.memory, cpus=need.cpus, at_s=time.time())
         self._write(replace(claim, run=run))
@@ -178,9 +200,10 @@ class Ledger:
         with contextlib.suppress(OSError):
             os.unlink(self._claims_folder / name)
 
-    def leave(self, key: str) -> None:
-        """Note that something waits here no more."""
-        self._line.leave(key)
+    def keep(self, lock: str) -> None:
+        """Keep a claim whose run is ordered and not born yet, as while its launcher is away."""
+        with contextlib.suppress(OSError):
+            os.utime(self._claims_folder / _file_name(lock))
 
     def __len__(self) -> int:
         """Return how many runs wait here."""
@@ -194,8 +217,15 @@ class Ledger:
 
     @property
     def is_there(self) -> bool:
-        """Whether anybody has a ledger here."""
-        return self._claims_folder.is_dir()
+        """Whether anybody has a ledger here.
+
+        :raises StateDirError: somebody else owns it, or may write there.
+        """
+        if not os.path.lexists(self._claims_folder):
+            return False
+        for folder in self._folders:
+            check_state_dir(folder, is_looking=True)
+        return True
 
     def claims(self) -> list[Claim]:
         """Return the claims that hold now, the oldest first. Nothing is changed.
@@ -210,11 +240,13 @@ class Ledger:
         """Return what waits for room on this machine, the longest first."""
         return sorted(self._line.published(), key=lambda each: each.since_s)
 
-    def _objection(self, asks: Waiting) -> str | None:
-        """Return why there is no room for a run."""
-        budget, now = self.budget, Taken.by(self._claims.values())
+    def _objection(self, asks: Waiting, lock: str) -> str | None:
+        """Return why there is no room for a run. Its own claim, as of a scheduler that has died, is no reason."""
+        own = _file_name(lock)
+        claims = [claim for name, claim in self._claims.items() if name != own]
+        budget, now, first = self.budget, Taken.by(claims), self._line.before(asks)
         if not now.runs:
-            return None
+            return None if first is None else f"{first.name} waits before it"
         if (excess := budget.excess(Need(asks.memory, asks.cpus))) is not None:
             return f"{excess}: it waits to run alone"
         if budget.memory is not None and asks.memory + now.memory > budget.memory:
@@ -223,15 +255,15 @@ class Ledger:
         if budget.cpus is not None and asks.cpus + now.cpus > budget.cpus:
             free = f"{max(0.0, budget.cpus - now.cpus):g}"
             return f"it needs {asks.cpus:g} CPUs; {free} of {budget.cpus:g} are free"
-        for first in self._line.before(asks):
-            later = Taken.by(claim for claim in self._claims.values() if claim.at_s > first.right_s)
+        if first is not None:
+            later = Taken.by(claim for claim in claims if claim.at_s > first.right_s)
             if (budget.memory is not None and later.memory + asks.memory + first.memory > budget.memory) or (
                 budget.cpus is not None and later.cpus + asks.cpus + first.cpus > budget.cpus
             ):
                 return f"{first.name} waits before it"
         if budget.memory is None:
             return None
-        growth = sum(max(0, claim.memory - claim.held) for claim in self._claims.values())
+        growth = sum(max(0, claim.memory - claim.held) for claim in claims)
         return self._machine.objection(asks.memory, growth)
 
     # Files
@@ -260,7 +292,8 @@ class Ledger:
                 self._claims[name] = claim
         if is_due:
             self._looked_s = time.monotonic()
-            self._line.look()
+            if removes:
+                self._line.look()
             if self.budget.memory is not None:
                 self._machine.look()
 
@@ -268,9 +301,9 @@ class Ledger:
         """Return the claim in a file, unless it is void."""
         path = self._claims_folder / name
         claim = None
-        with contextlib.suppress(RecordError, StateDirError, ValueError, TypeError):
-            claim = Claim(**known_fields(Claim, orjson.loads(read_document(path, MAX_BYTES, RecordError) or b"")))
-            if is_held(claim.lock) or is_fresh(claim.at_s, _BIRTH_S):
+        with contextlib.suppress(RecordError, StateDirError, ValueError, TypeError, KeyError):
+            claim = Claim.from_document(orjson.loads(read_document(path, MAX_BYTES, RecordError) or b""))
+            if is_held(claim.lock) or is_fresh(modified_s(path), _BIRTH_S):
                 point = None if claim.run is None else usage.last_point(claim.run)
                 return claim if point is None else replace(claim, held=point.memory_bytes)
         if removes:

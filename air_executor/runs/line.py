@@ -7,7 +7,7 @@ import heapq
 import os
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ class Waiting:
     """A run that finds no room."""
 
     key: str
-    """By which it is known here."""
+    """By which those who order it know it."""
     name: str
     memory: int
     """Bytes."""
@@ -45,13 +45,28 @@ class Waiting:
     """When it first found none, in seconds since the epoch."""
     asked_s: float
     """When it last did."""
-    priority: int
     why: str = ""
 
+    @classmethod
+    def from_document(cls, document: Any) -> Waiting:
+        """Return what another process has published; unknown fields are ignored.
+
+        :raises ValueError: it is not one; also KeyError, TypeError.
+        """
+        return cls(
+            key=str(document["key"]),
+            name=str(document["name"]),
+            memory=int(document["memory"]),
+            cpus=float(document["cpus"]),
+            since_s=float(document["since_s"]),
+            asked_s=float(document["asked_s"]),
+            why=str(document["why"]),
+        )
+
     @property
-    def rank(self) -> tuple[int, float]:
-        """Of two that wait in one process, that with the lesser one comes first."""
-        return -self.priority, self.since_s
+    def rank(self) -> tuple[float, str]:
+        """Of two that wait, that with the lesser one comes first: the one that has waited longer."""
+        return self.since_s, self.key
 
     @property
     def right_s(self) -> float:
@@ -75,26 +90,18 @@ class Line:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._here: dict[str, Waiting] = {}
-        #: Of each other process, what has waited longest.
         self._others: list[Waiting] = []
         #: Held for the life of this process's file.
         self._life = KernelLock(folder / f"{os.getpid()}-{os.urandom(4).hex()}")
         self._is_open = self._has_news = False
         self._published_s = float("-inf")
 
-    def ask(self, key: str, name: str, need: Need, priority: int) -> Waiting:
+    def ask(self, key: str, name: str, need: Need) -> Waiting:
         """Return what asks for room now; it may have waited for some time."""
         now_s = time.time()
         known = self._here.get(key)
-        return Waiting(
-            key=key,
-            name=name,
-            memory=need.memory,
-            cpus=need.cpus,
-            since_s=now_s if known is None else known.since_s,
-            asked_s=now_s,
-            priority=priority,
-        )
+        since_s = now_s if known is None else min(known.since_s, now_s)  # the clock may have been set back
+        return Waiting(key=key, name=name, memory=need.memory, cpus=need.cpus, since_s=since_s, asked_s=now_s)
 
     def answer(self, asks: Waiting, why: str | None) -> None:
         """Note why it has to wait; with ``None``, that it does not."""
@@ -110,33 +117,23 @@ class Line:
         """Return what waits here under a key."""
         return self._here.get(key)
 
-    def leave(self, key: str) -> None:
-        """Note that something waits no more."""
-        self._has_news = self._here.pop(key, None) is not None or self._has_news
-
     def __len__(self) -> int:
         """Return how many wait here."""
-        return len(self._here)
+        return sum(each.is_asking for each in self._here.values())
 
-    def before(self, asks: Waiting) -> Iterator[Waiting]:
-        """Yield those to which room has to be left."""
-        here = [each for each in self._here.values() if each.key != asks.key and each.has_right]
-        first = min(here, key=lambda each: each.rank, default=None)
-        if first is not None and first.rank < asks.rank:
-            yield first
-        for other in self._others:
-            if other.has_right and other.since_s < asks.since_s:
-                yield other
+    def before(self, asks: Waiting) -> Waiting | None:
+        """Return that to which room has to be left, if there is one: of all processes', what has waited longest."""
+        waits = (each for each in (*self._here.values(), *self._others) if each.key != asks.key and each.has_right)
+        first = min(waits, key=lambda each: each.rank, default=None)
+        return first if first is not None and first.rank < asks.rank else None
 
     def look(self) -> None:
-        """Read what others have published."""
-        self._others = []
-        for path, found in self._files(removes=True):
-            if found and path.name != self._life.name:
-                self._others.append(min(found, key=lambda each: each.since_s))
+        """Read what others have published, and remove what dead processes have left."""
+        found = self._files(removes=True)
+        self._others = [each for path, waits in found if path.name != self._life.name for each in waits]
 
     def published(self) -> list[Waiting]:
-        """Return what all processes have published, as far as it still asks."""
+        """Return what all processes have published, as far as it still asks. Nothing is changed."""
         return [each for _, found in self._files(removes=False) for each in found if each.is_asking]
 
     def publish(self) -> None:
@@ -163,16 +160,11 @@ class Line:
     def _files(self, *, removes: bool) -> Iterator[tuple[Path, list[Waiting]]]:
         for path in sorted(self.folder.glob("*.json")):
             life = path.with_suffix("")
-            with contextlib.suppress(StateDirError, RecordError, OSError, ValueError, TypeError):
+            with contextlib.suppress(StateDirError, RecordError, OSError, ValueError, TypeError, KeyError):
                 if not is_held(life):  # its process has died
                     if removes:
                         path.unlink()
                         life.unlink()
                     continue
                 found = orjson.loads(read_document(path, MAX_BYTES, RecordError) or b"[]")
-                yield life, [Waiting(**known_fields(Waiting, each)) for each in found]
-
-
-def known_fields(kind: type, document: dict[str, Any]) -> dict[str, Any]:
-    """Return the fields that ``kind`` has: another version may have written more."""
-    return {each.name: document[each.name] for each in fields(kind) if each.name in document}
+                yield life, [Waiting.from_document(each) for each in found]

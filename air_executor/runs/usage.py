@@ -8,11 +8,13 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from air_executor import jsontext
-from air_executor.errors import RecordError, StateDirError
-from air_executor.machine.safe_files import read_document
-from air_executor.runs.files import MAX_FILE_BYTES, RunFiles
+from air_executor.machine.safe_files import open_plain
+from air_executor.runs.files import RunFiles
 
 NAME = "usage.jsonl"
+
+#: Two lines of the file are never longer.
+_TAIL_BYTES = 2048
 
 #: A longer file is not the runner's.
 _MAX_POINTS = 1000
@@ -72,10 +74,11 @@ def read(files: RunFiles, run_id: str) -> list[Point]:
 def last_point(folder: str) -> Point | None:
     """Return the last point of the run with that folder; ``None`` if there is none, or it can't be understood."""
     try:
-        data = read_document(os.path.join(folder, NAME), MAX_FILE_BYTES, RecordError)
-    except (RecordError, StateDirError):
+        with open_plain(os.path.join(folder, NAME)) as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - _TAIL_BYTES))
+            lines = file.read(_TAIL_BYTES).splitlines()
+    except OSError:
         return None
-    lines = (data or b"").splitlines()
     return next((point for line in reversed(lines[-2:]) if (point := _parsed(line)) is not None), None)
 
 

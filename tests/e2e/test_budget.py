@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -149,8 +150,9 @@ def test_what_waits_stays_scheduled_says_why_and_outlives_its_scheduler(env: Air
     shown = env.run("air-executor", "status").stdout
     assert "budget: 800 MiB of 1024 MiB taken" in shown
     assert "it needs 600 MiB of memory; 224 MiB of 1024 MiB are free" in " ".join(shown.split())
-    told = [each for each in run.events("waits") if each["event"] == WAITS_EVENT]
-    assert [each["extra"] for each in told] == ["it needs 600 MiB of memory; 224 MiB of 1024 MiB are free"]
+    [told] = [each["extra"] for each in run.events("waits") if each["event"] == WAITS_EVENT]
+    # Those of one priority are asked in no order: what fits may run at that moment.
+    assert re.fullmatch("it needs 600 MiB of memory; (224|74) MiB of 1024 MiB are free", told)
     assert "stays scheduled: it needs 600 MiB" in env.log_of("scheduler")
     run.mark("given_up", "failed")
     wait_for(lambda: waiting() == ["line.waits"], "the one that was given up to wait no more")

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import itertools
 import json
+import shutil
 import sys
-from pathlib import Path
+import time
+import uuid
+from typing import Any
 
 import pytest
 
@@ -13,6 +16,8 @@ from air_executor.jobs.manager import Manager
 from air_executor.jobs.model import JobState, TaskStatus
 from air_executor.runs.budget import Budget, Need
 from air_executor.runs.ledger import Ledger
+from air_executor.runs.limits import Limits, MemoryRule
+from air_executor.runs.record import Identity
 from tests.jobs.conftest import Yard, wait_until
 from tests.support.airflow_env import config
 from tests.support.waiting import wait_for
@@ -124,32 +129,49 @@ def test_status_and_the_doctor_say_what_waits(yard: Yard, monkeypatch: pytest.Mo
     assert {task.status for task in yard.tasks().values()} == {TaskStatus.COMPLETED}
 
 
-def test_a_ledger_that_cannot_be_used_is_said_and_holds_up_nothing(yard: Yard) -> None:
-    yard.submit(sized("a", 100))
+def test_a_ledger_that_cannot_be_used_is_said_and_holds_up_nothing(
+    yard: Yard, caplog: pytest.LogCaptureFixture
+) -> None:
+    yard.submit(sized("a", 100), name="first")
     one = manager(yard)
-    done = wait_until(lambda: yard.store.open("job").job.state.is_end, "the job to end")
 
     def spoil() -> bool:
-        for path in (yard.folder / "budget" / "claims").glob("*"):
-            path.unlink()
-        with Spoilt(yard.folder / "budget" / "claims"):
-            return done()
+        if (yard.folder / "budget").exists():
+            shutil.rmtree(yard.folder / "budget")
+            yard.submit(sized("b", 100), name="second")
+        return yard.store.has("second") and yard.store.open("second").job.state.is_end
 
-    one.serve(until=spoil)
-    assert yard.tasks()["a"].status is TaskStatus.COMPLETED
+    one.serve(until=wait_until(spoil, "the second job to end"))
+    assert yard.tasks("second")["b"].status is TaskStatus.COMPLETED
+    assert "Looking whether the machine has room failed" in caplog.text
 
 
-class Spoilt:
-    """A folder that is gone for a moment."""
+def test_what_is_only_learned_never_makes_a_task_too_large(yard: Yard) -> None:
+    yard.runs.prepare()
+    who = Identity(kind="job", workload_id=str(uuid.uuid4()), name="job/a", job_name="job", task_id="a")
+    yard.runs.learned.note_seen(who, 950 * MIB)
+    budget = Budget(1000 * MIB, 0.5, fails_large=True)
+    need = budget.need(Limits(), yard.runs.learned, who)
+    assert need == Need(1000 * MIB, 0.5) and budget.excess(need) is None
+    assert budget.excess(budget.need(Limits(memory=1001 * MIB), yard.runs.learned, who)) is not None
+    rule = MemoryRule(steps=(10 * MIB, 2000 * MIB))
+    assert budget.need(Limits(memory_rule=rule), yard.runs.learned, who).memory == 10 * MIB
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
 
-    def __enter__(self) -> None:
-        if self._path.is_dir():
-            self._path.rename(self._path.with_name("away"))
+def test_many_that_find_no_room_are_tried_in_part(yard: Yard) -> None:
+    others = ledger(yard)
+    assert others.admit(str(yard.folder / "other"), "of a scheduler", Need(990 * MIB), key="other")
+    for number in range(5):
+        yard.submit(*(sized(f"t{index}", 500) for index in range(100)), name=f"job{number}", max_runners=100)
+    asked: list[str] = []
+    one = manager(yard)
+    admit = one._runs.admit
 
-    def __exit__(self, *_: object) -> None:
-        away = self._path.with_name("away")
-        if away.is_dir():
-            away.rename(self._path)
+    def counted(who: Identity, limits: dict[str, Any]) -> bool:
+        asked.append(who.name)
+        return admit(who, limits)
+
+    one._runs.admit = counted  # type: ignore[method-assign]
+    began_s = time.monotonic()
+    one.serve(until=wait_until(lambda: len(asked) >= 400, "two rounds"))
+    assert len(asked) <= 200 * (2 + time.monotonic() - began_s)

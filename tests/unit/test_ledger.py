@@ -49,6 +49,13 @@ class Machine:
     def pass_time(self, seconds: float) -> None:
         self.now_s += seconds
 
+    def age(self, seconds: float) -> None:
+        """Let time pass, as the times of the claims' files show it."""
+        for path in (self.folder / "ledger" / "claims").iterdir():
+            then_s = path.stat().st_mtime - seconds
+            os.utime(path, (then_s, then_s))
+        self.now_s += seconds
+
 
 @pytest.fixture
 def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
@@ -60,8 +67,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
 
     for each in (module, line, pressure):
         monkeypatch.setattr(each, "time", Clock)
-    for where in (module, line):
-        monkeypatch.setattr(where, "is_fresh", lambda moment_s, limit_s: machine.now_s - moment_s < limit_s)
+    monkeypatch.setattr(line, "is_fresh", lambda moment_s, limit_s: machine.now_s - moment_s < limit_s)
     monkeypatch.setattr(room, "available_bytes", lambda: machine.available)
     monkeypatch.setattr(room, "memory_bytes", lambda: 100 * GIB)
     monkeypatch.setattr(room, "memory_stall", lambda: machine.stall)
@@ -69,9 +75,9 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
     return machine
 
 
-def ask(ledger: Ledger, machine: Machine, name: str, mebibytes: int = 0, cpus: float = 0.0, priority: int = 0) -> bool:
+def ask(ledger: Ledger, machine: Machine, name: str, mebibytes: int = 0, cpus: float = 0.0) -> bool:
     need = Need(mebibytes * MIB, cpus)
-    return ledger.admit(machine.lock(name), name, need, key=name, priority=priority)
+    return ledger.admit(machine.lock(name), name, need, key=name)
 
 
 def why(ledger: Ledger, name: str) -> str | None:
@@ -138,18 +144,56 @@ def test_smaller_ones_overtake_but_not_for_ever(machine: Machine) -> None:
     assert ask(ledger, machine, "large", 800)
 
 
-def test_room_is_left_to_the_highest_priority_and_then_to_the_longest_wait(machine: Machine) -> None:
+def test_room_is_left_to_what_has_waited_longest(machine: Machine) -> None:
     ledger = machine.ledger()
     assert ask(ledger, machine, "old", 900)
-    assert not ask(ledger, machine, "first", 1000)
+    assert not ask(ledger, machine, "first", 600)
     machine.pass_time(1)
-    assert not ask(ledger, machine, "urgent", 600, priority=5)
+    assert not ask(ledger, machine, "second", 600)
     machine.pass_time(25)
-    assert not ask(ledger, machine, "first", 1000) and not ask(ledger, machine, "urgent", 600, priority=5)
+    assert not ask(ledger, machine, "first", 600) and not ask(ledger, machine, "second", 600)
     ledger.release(machine.lock("old"))
-    assert ask(ledger, machine, "another", 400)  # which leaves room for the urgent one
-    assert not ask(ledger, machine, "first", 1000)
-    assert ask(ledger, machine, "urgent", 600, priority=5)
+    assert not ask(ledger, machine, "second", 600)
+    assert why(ledger, "second") == "first waits before it"
+    assert ask(ledger, machine, "first", 600)
+    assert not ask(ledger, machine, "small", 400)  # the second's turn is next
+    ledger.release(machine.lock("first"))
+    assert ask(ledger, machine, "second", 600)
+
+
+def test_small_ones_do_not_keep_a_machine_from_what_needs_all_of_it(machine: Machine) -> None:
+    ledger = machine.ledger()
+    assert ask(ledger, machine, "old", 100) and not ask(ledger, machine, "huge", 3000)
+    machine.pass_time(25)
+    assert not ask(ledger, machine, "huge", 3000)
+    ledger.release(machine.lock("old"))
+    # Nothing runs, and the small one is asked first.
+    assert not ask(ledger, machine, "small", 10)
+    assert why(ledger, "small") == "huge waits before it"
+    assert ask(ledger, machine, "huge", 3000)
+
+
+def test_no_two_processes_wait_for_each_other(machine: Machine) -> None:
+    """Whoever asks in whatever order: the one that has waited longest begins when there is room."""
+    one, other = machine.ledger(), machine.ledger()
+    assert ask(one, machine, "long", 10) and ask(one, machine, "old", 900)
+    assert not ask(one, machine, "x", 600)
+    machine.pass_time(1)
+    assert not ask(other, machine, "w", 600)
+    machine.pass_time(1)
+    assert not ask(one, machine, "h", 600)
+    machine.pass_time(25)
+    assert not ask(one, machine, "x", 600) and not ask(other, machine, "w", 600) and not ask(one, machine, "h", 600)
+    one.publish()
+    machine.pass_time(2)
+    one.release(machine.lock("old"))
+    for _ in range(2):
+        assert not ask(one, machine, "h", 600)
+        assert not ask(other, machine, "w", 600)
+        one.publish()
+        other.publish()
+        machine.pass_time(2)
+    assert ask(one, machine, "x", 600)
 
 
 def test_what_asks_no_more_has_no_right_to_room(machine: Machine) -> None:
@@ -160,8 +204,7 @@ def test_what_asks_no_more_has_no_right_to_room(machine: Machine) -> None:
     assert not ask(ledger, machine, "small", 100)
     machine.pass_time(11)  # as when its DAG was paused
     assert ask(ledger, machine, "small", 100)
-    ledger.leave("large")
-    assert why(ledger, "large") is None
+    assert len(ledger) == 0
 
 
 def test_room_is_left_to_what_has_waited_longer_in_another_process(machine: Machine) -> None:
@@ -205,16 +248,16 @@ def test_a_claim_is_void_when_its_runner_has_died(machine: Machine) -> None:
     assert runner.stdout is not None and runner.stdout.readline()
     ledger = machine.ledger()
     assert ask(ledger, machine, "a", 1000)
-    machine.pass_time(1000)
+    machine.age(1000)
     assert not ask(ledger, machine, "b", 1000)
     runner.send_signal(signal.SIGKILL)
     runner.wait()
     machine.pass_time(2)
     assert ask(ledger, machine, "b", 1000)
     # One whose runner is not born yet is given some time for it.
-    machine.pass_time(100)
+    machine.age(100)
     assert not ask(ledger, machine, "c", 1000)
-    machine.pass_time(100)
+    machine.age(100)
     assert ask(ledger, machine, "c", 1000)
 
 
@@ -234,7 +277,14 @@ def test_a_run_that_was_taken_over_counts(machine: Machine) -> None:
     assert not ask(ledger, machine, "b", 1000)
 
 
-@pytest.mark.parametrize("garbage", [b"", b"{", b"[]", b"null", b'{"lock": 3}', b"\xff" * 1000, b"x" * (1 << 19)])
+GARBAGE = [
+    *(b"", b"{", b"[]", b"null", b'{"lock": 3}', b"\xff" * 1000, b"x" * (1 << 19)),
+    b'{"lock": "l", "name": "n", "memory": "much", "cpus": 1, "at_s": 1e12}',
+    b'[{"key": "k", "name": "n", "memory": [], "cpus": 1, "since_s": 0, "asked_s": 1e12, "why": ""}]',
+]
+
+
+@pytest.mark.parametrize("garbage", GARBAGE)
 def test_garbage_in_the_folder_is_nobodys_claim(machine: Machine, garbage: bytes) -> None:
     ledger = machine.ledger()
     claims, waiting = machine.folder / "ledger" / "claims", machine.folder / "ledger" / "waiting"
@@ -255,11 +305,61 @@ def test_who_only_looks_changes_nothing(machine: Machine) -> None:
     ledger = machine.ledger()
     assert ask(ledger, machine, "a", 1000) and not ask(ledger, machine, "b", 1000)
     ledger.publish()
-    machine.pass_time(1000)  # the claim is void
+    (machine.folder / "ledger" / "waiting" / "9-dead.json").write_text("[]")
+    machine.age(1000)  # the claim is void
     before = sorted(str(path) for path in machine.folder.rglob("*"))
     looking = Ledger(Budget(GIB), machine.folder / "ledger")
-    assert looking.claims() == [] and looking.waiting() == []
+    assert looking.is_there and looking.claims() == [] and looking.waiting() == []
     assert sorted(str(path) for path in machine.folder.rglob("*")) == before
+
+
+def test_who_only_looks_follows_no_strangers_folders(machine: Machine) -> None:
+    """Anybody can make a folder of that name in a place that all share."""
+    ledger = machine.folder / "ledger"
+    (ledger / "claims").mkdir(parents=True)
+    (machine.folder / "mine").mkdir()
+    (machine.folder / "mine" / "settings.json").write_text("{}")
+    (ledger / "waiting").symlink_to(machine.folder / "mine")
+    with pytest.raises(StateDirError, match="is not a folder"):
+        assert Ledger(Budget(GIB), ledger).is_there
+    assert (machine.folder / "mine" / "settings.json").exists()
+
+
+def test_a_claim_outlives_its_scheduler_with_what_it_says(machine: Machine) -> None:
+    ledger = machine.ledger()
+    assert ask(ledger, machine, "a", 1000)
+    at_s = ledger.claims()[0].at_s
+    machine.pass_time(5)
+    successor = machine.ledger()
+    successor.order(machine.lock("a"), "/run", "a", Need())  # it takes the run over, and knows no limit
+    [claim] = successor.claims()
+    assert (claim.memory, claim.at_s, claim.run) == (1000 * MIB, at_s, "/run")
+
+
+def test_a_run_that_waits_for_its_launcher_keeps_its_room(machine: Machine) -> None:
+    ledger = machine.ledger()
+    assert ask(ledger, machine, "a", 1000)
+    machine.age(100)
+    ledger.keep(machine.lock("a"))
+    machine.age(100)
+    assert not ask(ledger, machine, "b", 1000)
+
+
+def test_its_own_claim_keeps_no_run_from_its_room(machine: Machine) -> None:
+    """As when a scheduler was killed between the claim and the order."""
+    assert ask(machine.ledger(), machine, "a", 1000)
+    assert ask(machine.ledger(), machine, "a", 1000)
+
+
+def test_two_schedulers_that_offer_the_same_task_do_not_hold_it_up(machine: Machine) -> None:
+    one, other = machine.ledger(), machine.ledger()
+    assert ask(one, machine, "old", 900) and not ask(one, machine, "large", 900)
+    machine.pass_time(25)
+    assert not ask(one, machine, "large", 900)
+    one.publish()
+    one.release(machine.lock("old"))
+    machine.pass_time(2)
+    assert ask(other, machine, "large", 900)
 
 
 def test_a_claim_of_a_later_version_is_understood(machine: Machine) -> None:
@@ -369,7 +469,9 @@ def test_the_files_of_control_groups_of_version_2_are_read(tmp_path: Path, monke
     inner.mkdir(parents=True)
     (tmp_path / "pod" / "memory.max").write_text(f"{GIB}\n")
     (tmp_path / "pod" / "memory.current").write_text(f"{700 * MIB}\n")
-    (tmp_path / "pod" / "memory.stat").write_text(f"anon 5\ninactive_file {100 * MIB}\n")
+    (tmp_path / "pod" / "memory.stat").write_text(f"anon 5\ninactive_file {60 * MIB}\nactive_file {40 * MIB}\n")
+    (tmp_path / "pod" / "memory.events").write_text("low 0\noom 3\noom_kill 2\n")
+    (tmp_path / "pod" / "memory.pressure").write_text("some avg10=12.50 avg60=0.00 avg300=0.00 total=5\n")
     (inner / "memory.max").write_text("max\n")
     (inner / "cpu.max").write_text("150000 100000\n")
     (tmp_path / "pod" / "cpu.max").write_text("max 100000\n")
@@ -378,6 +480,7 @@ def test_the_files_of_control_groups_of_version_2_are_read(tmp_path: Path, monke
     assert room.memory_bytes() == GIB
     assert room.available_bytes() == 424 * MIB
     assert room.cpus() == min(1.5, len(os.sched_getaffinity(0)))
+    assert room.oom_kills() == 2 and room.memory_stall() == 0.125
 
 
 @pytest.mark.parametrize(

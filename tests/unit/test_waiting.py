@@ -251,15 +251,18 @@ def test_one_that_waits_can_be_revoked_given_up_or_left_to_the_next_executor(exe
 
 def test_only_what_the_scheduler_is_about_to_queue_is_asked_about(monkeypatch: pytest.MonkeyPatch) -> None:
     module: Any = ModuleType("airflow.jobs.scheduler_job_runner")
+    executors = {name: SimpleNamespace(name=name) for name in ("air", "full")}
 
     class Runner:
-        def _try_to_load_executor(self, name: str, **_: Any) -> str | None:
-            return None if name == "unknown" else name
+        def _try_to_load_executor(self, name: str, **_: Any) -> Any:
+            return executors.get(name)
 
         def _executable_task_instances_to_queued(self, task_instances: list[Any]) -> list[Any]:
+            executor_slots_available = {"air": 9, "full": 0}
             queued = []
             for task_instance in task_instances:
-                if self._try_to_load_executor(task_instance.executor, session=None):
+                found = self._try_to_load_executor(task_instance.executor, session=None)
+                if found and executor_slots_available[found.name] > 0:
                     queued.append(task_instance)
             return queued
 
@@ -271,17 +274,17 @@ def test_only_what_the_scheduler_is_about_to_queue_is_asked_about(monkeypatch: p
     asked: list[Any] = []
 
     def admits(asked_of: Any, ti: Any) -> bool:
-        asked.append((asked_of, ti.name))
+        asked.append((asked_of.name, ti.name))
         return bool(ti.name != "large")
 
     compat.use_admission(admits)
     compat.use_admission(admits)  # as by the executor of another team
-    small, large, other = (
+    small, large, other, late = (
         SimpleNamespace(name=name, executor=of)
-        for name, of in (("small", "air"), ("large", "air"), ("other", "unknown"))
+        for name, of in (("small", "air"), ("large", "air"), ("other", "unknown"), ("late", "full"))
     )
     scheduler: Any = Runner()
-    assert scheduler._executable_task_instances_to_queued([small, large, other]) == [small]
+    assert scheduler._executable_task_instances_to_queued([small, large, other, late]) == [small]
     assert asked == [("air", "small"), ("air", "large")]
     assert scheduler._executor_to_workloads(small, large) == [small, large]
     assert len(asked) == 2
@@ -332,3 +335,27 @@ def test_a_task_is_admitted_if_that_cannot_be_told(
     assert admission.admits(instance("second", {"memory": "600MiB"}))
     assert admission.admits(SimpleNamespace(id="no task instance"))
     executor._work.backend.close()
+
+
+def test_a_task_that_has_waited_for_gpus_needs_room_as_well(
+    store: RunStore,
+    tmp_path: Path,
+    executor: AirExecutor,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    admission = roomy(store, executor, tmp_path, gpus=POOL)
+    work = executor._work
+    work.gpu_queue.open(work.backend)
+    ordered: list[str] = []
+    monkeypatch.setattr(work.backend, "order", lambda request, record: ordered.append(request.identity.workload_id))
+    first = instance("first", {"memory": "600MiB"})
+    workload = task_workload(executor_config={"air": {"gpus": 1, "memory": "600MiB"}})
+    assert admission.admits(first)
+    executor.queued_tasks[first.key] = first
+    assert work.gpu_queue.takes(workload.ti.key, workload)
+    executor._orders.order_waiting()
+    assert ordered == [] and workload.ti.key in work.gpu_queue
+    work.backend.room.release(str(first.id))
+    executor._orders.order_waiting()
+    assert ordered == [str(workload.ti.id)] and workload.ti.key not in work.gpu_queue
+    work.backend.close()

@@ -77,7 +77,11 @@ def use_admission(admits: Callable[[Any, Any], bool]) -> None:
         executor, caller = load(self, *args, **kwargs), sys._getframe(1)
         if executor is None or caller.f_code.co_name != "_executable_task_instances_to_queued":
             return executor
-        return executor if admits(executor, caller.f_locals["task_instance"]) else None
+        ti = caller.f_locals.get("task_instance")
+        slots = caller.f_locals.get("executor_slots_available") or {}
+        if ti is None or slots.get(executor.name, 1) <= 0:  # it is refused next
+            return executor
+        return executor if admits(executor, ti) else None
 
     load_if_admitted.stock = load  # type: ignore[attr-defined]
     runner._try_to_load_executor = load_if_admitted

@@ -147,7 +147,7 @@ class Manager:
         due_s = min(self._lookout.due_s(), self._jobs.due_s()) - time.monotonic()
         if (ends_s := self._runs.due_in_s()) is not None:
             due_s = min(due_s, ends_s)
-        if self._may_start and not self._is_full() and self._jobs.turns:
+        if self._may_start and not self._is_full() and not self._starts.is_discouraged and self._jobs.turns:
             due_s = min(due_s, _START_AGAIN_S)
         if self._room_again_s is not None:
             due_s = min(due_s, self._room_again_s - time.monotonic())
@@ -186,7 +186,7 @@ class Manager:
                 if (roomless := self._jobs.get(name)) is not None:
                     roomless.ready.take_back()
                     turns.update(roomless)
-        while not self._is_full() and (job := turns.next()) is not None:
+        while not self._is_full() and not self._starts.is_discouraged and (job := turns.next()) is not None:
             self._jobs.attempt(job, self._starts.start_next)
         turns.end_round()
         if self._starts.has_roomless and self._room_again_s is None:

@@ -64,9 +64,9 @@ class Runs:
 
     # Runs
 
-    def admit(self, who: Identity, limits: dict[str, Any], priority: int) -> bool:
+    def admit(self, who: Identity, limits: dict[str, Any]) -> bool:
         """Claim room on the machine for a run that is to be ordered now; tell whether there is any."""
-        return self._backend.room.admit(who, limits, key=who.name, priority=priority)
+        return self._backend.room.admit(who, limits, key=who.name)
 
     def give_up_room(self, who: Identity) -> None:
         """Give up the room of a run that was not ordered after all."""

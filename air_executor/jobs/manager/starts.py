@@ -18,6 +18,9 @@ from air_executor.jobs.store import JobStore, base_folder
 from air_executor.runs.backend import RunRequest
 from air_executor.runs.record import Identity, now
 
+#: To try a task costs time, and a manager may have many jobs.
+_MOST_REFUSED = 200
+
 
 class Starts:
     """Starts tasks that are ready."""
@@ -28,6 +31,12 @@ class Starts:
         self._base = base_folder(self._state_dir)
         #: Names of jobs with tasks that were set aside, as the machine had no room for them.
         self._roomless: set[str] = set()
+        self._refused = 0
+
+    @property
+    def is_discouraged(self) -> bool:
+        """Whether so many tasks were set aside that no other is tried before :meth:`take_roomless`."""
+        return self._refused >= _MOST_REFUSED
 
     @property
     def has_roomless(self) -> bool:
@@ -37,6 +46,7 @@ class Starts:
     def take_roomless(self) -> set[str]:
         """Return the names of the jobs with tasks that were set aside since the last call."""
         names, self._roomless = self._roomless, set()
+        self._refused = 0
         return names
 
     def start_next(self, job: ActiveJob) -> None:
@@ -70,9 +80,10 @@ class Starts:
             task_id=task.id,
             try_number=task.tries + 1,
         )
-        if not self._runs.admit(who, filled.limits, job.files.job.priority):
+        if not self._runs.admit(who, filled.limits):
             job.ready.set_aside()
             self._roomless.add(job.name)
+            self._refused += 1
             return
         before = vars(task).copy()
         run_id = str(uuid.uuid4())

@@ -210,6 +210,7 @@ class LocalBackend:
         ended, self._followed.ended = self._followed.ended, []
         for record in ended:
             self.room.has_ended(record)
+        self.room.keep(order.request.identity.workload_id for order in self._followed.orders.values())
         self.room.publish()
         return ended
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -16,6 +17,9 @@ from air_executor.runs.record import Identity, RunRecord
 from air_executor.runs.store import RunStore
 
 log = logging.getLogger(__name__)
+
+#: How often the room of runs that are not born yet is kept, in seconds.
+_KEEP_S = 20.0
 
 
 class LocalRoom:
@@ -32,6 +36,9 @@ class LocalRoom:
         """
         self._store = store
         self._ended = ended
+        #: Ids of ended runs whose room was given back before anybody was told.
+        self._gone: set[str] = set()
+        self._kept_s = 0.0
         self._budget = Budget.of(config.memory_budget, config.cpu_budget, config.over_budget)
         self._ledger = Ledger(self._budget, config.budget_dir) if self._budget else None
         self._guard = Guard(log)
@@ -44,18 +51,20 @@ class LocalRoom:
         if self._ledger is not None:
             self._ledger.open()
 
-    def admit(self, who: Identity, air: Any, *, key: str | None = None, priority: int = 0) -> bool:
+    def admit(self, who: Identity, air: Any, *, key: str | None = None) -> bool:
         """See :meth:`air_executor.runs.backend.Room.admit`."""
         if self._ledger is None:
             return True
         with self._guard("Looking whether the machine has room"):
             for record in self._ended():
-                self.has_ended(record)
+                if record.id not in self._gone:
+                    self._gone.add(record.id)
+                    self._release(record)
             need, lock = self._need(who, air), self._lock(who.workload_id)
             if self._budget.fails_large and self._budget.excess(need):
                 return True  # :meth:`check` refuses it
             name = f"{who.name}{who.index}"
-            return self._ledger.admit(lock, name, need, key=key or who.workload_id, priority=priority)
+            return self._ledger.admit(lock, name, need, key=key or who.workload_id)
         return True
 
     def check(self, who: Identity, air: Any) -> None:
@@ -76,11 +85,6 @@ class LocalRoom:
         if self._ledger is not None:
             self._ledger.release(self._lock(workload_id))
 
-    def leave(self, key: str) -> None:
-        """See :meth:`air_executor.runs.backend.Room.leave`."""
-        if self._ledger is not None:
-            self._ledger.leave(key)
-
     def waiting(self) -> int:
         """See :meth:`air_executor.runs.backend.Room.waiting`."""
         return 0 if self._ledger is None else len(self._ledger)
@@ -96,9 +100,22 @@ class LocalRoom:
             self._ledger.order(lock, self._store.path(record.id), name, need)
 
     def has_ended(self, record: RunRecord) -> None:
-        """Note that a run has ended."""
+        """Note that a run has ended, and that somebody is told."""
+        if record.id in self._gone:
+            self._gone.discard(record.id)
+        else:
+            self._release(record)
+
+    def _release(self, record: RunRecord) -> None:
         if self._ledger is not None:
             self._ledger.release(self._lock(record.identity.workload_id), run=self._store.path(record.id))
+
+    def keep(self, workload_ids: Iterable[str]) -> None:
+        """Keep the room of workloads whose runs are ordered and not born yet."""
+        if self._ledger is not None and time.monotonic() - self._kept_s > _KEEP_S:
+            self._kept_s = time.monotonic()
+            for workload_id in workload_ids:
+                self._ledger.keep(self._lock(workload_id))
 
     def publish(self) -> None:
         """Show others what waits here."""
