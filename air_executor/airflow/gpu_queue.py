@@ -34,6 +34,7 @@ class _Waiting:
     gpus: int = field(compare=False)
     ti_id: str = field(compare=False)
     name: str = field(compare=False)
+    dag_id: str | None = field(compare=False)
     since: str = field(compare=False)
 
 
@@ -88,7 +89,9 @@ class GpuQueue:
         identity = workloads.identity_of(workload, team=None)
         rank = -workloads.priority_of(workload), next(self._numbers)
         name = f"{identity.dag_id}.{identity.task_id}" if identity.dag_id else identity.name
-        self._waiting[key] = _Waiting(rank, key, workload, count, identity.workload_id, name, runs.now())
+        self._waiting[key] = _Waiting(
+            rank, key, workload, count, identity.workload_id, name, identity.dag_id, runs.now()
+        )
         self._is_published = False
         return True
 
@@ -164,6 +167,13 @@ class GpuQueue:
         self._is_published = True
         line = heapq.nsmallest(_MAX_PUBLISHED, self._waiting.values())
         document = [
-            {"name": each.name, "gpus": each.gpus, "of": self._backend.gpus.size, "since": each.since} for each in line
+            {
+                "name": each.name,
+                "dag_id": each.dag_id,
+                "gpus": each.gpus,
+                "of": self._backend.gpus.size,
+                "since": each.since,
+            }
+            for each in line
         ]
         self._backend.gpus.publish(document)

@@ -130,12 +130,19 @@ def _stop_run(runs: AllRuns, record: RunRecord, args: argparse.Namespace) -> Run
 
     :raises WrongStateError: it has ended, or nobody can reach it.
     """
-    reason = f"{args.reason}, by {me()}"
+    stop_run(runs, record, f"{args.reason}, by {me()}")
+    return record
+
+
+def stop_run(runs: AllRuns, record: RunRecord, reason: str) -> None:
+    """Have a run stopped, here or on another host.
+
+    :raises WrongStateError: it has ended, or nobody can reach it.
+    """
     if runs.is_elsewhere(record.id) and not record.state.is_end:
         elsewhere.stop(record, reason)
     else:
         stop_here(runs, record, reason)
-    return record
 
 
 def me() -> str:

@@ -6,7 +6,7 @@ import argparse
 
 from air_executor.cli import where
 from air_executor.cli.jsonout import print_line
-from air_executor.cli.runs import me
+from air_executor.cli.runs import me, stop_run
 from air_executor.cli.table import EXIT_OK, JSON, Argument, Command
 from air_executor.errors import AirExecutorError
 from air_executor.web.server import PagesServer
@@ -15,7 +15,7 @@ from air_executor.web.server import PagesServer
 def _ui(args: argparse.Namespace) -> int:
     where.all_runs()  # so that what is wrong is said at once
     try:
-        server = PagesServer(args.port, where.all_runs, me())
+        server = PagesServer(args.port, where.all_runs, stop_run, me())
     except OSError as error:
         raise AirExecutorError(f"cannot listen at 127.0.0.1:{args.port}: {error.strerror or error}") from None
     with server:

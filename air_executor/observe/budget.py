@@ -57,10 +57,11 @@ def look_if_possible() -> ObservedBudget | None:
 
 
 def documents(waiting: tuple[Waiting, ...]) -> list[dict[str, Any]]:
-    """Return what waits as plain data: ``name``, ``memory_bytes``, ``cpus``, ``since`` and ``why`` of each."""
+    """Return what waits as plain data: ``name``, ``dag_id``, sizes, ``since`` and ``why`` of each."""
     return [
         {
             "name": each.name,
+            "dag_id": each.dag_id,
             "memory_bytes": each.memory,
             "cpus": each.cpus,
             "since": datetime.fromtimestamp(each.since_s, tz=timezone.utc).isoformat(),

@@ -41,6 +41,11 @@ class AllRuns:
         yield from self.here.open_records()
         yield from (record for record in self._elsewhere.open_records() if not self.here.has(record.id))
 
+    def changed(self) -> Iterator[tuple[float, str]]:
+        """Yield when each run's folder last changed, in seconds since the epoch, and the run's id."""
+        yield from self.here.changed()
+        yield from (each for each in self._elsewhere.changed() if not self.here.has(each[1]))
+
     def find(self, prefix: str) -> RunRecord:
         """Return the one run whose id starts with ``prefix``.
 

@@ -36,6 +36,9 @@ from air_executor.runs.line import MAX_BYTES, Line, Waiting
 from air_executor.runs.lock import KernelLock, is_held
 from air_executor.runs.pressure import Machine
 
+#: How the reason ends that begins with the name of another run.
+BEFORE = " waits before it"
+
 #: A runner takes its workload's lock at most so many seconds after the claim; on a crowded machine it may take long.
 _BIRTH_S = 120.0
 
@@ -151,12 +154,13 @@ class Ledger:
 
     # Claims
 
-    def admit(self, lock: str, name: str, need: Need, *, key: str) -> bool:
+    def admit(self, lock: str, name: str, need: Need, *, key: str, dag_id: str | None = None) -> bool:
         """Claim room for a run that is to be ordered now, if there is any.
 
         :param lock: the path of its workload's lock.
         :param name: for people.
         :param key: by which it is known here while it waits.
+        :param dag_id: of whose DAG it is.
         :return: whether there is. If not, ask again later; :meth:`waits` tells the reason.
         :raises StateDirError: the folder can't be used.
         """
@@ -164,7 +168,7 @@ class Ledger:
             return False
         try:
             self._look()
-            asks = self._line.ask(key, name, need)
+            asks = self._line.ask(key, name, need, dag_id)
             why = self._objection(asks, lock)
             if why is None:
                 self._write(Claim(lock=lock, name=name, memory=need.memory, cpus=need.cpus, at_s=time.time()))
@@ -246,7 +250,7 @@ class Ledger:
         claims = [claim for name, claim in self._claims.items() if name != own]
         budget, now, first = self.budget, Taken.by(claims), self._line.before(asks)
         if not now.runs:
-            return None if first is None else f"{first.name} waits before it"
+            return None if first is None else first.name + BEFORE
         if (excess := budget.excess(Need(asks.memory, asks.cpus))) is not None:
             return f"{excess}: it waits to run alone"
         if budget.memory is not None and asks.memory + now.memory > budget.memory:
@@ -260,7 +264,7 @@ class Ledger:
             if (budget.memory is not None and later.memory + asks.memory + first.memory > budget.memory) or (
                 budget.cpus is not None and later.cpus + asks.cpus + first.cpus > budget.cpus
             ):
-                return f"{first.name} waits before it"
+                return first.name + BEFORE
         if budget.memory is None:
             return None
         growth = sum(max(0, claim.memory - claim.held) for claim in claims)

@@ -45,6 +45,8 @@ class Waiting:
     """When it first found none, in seconds since the epoch."""
     asked_s: float
     """When it last did."""
+    dag_id: str | None = None
+    """Of whose DAG it is, for who may not know all."""
     why: str = ""
 
     @classmethod
@@ -60,6 +62,7 @@ class Waiting:
             cpus=float(document["cpus"]),
             since_s=float(document["since_s"]),
             asked_s=float(document["asked_s"]),
+            dag_id=str(document["dag_id"]) if document.get("dag_id") is not None else None,
             why=str(document["why"]),
         )
 
@@ -96,12 +99,20 @@ class Line:
         self._is_open = self._has_news = False
         self._published_s = float("-inf")
 
-    def ask(self, key: str, name: str, need: Need) -> Waiting:
+    def ask(self, key: str, name: str, need: Need, dag_id: str | None) -> Waiting:
         """Return what asks for room now; it may have waited for some time."""
         now_s = time.time()
         known = self._here.get(key)
         since_s = now_s if known is None else min(known.since_s, now_s)  # the clock may have been set back
-        return Waiting(key=key, name=name, memory=need.memory, cpus=need.cpus, since_s=since_s, asked_s=now_s)
+        return Waiting(
+            key=key,
+            name=name,
+            memory=need.memory,
+            cpus=need.cpus,
+            since_s=since_s,
+            asked_s=now_s,
+            dag_id=dag_id,
+        )
 
     def answer(self, asks: Waiting, why: str | None) -> None:
         """Note why it has to wait; with ``None``, that it does not."""

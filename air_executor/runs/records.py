@@ -144,10 +144,11 @@ class RunRecords(RunFiles):
 
     def changed(self) -> Iterator[tuple[float, str]]:
         """Yield when each run's folder last changed, in seconds since the epoch, and the run's id."""
-        with os.scandir(self.runs) as entries:
+        with contextlib.suppress(FileNotFoundError), os.scandir(self.runs) as entries:
             for entry in entries:
-                if is_id(entry.name) and entry.is_dir(follow_symlinks=False):
-                    yield entry.stat(follow_symlinks=False).st_mtime, entry.name
+                with contextlib.suppress(FileNotFoundError):  # somebody is just removing it
+                    if is_id(entry.name) and entry.is_dir(follow_symlinks=False):
+                        yield entry.stat(follow_symlinks=False).st_mtime, entry.name
 
     def _readable(self, run_ids: Iterable[str]) -> Iterator[RunRecord]:
         for run_id in run_ids:

@@ -2,23 +2,31 @@
 
 const BASE = new URL("../api/", import.meta.url);
 
-function headers() {
-  // Airflow 3.1.0 keeps its token in the local storage; all later ones, and `air-executor ui`, in a cookie.
-  let token = null;
+// Of `air-executor ui`.
+let token = null;
+
+export function useToken(value) {
+  token = value;
+}
+
+// Airflow 3.1.0 keeps its token here; all later versions have it in a cookie, and may have left an old one here.
+function formerToken() {
   try {
-    token = JSON.parse(localStorage.getItem("token"));
+    const found = JSON.parse(localStorage.getItem("token"));
+    return typeof found === "string" ? found : null;
   } catch {
-    token = null;
+    return null;
   }
-  return typeof token === "string" ? { Authorization: `Bearer ${token}` } : {};
+}
+
+function ask(path, options, bearer) {
+  const headers = { ...options.headers, ...(bearer ? { Authorization: `Bearer ${bearer}` } : {}) };
+  return fetch(new URL(path, BASE), { credentials: "same-origin", ...options, headers });
 }
 
 export async function call(path, options = {}) {
-  const answer = await fetch(new URL(path, BASE), {
-    credentials: "same-origin",
-    ...options,
-    headers: { ...headers(), ...options.headers },
-  });
+  let answer = await ask(path, options, token);
+  if (answer.status === 401 && !token && formerToken()) answer = await ask(path, options, formerToken());
   const body = await answer.json().catch(() => ({}));
   if (!answer.ok) throw new Error(typeof body.detail === "string" ? body.detail : `${answer.status} ${answer.statusText}`);
   return body;

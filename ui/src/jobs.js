@@ -1,6 +1,6 @@
 // Jobs of the standalone engine: their progress, and the tree of their tasks.
 import { useState } from "preact/hooks";
-import { moment } from "./format.js";
+import { count, moment } from "./format.js";
 import { html } from "./html.js";
 import { usePoll } from "./poll.js";
 import { Trouble } from "./runs.js";
@@ -25,16 +25,31 @@ function branches(tasks) {
   return below;
 }
 
-function Branch({ below, of }) {
-  const tasks = below.get(of);
-  if (!tasks) return null;
+// Deeper ones stand side by side: nobody can read a list of a thousand levels.
+const DEEPEST = 12;
+
+function all(below, tasks) {
+  const found = [];
+  const left = [...tasks].reverse();
+  while (left.length) {
+    const task = left.pop();
+    found.push(task);
+    left.push(...[...(below.get(task.id) ?? [])].reverse());
+  }
+  return found;
+}
+
+function Branch({ below, of, depth = 0 }) {
+  const isDeepest = depth >= DEEPEST;
+  const tasks = isDeepest ? all(below, below.get(of) ?? []) : below.get(of);
+  if (!tasks?.length) return null;
   return html`<ul class="tree">
     ${tasks.map(
       (task) => html`<li key=${task.id}>
         <span class=${`state ${task.status}`}>${task.status}</span> ${task.id}
         ${task.tries > 1 && html`<span class="muted"> try ${task.tries}</span>`}
         ${task.error && html`<span class="bad"> ${task.error}</span>`}
-        <${Branch} below=${below} of=${task.id} />
+        ${!isDeepest && html`<${Branch} below=${below} of=${task.id} depth=${depth + 1} />`}
       </li>`,
     )}
   </ul>`;
@@ -45,7 +60,7 @@ function Job({ name }) {
   return html`<section class="card" aria-label=${`Job ${name}`}>
     <b>${name}</b> <${Trouble} error=${error} />
     ${data && html`<span class=${`state ${data.state}`}>${data.state}</span> ${data.error ?? ""}<${Branch} below=${branches(data.tasks)} of=${null} />
-      ${data.left_out > 0 && html`<p class="muted">and ${data.left_out} tasks more</p>`}`}
+      ${data.left_out > 0 && html`<p class="muted">and ${count(data.left_out, "task")} more</p>`}`}
   </section>`;
 }
 

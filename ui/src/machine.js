@@ -15,11 +15,11 @@ function Budget({ budget }) {
 function Waiting({ waiting }) {
   if (!waiting.length) return null;
   return html`<section class="card" aria-label="Waiting">
-    <b>${waiting.length} wait</b>
+    <b>${waiting.length === 1 ? "1 waits" : `${waiting.length} wait`}</b>
     <table><tbody>
       ${waiting.map(
         (each) => html`<tr>
-          <td>${each.name}</td><td class="muted">since ${moment(each.since)}</td>
+          <td>${each.name}</td><td class="muted">since ${moment(each.since)} UTC</td>
           <td>${each.why ?? `${each.gpus} of ${each.of} GPUs to be free`}</td>
         </tr>`,
       )}

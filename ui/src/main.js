@@ -2,6 +2,7 @@
 // They live in a shadow root, so that neither the host's styles nor ours reach each other.
 import { render } from "preact";
 import { useEffect, useState } from "preact/hooks";
+import { useToken } from "./api.js";
 import uplotStyle from "uplot/dist/uPlot.min.css";
 import { html } from "./html.js";
 import { Jobs } from "./jobs.js";
@@ -58,6 +59,7 @@ function Themed({ root, children }) {
 
 // Show the runs of a task instance, or all pages, in an element. Returns a function that removes them.
 export function mount(element, props = {}) {
+  if (props.token) useToken(props.token);
   const root = element.shadowRoot ?? element.attachShadow({ mode: "open" });
   const content = (dark) => (props.taskId ? html`<${Instance} ...${props} dark=${dark} />` : html`<${Pages} />`);
   render(html`<style>${uplotStyle}${style}</style><${Themed} root=${root}>${content}<//>`, root);

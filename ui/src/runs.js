@@ -51,7 +51,7 @@ export function Runs({ runs, isLive, onDone }) {
         <thead>
           <tr>
             <th>Task</th><th>Run</th><th>Try</th><th>Host</th><th>State</th><th class="number">Memory</th>
-            <th class="number">CPU</th><th class="number">${isLive ? "Age" : "Lasted"}</th><th>${isLive ? "" : "Ended (UTC)"}</th><th>${isLive ? "" : "Reason"}</th>
+            <th class="number">CPU</th><th class="number">${isLive ? "Age" : "Lasted"}</th><th>${isLive ? "Action" : "Ended (UTC)"}</th><th>Reason</th>
           </tr>
         </thead>
         <tbody>
@@ -65,7 +65,7 @@ export function Runs({ runs, isLive, onDone }) {
               <td class="number"><${Memory} run=${run} /></td>
               <td class="number">${duration(run.cpu_s)}</td>
               <td class="number">${duration(run.age_s)}</td>
-              <td>${isLive ? (run.task_id && run.kind === "task" ? html`<${Stop} run=${run} onDone=${onDone} />` : "") : moment(run.ended_at)}</td>
+              <td>${isLive ? run.may_stop && html`<${Stop} key=${run.id} run=${run} onDone=${onDone} />` : moment(run.ended_at)}</td>
               <td>${run.reason ?? ""}</td>
             </tr>`,
           )}
@@ -88,7 +88,7 @@ export function Run({ run, dark, onDone }) {
       <span>CPU ${duration(run.cpu_s)}</span>
       <span>${run.is_over ? "lasted" : "for"} ${duration(run.age_s)}</span>
       <span class="muted">run ${run.id.slice(0, 8)}</span>
-      ${!run.is_over && html`<span><${Stop} run=${run} onDone=${onDone} /></span>`}
+      ${run.may_stop && html`<span><${Stop} run=${run} onDone=${onDone} /></span>`}
     </div>
     ${run.reason && html`<p class=${run.state === "succeeded" ? "" : "bad"}>${run.reason}</p>`}
     ${points.length > 0

@@ -64,7 +64,7 @@ class LocalRoom:
             if self._budget.fails_large and self._budget.excess(need):
                 return True  # :meth:`check` refuses it
             name = f"{who.name}{who.index}"
-            return self._ledger.admit(lock, name, need, key=key or who.workload_id)
+            return self._ledger.admit(lock, name, need, key=key or who.workload_id, dag_id=who.dag_id)
         return True
 
     def check(self, who: Identity, air: Any) -> None:
