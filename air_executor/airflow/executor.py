@@ -107,7 +107,8 @@ class AirExecutor(BaseExecutor):
         self._at_end.callback(self._working.remove, self)
         compat.use_idle_wait(self._wait_for_news)
         compat.use_vouching(self._vouch)
-        compat.use_admission(self._admits)
+        if work.options.has_budget:
+            compat.use_admission(self._admits)
 
     def _make_backend(self, options: Config) -> RunBackend:
         """Return where the runs happen."""

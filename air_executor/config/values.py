@@ -51,6 +51,11 @@ class Config:
         return self.launch == "fork" and bool(self.preload) and not {"off", "-rehearsal"} & set(self.preload)
 
     @property
+    def has_budget(self) -> bool:
+        """Whether all runs of the machine share a budget."""
+        return (self.memory_budget, self.cpu_budget) != ("off", "off")
+
+    @property
     def learns_memory(self) -> bool:
         """Whether what tasks hold is remembered for all of them, not only for those whose limit depends on it."""
         return self.memory_budget != "off"

@@ -18,7 +18,7 @@ import pytest
 from air_executor.errors import JobError, ManagedError, StateDirError
 from air_executor.jobs import api
 from air_executor.jobs.model import JobState, TaskStatus
-from air_executor.runs.limits import mebibytes
+from air_executor.machine.sizes import mebibytes
 from air_executor.runs.record import RunState
 from air_executor.runs.store import RunStore
 from tests.jobs.conftest import Yard

@@ -7,7 +7,7 @@ from typing import Any
 
 from air_executor.config import Config
 from air_executor.launcher import protocol
-from air_executor.runs.backend import RunRequest
+from air_executor.runs.backend import Boundless, RunRequest
 from air_executor.runs.record import UNWANTED, RunRecord, RunState
 from air_executor.runs.store import RunStore
 
@@ -16,6 +16,7 @@ class PretendedBackend:
     """Stands in for :class:`air_executor.launcher.client.backend.LocalBackend`."""
 
     def __init__(self, config: Config) -> None:
+        self.room = Boundless()
         self.store = RunStore(config.state_dir)
         self.started: list[str] = []
         self.held: set[str] = set()
