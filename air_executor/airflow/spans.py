@@ -16,6 +16,9 @@ from airflow.configuration import conf
 
 from air_executor.runs.record import RunRecord
 
+#: How the names of the attributes begin that Airflow's own spans have, too.
+_AIRFLOWS = "airflow"
+
 
 @cache
 def _is_on() -> bool:
@@ -38,11 +41,11 @@ def start(record: RunRecord, carrier: Mapping[str, Any] | None) -> None:
         context=TraceContextTextMapPropagator().extract(dict(carrier)),
         start_time=_nanoseconds(record.queued_at),
         attributes={
-            "airflow.dag_id": who.dag_id or "",
-            "airflow.task_id": who.task_id or "",
-            "airflow.dag_run.run_id": who.dag_run_id or "",
-            "airflow.task_instance.try_number": who.try_number or 0,
-            "airflow.task_instance.map_index": -1 if who.map_index is None else who.map_index,
+            f"{_AIRFLOWS}.dag_id": who.dag_id or "",
+            f"{_AIRFLOWS}.task_id": who.task_id or "",
+            f"{_AIRFLOWS}.dag_run.run_id": who.dag_run_id or "",
+            f"{_AIRFLOWS}.task_instance.try_number": who.try_number or 0,
+            f"{_AIRFLOWS}.task_instance.map_index": -1 if who.map_index is None else who.map_index,
             "air_executor.run_id": record.id,
             "host.name": record.host or "",
         },

@@ -257,6 +257,100 @@ INTERNALS: dict[str, list[Internal]] = {
     "Logs on other hosts": [
         Internal("airflow.utils.log.file_task_handler:_fetch_logs_from_service", takes="url log_relative_path"),
         Internal(f"{_TI}.hostname"),
+        *_all(
+            "airflow.models.taskinstancehistory", "TaskInstanceHistory.task_instance_id TaskInstanceHistory.hostname"
+        ),
+    ],
+    "Requests that are retried": [
+        Internal("airflow.sdk.api.client:Client.request", takes="self args kwargs"),
+        Internal("airflow.sdk.api.client:ServerResponseError"),
+    ],
+    "A token that outlives a wait": [
+        Internal("airflow.sdk.api.client:BearerAuth", takes="token"),
+        Internal("airflow.api_fastapi.auth.tokens:JWTGenerator.generate", takes="self extras", says="self.valid_for"),
+        Internal("airflow.api_fastapi.auth.tokens:get_signing_args", takes="make_secret_key_if_needed"),
+        Internal("airflow.api_fastapi.execution_api.app:JWTReissueMiddleware.dispatch", takes="self request"),
+        Internal("airflow.executors.workloads:ExecuteTask.make", takes="ti generator"),
+        Internal("airflow.executors.workloads:ExecuteTask.generate_token", takes="sub_id generator", since=(3, 2)),
+    ],
+    "Callbacks of a task that can't report": [
+        Internal(f"{_RUNNER}:finalize", takes="ti state context log"),
+    ],
+    "The end of a task that is stopped": [
+        Internal(_RUNNER, says="def _on_term(signum, frame):"),
+        Internal("airflow.sdk.bases.operator:BaseOperator.on_kill", takes="self"),
+    ],
+    "A fault ends the process": [
+        Internal("airflow.models.dagbag:DagBag", says="signal.signal(signal.SIGSEGV, handler)", before=(3, 2)),
+        Internal(
+            "airflow.dag_processing.importers.python_importer",
+            says="signal.signal(signal.SIGSEGV, sigsegv_handler)",
+            since=(3, 2),
+        ),
+    ],
+    "Small things of executors": [
+        Internal(
+            "airflow.executors.base_executor:BaseExecutor.__init__", says="self._task_event_logs: deque[Log] = deque()"
+        ),
+        Internal("airflow.executors.base_executor:BaseExecutor._process_workloads", takes="self"),
+        Internal("airflow.executors.base_executor:BaseExecutor.log_task_event", says="self._task_event_logs.append("),
+        Internal("airflow.executors.base_executor:BaseExecutor.run_workload", takes="workload server", since=(3, 3)),
+        Internal("airflow.executors.executor_loader:ExecutorLoader.get_executor_names"),
+        Internal(
+            "airflow.executors.workloads.callback:execute_callback_workload",
+            takes="callback log",
+            since=(3, 2),
+            before=(3, 3),
+        ),
+        Internal("airflow.models.callback:CallbackKey", since=(3, 3)),
+    ],
+    "An Airflow for one run": [
+        Internal("airflow.jobs.job:run_job", takes="job execute_callable"),
+        Internal(f"{_SCHEDULER}:SchedulerJobRunner._execute", takes="self"),
+        Internal("airflow.jobs.triggerer_job_runner:TriggererJobRunner._execute", takes="self"),
+        Internal("airflow.jobs.triggerer_job_runner:TriggererJobRunner.is_needed", takes="session"),
+        Internal("airflow.jobs.dag_processor_job_runner:DagProcessorJobRunner._execute", takes="self"),
+        Internal("airflow.dag_processing.manager:DagFileProcessorManager#_callback_to_execute"),
+        Internal("airflow.dag_processing.manager:DagFileProcessorManager#_file_stats"),
+        Internal("airflow.dag_processing.manager:DagFileProcessorManager#_processors"),
+        Internal("airflow.dag_processing.manager:DagFileProcessorManager.max_runs_reached", takes="self"),
+        Internal("airflow.dag_processing.manager:DagFileProcessorManager._find_files_in_bundle", takes="self bundle"),
+        Internal("airflow.utils.file:correct_maybe_zipped", takes="fileloc"),
+        Internal("airflow.serialization.serialized_objects:LazyDeserializedDAG.from_dag", takes="cls dag"),
+        Internal("airflow.models.dagbag:sync_bag_to_db", takes="dagbag bundle_name bundle_version", before=(3, 2)),
+        Internal(
+            "airflow.dag_processing.dagbag:sync_bag_to_db", takes="dagbag bundle_name bundle_version", since=(3, 2)
+        ),
+        Internal("airflow.dag_processing.bundles.manager:DagBundlesManager.sync_bundles_to_db", takes="self"),
+        Internal(
+            "airflow.api.common.trigger_dag:trigger_dag",
+            takes="dag_id triggered_by run_id conf logical_date replace_microseconds",
+        ),
+        Internal(f"{_TI[:-13]}:clear_task_instances", takes="tis session dag_run_state"),
+        Internal("airflow.utils.db:initdb", takes="session"),
+        Internal("airflow.utils.types:DagRunTriggeredByType"),
+        Internal("airflow.models.db_callback_request:DbCallbackRequest"),
+        Internal("airflow.models.dag:DagModel"),
+        *_all("airflow.models", "Pool Connection Variable TaskInstance DagRun"),
+        Internal("airflow.secrets.local_filesystem:load_connections_dict", takes="file_path"),
+        Internal("airflow.secrets.local_filesystem:load_variables", takes="file_path"),
+        *_all("airflow.models.xcom", "XComModel.value XComModel.key"),
+        Internal("airflow.api_fastapi.main", says="AIRFLOW_API_APPS"),
+        Internal("airflow.api_fastapi.execution_api.versions:bundle"),
+        Internal("airflow.api_fastapi.execution_api.routes:execution_api_router"),
+        Internal("cadwyn.route_generation:_DELETED_ROUTE_TAG"),
+    ],
+    "Who may see the pages": [
+        Internal("airflow.api_fastapi.core_api.security:GetUserDep"),
+        Internal(
+            "airflow.api_fastapi.core_api.security:requires_access_dag", takes="method access_entity param_dag_id"
+        ),
+        Internal("airflow.api_fastapi.app:get_auth_manager"),
+        *_all(
+            "airflow.api_fastapi.auth.managers.models.resource_details",
+            "AccessView.JOBS DagAccessEntity.TASK_INSTANCE",
+        ),
+        Internal("airflow.models.log:Log"),
     ],
     "What tasks queue": [
         Internal("airflow.sdk.bases.operator:BaseOperator.__init__", says="self._pre_execute_hook = pre_execute"),
