@@ -226,6 +226,7 @@ def test_a_path_below_which_airflow_is_served_is_kept(
         return False
 
     monkeypatch.setattr(Airflow, "is_healthy", is_healthy)
+    env.store.prepare()  # no scheduler has made it
     try:
         env.start("api-server")
         with browser.page(chromium) as page:
