@@ -82,7 +82,7 @@ class Adoption:
                 return self._queue_again(ti) or self._leave_elsewhere(ti)
             if record.state.is_end and (record.reported_at or record.outcome == UNWANTED):
                 return self._queue_again(ti)  # a scheduler ordered its next run, and died before it was noted
-            self._work.follow(record, ti.key, getattr(ti, "context_carrier", None))
+            self._work.follow(record, ti.key, compat.trace_carrier(ti))
         except AirExecutorError as error:
             self._work.executor.log.warning("%s is given back: %s", ti, error)
             return False

@@ -176,3 +176,25 @@ def test_many_that_find_no_room_are_tried_in_part(yard: Yard) -> None:
     began_s = time.monotonic()
     one.serve(until=wait_until(lambda: len(asked) >= 400, "two rounds"))
     assert len(asked) <= 200 * (2 + time.monotonic() - began_s)
+
+
+def test_a_manager_that_is_interrupted_waits_for_its_runs_though_something_waits_for_room(yard: Yard) -> None:
+    stubborn = "trap 'sleep 2; exit' TERM; touch on; while :; do sleep 0.1; done"
+    yard.submit(sized("runs", 600, stubborn), sized("waits", 600), max_runners=2)
+    one = manager(yard)
+    steps: list[None] = []
+    step = one._step
+
+    def counted() -> None:
+        steps.append(None)
+        step()
+
+    def is_over() -> bool:
+        if one._may_start and (yard.folder / "on").exists() and one._starts.has_roomless:
+            one.interrupt()
+            steps.clear()
+        return one.has_let_go
+
+    one._step = counted  # type: ignore[method-assign]
+    one.serve(until=wait_until(is_over, "the run to end"))
+    assert len(steps) < 100  # a loop without a pause makes thousands before the run has ended

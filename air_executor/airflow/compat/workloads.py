@@ -123,9 +123,9 @@ def executor_config(workload: Any) -> dict[str, Any]:
     return getattr(getattr(workload, "ti", None), "executor_config", None) or {}
 
 
-def trace_carrier(workload: Any) -> dict[str, Any] | None:
-    """Return where in which trace a task belongs; ``None``: in none."""
-    return getattr(getattr(workload, "ti", None), "context_carrier", None)
+def trace_carrier(task: Any) -> dict[str, Any] | None:
+    """Return where in which trace a workload, or the database's task instance, belongs; ``None``: in none."""
+    return getattr(getattr(task, "ti", task), "context_carrier", None)
 
 
 def dump_workload(workload: Any) -> dict[str, Any]:

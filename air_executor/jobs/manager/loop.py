@@ -149,7 +149,7 @@ class Manager:
             due_s = min(due_s, ends_s)
         if self._may_start and not self._is_full() and not self._starts.is_discouraged and self._jobs.turns:
             due_s = min(due_s, _START_AGAIN_S)
-        if self._room_again_s is not None:
+        if self._may_start and self._room_again_s is not None:
             due_s = min(due_s, self._room_again_s - time.monotonic())
         poll = select.poll()
         for fd in (wake.fileno(), self._lookout.fileno(), self._runs.fileno()):
