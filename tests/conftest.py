@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 from filelock import FileLock
 from xdist.scheduler import LoadScopeScheduling
@@ -16,6 +17,10 @@ from air_executor.machine import system
 from air_executor.runs.store import RunStore
 from tests.support import airflow_env, postgres
 from tests.support.airflow_env import Airflow
+
+# Examples take as long as they take, and each run of the tests has the same.
+hypothesis.settings.register_profile("tests", deadline=None, derandomize=True)
+hypothesis.settings.load_profile("tests")
 
 # A script's background jobs are begun with it ignored, which all that is begun here would inherit.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -31,6 +36,8 @@ class ByEnvironment(LoadScopeScheduling):
     """Gives all tests of one Airflow to one worker, so that each Airflow is started once."""
 
     def _split_scope(self, nodeid: str) -> str:
+        if nodeid.rfind("@") > nodeid.rfind("]"):  # a group that is marked as one, with --dist loadgroup
+            return nodeid.rpartition("@")[2]
         for database in ("sqlite", "postgres"):
             if f"[{database}" in nodeid:
                 return database

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from air_executor.airflow.compat.stats import stats
+from air_executor.runs.backend import LauncherCounts
 from air_executor.runs.record import UNWANTED, RunRecord, RunState
 
 PREFIX = "air_executor."
@@ -35,6 +36,9 @@ METRICS = (
     Metric("reconcile_duration", "timer", "How long a pass that reconciles the runs with the database took"),
     Metric("adopted", "counter", "Runs taken over from another scheduler"),
     Metric("live_runs", "gauge", "Runs that this executor follows"),
+    Metric("launchers", "gauge", "Launchers that it is connected to, former ones that still have runs included"),
+    Metric("launcher_generations", "gauge", "Launchers that got its orders, one after the other, since its start"),
+    Metric("spare_deaths", "gauge", "Processes forked ahead that have died before their orders came, since its start"),
     Metric("waiting_for_gpus", "gauge", "Workloads that wait for GPUs"),
     Metric("waiting_for_room", "gauge", "Tasks that wait for memory or CPUs of the machine's budget"),
 )
@@ -86,11 +90,15 @@ def reconciled(took_s: float) -> None:
     stats.timing(PREFIX + "reconcile_duration", timedelta(seconds=took_s))
 
 
-def live(runs: int, waiting_for_gpus: int, waiting_for_room: int) -> None:
+def live(runs: int, waiting_for_gpus: int, waiting_for_room: int, launchers: LauncherCounts | None) -> None:
     """Tell what is in hand."""
     stats.gauge(PREFIX + "live_runs", runs)
     stats.gauge(PREFIX + "waiting_for_gpus", waiting_for_gpus)
     stats.gauge(PREFIX + "waiting_for_room", waiting_for_room)
+    if launchers is not None:
+        stats.gauge(PREFIX + "launchers", launchers.live)
+        stats.gauge(PREFIX + "launcher_generations", launchers.generations)
+        stats.gauge(PREFIX + "spare_deaths", launchers.spare_deaths)
 
 
 def _moment(text: str | None) -> datetime | None:

@@ -68,7 +68,7 @@ class Passes:
                 self._ends.repeat(report_id)
         with work.guard("Counting what is in hand"):
             metrics.reconciled(found.took_s)
-            metrics.live(len(work.runs), len(work.gpu_queue), work.backend.room.waiting())
+            metrics.live(len(work.runs), len(work.gpu_queue), work.backend.room.waiting(), work.backend.launchers())
         if not self.reconciler.is_database_away:
             with work.guard("Showing that runs are reconciled"):
                 work.backend.show_life()

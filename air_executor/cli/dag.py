@@ -32,6 +32,7 @@ def _dag(args: argparse.Namespace) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
+    args.error_event = "error"
     if not 1 <= len(args.names) <= 2:
         raise DagError("say what to run: air-executor dag run FILE [DAG_ID]")
     request = Request(
@@ -125,6 +126,7 @@ def _document(result: DagResult, args: argparse.Namespace) -> dict[str, Any]:
         "state": result.state,
         "folder": str(result.folder),
         "tasks": list(result.tasks),
+        "triggered": list(result.triggered),
     }
     if args.xcoms:
         document["xcoms"] = _leaves(result)
@@ -151,6 +153,9 @@ def _summary(result: DagResult, args: argparse.Namespace) -> list[RenderableType
         for each in _leaves(result):
             value = jsontext.dumps(each["value"]).decode() if "value" in each else f"({each['omitted_bytes']} bytes)"
             parts.append(Text(f"{dagview.label(each)} {each['key']} = {value}"))
+    for other in result.triggered:
+        of = Text.assemble("triggered ", other["dag_id"], " ", dagview.state(other["state"]), f"  {other['run_id']}")
+        parts.append(of)
     head = Text.assemble((result.dag_id, "bold"), " ", dagview.state(result.state), f"  {result.run_id}")
     logs = Text(f"logs: air-executor dag logs {result.name} [TASK]   in {RunFolder(result.folder).logs}", style="dim")
     return [Group(head, *parts, logs)]

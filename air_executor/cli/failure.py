@@ -20,12 +20,16 @@ _SCARCE = frozenset(
 _ADVICE = re.compile(r"[^;:.]*`air-executor [^`]*`.*", re.DOTALL)
 
 
-def envelope(error: BaseException) -> dict[str, Any]:
-    """Return a failure as programs read it: ``error``, ``retryable`` and ``hint``."""
+def envelope(error: BaseException, event: str | None = None) -> dict[str, Any]:
+    """Return a failure as programs read it: ``error``, ``retryable`` and ``hint``.
+
+    :param event: the name by which a command that tells events calls it.
+    """
+    named = {} if event is None else {"event": event}
     if isinstance(error, KeyboardInterrupt):
-        return {"error": "interrupted", "retryable": True, "hint": None}
+        return named | {"error": "interrupted", "retryable": True, "hint": None}
     text = str(error) if isinstance(error, AirExecutorError) else f"{type(error).__name__}: {error}"
-    return {"error": printable(text), "retryable": is_retryable(error), "hint": hint_of(error)}
+    return named | {"error": printable(text), "retryable": is_retryable(error), "hint": hint_of(error)}
 
 
 def is_retryable(error: BaseException) -> bool:
@@ -47,10 +51,10 @@ def hint_of(error: BaseException) -> str | None:
     return printable(given) if given else None
 
 
-def report(error: AirExecutorError | KeyboardInterrupt, *, is_json: bool) -> int:
-    """Say what went wrong, and return the exit code."""
-    if is_json:
-        print_line(envelope(error))
+def report(error: AirExecutorError | KeyboardInterrupt, args: argparse.Namespace) -> int:
+    """Say what went wrong with a command, and return the exit code."""
+    if getattr(args, "json", False):
+        print_line(envelope(error, getattr(args, "error_event", None)))
     elif isinstance(error, AirExecutorError):
         hint = error.__dict__.get("hint")
         print(f"air-executor: {error}" + (f"; {hint}" if hint else ""), file=sys.stderr)

@@ -60,7 +60,7 @@ def call(command: Command) -> Callable[[argparse.Namespace], None]:
             with _logging_to_stderr():
                 code = command.run(args)
         except (AirExecutorError, KeyboardInterrupt) as error:
-            code = report(error, is_json=getattr(args, "json", False))
+            code = report(error, args)
         except BrokenPipeError:
             code = EXIT_OK  # the reader, such as `head`, has seen enough
             sys.stderr.close()
@@ -69,7 +69,7 @@ def call(command: Command) -> Callable[[argparse.Namespace], None]:
                 _print_unexpected(error, args)
                 raise
             # A path that can't be used is no defect of ours, and needs no traceback.
-            code = report(_unusable(error), is_json=getattr(args, "json", False))
+            code = report(_unusable(error), args)
         except Exception as error:
             _print_unexpected(error, args)
             raise
@@ -108,7 +108,7 @@ def log_progress() -> None:
 
 def _print_unexpected(error: Exception, args: argparse.Namespace) -> None:
     if getattr(args, "json", False):
-        print_line(envelope(error))
+        print_line(envelope(error, getattr(args, "error_event", None)))
 
 
 def _unusable(error: OSError) -> AirExecutorError:

@@ -20,7 +20,7 @@ from air_executor.machine.leftovers import Leftovers
 TIMES = 5
 
 #: A rehearsal that takes longer than this many seconds is given up.
-PATIENCE_S = 30
+PATIENCE_S = 60
 
 
 def attempt(*steps: Callable[[], None], complaint: str = "does not work") -> None:

@@ -50,6 +50,8 @@ METRICS = (
     Metric("budget_memory_taken_bytes", "What they take of it"),
     Metric("launchers", "Launchers that answer"),
     Metric("launcher_runners", "Runners of all launchers"),
+    Metric("launchers_superseded", "Of these, former generations, which end with their last runs"),
+    Metric("launcher_spare_deaths", "Processes that they had forked ahead and that died before their orders came"),
     Metric("launcher_troubles", "What is wrong with launchers, as spares that die at birth; status says what"),
     Metric("launcher_oldest_seconds", "Age of the oldest launcher"),
     Metric("jobs", "Jobs of the standalone engine that have not ended", ("state",)),
@@ -131,6 +133,8 @@ def _of_launchers(runs: AllRuns) -> dict[str, dict[tuple[str, ...], float]]:
     return {
         "launchers": {(): float(len(found))},
         "launcher_runners": {(): float(sum(each["runners"] for each in found))},
+        "launchers_superseded": {(): float(sum(bool(each.get("superseded")) for each in found))},
+        "launcher_spare_deaths": {(): float(sum(each.get("spare_deaths", 0) for each in found))},
         "launcher_troubles": {(): float(sum(len(each.get("troubles", ())) for each in found))},
         "launcher_oldest_seconds": {(): max((float(each["age_s"]) for each in found), default=0.0)},
     }

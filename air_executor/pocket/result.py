@@ -27,6 +27,9 @@ class DagResult:
     leaves: tuple[str, ...] = ()
     """The tasks that nothing depends on."""
     xcoms: tuple[dict[str, Any], ...] = field(default=(), repr=False)
+    triggered: tuple[dict[str, Any], ...] = ()
+    """A document for each run that it has triggered: ``dag_id``, ``run_id`` and ``state``. As for Airflow, a task that
+    does not wait for such a run does not fail with it, nor does :attr:`ok` tell of it."""
 
     @classmethod
     def of(cls, folder: RunFolder) -> DagResult:
@@ -46,6 +49,7 @@ class DagResult:
             folder=folder.path,
             leaves=tuple(result["leaves"]),
             xcoms=tuple(result["xcoms"]),
+            triggered=tuple(result.get("triggered", ())),  # of former commits
         )
 
     @property

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import os
 import shutil
 import signal
 import subprocess
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import IO, Any
 
 from air_executor import jsontext
@@ -21,6 +23,9 @@ from air_executor.pocket.settings import environment, write_settings
 
 #: How long an interrupted Airflow has to stop its tasks and to end, in seconds.
 _END_S = 60.0
+
+#: A disk with less room than this is full: so much a database needs to write anything.
+_LEAST_BYTES = 1 << 20
 
 #: Of the log of each part of an Airflow that could not begin, so many lines are told.
 _LAST_LINES = 5
@@ -45,11 +50,13 @@ def run(
     :raises RunFailedError: its Airflow did not last.
     :raises KeyboardInterrupt: as raised here, once the tasks that ran have been stopped.
     """
-    request = check(request)
-    folder, lock, is_begun = claim(dags_dir(state_dir), request, restart=restart)
+    request, parent = check(request), dags_dir(state_dir)
+    with _naming(parent):
+        folder, lock, is_begun = claim(parent, request, restart=restart)
     try:
         on_event({"event": "begun", "name": folder.name, "folder": str(folder.path), "goes_on": is_begun})
-        write_settings(folder, request)
+        with _naming(folder.path):
+            write_settings(folder, request)
         _work(folder, request, on_event)
     except BaseException:
         if not _has_run(folder):
@@ -65,7 +72,9 @@ def run(
 
 def _work(folder: RunFolder, request: Request, on_event: Callable[[Event], None]) -> None:
     log = folder.parts / "pocket.log"
-    with open(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "ab") as output:
+    with _naming(folder.path):
+        log_fd = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    with open(log_fd, "ab") as output:
         process = subprocess.Popen(
             [*module_command("air_executor.airflow.pocket"), str(folder.path)],
             env=environment(folder, request),
@@ -85,19 +94,41 @@ def _work(folder: RunFolder, request: Request, on_event: Callable[[Event], None]
             raise
         finally:
             _reap(process)
-    if error is not None and process.returncode == DagError.exit_code:
+    cause = _full_disk(folder)
+    if cause is not None:
+        error = f"{error or 'its Airflow has ended'}: {cause.strerror} for {folder.path}"
+    elif error is not None and process.returncode == DagError.exit_code:
         raise DagError(error)
-    if error is not None and _has_run(folder):
-        raise RunFailedError(f"{error}; the same command goes on with the run")
+    if error is not None and _has_run(folder) and not folder.has_ended():
+        raise RunFailedError(f"{error}; the same command goes on with the run") from cause
     if not folder.has_ended() and not _has_run(folder):
         said = "".join(f"\n  {line}" for line in _last_lines(folder))
         what = error or f"the run's Airflow ended with {process.returncode}"
-        raise RunFailedError(f"{what}, before the run began:{said}")
+        raise RunFailedError(f"{what}, before the run began:{said}") from cause
     if not folder.has_ended():
         raise RunFailedError(
             f"the run's Airflow ended with {process.returncode}, and the run has not: see {folder.parts}; "
             "the same command goes on with it"
         )
+
+
+@contextlib.contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Within this, an error of the system is one of the run's, which names where it happened.
+
+    :raises DagError: instead of OSError.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise DagError(f"{error.filename or path} can't be used: {error.strerror}") from error
+
+
+def _full_disk(folder: RunFolder) -> OSError | None:
+    """Return the error that whoever writes to the run's folder gets, if its disk is full."""
+    there = os.statvfs(folder.path)
+    has_room = there.f_bavail * there.f_frsize >= _LEAST_BYTES
+    return None if has_room else OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def _last_lines(folder: RunFolder) -> list[str]:

@@ -113,6 +113,18 @@ class Boundless:
         return 0
 
 
+@dataclass
+class LauncherCounts:
+    """What became of the launchers of a place, since it was opened."""
+
+    live: int = 0
+    """Connections to launchers: to the one that gets orders, and to former ones that still have runs."""
+    generations: int = 0
+    """How many were met that were to get orders, one after the other."""
+    spare_deaths: int = 0
+    """How many processes that they had forked ahead died before their orders came."""
+
+
 class RunBackend(Protocol):
     """A place where runs happen: all that an executor, or a manager of jobs, knows of them.
 
@@ -232,6 +244,9 @@ class RunBackend(Protocol):
 
     def last_beat_s(self, run_id: str) -> float | None:
         """Return when a runner last showed that it lives, in seconds since the epoch; ``None``: it never did."""
+
+    def launchers(self) -> LauncherCounts | None:
+        """Return what became of its launchers; ``None``: others count them."""
 
     # News
 

@@ -284,6 +284,9 @@ class TemporalBackend:
         """See :meth:`air_executor.runs.backend.RunBackend.last_beat_s`: as its host tells Temporal."""
         return None if (run := self._live.get(run_id)) is None else run.last_beat_s()
 
+    def launchers(self) -> None:
+        """See :meth:`air_executor.runs.backend.RunBackend.launchers`: each host has metrics of its own."""
+
     # News
 
     def ends(self) -> list[str]:

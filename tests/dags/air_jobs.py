@@ -109,8 +109,8 @@ def job_deferred():
 
 @dag(schedule=None, catchup=False)
 def job_overdue():
-    """It is not waited for longer than a moment."""
-    AirJobOperator(task_id="job", tasks=LONG, deferrable=True, execution_timeout=timedelta(seconds=3))
+    """It is not waited for longer than some seconds."""
+    AirJobOperator(task_id="job", tasks=LONG, deferrable=True, execution_timeout=timedelta(seconds=15))
 
 
 job_siblings()

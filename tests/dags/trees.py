@@ -96,9 +96,9 @@ def keeping():
 
 @dag(schedule=None)
 def stuck():
-    """Writes to a disk that never answers, and is given two seconds for it."""
+    """Writes to a disk that never answers, and is given some seconds for it."""
 
-    @task(executor_config={"air": {"timeout": 2}})
+    @task(executor_config={"air": {"timeout": 15}})
     def write():
         (Path(os.environ["AIR_TEST_OUT"]) / "stuck" / "file").write_text("text")
 

@@ -108,7 +108,7 @@ def limited():
     def too_long():
         time.sleep(600)
 
-    @task(executor_config={"air": {"memory": "1GiB", "cpu_time": 60, "timeout": 60, "nice": 5, "cpus": 1}})
+    @task(executor_config={"air": {"memory": "1GiB", "cpu_time": 600, "timeout": 600, "nice": 5, "cpus": 1}})
     def within_limits():
         return {"nice": os.nice(0), "cpus": len(os.sched_getaffinity(0))}
 

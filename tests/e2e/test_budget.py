@@ -23,7 +23,7 @@ BUDGET = 1024 * MIB
 OPTIONS = {
     "AIRFLOW__AIR_EXECUTOR__MEMORY_BUDGET": "1GiB",
     "AIRFLOW__CORE__PARALLELISM": "16",
-    "AIRFLOW__SCHEDULER__TASK_QUEUED_TIMEOUT": "5",
+    "AIRFLOW__SCHEDULER__TASK_QUEUED_TIMEOUT": "60",
     "AIRFLOW__SCHEDULER__TASK_QUEUED_TIMEOUT_CHECK_INTERVAL": "1",
     "AIRFLOW__SCHEDULER__NUM_STUCK_IN_QUEUED_RETRIES": "0",
 }
@@ -147,10 +147,16 @@ def test_what_waits_stays_scheduled_says_why_and_outlives_its_scheduler(env: Air
     assert states() == {
         "holds": "running", "fits": "success", "unknown": "success", "given_up": "scheduled", "waits": "scheduled",
     }  # fmt: skip
-    shown = env.run("air-executor", "status").stdout
-    assert "budget: 800 MiB of 1024 MiB taken" in shown
-    assert "it needs 600 MiB of memory; 224 MiB of 1024 MiB are free" in " ".join(shown.split())
-    [told] = [each["extra"] for each in run.events("waits") if each["event"] == WAITS_EVENT]
+
+    def is_shown() -> bool:
+        shown = " ".join(env.run("air-executor", "status").stdout.split())
+        free = "it needs 600 MiB of memory; 224 MiB of 1024 MiB are free"
+        return "budget: 800 MiB of 1024 MiB taken" in shown and free in shown
+
+    wait_for(is_shown, "what is free to be shown")
+    [told] = wait_for(
+        lambda: [each["extra"] for each in run.events("waits") if each["event"] == WAITS_EVENT], "the audit entry"
+    )
     # Those of one priority are asked in no order: what fits may run at that moment.
     assert re.fullmatch("it needs 600 MiB of memory; (224|74) MiB of 1024 MiB are free", told)
     assert "stays scheduled: it needs 600 MiB" in env.log_of("scheduler")

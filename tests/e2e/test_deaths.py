@@ -124,7 +124,7 @@ def settled(env: Airflow, run: DagRun, expected: dict[Any, int]) -> collections.
         return is_over and sum(counted(env, run).values()) >= sum(expected.values())
 
     try:
-        wait_for(is_told, f"{len(expected)} alerts", 120, every_s=0.5)
+        wait_for(is_told, f"{len(expected)} alerts", 300, every_s=0.5)
     except AssertionError as error:
         missing = {alert for alert in expected if not counted(env, run)[alert]}
         raise AssertionError(f"{error}: {missing}") from None

@@ -17,7 +17,7 @@ from tests.support.waiting import wait_for
 OPTIONS = {
     "AIRFLOW__AIR_EXECUTOR__GPUS": "0",
     "AIRFLOW__CORE__PARALLELISM": "2",
-    "AIRFLOW__SCHEDULER__TASK_QUEUED_TIMEOUT": "12",
+    "AIRFLOW__SCHEDULER__TASK_QUEUED_TIMEOUT": "30",
     "AIRFLOW__SCHEDULER__TASK_QUEUED_TIMEOUT_CHECK_INTERVAL": "2",
     "AIRFLOW__SCHEDULER__NUM_STUCK_IN_QUEUED_RETRIES": "0",
 }
@@ -32,6 +32,8 @@ from airflow.sdk import dag, task
 def gpus():
     @task(executor_config={"air": {"gpus": 1}})
     def train(number):
+        while not (Path(os.environ["AIR_TEST_OUT"]) / "seen").exists():
+            time.sleep(0.1)
         time.sleep(18)
 
     @task
@@ -76,9 +78,13 @@ def env(tmp_path_factory: pytest.TempPathFactory, shared_dir) -> Iterator[Airflo
 def test_a_task_that_waits_for_a_gpu_is_neither_failed_for_it_nor_in_the_way_of_others(env: Airflow) -> None:
     env.api.unpause("gpus")
     run = env.api.trigger("gpus")
-    wait_for(lambda: len(env.records("gpus")) >= 7, "all that need no GPU, and one that does, to run")
-    shown = env.run("air-executor", "status").stdout
-    assert shown.count("1 of 1 GPUs to be free") == 2
+
+    def others_ended() -> int:
+        return sum(record.identity.task_id == "cpu" and record.state.is_end for record in env.records("gpus"))
+
+    wait_for(lambda: others_ended() == 6, "all that need no GPU to end")
+    wait_for(lambda: env.run("air-executor", "status").stdout.count("1 of 1 GPUs to be free") == 2, "two to wait")
+    (env.out / "seen").touch()
     assert run.wait() == "success"
 
     records = env.ended_records("gpus")

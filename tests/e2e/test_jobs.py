@@ -15,6 +15,7 @@ from air_executor.jobs.store import JobStore
 from tests.conftest import ONE_DATABASE
 from tests.support.airflow_env import Airflow
 from tests.support.api import DagRun
+from tests.support.contents import contents
 from tests.support.waiting import wait_for
 
 pytestmark = ONE_DATABASE
@@ -39,7 +40,7 @@ def runs(airflow: Airflow) -> dict[str, DagRun]:
     """All dags with follow-up work, run side by side and ended."""
     runs = {dag_id: airflow.api.trigger(dag_id) for dag_id in FOLLOW_UPS}
     for run in runs.values():
-        run.wait(300)
+        run.wait()
     return runs
 
 
@@ -84,7 +85,7 @@ def test_what_is_left_goes_on_in_another_run_if_the_author_wants(airflow: Airflo
         is_over = len(found) == 3 and all(each["state"] in ("success", "failed") for each in found)
         return [DagRun(airflow.api, "follow_up_continues", each["dag_run_id"]) for each in found] if is_over else None
 
-    three = wait_for(ended, "three runs", 180)
+    three = wait_for(ended, "three runs")
     assert [run.state for run in three] == ["success"] * 3
     assert sorted(name for run in three for name in run.xcom("report")) == sorted(names("0", "1", depth=2))
     assert sorted(str(run.states()["discover"]) for run in three) == ["skipped", "skipped", "success"]
@@ -127,7 +128,7 @@ def test_what_is_too_much_for_all_waves_goes_on_in_another_run(airflow: Airflow,
         made = [DagRun(airflow.api, "follow_up_chunks_continue", each["dag_run_id"]) for each in found]
         return made if is_over else None
 
-    two = wait_for(ended, "two runs", 180)
+    two = wait_for(ended, "two runs")
     assert [run.state for run in two] == ["success", "success"]
     assert sorted(number for run in two for number in run.xcom("tell")) == [0, 1, 2, 3, 4, 5, 6, 10]
 
@@ -195,9 +196,9 @@ def test_what_a_connection_gives_is_in_no_file_below_the_state_directory(airflow
         airflow.api.call("DELETE", "/connections/bank")
     said = secret.upper()
     assert sorted(airflow.effects("job_with_secrets")) == [f"{said} {said}", f"{said} {said}-0", f"{said} {said}-1"]
-    files = [path for path in airflow.store.root.rglob("*") if path.is_file()]
-    assert any(b"job_with_secrets" in path.read_bytes() for path in files)
-    assert [path for path in files if secret.encode() in path.read_bytes()] == []
+    files = contents(airflow.store.root)
+    assert any(b"job_with_secrets" in data for data in files.values())
+    assert [path for path, data in files.items() if secret.encode() in data] == []
 
 
 def test_a_task_that_is_marked_cancels_its_job(airflow: Airflow) -> None:
@@ -275,10 +276,10 @@ def test_a_deferred_task_that_nobody_waits_for_cancels_its_job(airflow: Airflow,
         run.clear("job")
     else:
         run.mark("job", "failed")
-    wait_for(lambda: not runner.is_running(), "the job's task to be stopped", 60)
+    wait_for(lambda: not runner.is_running(), "the job's task to be stopped")
     store = JobStore(airflow.store.root)
     if what != "clear":
-        wait_for(lambda: store.open(job).job.state is JobState.CANCELLED, "the job to be cancelled", 60)
+        wait_for(lambda: store.open(job).job.state is JobState.CANCELLED, "the job to be cancelled")
         return
     # The next try does it again, and is nobody's who was there before.
     wait_for(lambda: store.open(job).job.made_by["try_number"] == 2, "the next try")
@@ -286,7 +287,7 @@ def test_a_deferred_task_that_nobody_waits_for_cancels_its_job(airflow: Airflow,
     again = runner_of(airflow, job)
     wait_for_trigger(run, 2)
     run.mark("job", "success")
-    wait_for(lambda: not again.is_running(), "the job's task to be stopped", 60)
+    wait_for(lambda: not again.is_running(), "the job's task to be stopped")
 
 
 @pytest.mark.usefixtures("manager")
@@ -310,7 +311,7 @@ def test_a_deferred_task_waits_on_when_its_triggerer_is_restarted(airflow: Airfl
     assert not JobStore(airflow.store.root).open(job).job.state.is_end
     wait_for(lambda: run.log("job").count(f"job {job} is working") >= 2, "the next trigger")
     run.mark("job", "failed")
-    wait_for(lambda: not runner.is_running(), "the job's task to be stopped", 60)
+    wait_for(lambda: not runner.is_running(), "the job's task to be stopped")
 
 
 @pytest.mark.usefixtures("manager")
@@ -322,8 +323,8 @@ def test_a_deferred_task_that_no_trigger_has_taken_yet_cancels_its_job(airflow: 
         job = wait_for(lambda: job_of(airflow, run), "the job")
         runner = runner_of(airflow, job)
         run.mark("job", "failed")
-        wait_for(lambda: not runner.is_running(), "the job's task to be stopped", 60)
+        wait_for(lambda: not runner.is_running(), "the job's task to be stopped")
         store = JobStore(airflow.store.root)
-        wait_for(lambda: store.open(job).job.state is JobState.CANCELLED, "the job to be cancelled", 60)
+        wait_for(lambda: store.open(job).job.state is JobState.CANCELLED, "the job to be cancelled")
     finally:
         airflow.start("triggerer")

@@ -19,8 +19,8 @@ from tests.support.waiting import wait_for
 
 
 def test_a_new_scheduler_takes_running_tasks_over(airflow: Airflow) -> None:
-    run = airflow.api.trigger("long_running", run_id="adopted")
     begun = len(airflow.effects("long_running"))
+    run = airflow.api.trigger("long_running", run_id="adopted")
     wait_for(lambda: len(airflow.effects("long_running")) > begun, "the task to begin")
     airflow.stop("scheduler")
     (record,) = [r for r in airflow.records("long_running") if not r.state.is_end]
@@ -35,10 +35,12 @@ def test_a_new_scheduler_takes_running_tasks_over(airflow: Airflow) -> None:
 
 
 def test_a_task_whose_runner_is_killed_fails_at_once_with_the_reason(airflow: Airflow) -> None:
-    run = airflow.api.trigger("long_running", run_id="runner-killed")
     begun = len(airflow.effects("long_running"))
+    run = airflow.api.trigger("long_running", run_id="runner-killed")
     wait_for(lambda: len(airflow.effects("long_running")) > begun, "the task to begin")
-    (record,) = [r for r in airflow.records("long_running") if r.state is RunState.RUNNING]
+    (record,) = wait_for(
+        lambda: [r for r in airflow.records("long_running") if r.state is RunState.RUNNING], "it to be on record"
+    )
     assert record.pid
     assert record.task_pid
     os.kill(record.pid, signal.SIGKILL)
@@ -53,8 +55,8 @@ def test_a_task_whose_runner_is_killed_fails_at_once_with_the_reason(airflow: Ai
 
 
 def test_tasks_go_on_when_the_launcher_is_killed(airflow: Airflow) -> None:
-    run = airflow.api.trigger("long_running", run_id="launcher-killed")
     begun = len(airflow.effects("long_running"))
+    run = airflow.api.trigger("long_running", run_id="launcher-killed")
     wait_for(lambda: len(airflow.effects("long_running")) > begun, "the task to begin")
     for process in launchers(airflow):  # a former one may still have a run
         process.kill()
@@ -68,7 +70,7 @@ def test_tasks_go_on_when_the_launcher_is_killed(airflow: Airflow) -> None:
 def test_dags_test_with_the_executor(airflow: Airflow) -> None:
     done = airflow.run("airflow", "dags", "test", "debugged", "--use-executor")
     assert "state=success" in done.stdout + done.stderr
-    assert any(r.state is RunState.SUCCEEDED for r in airflow.records("debugged"))
+    wait_for(lambda: any(r.state is RunState.SUCCEEDED for r in airflow.records("debugged")), "the run on record")
 
 
 def test_tasks_test_runs_in_the_terminal(airflow: Airflow) -> None:
@@ -94,10 +96,14 @@ def test_airflow_knows_the_provider_its_options_and_its_commands(airflow: Airflo
     assert "air_executor.executor.AirExecutor" in executors
     options = airflow.run("airflow", "config", "list", "--section", "air_executor", "--defaults").stdout
     assert "launcher_idle_seconds" in options
-    status = json.loads(airflow.run("airflow", "air", "status", "--json").stdout)
-    assert status["launchers"]
-    doctor = airflow.run("air-executor", "doctor")
-    assert "FAIL" not in doctor.stdout
+    status = ("airflow", "air", "status", "--json")
+    wait_for(lambda: json.loads(airflow.run(*status).stdout)["launchers"], "the launcher to answer")
+
+    def is_well() -> bool:
+        doctor = airflow.run("air-executor", "doctor", check=False)
+        return doctor.returncode == 0 and "FAIL" not in doctor.stdout
+
+    wait_for(is_well, "nothing to be wrong")
 
 
 @pytest.mark.parametrize(
@@ -124,7 +130,7 @@ def test_nothing_is_left_after_hundreds_of_tasks(airflow: Airflow) -> None:
     scheduler = psutil.Process(airflow.processes["scheduler"].pid)
     descriptors = process.num_fds(), scheduler.num_fds()
     run = airflow.api.trigger("hundreds")
-    assert run.wait(timeout_s=500) == "success"
+    assert run.wait(timeout_s=800) == "success"
     wait_for(lambda: all(r.reported_at for r in airflow.records("hundreds")), "all ends to be told")
     records = airflow.records("hundreds")
     assert len(records) == 301
@@ -132,12 +138,12 @@ def test_nothing_is_left_after_hundreds_of_tasks(airflow: Airflow) -> None:
     assert {r.identity.try_number for r in records} == {1}
     assert len({r.identity.workload_id for r in records}) == 301
     assert airflow.effects("hundreds").count("done") == 300
-    assert list(airflow.store.locks.iterdir()) == []
+    wait_for(lambda: list(airflow.store.locks.iterdir()) == [], "the locks to be gone")
     process = launcher(airflow)  # it may have a successor by now
-    assert busy_children(process) == []
-    assert process.num_fds() <= descriptors[0] + 5
+    wait_for(lambda: busy_children(process) == [], "its children to end")
+    wait_for(lambda: process.num_fds() <= descriptors[0] + 5, "the launcher to close what it had open")
     # The database's connections come and go.
-    assert scheduler.num_fds() <= descriptors[1] + 5
+    wait_for(lambda: scheduler.num_fds() <= descriptors[1] + 5, "the scheduler to close what it had open")
     assert all(not list(airflow.store.folder(r.id).glob(".*")) for r in records)
 
 

@@ -130,6 +130,11 @@ def site(tmp_path_factory: pytest.TempPathFactory, shared_dir: Path, chromium: A
         run = env.api.trigger("watched")
         run.wait_for_state("long", "running")
         run.wait_for_state("wrong", "failed")
+
+        def live() -> list[Any]:
+            return [record for record in env.records("watched") if not record.state.is_end]
+
+        wait_for(lambda: len(live()) == 1, "the other's runner to end")
         yield Site(env, run, tokens, chromium)
     finally:
         env.end()

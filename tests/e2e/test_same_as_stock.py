@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.support import airflow_env
 from tests.support.airflow_env import REPOSITORY, Airflow
 from tests.support.sameness import WARNS_OF_ITSELF, Normaliser, differences, logs_of, rows_of
+from tests.support.waiting import wait_for
 
 #: All is executed before the first test, once in each way.
 pytestmark = [pytest.mark.core, pytest.mark.timeout(1800)]
@@ -62,6 +65,16 @@ def seen(env: Airflow, run_id: str) -> dict[str, list[str]]:
     }
 
 
+def is_written(env: Airflow, run_id: str) -> bool:
+    """Tell whether nobody writes to a log of the run's tasks any more: that is the last that is done for a task."""
+    folder = str(env.home / "logs" / "dag_id=same" / f"run_id={run_id}")
+    for process in env.ours():
+        with contextlib.suppress(psutil.Error):
+            if any(each.path.startswith(folder) and ".trigger." not in each.path for each in process.open_files()):
+                return False
+    return True
+
+
 def first_without_mismatch(env: Airflow, way: str) -> dict[str, list[str]]:
     """Return what was seen of a run; of LocalExecutor's first one in which it has not failed a task by mistake.
 
@@ -70,6 +83,7 @@ def first_without_mismatch(env: Airflow, way: str) -> dict[str, list[str]]:
     for attempt in range(ATTEMPTS if way == "local" else 1):
         run = env.api.trigger("same", run_id=f"run-{way}-{attempt}")
         run.wait(600)
+        wait_for(lambda run=run: is_written(env, run.run_id), "its tasks' processes to be done")  # type: ignore[misc]
         found = seen(env, run.run_id)
         if not any("state mismatch" in line for line in found["log"]):
             break

@@ -14,6 +14,7 @@ from air_executor.runs.record import RunRecord, RunState
 from tests.support import airflow_env
 from tests.support.airflow_env import Airflow
 from tests.support.api import DagRun
+from tests.support.contents import contents
 from tests.support.deaths import DEATHS
 from tests.support.waiting import wait_for
 
@@ -168,9 +169,8 @@ def test_limits_are_applied(limited: DagRun) -> None:
 def test_values_of_the_environment_are_in_no_record(env: Airflow, limited: DagRun) -> None:
     record = record_of(env, "limited", "environment")
     assert record.limits == {"environment": ["GREETING"]}
-    for path in env.store.root.rglob("*"):
-        if path.is_file():
-            assert b"hello-from-the-environment" not in path.read_bytes(), path
+    files = contents(env.store.root)
+    assert [path for path, data in files.items() if b"hello-from-the-environment" in data] == []
 
 
 def test_a_task_that_ignores_sigterm_is_killed_after_its_grace(env: Airflow) -> None:
@@ -207,12 +207,16 @@ def test_a_dag_file_that_breaks_or_vanishes_fails_its_task_clearly(env: Airflow)
         "from airflow.sdk import dag, task\n@dag\ndef vanishing():\n  @task\n  def t(): pass\n  t()\nvanishing()\n"
     )
     env.api.unpause("vanishing")
-    source.write_text("this is not Python\n")
-    broken = env.api.trigger("vanishing")
-    # Its run may never end: once the file is known to be broken, Airflow's scheduler looks at none of its runs.
-    wait_for(lambda: broken.states() == {"t": "failed"}, "the end of its task")
-    assert "SyntaxError" in broken.log("t") or "Dag not found" in broken.log("t")
-    source.unlink()
+    # Once it is known that the file is broken, Airflow's scheduler looks at none of its runs.
+    env.stop("dag-processor")
+    try:
+        source.write_text("this is not Python\n")
+        broken = env.api.trigger("vanishing")
+        wait_for(lambda: broken.states() == {"t": "failed"}, "the end of its task")
+        assert "SyntaxError" in broken.log("t") or "Dag not found" in broken.log("t")
+    finally:
+        source.unlink()
+        env.start("dag-processor")
 
 
 def test_the_scheduler_and_the_launcher_have_lived_through_all_this(env: Airflow, limited: DagRun) -> None:

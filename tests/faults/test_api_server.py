@@ -50,9 +50,9 @@ def test_a_task_that_ends_while_the_server_is_away_is_a_success_when_it_is_back(
     work = away.begin(env, f"ends-{mode.replace(' ', '-')}")
     proxy.set(mode)
     work.finish_work()
+    wait_for(lambda: mode == "refuse" or proxy.requests(mode=mode) > 0, "a request that fails")
     time.sleep(lasts_s)
     assert work.record.state is RunState.RUNNING
-    assert mode == "refuse" or proxy.requests(mode=mode) > 0
     proxy.set("pass")
     work.check_done_once()
 
@@ -101,7 +101,7 @@ def test_tasks_get_through_to_a_server_that_comes_and_goes(env: Airflow, proxy: 
         proxy.set("refuse" if proxy.mode == "pass" else "pass")
         return work.run.state in ("success", "failed")
 
-    wait_for(has_ended, "the tasks to end", 150, every_s=FLAP_S)
+    wait_for(has_ended, "the tasks to end", 400, every_s=FLAP_S)
     proxy.set("pass")
     assert work.run.wait() == "success"
     assert work.run.xcom("total") == sum(range(10))

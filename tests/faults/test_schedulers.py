@@ -32,6 +32,11 @@ def has_postgres() -> bool:
     return True
 
 
+@pytest.fixture(scope="module")
+def options() -> dict[str, str]:
+    return {"AIRFLOW__AIR_EXECUTOR__STOP_GRACE_SECONDS": "15"}  # time for on_kill
+
+
 def test_a_scheduler_that_is_stopped_leaves_while_its_tasks_run_on(airflow: Airflow, fly: Fly) -> None:
     flight = fly("scheduler-sigterm").begun()
     assert airflow.terminate("scheduler") == 0
@@ -125,6 +130,7 @@ def row_locked(airflow: Airflow, ti_id: str) -> Iterator[None]:
         connection.rollback()
 
 
+@pytest.mark.timeout(3600)
 def test_tasks_do_not_notice_that_the_scheduler_is_restarted_again_and_again(airflow: Airflow, fly: Fly) -> None:
     flight = fly("scheduler-restarts").begun()
     for signum in (signal.SIGKILL, signal.SIGTERM, signal.SIGKILL, signal.SIGKILL, signal.SIGTERM) * 2:

@@ -14,6 +14,7 @@ import pytest
 from air_executor.runs.record import RunState
 from tests.support import away
 from tests.support.airflow_env import Airflow
+from tests.support.contents import contents
 from tests.support.flights import Flight
 from tests.support.proxy import Proxy
 from tests.support.waiting import wait_for
@@ -67,6 +68,7 @@ def test_no_secret_is_in_any_file_nor_on_any_command_line(env: Airflow) -> None:
     killed = Flight(env, env.api.trigger("secretive", run_id="secretive-killed"), 1)
     for each in (flight, killed):
         each.wait_for("begin 0 1")
+        wait_for(each.live, "it to be on record as running")
     titles = []
     for process in env.ours():
         with contextlib.suppress(psutil.Error):
@@ -82,8 +84,9 @@ def test_no_secret_is_in_any_file_nor_on_any_command_line(env: Airflow) -> None:
     )
     assert secret.search(b"planted-in-x") and secret.search(b"eyJhbGciOiJIUzUxMiJ9.eyJzdWIiOiIwMTkifQ.x")
     assert [title for title in titles if secret.search(title.encode())] == []
-    files = [path for path in env.home.rglob("*") if path.is_file() and env.dags not in path.parents]
+    wait_for(lambda: away.runners(env) == [], "the runners to be gone")
+    files = {path: data for path, data in contents(env.home).items() if env.dags not in path.parents}
     assert [path for path in files if path.name == "state.json"]
     assert [path for path in files if path.suffix == ".log" and env.home / "logs" in path.parents]
     assert [path for path in files if path.parent == env.store.launchers]
-    assert {str(path): secret.findall(path.read_bytes()) for path in files if secret.search(path.read_bytes())} == {}
+    assert {str(path): secret.findall(data) for path, data in files.items() if secret.search(data)} == {}

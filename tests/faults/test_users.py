@@ -53,7 +53,9 @@ def check_outcome(flights: dict[str, Flight], first_try: list[str]) -> None:
 
 def test_what_the_user_does_to_queued_tasks_holds(airflow: Airflow, fly: Fly) -> None:
     with frozen(launcher(airflow)):
-        flights = {deed: fly(f"queued-{deed}", 1).queued() for deed in DEEDS}
+        flights = {deed: fly(f"queued-{deed}", 1) for deed in DEEDS}
+        for flight in flights.values():
+            flight.queued()
         for deed, (do, _) in DEEDS.items():
             do(flights[deed].run)
     check_outcome(flights, first_try=[])

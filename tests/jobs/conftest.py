@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from tests.support.airflow_env import REPOSITORY, config
 from tests.support.waiting import wait_for
 
 #: No job of a test takes longer, in seconds.
-LONG_S = 60.0
+LONG_S = 240.0
 
 
 class Yard:
@@ -96,7 +96,7 @@ class Yard:
 
     def launchers(self) -> list[psutil.Process]:
         answers = [control.status(address) for address in all_addresses(self.runs)]
-        return [psutil.Process(answer["pid"]) for answer in answers if answer is not None]
+        return _there(answer["pid"] for answer in answers if answer is not None)
 
     def runner_of(self, task_id: str, name: str = "job") -> psutil.Process:
         """The process that executes a task, once its command runs."""
@@ -124,7 +124,15 @@ class Yard:
 
     def orphans(self) -> list[psutil.Process]:
         """The runners that live, whether their launcher does or not."""
-        return [psutil.Process(each.pid) for each in self.runs.records() if each.pid and self.runs.is_runner(each)]
+        return _there(each.pid for each in self.runs.records() if each.pid and self.runs.is_runner(each))
+
+
+def _there(pids: Iterable[int]) -> list[psutil.Process]:
+    found = []
+    for pid in pids:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            found.append(psutil.Process(pid))
+    return found
 
 
 def wait_until(condition: Callable[[], Any], what: str) -> Callable[[], bool]:

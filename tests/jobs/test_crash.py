@@ -42,6 +42,7 @@ def work(line, generation):
 """
 
 
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("seed", [1])
 def test_nothing_is_lost_or_repeated_whatever_is_killed(yard: Yard, seed: int) -> None:
     chance = random.Random(seed)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import Any
 
 import orjson
@@ -13,6 +12,7 @@ from air_executor.errors import JobError
 from air_executor.jobs import api
 from air_executor.jobs.model import JobState, TaskStatus
 from tests.jobs.conftest import Yard
+from tests.support.contents import contents
 from tests.support.waiting import wait_for
 
 
@@ -217,10 +217,7 @@ def test_values_from_a_file_stand_in_no_file_of_ours(yard: Yard) -> None:
     (yard.folder / ".env").write_text("TOKEN=s3cret-value\n")
     yard.submit(sh("a", "[ ${TOKEN#s3cret} = -value ]", env_file=".env"))
     assert yard.finish().job.state is JobState.COMPLETED
-    for folder, _, names in os.walk(yard.state_dir):
-        for name in names:
-            path = Path(folder, name)
-            assert not path.is_file() or b"s3cret-value" not in path.read_bytes(), path
+    assert [path for path, data in contents(yard.state_dir).items() if b"s3cret-value" in data] == []
 
 
 @pytest.mark.parametrize(

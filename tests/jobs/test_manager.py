@@ -420,7 +420,9 @@ def test_what_ended_while_no_manager_was_there_is_not_repeated(yard: Yard) -> No
 def test_a_task_whose_runner_is_killed_dies_with_it_and_is_begun_again(yard: Yard) -> None:
     yard.submit(sh("a", "echo $$ >> pids; [ $(wc -l < pids) = 2 ] || sleep 600"))
     yard.start_manager()
-    yard.runner_of("a").kill()
+    runner = yard.runner_of("a")
+    wait_for(lambda: yard.lines("pids"), "the task to note its pid")
+    runner.kill()
     done = api.wait("job", timeout_s=120, state_dir=yard.state_dir)
     assert done.job.state is JobState.COMPLETED
     assert (done.tasks[0].tries, done.tasks[0].interruptions) == (1, 1)
@@ -632,6 +634,7 @@ def test_signals_end_a_foreground_run_and_the_job_goes_on_later(yard: Yard) -> N
     yard.submit(sh("a", "echo a >> began; [ $(wc -l < began) = 2 ] || sleep 600"))
     run = subprocess.Popen(yard.command("run", "job"), env=yard.env, cwd=yard.folder, stderr=subprocess.DEVNULL)
     runner = yard.runner_of("a")
+    wait_for(lambda: yard.lines("began"), "the task to begin")
     run.send_signal(signal.SIGINT)
     assert run.wait(120) == 1
     assert not runner.is_running()

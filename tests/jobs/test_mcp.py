@@ -52,7 +52,7 @@ def talk(yard: Yard, *arguments: str, mode: str = "auto") -> Callable[[Callable[
             async with Client(server, mode=mode, read_timeout_seconds=LONG_S) as client:
                 await conversation(Agent(client))
 
-        asyncio.run(asyncio.wait_for(connected(), LONG_S))
+        asyncio.run(asyncio.wait_for(connected(), 2 * LONG_S))
 
     return run
 

@@ -19,6 +19,7 @@ from air_executor.jobs.owner import Owner
 from air_executor.operators import AirJobOperator, _with_secrets
 from air_executor.triggers import AirJobTrigger
 from tests.jobs.conftest import Yard
+from tests.support.contents import contents
 from tests.support.waiting import wait_for
 
 
@@ -188,6 +189,7 @@ def test_a_cleared_task_stops_the_job_that_still_works(yard: Yard, said: Any) ->
     instance.submit(name, long)
     yard.start_manager()
     runner = yard.runner_of("a", name)
+    wait_for(said, "the task to begin")
     instance.cleared()
     instance.run(say("a", "again"), manager="running")
     assert said() == ["begun", "again"]
@@ -248,8 +250,7 @@ def test_values_of_variables_are_in_no_file_below_the_state_directory(yard: Yard
             instance.cleared()
             instance.run({**tell, "env": {"SECOND": "secret-0"}}, **options)
     assert said() == ["secret-1 secret-0", "secret-2 secret-0"]
-    files = [path for path in yard.state_dir.rglob("*") if path.is_file()]
-    assert not [path for path in files if b"secret" in path.read_bytes()]
+    assert [path for path, data in contents(yard.state_dir).items() if b"secret" in data] == []
 
 
 def test_a_task_with_another_value_of_a_variable_is_another_task(yard: Yard, said: Any) -> None:

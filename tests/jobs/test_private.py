@@ -15,7 +15,8 @@ import pytest
 from air_executor.errors import JobError
 from air_executor.jobs import api
 from air_executor.jobs.model import JobState
-from tests.jobs.conftest import Yard
+from tests.jobs.conftest import LONG_S, Yard
+from tests.support.contents import contents
 from tests.support.waiting import wait_for
 
 #: A value that would be found, however it was written.
@@ -26,7 +27,7 @@ SAID = SECRET.upper()
 
 
 def files_with(folder: Path, text: str) -> list[Path]:
-    return [path for path in folder.rglob("*") if path.is_file() and text.encode() in path.read_bytes()]
+    return [path for path, data in contents(folder).items() if text.encode() in data]
 
 
 def sh(task_id: str, script: str = SAY, **fields: Any) -> dict[str, Any]:
@@ -73,7 +74,7 @@ def test_values_of_any_bytes_arrive(yard: Yard) -> None:
     (yard.folder / "job.json").write_text(json.dumps([sh("a", 'printf "%s" "$T" | od -An -tx1')]))
     command = yard.command("run", "job.json", "--env-from", "T")
     env = {**{name.encode(): value.encode() for name, value in yard.env.items()}, b"T": b"J\xf6rg"}
-    done = subprocess.run(command, env=env, cwd=yard.folder, capture_output=True, timeout=60, check=False)
+    done = subprocess.run(command, env=env, cwd=yard.folder, capture_output=True, timeout=LONG_S, check=False)
     assert done.returncode == 0, done.stderr
     assert yard.log("a").split() == ["4a", "f6", "72", "67"]
 

@@ -56,7 +56,7 @@ class Place:
         """Return what a command prints on stdout and stderr."""
         process = self.start(*arguments)
         try:
-            out, err = process.communicate(timeout=240)
+            out, err = process.communicate(timeout=600)
         finally:
             process.kill()
         assert process.returncode == code, (out, err, self.logs())

@@ -226,7 +226,7 @@ def same():
     )
     BashOperator(task_id="exits_with_code", bash_command="echo before; exit 7")
     BashOperator(task_id="is_badly_templated", bash_command="{{ no_such_thing.at_all }}")
-    BashOperator(task_id="times_out", bash_command="sleep 60", execution_timeout=timedelta(seconds=1))
+    BashOperator(task_id="times_out", bash_command="sleep 60", execution_timeout=timedelta(seconds=5))
 
 
 same()

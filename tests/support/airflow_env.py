@@ -37,7 +37,7 @@ _EXECUTION_API = "execution-api-server"
 
 #: For how many seconds others than the API server wait for SQLite's write lock. The server itself waits for 5 s, as by
 #: default, when it stands still as told below; a scheduler or triggerer that waits no longer than that ends.
-_SQLITE_WAIT = "?timeout=30"
+_SQLITE_WAIT = "?timeout=120"
 
 #: Where a component says that it has lost a signal to end: the handler raises an exception in whatever code runs then,
 #: and Python ignores those in callbacks of weak references. SQLAlchemy has such: 2 % of a scheduler's loop.
@@ -76,7 +76,7 @@ def migrated_sqlite(base: Path) -> Path:
                 env=env,
                 check=True,
                 capture_output=True,
-                timeout=300,
+                timeout=600,
             )
             fresh.rename(template)
     return template
@@ -130,6 +130,9 @@ class Airflow:
             "AIRFLOW__DAG_PROCESSOR__REFRESH_INTERVAL": "5",
             # Files that have not changed are looked at again every 30 s by default, in a process of their own each.
             "AIRFLOW__DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": "600",
+            # One that takes too long once is not looked at again before that.
+            "AIRFLOW__CORE__DAGBAG_IMPORT_TIMEOUT": "300",
+            "AIRFLOW__DAG_PROCESSOR__DAG_FILE_PROCESSOR_TIMEOUT": "600",
             "AIRFLOW__DAG_PROCESSOR__DAG_BUNDLE_STORAGE_PATH": str(home / "bundles"),
             "AIRFLOW__USAGE_DATA_COLLECTION__ENABLED": "False",
             "AIR_TEST_OUT": str(self.out),
@@ -188,7 +191,7 @@ class Airflow:
                 )
         if "api-server" in names:
             try:
-                wait_for(self.is_healthy, "the API server", 120)
+                wait_for(self.is_healthy, "the API server", 400)
             except BaseException:
                 self.end()  # a fixture that fails is not finalized
                 raise
@@ -303,7 +306,7 @@ class Airflow:
         return found
 
     def run(
-        self, *command: str, check: bool = True, timeout_s: float = 180, **env: str
+        self, *command: str, check: bool = True, timeout_s: float = 600, **env: str
     ) -> subprocess.CompletedProcess[str]:
         """Run a command with this Airflow's settings; ``airflow`` and ``air-executor`` are those of this Python."""
         modules = {"airflow": "airflow", "air-executor": "air_executor.cli"}

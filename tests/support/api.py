@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -14,8 +15,8 @@ from tests.support.waiting import wait_for
 
 #: On SQLite, Airflow's API server now and then answers a call with 500: it commits its audit entry inside its event
 #: loop, where it can wait for a lock whose holder needs that loop. Nothing has happened then. Airflow 3.3 says
-#: "Database error", the older ones give no reason.
-_ATTEMPTS = 5
+#: "Database error", the older ones give no reason. Such a call is made again for so long, in seconds.
+_ATTEMPTS_S = 60.0
 
 ENDED = {"success", "failed"}
 
@@ -40,7 +41,7 @@ class DagRun:
     def state(self) -> str:
         return self.api.get(self.path)["state"]
 
-    def wait(self, timeout_s: float = 300.0) -> str:
+    def wait(self, timeout_s: float = 600.0) -> str:
         """Return the end state."""
 
         def ended() -> str | None:
@@ -68,7 +69,7 @@ class DagRun:
     def instance(self, task_id: str) -> dict[str, Any]:
         return next(ti for ti in self.instances() if ti["task_id"] == task_id)
 
-    def wait_for_state(self, task_id: str, *states: str | None, timeout_s: float = 120.0) -> dict[str, Any]:
+    def wait_for_state(self, task_id: str, *states: str | None, timeout_s: float = 300.0) -> dict[str, Any]:
         def there() -> dict[str, Any] | None:
             ti = self.instance(task_id)
             return ti if ti["state"] in states else None
@@ -118,10 +119,10 @@ class Api:
     def authorization(self) -> dict[str, str]:
         """What has to be sent where all are admins: nothing, or in Airflow 3.1 a token that everybody gets."""
         try:
-            urllib.request.urlopen(f"{self.url}/api/v2/dags?limit=1", timeout=60).close()
+            urllib.request.urlopen(f"{self.url}/api/v2/dags?limit=1", timeout=300).close()
             return {}
         except urllib.error.HTTPError:
-            with urllib.request.urlopen(f"{self.url}/auth/token", timeout=60) as answer:
+            with urllib.request.urlopen(f"{self.url}/auth/token", timeout=300) as answer:
                 return {"Authorization": f"Bearer {json.load(answer)['access_token']}"}
 
     def call(self, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None) -> Any:
@@ -132,16 +133,17 @@ class Api:
             data=data,
             headers={"Content-Type": "application/json", **self.authorization, **(headers or {})},
         )
-        for attempts_left in reversed(range(_ATTEMPTS)):
+        deadline = time.monotonic() + _ATTEMPTS_S
+        while True:
             try:
-                with urllib.request.urlopen(request, timeout=60) as answer:
+                with urllib.request.urlopen(request, timeout=300) as answer:
                     text = answer.read()
                 return json.loads(text) if text else None
             except urllib.error.HTTPError as error:
                 message = error.read().decode()
-                if not (attempts_left and error.code == 500):
+                if error.code != 500 or time.monotonic() > deadline:
                     raise AssertionError(f"{method} {path}: {error.code} {message}") from None
-        return None
+            time.sleep(0.3)
 
     def get(self, path: str) -> Any:
         return self.call("GET", path)
@@ -151,7 +153,7 @@ class Api:
 
     def unpause(self, dag_id: str) -> None:
         """Have a dag's runs run, once it is known. Nothing is written if they do already, see ``airflow_env``."""
-        dag = wait_for(lambda: self._dag(dag_id), f"dag {dag_id!r} to be parsed", 120, every_s=0.3)
+        dag = wait_for(lambda: self._dag(dag_id), f"dag {dag_id!r} to be parsed", 400, every_s=0.3)
         if dag["is_paused"]:
             self.call("PATCH", f"/dags/{quote(dag_id)}", {"is_paused": False})
 

@@ -24,7 +24,9 @@ def browser() -> Iterator[Any]:
 
     with sync_playwright() as playwright:
         chromium = playwright.chromium.launch(
-            executable_path=CHROMIUM, args=["--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"]
+            executable_path=CHROMIUM,
+            timeout=180_000,
+            args=["--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"],
         )
         try:
             yield chromium
@@ -36,7 +38,7 @@ def browser() -> Iterator[Any]:
 def page(chromium: Any, **options: Any) -> Iterator[Any]:
     """Open a page of its own, with cookies of its own. Exceptions in our scripts are in ``page.problems``."""
     context = chromium.new_context(viewport={"width": 1300, "height": 850}, **options)
-    context.set_default_timeout(60_000)
+    context.set_default_timeout(180_000)
     opened = context.new_page()
     opened.problems = []
     opened.on("pageerror", lambda error: _note(opened.problems, error))

@@ -117,7 +117,7 @@ class Compose:
         if condition == "service_completed_successfully":
             assert self.processes[name].wait(300) == 0, self.log(name)
         elif condition == "service_healthy":
-            wait_for(lambda: self.is_healthy(name), f"{name} to be healthy", 180, every_s=0.5)
+            wait_for(lambda: self.is_healthy(name), f"{name} to be healthy", every_s=0.5)
 
     def is_healthy(self, name: str) -> bool:
         """Run a service's health check.

@@ -93,10 +93,12 @@ def launchers(airflow: Airflow) -> list[psutil.Process]:
 
 def launcher(airflow: Airflow) -> psutil.Process:
     """Return the one launcher, when it is warm."""
-    wait_for(lambda: len(launchers(airflow)) == 1, "there to be one launcher")
-    (process,) = launchers(airflow)
-    wait_for(lambda: "air-executor launcher" in title(process), "the launcher to be warm")
-    return process
+
+    def warm() -> psutil.Process | None:
+        found = launchers(airflow)
+        return found[0] if len(found) == 1 and "air-executor launcher" in title(found[0]) else None
+
+    return wait_for(warm, "there to be one launcher, and it to be warm")
 
 
 def components(airflow: Airflow) -> set[int]:
@@ -170,7 +172,7 @@ def check_nothing_left_behind(airflow: Airflow) -> None:
     probe(airflow, "the-last")
     wait_for(lambda: not unfinished(airflow), "all ends to be told")
     airflow.run("air-executor", "prune")  # the lock files of killed runners; the launcher does this now and then
-    assert list(airflow.store.locks.iterdir()) == []
+    wait_for(lambda: list(airflow.store.locks.iterdir()) == [], "the locks to be gone")
     wait_for(lambda: len(list(airflow.store.executors.iterdir())) == 1, "what dead executors have left to be gone")
     airflow.stop("scheduler")
     wait_for(lambda: not launchers(airflow), "the launcher to end")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import subprocess
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -19,12 +20,13 @@ needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount, 
 class SmallDisk:
     """A file system of a few megabytes of its own, mounted at a folder."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, mebibytes: int = 8) -> None:
         self.folder = folder
+        self.mebibytes = mebibytes
 
     @contextlib.contextmanager
     def mounted(self) -> Iterator[None]:
-        _run("mount", "-t", "tmpfs", "-o", "size=8m,mode=0700", "tmpfs", self.folder)
+        _run("mount", "-t", "tmpfs", "-o", f"size={self.mebibytes}m,mode=0700", "tmpfs", self.folder)
         try:
             yield
         finally:
@@ -32,15 +34,28 @@ class SmallDisk:
 
     @contextlib.contextmanager
     def full(self) -> Iterator[None]:
-        """Within this, nothing more can be written."""
-        filler = self.folder / "filler"
-        with filler.open("wb", buffering=0) as file, contextlib.suppress(OSError):
-            while True:
-                file.write(bytes(4096))
-        try:
-            yield
-        finally:
-            filler.unlink()
+        """Within this, nothing more can be written: what somebody removes makes no room either."""
+        filler, is_over = self.folder / "filler", threading.Event()
+
+        def fill() -> None:
+            with contextlib.suppress(OSError):
+                while True:
+                    file.write(bytes(4096))
+
+        def keep_full() -> None:
+            while not is_over.wait(0.02):
+                fill()
+
+        with filler.open("wb", buffering=0) as file:
+            fill()
+            thread = threading.Thread(target=keep_full)
+            thread.start()
+            try:
+                yield
+            finally:
+                is_over.set()
+                thread.join()
+                filler.unlink()
 
     @contextlib.contextmanager
     def read_only(self) -> Iterator[None]:

@@ -205,6 +205,9 @@ class MemoryBackend:
         run = self.place.runs.get(run_id)
         return None if run is None else run.beat_s
 
+    def launchers(self) -> None:
+        """It has none."""
+
     def ends(self) -> list[str]:
         runs = self.place.runs
         return [run_id for run_id in self._followed if run_id in runs and runs[run_id].record.state.is_end]

@@ -9,7 +9,7 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-def wait_for(condition: Callable[[], T], what: str, timeout_s: float = 120.0, every_s: float = 0.05) -> T:
+def wait_for(condition: Callable[[], T], what: str, timeout_s: float = 300.0, every_s: float = 0.05) -> T:
     """Return the first true value of ``condition``; fail after ``timeout_s`` seconds, saying ``what`` did not come."""
     deadline = time.monotonic() + timeout_s
     while True:

@@ -18,6 +18,7 @@ from typing import Any
 import psutil
 import pytest
 from temporalio.client import Client, WorkflowHandle
+from temporalio.service import RPCError, RPCStatusCode
 
 from air_executor.machine import system
 from air_executor.runs.store import RunStore
@@ -52,13 +53,13 @@ class Temporal:
                 stderr=log,
                 preexec_fn=functools.partial(system.die_with_parent, os.getpid()),
             )
-        wait_for(lambda: self.ask(self._is_up()), "Temporal", 60)
+        wait_for(lambda: self.ask(self._is_up()), "Temporal")
 
     async def _is_up(self) -> bool:
         try:
             client = await Client.connect(self.address)
             return await client.service_client.check_health()
-        except RuntimeError:
+        except (RuntimeError, RPCError):
             return False
 
     def kill(self) -> None:
@@ -80,6 +81,16 @@ class Temporal:
             return found.status.name, (await handle.fetch_history()).to_json(), await found.memo()
 
         return self.ask(look())
+
+    def has(self, workflow_id: str) -> bool:
+        """Tell whether there is such a workflow."""
+        try:
+            self.workflow(workflow_id)
+        except RPCError as error:
+            if error.status is RPCStatusCode.NOT_FOUND:
+                return False
+            raise
+        return True
 
     def events(self, workflow_id: str, kind: str) -> int:
         """Count the events of a kind in a workflow's history."""
@@ -123,7 +134,7 @@ class Worker:
                 stderr=log,
                 preexec_fn=functools.partial(system.die_with_parent, os.getpid()),
             )
-        wait_for(lambda: "serving" in self.log.read_text(), f"worker {self.name}", 60)
+        wait_for(lambda: "serving" in self.log.read_text(), f"worker {self.name}")
 
     @property
     def log(self) -> Path:
@@ -132,7 +143,7 @@ class Worker:
     def stop(self, signum: signal.Signals = signal.SIGTERM) -> None:
         assert self.process is not None
         self.process.send_signal(signum)
-        self.process.wait(60)
+        self.process.wait(240)
         self.log.rename(self.log.with_suffix(f".{self.process.pid}"))
 
     def kill_host(self) -> None:

@@ -49,13 +49,13 @@ def test_a_dag_without_an_airflow_runs_on_workers(
             preexec_fn=functools.partial(system.die_with_parent, os.getpid()),
         )
     try:
-        wait_for(lambda: "serving" in log.read_text(), "the worker", 60)
+        wait_for(lambda: "serving" in log.read_text(), "the worker")
         events = place.events(
             str(DAGS / "failing.py"), "--on", "temporal", "--config-from", str(shared), "--xcoms", code=1
         )
     finally:
         worker.terminate()
-        worker.wait(60)
+        worker.wait(240)
     assert {task["task_id"]: task["state"] for task in events[-1]["tasks"]} == {
         "apart": "success",
         "breaks": "failed",

@@ -53,7 +53,7 @@ class Place:
                 stderr=log,
                 preexec_fn=functools.partial(system.die_with_parent, os.getpid()),
             )
-        wait_for(lambda: "serving" in self.log.read_text(), "the worker", 60)
+        wait_for(lambda: "serving" in self.log.read_text(), "the worker")
 
     def start_run(self, *arguments: str) -> subprocess.Popen[str]:
         return subprocess.Popen(
@@ -95,7 +95,7 @@ def place(tmp_path: Path, temporal: Temporal) -> Iterator[Place]:
 
 
 def ended(process: subprocess.Popen[str]) -> tuple[int, str, str]:
-    out, err = process.communicate(timeout=180)
+    out, err = process.communicate(timeout=600)
     return process.returncode, out, err
 
 
@@ -141,14 +141,14 @@ def test_each_task_is_done_once_whoever_dies(place: Place) -> None:
         path = place.folder / f"effects-{name}"
         return path.read_text() if path.exists() else ""
 
-    wait_for(lambda: all(map(effects, args)), "the tasks to begin", 60)
+    wait_for(lambda: all(map(effects, args)), "the tasks to begin")
     assert place.worker is not None
     place.worker.send_signal(signal.SIGKILL)
     place.worker.wait()
     process.kill()
     process.wait()
     (place.folder / "release-a").touch()
-    wait_for(lambda: effects("a") == "begin\nend\n", "the end of one that nobody looks after", 60)
+    wait_for(lambda: effects("a") == "begin\nend\n", "the end of one that nobody looks after")
     process = place.start_run("lives")
     place.start_worker()
     for name in ("b", "c"):

@@ -7,7 +7,6 @@ import re
 import signal
 
 import pytest
-from temporalio.service import RPCError
 
 from air_executor.runs.record import RunRecord
 from tests.support.airflow_env import Airflow
@@ -29,19 +28,19 @@ def begun(airflow: Airflow, worker: Worker, run_id: str) -> RunRecord:
         records = worker.store.records() if worker.state_dir.exists() else []
         return [r for r in records if r.identity.dag_run_id == run_id and r.state.value == "running"]
 
-    wait_for(found, f"{run_id} to begin", 120)
+    wait_for(found, f"{run_id} to begin")
     return found()[0]
 
 
 @pytest.mark.core
 def test_orders_wait_for_a_worker_and_dag_runs_become_workflows(airflow: Airflow, temporal: Temporal) -> None:
     run = airflow.api.trigger("example_dag", run_id="first")
-    wait_for(lambda: temporal_has(temporal, "airflow-example_dag-first"), "the workflow", 60)
-    wait_for(lambda: "No worker serves queue airflow-tasks.default" in airflow.log_of("scheduler"), "a warning", 60)
+    wait_for(lambda: temporal.has("airflow-example_dag-first"), "the workflow")
+    wait_for(lambda: "No worker serves queue airflow-tasks.default" in airflow.log_of("scheduler"), "a warning")
     worker = Worker(airflow, "one")
     worker.start()
     assert run.wait() == "success"
-    wait_for(lambda: temporal.workflow("airflow-example_dag-first")[0] == "COMPLETED", "the workflow's end", 60)
+    wait_for(lambda: temporal.workflow("airflow-example_dag-first")[0] == "COMPLETED", "the workflow's end")
     _, history, memo = temporal.workflow("airflow-example_dag-first")
     link = f"{airflow.url}/dags/example_dag/runs/first"
     assert memo == {"dag": "example_dag", "dag_run": "first", "airflow": link}
@@ -49,23 +48,16 @@ def test_orders_wait_for_a_worker_and_dag_runs_become_workflows(airflow: Airflow
     def doctor() -> str:
         return " ".join(airflow.run("air-executor", "doctor", check=False).stdout.split())
 
-    wait_for(lambda: "1 workers: one (default)" in doctor(), "the doctor to know the worker", 60, every_s=2.0)
+    wait_for(lambda: "1 workers: one (default)" in doctor(), "the doctor to know the worker", every_s=2.0)
     activities = [e for e in json.loads(history)["events"] if e["eventType"] == "EVENT_TYPE_ACTIVITY_TASK_SCHEDULED"]
     assert [a["activityTaskScheduledEventAttributes"]["activityType"]["name"] for a in activities].count("run") == 2
     worker.stop()
 
 
-def temporal_has(temporal: Temporal, workflow_id: str) -> bool:
-    try:
-        return bool(temporal.workflow(workflow_id))
-    except RPCError:
-        return False
-
-
 @pytest.mark.core
 def test_a_killed_workers_successor_goes_on_with_the_task(airflow: Airflow, worker: Worker) -> None:
-    run = airflow.api.trigger("long_running", run_id="worker-killed")
     count = len(airflow.effects("long_running"))
+    run = airflow.api.trigger("long_running", run_id="worker-killed")
     begun(airflow, worker, "worker-killed")
     worker.stop(signal.SIGKILL)
     worker.start()
@@ -75,16 +67,14 @@ def test_a_killed_workers_successor_goes_on_with_the_task(airflow: Airflow, work
 
 
 def test_a_worker_that_comes_back_late_finds_its_task_running(airflow: Airflow, worker: Worker) -> None:
-    run = airflow.api.trigger("long_running", run_id="worker-late")
     count = len(airflow.effects("long_running"))
+    run = airflow.api.trigger("long_running", run_id="worker-late")
     begun(airflow, worker, "worker-late")
     worker.stop()
     # Its host does not answer, but the task shows life: it is neither lost nor ordered again.
     scheduled = "EVENT_TYPE_ACTIVITY_TASK_COMPLETED"
     before = temporal_of(airflow).events("airflow-long_running-worker-late", scheduled)
-    wait_for(
-        lambda: temporal_of(airflow).events("airflow-long_running-worker-late", scheduled) > before, "a verdict", 90
-    )
+    wait_for(lambda: temporal_of(airflow).events("airflow-long_running-worker-late", scheduled) > before, "a verdict")
     worker.start()
     (airflow.out / "release-worker-late").touch()
     assert run.wait() == "success"
@@ -92,8 +82,8 @@ def test_a_worker_that_comes_back_late_finds_its_task_running(airflow: Airflow, 
 
 
 def test_a_new_scheduler_follows_what_runs_on_hosts(airflow: Airflow, worker: Worker) -> None:
-    run = airflow.api.trigger("long_running", run_id="scheduler-restarted")
     count = len(airflow.effects("long_running"))
+    run = airflow.api.trigger("long_running", run_id="scheduler-restarted")
     begun(airflow, worker, "scheduler-restarted")
     airflow.stop("scheduler", signum=signal.SIGKILL)
     airflow.start("scheduler")
@@ -106,20 +96,20 @@ def test_a_task_that_is_marked_is_stopped_on_its_host(airflow: Airflow, worker: 
     run = airflow.api.trigger("long_running", run_id="marked")
     record = begun(airflow, worker, "marked")
     run.mark("wait", "failed")
-    wait_for(lambda: worker.store.read(record.id).state.is_end, "the end of the run", 60)
+    wait_for(lambda: worker.store.read(record.id).state.is_end, "the end of the run")
     assert worker.store.read(record.id).state.value == "killed"
     assert run.wait() == "failed"
-    wait_for(lambda: temporal_of(airflow).workflow("airflow-long_running-marked")[0] == "FAILED", "its workflow", 60)
+    wait_for(lambda: temporal_of(airflow).workflow("airflow-long_running-marked")[0] == "FAILED", "its workflow")
 
 
 @pytest.mark.parametrize("how", ["cancel", "terminate"])
 def test_a_workflow_ended_in_temporals_ui_stops_its_tasks(airflow: Airflow, worker: Worker, how: str) -> None:
-    run = airflow.api.trigger("long_running", run_id=f"by-{how}")
     count = len(airflow.effects("long_running"))
+    run = airflow.api.trigger("long_running", run_id=f"by-{how}")
     record = begun(airflow, worker, f"by-{how}")
-    wait_for(lambda: airflow.effects("long_running")[count:], "the task's first line", 30)
+    wait_for(lambda: airflow.effects("long_running")[count:], "the task's first line")
     temporal_of(airflow).end_workflow(f"airflow-long_running-by-{how}", how)
-    wait_for(lambda: worker.store.read(record.id).state.is_end, "the end of the run", 60)
+    wait_for(lambda: worker.store.read(record.id).state.is_end, "the end of the run")
     assert "in Temporal" in (worker.store.read(record.id).reason or "")
     (airflow.out / f"release-by-{how}").touch()
     assert run.wait() == "success"  # by its retry, in another execution of the workflow
@@ -127,13 +117,13 @@ def test_a_workflow_ended_in_temporals_ui_stops_its_tasks(airflow: Airflow, work
 
 
 def test_tasks_outlive_a_temporal_that_is_away(airflow: Airflow, worker: Worker, temporal: Temporal) -> None:
-    run = airflow.api.trigger("long_running", run_id="temporal-away")
     count = len(airflow.effects("long_running"))
+    run = airflow.api.trigger("long_running", run_id="temporal-away")
     begun(airflow, worker, "temporal-away")
     temporal.kill()
     other = airflow.api.trigger("shell", run_id="ordered-meanwhile")
     (airflow.out / "release-temporal-away").touch()
-    wait_for(lambda: airflow.effects("long_running")[count:] == ["begin 1", "end 1"], "the task to end", 60)
+    wait_for(lambda: airflow.effects("long_running")[count:] == ["begin 1", "end 1"], "the task to end")
     temporal.start()
     assert run.wait() == "success"
     assert other.wait() == "success"
@@ -143,10 +133,10 @@ def test_a_lost_hosts_task_is_retried_elsewhere(airflow: Airflow, worker: Worker
     worker.stop()
     other = Worker(airflow, "two")
     other.start()
-    run = airflow.api.trigger("long_running", run_id="host-lost")
     count = len(airflow.effects("long_running"))
+    run = airflow.api.trigger("long_running", run_id="host-lost")
     begun(airflow, other, "host-lost")
-    wait_for(lambda: airflow.effects("long_running")[count:], "the task's first line", 30)
+    wait_for(lambda: airflow.effects("long_running")[count:], "the task's first line")
     other.kill_host()
     worker.start()
     (airflow.out / "release-host-lost").touch()

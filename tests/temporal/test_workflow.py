@@ -91,11 +91,11 @@ async def history_of(
                 start_signal_args=["ours", batch],
             )
             ids |= {card["id"] for card in batch}
-            for _ in range(600):
+            for _ in range(3000):
                 if not successors or hosts.told.keys() >= ids:
                     break
                 await asyncio.sleep(0.1)
-        for _ in range(600):
+        for _ in range(3000):
             if hosts.told.keys() >= ids:
                 break
             await asyncio.sleep(0.1)
@@ -150,7 +150,8 @@ def test_a_long_workflow_has_successors(temporal: Temporal) -> None:
 
 
 def replay(history: WorkflowHistory) -> None:
-    asyncio.run(Replayer(workflows=[DagRunWorkflow]).replay_workflow(history))
+    # Without the debug mode, two seconds without a turn on the CPU are a deadlock for it.
+    asyncio.run(Replayer(workflows=[DagRunWorkflow], debug_mode=True).replay_workflow(history))
 
 
 @pytest.mark.parametrize("path", sorted(HISTORIES.glob("*.json")), ids=lambda path: path.stem)

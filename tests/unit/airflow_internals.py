@@ -315,6 +315,11 @@ INTERNALS: dict[str, list[Internal]] = {
         Internal("airflow.dag_processing.manager:DagFileProcessorManager#_processors"),
         Internal("airflow.dag_processing.manager:DagFileProcessorManager.max_runs_reached", takes="self"),
         Internal("airflow.dag_processing.manager:DagFileProcessorManager._find_files_in_bundle", takes="self bundle"),
+        Internal(
+            "airflow.dag_processing.manager:DagFileProcessorManager._add_callback_to_queue",
+            takes="self request",
+            says="request.filepath",
+        ),
         Internal("airflow.utils.file:correct_maybe_zipped", takes="fileloc"),
         Internal("airflow.serialization.serialized_objects:LazyDeserializedDAG.from_dag", takes="cls dag"),
         Internal("airflow.models.dagbag:sync_bag_to_db", takes="dagbag bundle_name bundle_version", before=(3, 2)),

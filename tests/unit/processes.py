@@ -43,7 +43,7 @@ def forked(work: Callable[[], Any]) -> Iterator[int]:
             os._exit(1)
     os.close(sender)
     try:
-        assert select.select([receiver], [], [], 60)[0], "the child does not get its work done"
+        assert select.select([receiver], [], [], 300)[0], "the child does not get its work done"
         assert os.read(receiver, 1) == b"+", "the child failed at its work"
         yield pid
     finally:
@@ -68,7 +68,7 @@ def result_of(work: Callable[[], Any]) -> Any:
     answer = b""
     try:
         while not answer.endswith(b"\n"):
-            assert select.select([receiver], [], [], 60)[0], "the child does not come to an end"
+            assert select.select([receiver], [], [], 300)[0], "the child does not come to an end"
             piece = os.read(receiver, 1 << 16)
             assert piece, "the child died"
             answer += piece

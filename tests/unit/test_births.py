@@ -9,11 +9,13 @@ from typing import Any
 import pytest
 
 from air_executor.cli import doctor
-from air_executor.launcher.address import all_addresses
 from air_executor.launcher.client import control
 from air_executor.launcher.server import backoff, log
 from air_executor.launcher.server.backoff import Backoff
 from air_executor.launcher.server.log import Log
+from air_executor.observe import metrics
+from air_executor.observe.everywhere import AllRuns
+from air_executor.runs.backend import LauncherCounts
 from tests.support.waiting import wait_for
 from tests.unit.processes import result_of
 from tests.unit.test_launcher import Bench, _home, bench  # noqa: F401 (fixtures)
@@ -42,6 +44,13 @@ def test_a_launcher_whose_processes_die_at_birth_serves_on_without_and_says_so(
     assert "'memory'" in (bench.end_of(backend, bench.start(backend, bench.request())).reason or "")
     [trouble] = wait_for(lambda: bench.status()["troubles"], "the launcher to give up")
     assert "3 processes that were forked ahead have died at birth" in trouble
+    assert "air_executor_launcher_spare_deaths 3\n" in metrics.text(AllRuns(bench.store.root))
+
+    def told() -> bool:
+        backend.take_ends()
+        return backend.launchers() == LauncherCounts(live=1, generations=1, spare_deaths=3)
+
+    wait_for(told, "the launcher to have told of them", 10.0)
     check = doctor._launchers(bench.store, None)
     assert not check.ok
     assert trouble in check.found
@@ -120,7 +129,7 @@ def test_output_that_is_no_log_of_ours_is_left_alone(tmp_path: Path) -> None:
 def test_who_only_looks_on_does_not_keep_a_launcher_from_ending(bench: Bench) -> None:  # noqa: F811
     backend = bench.backend(launcher_idle_seconds=2.0)
     bench.end_of(backend, bench.start(backend, bench.request()))
-    [address] = all_addresses(bench.store)
+    address = backend._launchers.address
     wait_for(lambda: not control.status(address) and not address.socket.exists(), "the launcher to end", every_s=0.1)
 
 

@@ -19,7 +19,9 @@ from air_executor.launcher.address import Address, all_addresses, service_addres
 from air_executor.launcher.client import control
 from air_executor.launcher.server import succession
 from air_executor.launcher.server.succession import Succession
-from air_executor.runs.backend import RunRequest
+from air_executor.observe import metrics
+from air_executor.observe.everywhere import AllRuns
+from air_executor.runs.backend import LauncherCounts, RunRequest
 from air_executor.runs.record import RunState
 from tests.support.airflow_env import config
 from tests.support.waiting import wait_for
@@ -58,6 +60,11 @@ def test_new_orders_go_to_the_successor_and_the_former_launcher_ends_with_its_la
     assert psutil.Process(bench.store.read(old.id).pid or 0).ppid() == first
     assert psutil.Process(bench.store.read(new.id).pid or 0).ppid() == second
     assert sorted(status_at(each)["pid"] for each in all_addresses(bench.store)) == sorted([first, second])
+    wait_for(lambda: backend.take_ends() or backend.launchers().generations == 2, "both to have been met")
+    assert backend.launchers() == LauncherCounts(live=2, generations=2)
+    assert {"air_executor_launchers 2", "air_executor_launchers_superseded 1"} <= set(
+        metrics.text(AllRuns(bench.store.root)).splitlines()
+    )
     backend.stop(old.id, "enough of the old")
     assert bench.end_of(backend, old).reason == "stopped: enough of the old"
     wait_for_death(first)

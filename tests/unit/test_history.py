@@ -168,7 +168,10 @@ def test_what_is_no_point_in_the_file_is_left_out(store: RunStore) -> None:
         usage.read(store, run.id)
 
 
-def test_a_real_task_is_measured_without_any_limit_and_shared_memory_counts_once(tmp_path: Path) -> None:
+def test_a_real_task_is_measured_without_any_limit_and_shared_memory_counts_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("air_executor.runner.usage._LOOK_S", 60.0)  # each look tells the exact sum
     path = tmp_path / "usage.jsonl"
 
     def run() -> list[int]:
@@ -180,9 +183,11 @@ def test_a_real_task_is_measured_without_any_limit_and_shared_memory_counts_once
             for _ in range(3):
                 if not os.fork():
                     time.sleep(600)
+            say()
             return held
 
-        with task(work, measured):
+        with task(work, measured) as said:
+            os.read(said, 1)
             looks = 0
             while looks < 3:
                 time.sleep(0.02)
@@ -203,7 +208,7 @@ def test_forks_of_a_task_without_limits_never_wait_for_its_runner(tmp_path: Path
         measured.expect_fork()
 
         def work(say: Any) -> None:
-            for _ in range(400):
+            for _ in range(100):
                 if not (pid := os.fork()):
                     os._exit(0)
                 os.waitpid(pid, 0)

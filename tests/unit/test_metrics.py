@@ -18,6 +18,7 @@ import yaml
 from air_executor.airflow import metrics as executor
 from air_executor.observe import metrics
 from air_executor.observe.everywhere import AllRuns
+from air_executor.runs.backend import LauncherCounts
 from air_executor.runs.ordered import OrderedRuns
 from air_executor.runs.record import UNWANTED, RunRecord, RunState
 from air_executor.runs.store import RunStore
@@ -168,7 +169,8 @@ def test_it_is_told_how_long_a_run_took_to_start_and_to_run(stats: Stats) -> Non
 
 
 def test_what_is_in_hand_and_taken_over_is_told(stats: Stats) -> None:
-    executor.live(3, 1, 2)
+    executor.live(3, 1, 2, LauncherCounts(live=4, generations=5, spare_deaths=6))
+    executor.live(0, 0, 0, None)
     executor.adopted(0)
     executor.adopted(2)
     executor.reconciled(0.5)
@@ -176,6 +178,12 @@ def test_what_is_in_hand_and_taken_over_is_told(stats: Stats) -> None:
         ("air_executor.live_runs", 3),
         ("air_executor.waiting_for_gpus", 1),
         ("air_executor.waiting_for_room", 2),
+        ("air_executor.launchers", 4),
+        ("air_executor.launcher_generations", 5),
+        ("air_executor.spare_deaths", 6),
+        ("air_executor.live_runs", 0),
+        ("air_executor.waiting_for_gpus", 0),
+        ("air_executor.waiting_for_room", 0),
         ("air_executor.adopted", 2, None),
         ("air_executor.reconcile_duration", timedelta(seconds=0.5), None),
     ]

@@ -401,7 +401,7 @@ def test_a_task_with_variables_of_its_own_finds_nothing_imported_ahead(
     monkeypatch.setattr(spares, "spawn_by_exec", spawn_by_exec)
     spare = SimpleNamespace(become_runner=lambda _: next(pids))
     monkeypatch.setattr(Spares, "_fork", lambda *_, **__: spare)
-    waiting = Spares(store, config(store.root), lambda: None)
+    waiting = Spares(store, config(store.root), lambda: None, died=lambda: None)
     for limits, is_executed in [
         ({"environment": {"A": "b"}}, True),
         ({"environment": {"A=": "can't be used"}}, False),

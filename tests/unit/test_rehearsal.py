@@ -116,7 +116,7 @@ def test_nobody_hears_of_what_is_rehearsed(tmp_path: Path) -> None:
 
     def run(*code: str) -> str:
         command = [sys.executable, "-c", *code]
-        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120, check=True)
+        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=600, check=True)
         return done.stdout + done.stderr
 
     printed = run(REHEARSE, str(tmp_path / "state"))

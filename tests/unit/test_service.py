@@ -84,7 +84,8 @@ def test_what_a_script_started_before_it_became_the_launcher_is_not_taken_for_a_
     task = "setsid sleep 601 & echo $! > task; sleep 602"
     workload = {"argv": [task], "shell": True, "cwd": str(tmp_path)}
     backend.order(RunRequest(id=record.id, identity=who, workload=workload, log_file=record.log_file), record)
-    wait_for(lambda: backend.take_ends() or (tmp_path / "task").exists(), "the task to begin")
+    begun = tmp_path / "task"
+    wait_for(lambda: backend.take_ends() or (begun.exists() and begun.read_text()), "the task to begin")
     own, orphan, sidecar = (int((tmp_path / name).read_text()) for name in ("task", "orphan", "sidecar"))
     os.kill(store.read(record.id).pid or 0, signal.SIGKILL)
     (ended,) = wait_for(backend.take_ends, "the end of the run")

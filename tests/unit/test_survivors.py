@@ -120,14 +120,14 @@ def test_a_try_waits_for_what_the_one_before_has_left_as_another_user(folder: Pa
     store = RunStore(options.state_dir)
     result_of(as_somebody(store.prepare))
     script = run.format(f"{sudo(folder)} sh -c 'echo $$ > pid; exec sleep 600'")
-    first = result_of(as_somebody(lambda: try_once(store, options, lambda: order(store, folder, script, timeout=1))))
+    first = result_of(as_somebody(lambda: try_once(store, options, lambda: order(store, folder, script, timeout=5))))
     pid = int((folder / "pid").read_text())
     assert is_alive(pid)
     record = store.read(first)
     assert record.state is (RunState.FAILED if "exit" in run else RunState.KILLED)
     name = f"process {pid} (sleep) of user root"
     said, _, left = (record.reason or "").partition("; ")
-    assert said.startswith("it ended with exit code 3" if "exit" in run else "wall time limit of 1 s reached")
+    assert said.startswith("it ended with exit code 3" if "exit" in run else "wall time limit of 5 s reached")
     assert (
         left == f"left behind, as it can't be killed: process {pid} (sleep) of user root may not be killed by this user"
     )
@@ -186,7 +186,7 @@ def test_a_process_in_uninterruptible_sleep_does_not_keep_an_end_from_being_told
     store.prepare()
     write = f"sh -c 'echo $$ > pid; exec dd if=/dev/zero of={stuck} conv=notrunc count=1'"
     script = f"{write} & until [ -s pid ]; do sleep 0.02; done; exit 3" if how == "left" else f"{write}; true"
-    request = request_of(folder, script, **({"timeout": 1} if how == "timeout" else {}))
+    request = request_of(folder, script, **({"timeout": 5} if how == "timeout" else {}))
     run_id = request.id
     backend = LocalBackend(options)
     backend.order(request, queued(run_id, request.identity, limits={}, log_file=request.log_file))

@@ -100,7 +100,7 @@ def run(script: str, tmp_path: Path, *arguments: str) -> str:
         "PYTHONPATH": str(REPOSITORY),
     }
     command = [sys.executable, "-c", script, str(tmp_path / "state"), *arguments]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=600, check=False)
     printed = done.stdout + done.stderr
     assert done.returncode == 0, printed
     assert "cannot be rehearsed" not in printed

@@ -216,7 +216,7 @@ def play(tmp_path: Path, files: dict[str, str], options: dict[str, str]) -> None
         "PYTHONPATH": f"{tmp_path / 'hearing'}{os.pathsep}{REPOSITORY}",
     }
     command = [sys.executable, "-c", SCRIPT, str(tmp_path / "state")]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=600, check=False)
     printed = done.stdout + done.stderr
     assert done.returncode == 0, printed
     assert "cannot be rehearsed" not in printed

@@ -110,6 +110,14 @@ def be_dag_processor(files: Sequence[str]) -> None:
             found = {Path(str(correct_maybe_zipped(file))) for file in files}
             return sorted(path.relative_to(bundle.path) for path in found if path.is_relative_to(bundle.path))
 
+        def _add_callback_to_queue(self, request: Any) -> None:
+            # Airflow (3.3) asks for the file in an archive, which it can't read; the archive it can.
+            for file in files:
+                inside = len(file) - len(str(correct_maybe_zipped(file)))
+                if inside and file.endswith(os.sep + request.filepath):
+                    request.filepath = request.filepath[:-inside]
+            super()._add_callback_to_queue(request)
+
         def max_runs_reached(self) -> bool:
             # A callback that comes while its file is being read is executed when that is read again.
             is_busy = self._callback_to_execute or self._processors or not self._file_stats

@@ -39,6 +39,9 @@ def main(path: str) -> int:
     except AirExecutorError as error:
         tell("error", error=str(error))
         return error.exit_code
+    except OSError as error:
+        tell("error", error=f"{error.filename or path} can't be used: {error.strerror}")
+        raise
 
 
 def _listen(folder: RunFolder, host: str) -> tuple[socket.socket, bool]:

@@ -212,6 +212,11 @@ class _Watcher:
         with create_session() as session:
             for task in instances.changes(session):
                 tell("task", **task)
+            triggered = [
+                {"dag_id": dag_id, "run_id": run_id, "state": now}
+                for (dag_id, run_id), now in sorted(state.dag_runs(session).items())
+                if (dag_id, run_id) != (self._dag_id, self._run_id)
+            ]
             result = {
                 "dag_id": self._dag_id,
                 "run_id": self._run_id,
@@ -219,7 +224,11 @@ class _Watcher:
                 "tasks": sorted(instances.all(session), key=_place(source.order(dag))),
                 "leaves": [task.task_id for task in dag.leaves],
                 "xcoms": state.results(session, self._dag_id, self._run_id),
+                "triggered": triggered,
             }
+        for run in triggered:
+            if run["state"] == "failed":
+                tell("warning", warning=f"run {run['run_id']} of DAG {run['dag_id']}, which it triggered, has failed")
         self._folder.write("result.json", result)
         tell("ended", state=end)
         return 0 if end == "success" else 1

@@ -11,6 +11,7 @@ import logging
 import signal
 import time
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from typing import Any
 
 from air_executor.config import Config
@@ -24,7 +25,7 @@ from air_executor.launcher.client.launchers import Launchers
 from air_executor.launcher.client.link import QUIET_S, Link
 from air_executor.launcher.client.restarts import Restarts
 from air_executor.launcher.client.room import LocalRoom
-from air_executor.runs.backend import RunRequest
+from air_executor.runs.backend import LauncherCounts, RunRequest
 from air_executor.runs.lock import is_held
 from air_executor.runs.record import Identity, RunRecord
 from air_executor.runs.store import RunStore
@@ -52,6 +53,7 @@ class LocalBackend:
         self.room = LocalRoom(store, config, lambda: self._followed.ended)
         self._guard = Guard(log)
         self._restarts = Restarts(self._launchers, self._followed)
+        self._counts = LauncherCounts()
         #: Whether the other launchers have still to be asked for the unattended runs.
         self._seeks = False
 
@@ -189,6 +191,10 @@ class LocalBackend:
     def last_beat_s(self, run_id: str) -> float | None:
         """See :meth:`air_executor.runs.backend.RunBackend.last_beat_s`."""
         return self._store.last_heartbeat_s(run_id)
+
+    def launchers(self) -> LauncherCounts:
+        """See :meth:`air_executor.runs.backend.RunBackend.launchers`."""
+        return replace(self._counts, live=len(self._launchers.links()))
 
     # News
 
@@ -373,6 +379,8 @@ class LocalBackend:
                 self._store.signal_run(run_id, signum)
         elif kind == "exited":
             self._followed.exited(run_id, message.get("exit_code"), message.get("record"))
+        elif kind == "spare_died":
+            self._counts.spare_deaths += 1
         elif kind == "superseded" and link is self._launchers.current:
             self._launchers.supersede()
             with contextlib.suppress(AirExecutorError, OSError):  # the next order tries again
@@ -386,6 +394,7 @@ class LocalBackend:
     def _meet(self, link: Link, launcher: dict[str, Any]) -> None:
         """Note what a launcher says of itself, and give it orders if the two understand each other."""
         link.launcher = launcher
+        self._counts.generations += link is self._launchers.current
         if isinstance(pid := launcher.get("pid"), int) and not self._launchers.is_service:
             link.note_process(pid)
         link.objection = protocol.objection(launcher)

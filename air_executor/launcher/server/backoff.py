@@ -17,6 +17,8 @@ class Backoff:
     def __init__(self) -> None:
         self._deaths_s: list[float] = []
         self._in_a_row = 0
+        self.deaths = 0
+        """How many there were, in all."""
         self.has_given_up = False
         """Runners are forked when their orders come, and prepare nothing."""
         self.due_s = 0.0
@@ -26,6 +28,7 @@ class Backoff:
         """Take note that a spare has died before its order came."""
         now_s = time.monotonic()
         self._in_a_row += 1
+        self.deaths += 1
         self._deaths_s = [*(each for each in self._deaths_s if now_s - each < _WITHIN_S), now_s]
         self.due_s = now_s + min(2.0 ** (self._in_a_row - 1), _GIVEN_UP_S)
         if len(self._deaths_s) >= _DEATHS or self.has_given_up:

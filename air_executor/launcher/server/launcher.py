@@ -73,7 +73,7 @@ class Launcher:
         self._wakeups: Wakeups | None = None
         self._clients = Clients(self._selector, self._handle, greeting=self._hello, gone=self._client_gone)
         self._listening = Listening(listener, address, self._selector, self._clients.accept)
-        self._spares = Spares(store, config, self._let_go, are_used=spawn is None)
+        self._spares = Spares(store, config, self._let_go, died=self._spare_died, are_used=spawn is None)
         self._farewell = Farewell(store, config)
         self._births = Births(
             spawn or self._spares.spawn,
@@ -253,6 +253,7 @@ class Launcher:
             "clients": len(self._clients),
             "hides_processes": children.hides_processes(),
             "max_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+            "spare_deaths": self._spares.deaths,
             "troubles": [trouble for trouble in troubles if trouble],
             **self._succession.status(),
         }
@@ -262,6 +263,9 @@ class Launcher:
     def _born(self, pid: int, order: Order, client: Client) -> None:
         self._reaper.adopt(pid, Runner(order.id, order.workload_id, client))
         self._spares.pause()
+
+    def _spare_died(self) -> None:
+        self._clients.tell_all({"type": "spare_died"})
 
     def _run_ended(self, run_id: str) -> None:
         self._active_s = time.monotonic()

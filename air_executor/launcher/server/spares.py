@@ -51,15 +51,25 @@ class Spare:
 class Spares:
     """Forks runners, one ahead of its order where possible."""
 
-    def __init__(self, store: RunStore, config: Config, let_go: Callable[[], None], *, are_used: bool = True) -> None:
+    def __init__(
+        self,
+        store: RunStore,
+        config: Config,
+        let_go: Callable[[], None],
+        *,
+        died: Callable[[], None],
+        are_used: bool = True,
+    ) -> None:
         """Begin without a spare.
 
         :param let_go: closes in a forked child what belongs to the launcher.
+        :param died: called when a spare has died before its order came.
         :param are_used: whether there are spares at all.
         """
         self._store = store
         self._config = config
         self._let_go = let_go
+        self._died = died
         self._are_used = are_used
         self._spawn_by_exec = spawn_by_exec(store, config)
         self._backoff = Backoff()
@@ -81,6 +91,7 @@ class Spares:
         if pid in self.pids:
             self.dismiss()
             self._backoff.failed()
+            self._died()
 
     def due_in_s(self) -> float:
         """Return in how many seconds :meth:`fork_ahead` may fork the next spare."""
@@ -119,6 +130,11 @@ class Spares:
         if self._spare is not None:
             self._spare.connection.close()
             self._spare = None
+
+    @property
+    def deaths(self) -> int:
+        """How many spares have died before their orders came."""
+        return self._backoff.deaths
 
     def trouble(self) -> str | None:
         """Return what went wrong, for a person."""
