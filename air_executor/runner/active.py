@@ -22,6 +22,7 @@ from air_executor.machine.rollup import Views
 from air_executor.machine.safe_files import is_fresh
 from air_executor.machine.sizes import mebibytes
 from air_executor.runner import imports
+from air_executor.runner.isolation import FENCE_GRACE_S, JOB_FENCE_S, Isolation
 from air_executor.runner.usage import Usage
 from air_executor.runs import usage
 from air_executor.runs.limits import Limits
@@ -35,19 +36,7 @@ _RENEW_S = 4.0
 #: An executor that has not reconciled its runs for this many seconds counts as absent.
 _ABSENT_S = 30.0
 
-#: A host's worker that has not reached Temporal for this many seconds counts as cut off.
-_CUT_OFF_S = 20.0
-
-#: The task of a job is ended when its host's worker has not reached Temporal for so many seconds.
-_JOB_FENCE_S = 150.0
-
-#: A worker that reaches Temporal notes it about every five seconds.
-_TOUCH_S = 7.0
-
 _CUT_OFF = "this host has reached neither Airflow nor Temporal for {:.0f} s; the retry may run elsewhere"
-
-#: A task that its host's isolation ends has at most so many seconds for ``on_kill``.
-_FENCE_GRACE_S = 5.0
 
 
 class StopRequested(BaseException):
@@ -97,11 +86,9 @@ class ActiveRun:
         self.outcome: Outcome | None = None
         """Set by the supervisor when the task process has ended."""
         self._learns_imports = config.learns_imports
-        self._fence_s = config.fence_seconds
+        self._host = Isolation(store, config.fence_seconds)
         self.heard_s: float | None = None
         """When Airflow last answered to the start of the task, or a heartbeat of it, on the monotonic clock."""
-        self._untouched_s: float | None = None
-        """Since when the host's worker seems not to reach Temporal, on the monotonic clock."""
         self._is_unwritten = False
         self._is_mute = False
         self._task_pid: int | None = None
@@ -244,15 +231,15 @@ class ActiveRun:
 
     def _isolation(self, *, told: bool) -> Ending | None:
         """Return whether the host is cut off from all others, so that Airflow may have given the task up."""
-        if self._fence_s is None or told:
+        if not self._host.is_possible or told:
             return None
-        grace_s = min(self.grace_s, _FENCE_GRACE_S)
+        grace_s = min(self.grace_s, FENCE_GRACE_S)
         if self.record.identity.kind == "job":  # nobody but the worker tells of it, and it is not given up so soon
-            if not self._is_out_of_touch(_JOB_FENCE_S, 2 * _TOUCH_S):
+            if not self._host.is_job_cut_off():
                 return None
-            reason = f"this host has not reached Temporal for {_JOB_FENCE_S:.0f} s; the task may begin again elsewhere"
+            reason = f"this host has not reached Temporal for {JOB_FENCE_S:.0f} s; the task may begin again elsewhere"
             return Ending(reason, signal.SIGTERM, unwanted=True, grace_s=grace_s)
-        if self.heard_s is None or not self._is_cut_off(silent_s := self.awake.since_s(self.heard_s)):
+        if self.heard_s is None or not self._host.is_cut_off(silent_s := self.awake.since_s(self.heard_s)):
             return None
         return Ending(_CUT_OFF.format(silent_s), signal.SIGTERM, grace_s=grace_s, is_isolation=True)
 
@@ -263,7 +250,7 @@ class ActiveRun:
 
         :param is_told: tells whether the task has reported its end, or is about to.
         """
-        if self._fence_s is not None:
+        if self._host.is_possible:
             threading.Thread(target=self._guard_isolation, args=(is_told,), name="isolation", daemon=True).start()
 
     def _guard_isolation(self, is_told: Callable[[], bool]) -> None:
@@ -271,10 +258,10 @@ class ActiveRun:
         while not self.is_over:
             time.sleep(1.0)
             silent_s = time.monotonic() - (self.heard_s or time.monotonic())
-            late_s = late_s + 1.0 if self._is_cut_off(silent_s) and not is_told() else 0.0
+            late_s = late_s + 1.0 if self._host.is_cut_off(silent_s) and not is_told() else 0.0
             is_ours = self.ending is None or self.ending.is_isolation
             # By now :meth:`check` would have ended it, and killed it after its grace time.
-            if late_s > 2 * _FENCE_GRACE_S and is_ours and self._task_pid is not None and not self.is_over:
+            if late_s > 2 * FENCE_GRACE_S and is_ours and self._task_pid is not None and not self.is_over:
                 former = self.ending
                 self.ending = former or Ending(_CUT_OFF.format(silent_s), signal.SIGKILL, is_isolation=True)
                 try:
@@ -284,24 +271,6 @@ class ActiveRun:
                 except PermissionError:  # it has become another user's
                     self.ending = former
                 late_s = 0.0
-
-    def _is_cut_off(self, silent_s: float) -> bool:
-        is_out_of_touch = self._is_out_of_touch(_CUT_OFF_S, _TOUCH_S)
-        return self._fence_s is not None and silent_s > self._fence_s and is_out_of_touch
-
-    def _is_out_of_touch(self, limit_s: float, for_s: float) -> bool:
-        """Tell whether the host's worker has not reached Temporal for so many seconds.
-
-        It looks so for a moment, too, when the clock was set or the machine slept: until the worker's next touch.
-
-        :param for_s: it has to look so for so many seconds.
-        """
-        if is_fresh(self._store.last_contact_s(), limit_s):
-            self._untouched_s = None
-            return False
-        now_s = time.monotonic()
-        self._untouched_s = since_s = self._untouched_s or now_s  # another thread may look, too
-        return now_s - since_s >= for_s
 
     def is_reconciled(self) -> bool:
         """Tell whether an executor looks after this run: one that passes heartbeats on and requests stops."""

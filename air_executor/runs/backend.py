@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -70,6 +71,26 @@ class GpuPool(Protocol):
 
     def publish(self, waiting: list[dict[str, Any]]) -> None:
         """Show people what waits for GPUs: ``name``, ``gpus``, ``of`` and ``since`` of each."""
+
+
+class EveryGpu:
+    """Implements :class:`GpuPool` for a place whose GPUs are leased elsewhere: here they are no reason to wait."""
+
+    size = 0
+
+    def free(self) -> int:
+        """See :meth:`GpuPool.free`."""
+        return sys.maxsize
+
+    def take_turn(self) -> bool:
+        """See :meth:`GpuPool.take_turn`."""
+        return True
+
+    def leave_turn(self) -> None:
+        """See :meth:`GpuPool.leave_turn`."""
+
+    def publish(self, waiting: list[dict[str, Any]]) -> None:
+        """See :meth:`GpuPool.publish`."""
 
 
 class Room(Protocol):

@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import logging
 import socket
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -27,7 +26,7 @@ from air_executor.config import Config
 from air_executor.errors import AirExecutorError, RecordError, StateDirError
 from air_executor.guard import Guard
 from air_executor.launcher.client.claims import Claims
-from air_executor.runs.backend import Boundless, RunRequest
+from air_executor.runs.backend import Boundless, EveryGpu, RunRequest
 from air_executor.runs.ordered import OrderedRuns
 from air_executor.runs.pruning import prune
 from air_executor.runs.record import UNWANTED, Identity, RunRecord, RunState, moment, queued
@@ -47,26 +46,6 @@ _ASK_S = 5.0
 
 #: When it does not say so in time, it is asked again after so many seconds.
 _ASK_AGAIN_S = 30.0
-
-
-class EveryGpu:
-    """GPUs are leased on the hosts, which tasks reach through their queue: here they are no reason to wait."""
-
-    size = 0
-
-    def free(self) -> int:
-        """See :meth:`air_executor.runs.backend.GpuPool.free`."""
-        return sys.maxsize
-
-    def take_turn(self) -> bool:
-        """See :meth:`air_executor.runs.backend.GpuPool.take_turn`."""
-        return True
-
-    def leave_turn(self) -> None:
-        """See :meth:`air_executor.runs.backend.GpuPool.leave_turn`."""
-
-    def publish(self, waiting: list[dict[str, Any]]) -> None:
-        """See :meth:`air_executor.runs.backend.GpuPool.publish`."""
 
 
 class TemporalBackend:
@@ -355,6 +334,9 @@ class TemporalBackend:
             record = self._store.read(run_id)
         except RecordError:
             record = queued(run_id, self._live[run_id].identity, limits={}, log_file=None)
+            if not self._store.has(run_id):  # somebody has removed it
+                self._store.prepare()
+                self._store.create(record)
         if "version" in end:
             if files and not record.state.is_end:
                 job_files.keep(files, self._store.path(run_id), record.log_file)

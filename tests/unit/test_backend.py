@@ -28,6 +28,12 @@ class World(Protocol):
 
     def backend(self) -> RunBackend: ...
 
+    def has_begun(self, run_id: str) -> bool:
+        """Tell whether a run has a runner, or had one."""
+
+    def has_ended(self, run_id: str) -> bool:
+        """Tell whether the end of a run is on record, whoever has heard of it."""
+
     def release(self, run_id: str, *, fails: bool = False) -> None:
         """Let the workload of a run come to its end."""
 
@@ -52,6 +58,12 @@ class Memory:
 
     def backend(self) -> RunBackend:
         return MemoryBackend(self.place)
+
+    def has_begun(self, run_id: str) -> bool:
+        return self.place.runs[run_id].record.state is not RunState.QUEUED
+
+    def has_ended(self, run_id: str) -> bool:
+        return self.place.runs[run_id].record.state.is_end
 
     def release(self, run_id: str, *, fails: bool = False) -> None:
         (self.place.folder / run_id / "result").write_text(run_id)
@@ -95,6 +107,12 @@ class Local:
     def backend(self) -> RunBackend:
         self.made.append(LocalBackend(self.config))
         return self.made[-1]
+
+    def has_begun(self, run_id: str) -> bool:
+        return self.store.read(run_id).state is not RunState.QUEUED
+
+    def has_ended(self, run_id: str) -> bool:
+        return self.store.read(run_id).state.is_end
 
     def release(self, run_id: str, *, fails: bool = False) -> None:
         path = self.folder / f".{run_id}"
@@ -159,14 +177,14 @@ def ordered(workload_id: str | None = None) -> tuple[RunRequest, RunRecord]:
     return request, queued(run_id, who, limits={}, log_file=log_file)
 
 
-def begin(backend: RunBackend) -> RunRecord:
+def begin(world: World, backend: RunBackend) -> RunRecord:
     """Order a run, and wait until it has begun."""
     request, record = ordered()
     backend.order(request, record)
 
     def has_begun() -> bool:
         assert backend.take_ends() == []
-        return backend.record(record.id).state in (RunState.STARTING, RunState.RUNNING)
+        return world.has_begun(record.id)
 
     wait_for(has_begun, "the run to begin")
     return backend.record(record.id)
@@ -195,10 +213,10 @@ def unknown() -> Identity:
 
 
 def test_a_run_is_ordered_followed_and_its_end_taken_once(world: World, backend: RunBackend) -> None:
-    record = begin(backend)
+    record = begin(world, backend)
     assert backend.knows(record.id)
     assert backend.is_mine(record.id)
-    assert backend.is_alive(record.identity.workload_id)
+    wait_for(lambda: backend.is_alive(record.identity.workload_id) or _look(backend), "life to be seen")
     beat_s = backend.last_beat_s(record.id)
     assert beat_s is not None and abs(time.time() - beat_s) < 600
     world.release(record.id)
@@ -211,10 +229,10 @@ def test_a_run_is_ordered_followed_and_its_end_taken_once(world: World, backend:
 
 
 def test_a_failure_and_the_death_of_a_runner_are_ends_too(world: World, backend: RunBackend) -> None:
-    fails = begin(backend)
+    fails = begin(world, backend)
     world.release(fails.id, fails=True)
     assert (end_of(backend, fails.id).state, backend.record(fails.id).exit_code) == (RunState.FAILED, 1)
-    dies = begin(backend)
+    dies = begin(world, backend)
     world.kill_runner(dies.id)
     end = end_of(backend, dies.id)
     assert (end.state, end.signal) == (RunState.KILLED, "SIGKILL")
@@ -222,7 +240,7 @@ def test_a_failure_and_the_death_of_a_runner_are_ends_too(world: World, backend:
 
 
 def test_the_same_run_is_not_ordered_twice(world: World, backend: RunBackend) -> None:
-    record = begin(backend)
+    record = begin(world, backend)
     request, _ = ordered(record.identity.workload_id)
     with pytest.raises(StateDirError):
         backend.order(request, record)
@@ -235,7 +253,7 @@ def test_what_is_not_known_is_said_so(backend: RunBackend) -> None:
     assert not backend.knows(nobody)
     with pytest.raises(RecordError):
         backend.record(nobody)
-    assert backend.adopt(nobody, unknown) is None
+    assert backend.adopt(nobody, lambda: ordered()[1].identity) is None
     assert not backend.is_alive(nobody)
     assert backend.last_beat_s(nobody) is None
     assert not backend.is_stopping(nobody)
@@ -243,8 +261,8 @@ def test_what_is_not_known_is_said_so(backend: RunBackend) -> None:
 
 
 @pytest.mark.parametrize("unwanted", [False, True])
-def test_a_run_is_stopped_with_the_reason(backend: RunBackend, unwanted: bool) -> None:
-    record = begin(backend)
+def test_a_run_is_stopped_with_the_reason(world: World, backend: RunBackend, unwanted: bool) -> None:
+    record = begin(world, backend)
     assert not backend.is_stopping(record.id)
     backend.stop(record.id, "the test has had enough", unwanted=unwanted)
     assert backend.is_stopping(record.id)
@@ -254,8 +272,8 @@ def test_a_run_is_stopped_with_the_reason(backend: RunBackend, unwanted: bool) -
     assert (end.outcome == UNWANTED) is unwanted
 
 
-def test_a_run_is_killed(backend: RunBackend) -> None:
-    record = begin(backend)
+def test_a_run_is_killed(world: World, backend: RunBackend) -> None:
+    record = begin(world, backend)
     backend.kill(record.id)
     end = end_of(backend, record.id)
     assert (end.state, end.signal) == (RunState.KILLED, "SIGKILL")
@@ -265,14 +283,14 @@ def test_a_run_that_has_not_begun_is_withdrawn_and_one_that_has_is_not(world: Wo
     unborn = backend.withdraw(backend.record(world.unborn()), "nobody wants it")
     assert (unborn.state, unborn.reason) == (RunState.LOST, "nobody wants it")
     assert backend.record(unborn.id) == backend.withdraw(unborn, "once more") == unborn
-    record = begin(backend)
+    record = begin(world, backend)
     assert backend.withdraw(record, "too late").state is record.state
     world.release(record.id)
     assert end_of(backend, record.id).state is RunState.SUCCEEDED
 
 
 def test_what_a_run_leaves_is_in_its_folder_until_its_end_and_after(world: World, backend: RunBackend) -> None:
-    record = begin(backend)
+    record = begin(world, backend)
     world.release(record.id)
     end = end_of(backend, record.id)
     backend.acknowledge(end)
@@ -282,7 +300,7 @@ def test_what_a_run_leaves_is_in_its_folder_until_its_end_and_after(world: World
 def test_what_is_kept_for_a_workload_is_released_but_not_while_it_has_a_runner(
     world: World, backend: RunBackend
 ) -> None:
-    record = begin(backend)
+    record = begin(world, backend)
     workloads = [record.identity.workload_id, str(uuid.uuid4())]
     backend.release(workloads)
     assert world.keeps(workloads[0])
@@ -298,7 +316,7 @@ def test_who_has_no_name_owns_nothing_and_two_can_be_so(world: World) -> None:
     first, second = world.backend(), world.backend()
     assert first.open(None)
     assert second.open(None)
-    record = begin(first)
+    record = begin(world, first)
     assert first.is_mine(record.id)
     first.close()
     adopted = second.adopt(record.id, unknown)
@@ -318,13 +336,13 @@ def test_an_owner_has_its_name_alone_while_it_lives(world: World, backend: RunBa
 
 
 def test_runs_outlive_their_owner_and_another_takes_them_over(world: World, backend: RunBackend) -> None:
-    lives, ends = begin(backend), begin(backend)
+    lives, ends = begin(world, backend), begin(world, backend)
     other = world.backend()
     assert other.open("2.second")
     assert list(other.orphans(lambda _: True)) == []
     backend.close()
     world.release(ends.id)
-    wait_for(lambda: other.record(ends.id).state.is_end, "the end that nobody hears of")
+    wait_for(lambda: world.has_ended(ends.id), "the end that nobody hears of")
     assert list(other.orphans(lambda name: name != "1.first")) == []
     assert {record.id for record in other.orphans(lambda name: name == "1.first")} == {lives.id, ends.id}
     for run_id in (lives.id, ends.id):
@@ -338,7 +356,7 @@ def test_runs_outlive_their_owner_and_another_takes_them_over(world: World, back
 
 
 def test_of_two_that_follow_a_run_one_owns_it(world: World, backend: RunBackend) -> None:
-    record = begin(backend)
+    record = begin(world, backend)
     other = world.backend()
     assert other.open("2.second")
     adopted = other.adopt(record.id, unknown)
@@ -359,7 +377,7 @@ def test_what_never_began_does_not_begin_any_more(world: World, backend: RunBack
 
 
 def test_an_end_that_was_acknowledged_is_nobody_s_any_more(world: World, backend: RunBackend) -> None:
-    record = begin(backend)
+    record = begin(world, backend)
     world.release(record.id)
     end = end_of(backend, record.id)
     backend.close()
@@ -372,7 +390,7 @@ def test_an_end_that_was_acknowledged_is_nobody_s_any_more(world: World, backend
 
 
 def test_dead_owners_are_settled_until_their_trace_is_dropped(world: World, backend: RunBackend) -> None:
-    record = begin(backend)
+    record = begin(world, backend)
     world.dead_owner("3.dead", record.id)
     settled: list[str] = []
 

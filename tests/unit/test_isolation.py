@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from air_executor.runner import active
+from air_executor.runner import active, isolation
 from air_executor.runner.active import ActiveRun
 from air_executor.runs.record import RunState
 from air_executor.runs.store import RunStore
@@ -49,7 +49,7 @@ def test_a_task_ends_when_neither_airflow_nor_temporal_is_reached(
     run.heard_s = None if heard_s is None else time.monotonic() - heard_s
     contact(store, contact_s)
     assert run.check(told=False) is None  # the clock may have been set: the worker's next touch tells
-    monkeypatch.setattr(active, "_TOUCH_S", 0.0)
+    monkeypatch.setattr(isolation, "_TOUCH_S", 0.0)
     ending = run.check(told=False)
     assert (ending is not None) is ends
     if ending is not None:
@@ -72,13 +72,13 @@ def test_a_clock_that_is_set_ends_nothing(store: RunStore, kind: str, monkeypatc
         contact(store, age_s)  # the clock was set back, or on
         assert run.check(told=False) is None
         contact(store, 0.0)  # the worker's next touch
-        monkeypatch.setattr(active, "_TOUCH_S", 0.0)
+        monkeypatch.setattr(isolation, "_TOUCH_S", 0.0)
         assert run.check(told=False) is None
         monkeypatch.undo()
 
 
 def test_a_jobs_task_has_more_time_and_begins_again(store: RunStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(active, "_TOUCH_S", 0.0)
+    monkeypatch.setattr(isolation, "_TOUCH_S", 0.0)
     run = run_of(store, "job")
     contact(store, 5 * FENCE_S)
     assert run.check(told=False) is None
@@ -97,8 +97,8 @@ def test_contact_is_noted_again_and_again(store: RunStore) -> None:
 def test_a_task_that_has_told_its_end_is_left_alone_by_the_thread_too(
     store: RunStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(active, "_FENCE_GRACE_S", 0.0)
-    monkeypatch.setattr(active, "_TOUCH_S", 0.0)
+    monkeypatch.setattr(active, "FENCE_GRACE_S", 0.0)
+    monkeypatch.setattr(isolation, "_TOUCH_S", 0.0)
     run = run_of(store)
     contact(store, 100.0)
     asked: list[bool] = []
@@ -118,8 +118,8 @@ def test_a_task_that_has_told_its_end_is_left_alone_by_the_thread_too(
 
 
 def test_a_task_ends_even_if_its_runner_waits_for_something(store: RunStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(active, "_FENCE_GRACE_S", 0.5)
-    monkeypatch.setattr(active, "_TOUCH_S", 0.0)
+    monkeypatch.setattr(active, "FENCE_GRACE_S", 0.5)
+    monkeypatch.setattr(isolation, "_TOUCH_S", 0.0)
     run = run_of(store)
     contact(store, 100.0)
     with subprocess.Popen(["sleep", "600"]) as process:
