@@ -114,7 +114,6 @@ def store(tmp_path_factory: pytest.TempPathFactory, temporal: Temporal) -> Itera
         patch.setenv("TEMPORAL_ADDRESS", temporal.address)
         patch.setenv("TEMPORAL_TASK_QUEUE", f"contract-{os.getpid()}")
         patch.setenv("AIRFLOW__AIR_EXECUTOR__TEMPORAL_KEY", "a key")
-        patch.setenv("AIRFLOW__AIR_EXECUTOR__LAUNCHER_IDLE_SECONDS", "1")
         log = folder / "worker.log"
         with log.open("wb") as output:
             worker = subprocess.Popen(
