@@ -31,7 +31,8 @@ from tests.support.airflow_env import REPOSITORY, config
 
 _EXPLANATION = """\
 Made by `python -m benchmarks.asleep`. {tasks:,} commands sleep at once. From {settle:.0f} s after the last one began,
-the CPU time that their runners, the launcher and the manager use is added up for {watch:.0f} s, in percent of one CPU.
+the CPU time that they, their runners, the launcher and the manager use is added up for {watch:.0f} s, in percent of
+one CPU.
 Memory and CPU of each task are sampled meanwhile, for `usage.jsonl`."""
 
 
@@ -57,6 +58,8 @@ class Watch:
     def _await_all(self) -> float:
         tasks = self._jobs.open("asleep").tasks.values()
         if any(task.status is not TaskStatus.RUNNING for task in tasks):
+            if ended := [task for task in tasks if task.status.is_end]:
+                raise RuntimeError(f"task {ended[0].id} has {ended[0].status.value}: {ended[0].error}")
             return 1.0
         self._next = self._begin
         return float(self._options.settle)
@@ -69,7 +72,9 @@ class Watch:
     def _end(self) -> float:
         after, lasted_s = self._cpu_s(), time.monotonic() - self._began_s
         for name, before in self._before.items():
-            self.percent[name] = 100 * sum(after[name][pid] - used_s for pid, used_s in before.items()) / lasted_s
+            self.percent[name] = (
+                100 * sum(after[name].get(pid, used_s) - used_s for pid, used_s in before.items()) / lasted_s
+            )
         self._next = None
         return 0.0
 

@@ -36,7 +36,11 @@ METRICS = (
     Metric("reconcile_duration", "timer", "How long a pass that reconciles the runs with the database took"),
     Metric("adopted", "counter", "Runs taken over from another scheduler"),
     Metric("live_runs", "gauge", "Runs that this executor follows"),
-    Metric("launchers", "gauge", "Launchers that it is connected to, former ones that still have runs included"),
+    Metric(
+        "launchers",
+        "gauge",
+        "Launchers that it is connected to, former ones that still have runs included; of this machine only",
+    ),
     Metric("launcher_generations", "gauge", "Launchers that got its orders, one after the other, since its start"),
     Metric("spare_deaths", "gauge", "Processes forked ahead that have died before their orders came, since its start"),
     Metric("waiting_for_gpus", "gauge", "Workloads that wait for GPUs"),

@@ -168,8 +168,9 @@ def _logs(args: argparse.Namespace) -> int:
     logs = [path for path in logs if wanted is None or wanted in _labels(path)]
     if not logs:
         raise DagError(f"run {folder.name} has no log" + (f" of task {wanted!r}" if wanted else ""))
+    runs = {path.relative_to(folder.logs).parts[:2] for path in logs}
     for path in logs:
-        title = " ".join(part for part in path.relative_to(folder.logs).parts[2:])
+        title = " ".join(path.relative_to(folder.logs).parts[0 if len(runs) > 1 else 2 :])
         lines = LogReader(str(path)).lines(is_over=True)
         if args.json:
             for line in lines:

@@ -69,5 +69,8 @@ class Parser(argparse.ArgumentParser):
         words = sys.argv[1:]
         if "--json" not in (words[: words.index("--")] if "--" in words else words):  # what follows is a task's
             super().error(message)
-        print_line({"error": printable(message), "retryable": False, "hint": f"`{self.prog} --help` shows the usage"})
+        named = {"event": "error"} if self.prog.endswith(" dag") and "run" in words else {}
+        print_line(
+            named | {"error": printable(message), "retryable": False, "hint": f"`{self.prog} --help` shows the usage"}
+        )
         sys.exit(AirExecutorError.exit_code)

@@ -17,6 +17,7 @@ From the launcher:
   written it to ``state.json``. Without ``record``, as from former launchers, the executor reads the file.
 - ``elsewhere``: another runner executes this run, or another executor follows it now.
 - ``superseded``: another launcher takes new orders at this address.
+- ``spare_died``: a process that was forked ahead has died before its order came.
 
 Either side passes over fields that it does not know, and the executor also messages. The launcher drops who sends a
 message of a type that it does not know.

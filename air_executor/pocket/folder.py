@@ -194,7 +194,8 @@ def _claim(parent: Path, request: Request, *, restart: bool) -> tuple[RunFolder,
         if restart and (not has_ended or request.run_id is not None):
             return folder, lock, True, True
         if not has_ended and folder.request().identity() == request.identity():
-            folder.write("request.json", jsontext.loads(request.to_json()))
+            with _letting_go(lock):
+                folder.write("request.json", jsontext.loads(request.to_json()))
             return folder, lock, True, False
         lock.release(keep_file=True)
         if request.run_id is not None:
@@ -222,11 +223,26 @@ def _new(parent: Path, request: Request) -> tuple[RunFolder, KernelLock]:
             number += 1
             continue
         lock = folder.lock()
-        lock.acquire(0)
-        for each in (folder.home, folder.logs, folder.parts, folder.state_dir):
-            each.mkdir(mode=0o700)
-        folder.write("request.json", jsontext.loads(request.to_json()))
+        try:
+            lock.acquire(0)
+            with _letting_go(lock):
+                for each in (folder.home, folder.logs, folder.parts, folder.state_dir):
+                    each.mkdir(mode=0o700)
+                folder.write("request.json", jsontext.loads(request.to_json()))
+        except BaseException:
+            shutil.rmtree(folder.path, ignore_errors=True)
+            raise
         return folder, lock
+
+
+@contextlib.contextmanager
+def _letting_go(lock: KernelLock) -> Iterator[None]:
+    """Within this, an error releases a lock."""
+    try:
+        yield
+    except BaseException:
+        lock.release(keep_file=True)
+        raise
 
 
 def _number(name: str, stem: str) -> int:

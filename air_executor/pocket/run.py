@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from air_executor import jsontext
+from air_executor.errors import StateDirError
 from air_executor.launcher.address import module_command
 from air_executor.machine import system
 from air_executor.pocket.folder import RunFolder, claim, dags_dir
@@ -55,7 +56,7 @@ def run(
         folder, lock, is_begun = claim(parent, request, restart=restart)
     try:
         on_event({"event": "begun", "name": folder.name, "folder": str(folder.path), "goes_on": is_begun})
-        with _naming(folder.path):
+        with _naming(folder.path, RunFailedError if is_begun else DagError):
             write_settings(folder, request)
         _work(folder, request, on_event)
     except BaseException:
@@ -72,7 +73,7 @@ def run(
 
 def _work(folder: RunFolder, request: Request, on_event: Callable[[Event], None]) -> None:
     log = folder.parts / "pocket.log"
-    with _naming(folder.path):
+    with _naming(folder.path, RunFailedError if _has_run(folder) else DagError):
         log_fd = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     with open(log_fd, "ab") as output:
         process = subprocess.Popen(
@@ -85,20 +86,21 @@ def _work(folder: RunFolder, request: Request, on_event: Callable[[Event], None]
             preexec_fn=functools.partial(system.die_with_parent, os.getpid()),
         )
     assert process.stdout is not None
-    error: str | None = None
+    told_error: Event | None = None
     with process.stdout as told:
         try:
-            error = _follow(told, on_event)
+            told_error = _follow(told, on_event)
         except BaseException:  # as Ctrl-C, or because nobody reads any more what on_event prints
             _interrupt(process, told, on_event)
             raise
         finally:
             _reap(process)
-    cause = _full_disk(folder)
-    if cause is not None:
-        error = f"{error or 'its Airflow has ended'}: {cause.strerror} for {folder.path}"
-    elif error is not None and process.returncode == DagError.exit_code:
+    error = None if told_error is None else str(told_error["error"])
+    if error is not None and process.returncode == DagError.exit_code:
         raise DagError(error)
+    cause = _system_error(told_error)
+    if cause is None and (cause := _full_disk(folder)) is not None:
+        error = f"{error or 'its Airflow has ended'}: {cause.strerror} for {folder.path}"
     if error is not None and _has_run(folder) and not folder.has_ended():
         raise RunFailedError(f"{error}; the same command goes on with the run") from cause
     if not folder.has_ended() and not _has_run(folder):
@@ -113,22 +115,34 @@ def _work(folder: RunFolder, request: Request, on_event: Callable[[Event], None]
 
 
 @contextlib.contextmanager
-def _naming(path: Path) -> Iterator[None]:
+def _naming(path: Path, unfit: type[DagError] = DagError) -> Iterator[None]:
     """Within this, an error of the system is one of the run's, which names where it happened.
 
-    :raises DagError: instead of OSError.
+    :raises DagError: or what ``unfit`` is, instead of OSError and StateDirError.
     """
     try:
         yield
+    except StateDirError as error:
+        raise unfit(str(error)) from error.__cause__
     except OSError as error:
-        raise DagError(f"{error.filename or path} can't be used: {error.strerror}") from error
+        raise unfit(f"{error.filename or path} can't be used: {error.strerror or error}") from error
+
+
+def _system_error(told: Event | None) -> OSError | None:
+    """Return the error of the system that has ended the run's Airflow, if one has."""
+    number = None if told is None else told.get("errno")
+    return None if number is None else OSError(number, os.strerror(number))
 
 
 def _full_disk(folder: RunFolder) -> OSError | None:
     """Return the error that whoever writes to the run's folder gets, if its disk is full."""
-    there = os.statvfs(folder.path)
-    has_room = there.f_bavail * there.f_frsize >= _LEAST_BYTES
-    return None if has_room else OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    try:
+        there = os.statvfs(folder.path)
+    except OSError:  # somebody has removed it
+        return None
+    has_room = not there.f_blocks or there.f_bavail * there.f_frsize >= _LEAST_BYTES
+    has_names = not there.f_files or there.f_favail > 0
+    return None if has_room and has_names else OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def _last_lines(folder: RunFolder) -> list[str]:
@@ -143,13 +157,13 @@ def _has_run(folder: RunFolder) -> bool:
     return (folder.path / "run.json").exists()
 
 
-def _follow(told: IO[bytes], on_event: Callable[[Event], None]) -> str | None:
+def _follow(told: IO[bytes], on_event: Callable[[Event], None]) -> Event | None:
     """Pass on what the run tells, and return the error that it ended with."""
     error = None
     for line in told:
         event = jsontext.loads(line)
         if event["event"] == "error":
-            error = str(event["error"])
+            error = event
         else:
             on_event(event)
     return error
@@ -168,7 +182,8 @@ def _interrupt(process: subprocess.Popen[bytes], told: IO[bytes], on_event: Call
     process.send_signal(signal.SIGINT)
     try:
         quietly({"event": "interrupted"})
-        _follow(told, quietly)
+        if (error := _follow(told, quietly)) is not None:
+            quietly({"event": "warning", "warning": error["error"]})
     except KeyboardInterrupt:
         process.kill()  # its parts die with it
 

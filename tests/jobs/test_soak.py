@@ -109,4 +109,4 @@ def test_an_idle_manager_costs_next_to_nothing_beside_ten_thousand_ended_jobs(tm
         ended = resource.getrusage(resource.RUSAGE_SELF)
         used_s.append(ended.ru_utime + ended.ru_stime - began.ru_utime - began.ru_stime)
     manager._lookout.close()
-    assert min(used_s) < 0.03 * 5.0, used_s  # CPU time, not that of a clock on a wall
+    assert min(used_s) < 0.02 * 5.0, used_s  # CPU time; twice the aim of 1 %, as machines differ

@@ -50,7 +50,7 @@ def test_a_launcher_whose_processes_die_at_birth_serves_on_without_and_says_so(
         backend.take_ends()
         return backend.launchers() == LauncherCounts(live=1, generations=1, spare_deaths=3)
 
-    wait_for(told, "the launcher to have told of them", 10.0)
+    wait_for(told, "the launcher to have told of them")
     check = doctor._launchers(bench.store, None)
     assert not check.ok
     assert trouble in check.found

@@ -111,7 +111,7 @@ def be_dag_processor(files: Sequence[str]) -> None:
             return sorted(path.relative_to(bundle.path) for path in found if path.is_relative_to(bundle.path))
 
         def _add_callback_to_queue(self, request: Any) -> None:
-            # Airflow (3.3) asks for the file in an archive, which it can't read; the archive it can.
+            # Airflow asks for the file in an archive, which it can't read; the archive it can.
             for file in files:
                 inside = len(file) - len(str(correct_maybe_zipped(file)))
                 if inside and file.endswith(os.sep + request.filepath):

@@ -7,10 +7,11 @@ import os
 import signal
 import socket
 import sys
+import traceback
 from pathlib import Path
 
 from air_executor import config
-from air_executor.airflow.pocket.telling import keep_stdout, tell
+from air_executor.airflow.pocket.telling import keep_stdout, tell_error
 from air_executor.errors import AirExecutorError
 from air_executor.launcher.client.backend import LocalBackend
 from air_executor.machine import system
@@ -37,11 +38,10 @@ def main(path: str) -> int:
 
         return Parts(folder, request, listener, warming, has_moved=has_moved).work()
     except AirExecutorError as error:
-        tell("error", error=str(error))
-        return error.exit_code
+        return tell_error(error)
     except OSError as error:
-        tell("error", error=f"{error.filename or path} can't be used: {error.strerror}")
-        raise
+        traceback.print_exc()
+        return tell_error(error)
 
 
 def _listen(folder: RunFolder, host: str) -> tuple[socket.socket, bool]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from air_executor import jsontext
 from air_executor.airflow.compat import AIRFLOW_VERSION, pocketing
 from air_executor.airflow.pocket import database, source, state
-from air_executor.airflow.pocket.telling import tell
+from air_executor.airflow.pocket.telling import tell, tell_error
 from air_executor.errors import AirExecutorError
 from air_executor.pocket.folder import RunFolder
 from air_executor.pocket.leftover import live_runs, stop_runs
@@ -45,8 +45,7 @@ def watch(folder: RunFolder, request: Request, main: socket.socket, *, has_moved
     try:
         code = _Watcher(folder, request, main).work(has_moved=has_moved)
     except AirExecutorError as error:
-        tell("error", error=str(error))
-        code = error.exit_code
+        code = tell_error(error)
     raise SystemExit(code)
 
 
@@ -227,8 +226,9 @@ class _Watcher:
                 "triggered": triggered,
             }
         for run in triggered:
-            if run["state"] == "failed":
-                tell("warning", warning=f"run {run['run_id']} of DAG {run['dag_id']}, which it triggered, has failed")
+            if run["state"] != "success":
+                what = "has failed" if run["state"] == "failed" else "has not ended, and ends here"
+                tell("warning", warning=f"run {run['run_id']} of DAG {run['dag_id']}, which it triggered, {what}")
         self._folder.write("result.json", result)
         tell("ended", state=end)
         return 0 if end == "success" else 1

@@ -54,6 +54,8 @@ class LocalBackend:
         self._guard = Guard(log)
         self._restarts = Restarts(self._launchers, self._followed)
         self._counts = LauncherCounts()
+        #: The launcher that was counted last, by its process id.
+        self._counted: Any = None
         #: Whether the other launchers have still to be asked for the unattended runs.
         self._seeks = False
 
@@ -394,7 +396,9 @@ class LocalBackend:
     def _meet(self, link: Link, launcher: dict[str, Any]) -> None:
         """Note what a launcher says of itself, and give it orders if the two understand each other."""
         link.launcher = launcher
-        self._counts.generations += link is self._launchers.current
+        if link is self._launchers.current and launcher.get("pid") != self._counted:
+            self._counted = launcher.get("pid")
+            self._counts.generations += 1
         if isinstance(pid := launcher.get("pid"), int) and not self._launchers.is_service:
             link.note_process(pid)
         link.objection = protocol.objection(launcher)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import socket
@@ -90,8 +89,11 @@ class Spares:
         """Take note that a child has ended."""
         if pid in self.pids:
             self.dismiss()
-            self._backoff.failed()
-            self._died()
+            self._has_died()
+
+    def _has_died(self) -> None:
+        self._backoff.failed()
+        self._died()
 
     def due_in_s(self) -> float:
         """Return in how many seconds :meth:`fork_ahead` may fork the next spare."""
@@ -108,8 +110,11 @@ class Spares:
             return self._spawn_by_exec(order)
         if (spare := self._spare) is not None:
             self._spare = None
-            with contextlib.suppress(OSError):  # it has died
+            try:
                 pid = spare.become_runner(order)
+            except OSError:
+                self._has_died()
+            else:
                 self._backoff.succeeded()
                 return pid
         return self._fork(has_order=True).become_runner(order)
