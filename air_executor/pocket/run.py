@@ -103,14 +103,14 @@ def _work(folder: RunFolder, request: Request, on_event: Callable[[Event], None]
         error = f"{error or 'its Airflow has ended'}: {cause.strerror} for {folder.path}"
     if error is not None and _has_run(folder) and not folder.has_ended():
         raise RunFailedError(f"{error}; the same command goes on with the run") from cause
+    said = "".join(f"\n  {line}" for line in _last_lines(folder)) if not folder.has_ended() else ""
     if not folder.has_ended() and not _has_run(folder):
-        said = "".join(f"\n  {line}" for line in _last_lines(folder))
         what = error or f"the run's Airflow ended with {process.returncode}"
         raise RunFailedError(f"{what}, before the run began:{said}") from cause
     if not folder.has_ended():
         raise RunFailedError(
             f"the run's Airflow ended with {process.returncode}, and the run has not: see {folder.parts}; "
-            "the same command goes on with it"
+            f"the same command goes on with it{':' if said else ''}{said}"
         )
 
 

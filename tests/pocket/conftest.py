@@ -59,7 +59,8 @@ class Place:
             out, err = process.communicate(timeout=600)
         finally:
             process.kill()
-        assert process.returncode == code, (out, err, self.logs())
+        if process.returncode != code:
+            pytest.fail(f"it ended with {process.returncode}\n{out}\n{err}\n{self.logs()}")
         return out, err
 
     def events(self, *arguments: str, code: int = 0) -> list[dict[str, Any]]:
