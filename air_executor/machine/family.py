@@ -51,21 +51,35 @@ class Family:
         #: Members as they were first seen, by pid and start time. Otherwise an orphan, which the runner adopts, would
         #: look like a fork of the runner.
         self._first: dict[tuple[int, int], Member] = {}
+        #: The only member, if it has one thread, and how long it had run at the last look, in nanoseconds.
+        self._alone: tuple[int, int] | None = None
+
+    def has_rested(self) -> bool:
+        """Tell whether there was one member at the last look, which has not run for a moment since.
+
+        Then nothing has changed: it has neither memory that it had not, nor children, nor read or written anything.
+        """
+        return self._alone is not None and _ran_ns(self._alone[0]) == self._alone[1]
 
     def look(self, *, memory: bool = True) -> list[Member]:
         """Return the descendants of this process, parents before their children.
 
         :param memory: whether to look at memory at all; otherwise it is 0.
         """
+        self._alone = None
         if sys.platform != "linux":
             return list(_seen_by_psutil())
         first: dict[tuple[int, int], Member] = {}
         forking = {os.getpid()}
-        members = []
+        members: list[Member] = []
+        ran_ns = threads = 0
         for pid, parent in _walk():
+            if memory and not members:
+                ran_ns = _ran_ns(pid)
             stat = _stat(pid)
             if stat is None:
                 continue
+            threads = int(stat[17])
             identity = pid, int(stat[19])
             known = self._first.get(identity)
             is_fork = bool(int(stat[6]) & _PF_FORKNOEXEC) and (known.is_fork if known else parent in forking)
@@ -78,6 +92,8 @@ class Family:
                 forking.add(pid)
             members.append(member)
         self._first = first
+        if ran_ns and len(members) == threads == 1:
+            self._alone = members[0].pid, ran_ns
         return members
 
 
@@ -148,6 +164,11 @@ def _knows_children() -> bool:
 @functools.cache
 def _ticks_per_s() -> int:
     return os.sysconf("SC_CLK_TCK")
+
+
+def _ran_ns(pid: int) -> int:
+    """Return how long the first thread of process ``pid`` has run, in nanoseconds; 0: the kernel does not say."""
+    return int((_read(f"/proc/{pid}/schedstat").split() or [b"0"])[0])
 
 
 def _stat(pid: int) -> list[bytes] | None:

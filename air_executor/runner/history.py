@@ -47,6 +47,7 @@ class History:
         self._last_s = self._began_s
         self._next_s = self._began_s + _LEAST_S
         self._points: list[Point] = []
+        self._sample: Point | None = None
         #: Samples that make the next point, and how many a point is made of.
         self._open: Point | None = None
         self._count, self._stride = 0, 1
@@ -102,12 +103,26 @@ class History:
             written_bytes=written,
             gpu_memory_bytes=gpu_memory_bytes,
         )
+        self._sample = sample
         pause_s = min(_MOST_S, max(_LEAST_S, _PART * (now_s - self._began_s)))
         self._last_s, self._next_s = now_s, now_s + max(pause_s, _SHARE * cost_s)
         self._open = sample if self._open is None else self._open.with_next(sample)
         self._count += 1
         if self._count >= self._stride:
             self._finish_point()
+
+    def repeat(self, *, cost_s: float) -> None:
+        """Take note that all is as it was at the last sample."""
+        last = self._sample
+        assert last is not None, "there was none"
+        self.add(
+            memory_bytes=last.memory_bytes,
+            cpu_s=last.cpu_s,
+            processes=last.processes,
+            io=None if last.read_bytes is None or last.written_bytes is None else (last.read_bytes, last.written_bytes),
+            gpu_memory_bytes=last.gpu_memory_bytes,
+            cost_s=cost_s,
+        )
 
     def end(self, *, cpu_s: float, io: tuple[int, int] | None) -> None:
         """Write what is not written yet, with what the task has used in all."""

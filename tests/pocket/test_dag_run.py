@@ -292,7 +292,7 @@ def test_one_that_runs_is_left_alone_by_others(place: Place) -> None:
 def test_a_part_that_dies_is_started_again(place: Place) -> None:
     process = place.start("run", str(DAGS / "slow.py"), "--json")
     place.wait_for_effect("begin 1")
-    for title in ("scheduler", "api-server"):
+    for title in ("scheduler", "api-server", "watcher"):
         (part,) = place.parts(title)
         part.kill()
         wait_for(lambda title=title, part=part: set(place.parts(title)) - {part}, f"another {title}")

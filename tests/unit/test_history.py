@@ -202,6 +202,61 @@ def test_a_real_task_is_measured_without_any_limit_and_shared_memory_counts_once
     assert max(point["memory_bytes"] for point in points) == peak
 
 
+def test_a_task_that_rests_is_not_looked_at_again_until_it_has_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("_LEAST_S", "_PART", "_FIRST_S", "_SHARE"):
+        monkeypatch.setattr(history, name, 0.0)  # each look takes a sample
+    path = tmp_path / "usage.jsonl"
+
+    def run() -> list[int]:
+        go, going = os.pipe()
+
+        def work(say: Any) -> Any:
+            held = hold(20)
+            say()
+            os.read(go, 1)
+            more = hold(40)
+            if not os.fork():
+                time.sleep(600)
+            say()
+            return [held, more]
+
+        measured = Usage(parse(None), str(path))
+        looks = []
+        look = measured._family.look
+        monkeypatch.setattr(measured._family, "look", lambda **how: looks.append(1) or look(**how))
+        with task(work, measured) as said:
+            os.read(said, 1)
+            # Until it waits, and this is known.
+            wait_for(lambda: measured.measure() and measured._family.has_rested(), "the task to rest", every_s=0.001)
+            known = len(looks)
+            for _ in range(5):
+                assert measured.measure()
+            rested = len(looks) - known
+            os.write(going, b"+")
+            os.read(said, 1)
+            for _ in range(5):
+                assert measured.measure()
+        return [rested, len(looks) - known]
+
+    assert result_of(run) == [0, 5]  # with two processes there is always something to be seen
+    points = written(path)
+    before, after = points[-6], points[-1]
+    assert before["processes"] == 1 and 20 * MIB <= before["memory_bytes"] < 40 * MIB
+    assert after["processes"] == 2 and after["memory_bytes"] >= 60 * MIB
+    assert [{**each, "at_s": 0, "lasts_s": 0} for each in points[-10:-6]] == [{**before, "at_s": 0, "lasts_s": 0}] * 4
+
+
+def test_a_repeated_sample_is_the_last_one_and_not_the_most_of_several(clock: Clock, tmp_path: Path) -> None:
+    made = History(str(tmp_path / "usage.jsonl"))
+    for size in [*([10] * MAX_POINTS), 100, 10]:
+        made.add(memory_bytes=size, cpu_s=1.0, processes=1)
+    made.repeat(cost_s=0.0)
+    made.repeat(cost_s=0.0)
+    assert [point["memory_bytes"] for point in written(tmp_path / "usage.jsonl")][-2:] == [100, 10]
+
+
 def test_forks_of_a_task_without_limits_never_wait_for_its_runner(tmp_path: Path) -> None:
     def run() -> bool:
         measured = Usage(parse(None), str(tmp_path / "usage.jsonl"))

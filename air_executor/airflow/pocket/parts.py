@@ -32,6 +32,9 @@ _MAX_DEATHS, _LASTS_S = 5, 60.0
 #: A part that has ended is started again after so many seconds.
 _AGAIN_S = 1.0
 
+#: How a part ends that has met what it could not know of.
+_CRASHED = 70
+
 #: How long the scheduler has to end, and the others, in seconds. Then they are killed: nothing is lost by that.
 _SCHEDULER_END_S, _END_S = 20.0, 5.0
 
@@ -78,8 +81,8 @@ class Parts:
         gc.freeze()
         self._start("api-server")
         self._start("scheduler")
-        watching = self._start("watcher")
-        code = self._supervise(watching)
+        self._start("watcher")
+        code = self._supervise()
         for name in ("scheduler", "triggerer", "dag-processor", "api-server"):
             self._end(name, _END_S)
         if self._warming is not None:
@@ -99,24 +102,23 @@ class Parts:
             if os.waitpid(pid, 0)[1]:
                 raise RunFailedError("the run's database could not be made")
 
-    def _start(self, name: str) -> int:
+    def _start(self, name: str) -> None:
         parts: dict[str, Callable[[], None]] = {
             "api-server": lambda: pocketing.serve_execution_api(self._listener),
             "scheduler": lambda: pocketing.be_scheduler(self._wait_at_gate),
             "triggerer": pocketing.be_triggerer,
             "dag-processor": self._be_dag_processor,
-            "watcher": lambda: watcher.watch(self._folder, self._request, self._there, has_moved=self._has_moved),
+            "watcher": self._be_watcher,
         }
         self._due_s.pop(name, None)
         pid = self._fork(name, parts[name])
         self._pids[pid], self._began_s[name] = name, time.monotonic()
-        return pid
 
     def _fork(self, name: str, be: Callable[[], None]) -> int:
         main = os.getpid()
         if pid := os.fork():
             return pid
-        code = 1
+        code = _CRASHED
         try:
             # Not SIG_IGN, which launchers and tasks would inherit.
             signal.signal(signal.SIGINT, lambda *_: None)
@@ -140,7 +142,7 @@ class Parts:
             sys.stderr.flush()
             os._exit(code)
 
-    def _supervise(self, watching: int) -> int:
+    def _supervise(self) -> int:
         """Keep the parts alive until the watcher ends, and return the exit code."""
         told = False
         while True:
@@ -155,7 +157,7 @@ class Parts:
             while (ended := _ended()) is not None:
                 pid, code = ended
                 name = self._pids.pop(pid, None)
-                if pid == watching:
+                if name == "watcher" and (told or not self._has_crashed(code)):
                     return code
                 if name == "dag-processor" and code == 0:
                     self._here.send(name.encode())  # the callbacks that waited have been executed
@@ -163,9 +165,13 @@ class Parts:
                     log = self._folder.parts / f"{name}.log"
                     telling.tell("error", error=f"the run's {name} has ended {_MAX_DEATHS} times in a row, see {log}")
                     self._end("watcher", 0)
-                    return 1
+                    return RunFailedError.exit_code
             for name in [name for name, due_s in self._due_s.items() if time.monotonic() >= due_s]:
                 self._start(name)
+
+    def _has_crashed(self, code: int) -> bool:
+        """Tell whether a watcher that has ended so is needed again, for a run that has begun."""
+        return (code == _CRASHED or code < 0) and (self._folder.path / "run.json").exists()
 
     def _may_begin_again(self, name: str) -> bool:
         """Have a part that has ended started again, unless that has not helped."""
@@ -186,6 +192,10 @@ class Parts:
 
     def _be_dag_processor(self) -> None:
         pocketing.be_dag_processor(jsontext.loads((self._folder.path / "run.json").read_bytes())["files"])
+
+    def _be_watcher(self) -> None:
+        has_opened = self._gatekeeper < 0  # a former one has taken up what there was
+        watcher.watch(self._folder, self._request, self._there, has_moved=self._has_moved, takes_up=not has_opened)
 
     def _wait_at_gate(self) -> None:
         os.read(self._gate, 1)

@@ -36,14 +36,15 @@ _CALLBACKS_S = 120.0
 _INTERRUPTED = 130
 
 
-def watch(folder: RunFolder, request: Request, main: socket.socket, *, has_moved: bool) -> None:
+def watch(folder: RunFolder, request: Request, main: socket.socket, *, has_moved: bool, takes_up: bool) -> None:
     """Be the watcher. Leaves with the exit code of the command.
 
     :param main: takes names of parts that are wanted, and gives the word that the run is interrupted.
     :param has_moved: the API listens at another port than that of the run's former Airflow.
+    :param takes_up: what a former Airflow of the run has left is taken up.
     """
     try:
-        code = _Watcher(folder, request, main).work(has_moved=has_moved)
+        code = _Watcher(folder, request, main).work(has_moved=has_moved, takes_up=takes_up)
     except AirExecutorError as error:
         code = tell_error(error)
     raise SystemExit(code)
@@ -61,9 +62,9 @@ class _Watcher:
         self._ended_s: float | None = None
         self._others: list[str] = []
 
-    def work(self, *, has_moved: bool) -> int:
+    def work(self, *, has_moved: bool, takes_up: bool) -> int:
         """Work until the run has ended, and return the exit code."""
-        dag = self._begin(has_moved=has_moved)
+        dag = self._begin(has_moved=has_moved, takes_up=takes_up)
         instances = state.Instances(self._dag_id, self._run_id)
         from airflow.utils.session import create_session
 
@@ -83,7 +84,7 @@ class _Watcher:
             if self._is_interrupted(min(_MOST_S, max(_LOOK_S, _SHARE * took_s))):
                 return self._stop()
 
-    def _begin(self, *, has_moved: bool) -> DAG:
+    def _begin(self, *, has_moved: bool, takes_up: bool) -> DAG:
         """Read the DAG, and begin its run, or go on with it."""
         bag, dag = source.read(self._request)
         note = self._folder.path / "run.json"
@@ -98,7 +99,8 @@ class _Watcher:
         pocketing.save_dags(bag, BUNDLE)
         if goes_on:
             self._dag_id, self._run_id = begun["dag_id"], begun["run_id"]
-            self._take_up(has_moved=has_moved)
+            if takes_up:
+                self._take_up(has_moved=has_moved)
         else:
             self._dag_id, self._run_id = dag.dag_id, self._trigger(dag)
             begun = {"dag_id": self._dag_id, "run_id": self._run_id, "airflow": list(AIRFLOW_VERSION)}
