@@ -2,8 +2,9 @@
 
 A task that ends within a second leaves nothing. A longer one is looked at every second first, then less and less often,
 down to every ten seconds. Where more processes want to run than there are CPUs, short tasks last longer for that alone:
-there the first look, the most expensive one, waits until the third second. The file has at most 240 points: when it is
-full, each two become one, and from then on a point stands for twice as long.
+there the first look, the most expensive one, waits until the third second. A task that has not run since the last look
+is not looked at closely, and of the samples in which it rests one in six is written down. The file has at most 240
+points: when it is full, each two become one, and from then on a point stands for twice as long.
 """
 
 from __future__ import annotations
@@ -25,6 +26,9 @@ _FIRST_S = 3.0
 
 #: Taking samples takes at most one part in this many of a CPU's time.
 _SHARE = 100
+
+#: Of so many samples of a task that rests, one is written down.
+_REPEATS = 6
 
 #: The file has at most so many points.
 MAX_POINTS = 240
@@ -104,17 +108,24 @@ class History:
             gpu_memory_bytes=gpu_memory_bytes,
         )
         self._sample = sample
-        pause_s = min(_MOST_S, max(_LEAST_S, _PART * (now_s - self._began_s)))
-        self._last_s, self._next_s = now_s, now_s + max(pause_s, _SHARE * cost_s)
+        self._last_s, self._next_s = now_s, now_s + self._pause_s(now_s, cost_s)
         self._open = sample if self._open is None else self._open.with_next(sample)
         self._count += 1
         if self._count >= self._stride:
             self._finish_point()
 
+    def _pause_s(self, now_s: float, cost_s: float) -> float:
+        return max(min(_MOST_S, max(_LEAST_S, _PART * (now_s - self._began_s))), _SHARE * cost_s)
+
     def repeat(self, *, cost_s: float) -> None:
-        """Take note that all is as it was at the last sample."""
+        """Take note that all is as it was at the last sample. That is written down now and then only."""
         last = self._sample
         assert last is not None, "there was none"
+        now_s = time.monotonic()
+        pause_s = self._pause_s(now_s, cost_s)
+        if now_s < self._last_s + _REPEATS * pause_s:
+            self._next_s = now_s + pause_s
+            return
         self.add(
             memory_bytes=last.memory_bytes,
             cpu_s=last.cpu_s,

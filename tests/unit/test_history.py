@@ -248,12 +248,27 @@ def test_a_task_that_rests_is_not_looked_at_again_until_it_has_run(
     assert [{**each, "at_s": 0, "lasts_s": 0} for each in points[-10:-6]] == [{**before, "at_s": 0, "lasts_s": 0}] * 4
 
 
+def test_of_a_task_that_rests_few_points_are_written_and_none_is_missing(clock: Clock, tmp_path: Path) -> None:
+    made = History(str(tmp_path / "usage.jsonl"))
+    made.add(memory_bytes=7, cpu_s=1.0, processes=1)
+    for _ in range(600):
+        clock.now_s += 1.0
+        if made.is_due():
+            made.repeat(cost_s=0.0)
+    made.end(cpu_s=1.0, io=None)
+    points = written(tmp_path / "usage.jsonl")
+    assert {point["memory_bytes"] for point in points} == {7} and 12 <= len(points) <= 24
+    assert sum(point["lasts_s"] for point in points) == points[-1]["at_s"] == 600.0
+    assert max(point["lasts_s"] for point in points) < 70.0
+
+
 def test_a_repeated_sample_is_the_last_one_and_not_the_most_of_several(clock: Clock, tmp_path: Path) -> None:
     made = History(str(tmp_path / "usage.jsonl"))
     for size in [*([10] * MAX_POINTS), 100, 10]:
         made.add(memory_bytes=size, cpu_s=1.0, processes=1)
-    made.repeat(cost_s=0.0)
-    made.repeat(cost_s=0.0)
+    for _ in range(2):
+        clock.now_s += 100.0
+        made.repeat(cost_s=0.0)
     assert [point["memory_bytes"] for point in written(tmp_path / "usage.jsonl")][-2:] == [100, 10]
 
 
