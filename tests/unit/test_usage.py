@@ -363,8 +363,12 @@ def test_looking_costs_the_same_whatever_else_the_machine_runs() -> None:
                     missing -= len(os.read(said, missing))
                 usage._family.look()  # psutil and others have read by now what they read once
                 sys.addaudithook(audit)
-                assert len(usage._family.look()) == 4
-                return count
+                counts = []
+                for _ in range(3):  # now and then something else of this process opens a file, too
+                    before = count
+                    assert len(usage._family.look()) == 4
+                    counts.append(count - before)
+                return min(counts)
 
         return int(result_of(run))
 
