@@ -88,9 +88,10 @@ class Watch:
             "launcher": [answer["pid"] for answer in answers if answer is not None],
             "manager": [os.getpid()],
         }
-        return {
-            name: {pid: cpu_s([psutil.Process(pid)], children=False) for pid in some} for name, some in pids.items()
-        }
+        used: dict[str, dict[int, float]] = {}
+        for name, some in pids.items():
+            used[name] = {pid: cpu_s([psutil.Process(pid)], children=False) for pid in some if pid is not None}
+        return used
 
 
 def measure(options: argparse.Namespace) -> dict[str, float]:

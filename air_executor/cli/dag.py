@@ -32,7 +32,6 @@ def _dag(args: argparse.Namespace) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
-    args.error_event = "error"
     if not 1 <= len(args.names) <= 2:
         raise DagError("say what to run: air-executor dag run FILE [DAG_ID]")
     request = Request(
@@ -304,5 +303,6 @@ COMMANDS: tuple[Command, ...] = (
             ),
             JSON,
         ),
+        telling="run",
     ),
 )

@@ -20,16 +20,20 @@ _SCARCE = frozenset(
 _ADVICE = re.compile(r"[^;:.]*`air-executor [^`]*`.*", re.DOTALL)
 
 
-def envelope(error: BaseException, event: str | None = None) -> dict[str, Any]:
+def envelope(error: BaseException, *, is_event: bool = False) -> dict[str, Any]:
     """Return a failure as programs read it: ``error``, ``retryable`` and ``hint``.
 
-    :param event: the name by which a command that tells events calls it.
+    :param is_event: it is the last of the events that a command tells, and says so in ``event``.
     """
-    named = {} if event is None else {"event": event}
     if isinstance(error, KeyboardInterrupt):
-        return named | {"error": "interrupted", "retryable": True, "hint": None}
+        return _envelope("interrupted", is_event=is_event, retryable=True, hint=None)
     text = str(error) if isinstance(error, AirExecutorError) else f"{type(error).__name__}: {error}"
-    return named | {"error": printable(text), "retryable": is_retryable(error), "hint": hint_of(error)}
+    return _envelope(text, is_event=is_event, retryable=is_retryable(error), hint=hint_of(error))
+
+
+def _envelope(text: str, *, is_event: bool, retryable: bool, hint: str | None) -> dict[str, Any]:
+    named = {"event": "error"} if is_event else {}
+    return {**named, "error": printable(text), "retryable": retryable, "hint": hint}
 
 
 def is_retryable(error: BaseException) -> bool:
@@ -54,7 +58,7 @@ def hint_of(error: BaseException) -> str | None:
 def report(error: AirExecutorError | KeyboardInterrupt, args: argparse.Namespace) -> int:
     """Say what went wrong with a command, and return the exit code."""
     if getattr(args, "json", False):
-        print_line(envelope(error, getattr(args, "error_event", None)))
+        print_line(envelope(error, is_event=args.tells_events))
     elif isinstance(error, AirExecutorError):
         hint = error.__dict__.get("hint")
         print(f"air-executor: {error}" + (f"; {hint}" if hint else ""), file=sys.stderr)
@@ -64,13 +68,14 @@ def report(error: AirExecutorError | KeyboardInterrupt, args: argparse.Namespace
 class Parser(argparse.ArgumentParser):
     """A parser whose complaints are JSON too, when the command line asks for JSON."""
 
+    telling: str | None = None
+    """See :attr:`air_executor.cli.table.Command.telling`."""
+
     def error(self, message: str) -> NoReturn:
         """Leave with the exit code of wrong use."""
         words = sys.argv[1:]
         if "--json" not in (words[: words.index("--")] if "--" in words else words):  # what follows is a task's
             super().error(message)
-        named = {"event": "error"} if self.prog.endswith(" dag") and "run" in words else {}
-        print_line(
-            named | {"error": printable(message), "retryable": False, "hint": f"`{self.prog} --help` shows the usage"}
-        )
+        hint = f"`{self.prog} --help` shows the usage"
+        print_line(_envelope(message, is_event=self.telling in words, retryable=False, hint=hint))
         sys.exit(AirExecutorError.exit_code)

@@ -29,7 +29,9 @@ def build(commands: Sequence[Command]) -> tuple[argparse.ArgumentParser, dict[st
     top.commands = commands
     top.add_argument("--version", action="version", version=f"air-executor {__version__}")
     top.add_argument(*STATE_DIR.flags, **STATE_DIR.options)
-    subparsers = top.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=Parser)
+    subparsers: argparse._SubParsersAction[Parser] = top.add_subparsers(
+        dest="command", metavar="COMMAND", required=True, parser_class=Parser
+    )
     parsers: dict[str, argparse.ArgumentParser] = {}
     for command in commands:
         sub = parsers[command.name] = subparsers.add_parser(
@@ -39,6 +41,7 @@ def build(commands: Sequence[Command]) -> tuple[argparse.ArgumentParser, dict[st
             epilog=help.epilog(command, "air-executor"),
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
+        sub.telling = command.telling
         for argument in (*command.arguments, STATE_DIR):
             sub.add_argument(*argument.flags, **argument.options)
         sub.set_defaults(func=call(command))

@@ -43,6 +43,8 @@ class Command:
     help: str
     run: Callable[[argparse.Namespace], int]
     arguments: tuple[Argument, ...] = ()
+    telling: str | None = None
+    """The action that tells events with ``--json``: its error is one, too."""
 
 
 def call(command: Command) -> Callable[[argparse.Namespace], None]:
@@ -53,6 +55,7 @@ def call(command: Command) -> Callable[[argparse.Namespace], None]:
 
     def run(args: argparse.Namespace) -> None:
         args.command = command.name  # Airflow's command line has its own place for it
+        args.tells_events = command.telling is not None and args.action == command.telling
         if (named := getattr(args, "state_dir", None)) is not None:
             # In the environment, so that the processes started by this command have it too.
             os.environ[VARIABLE] = os.path.abspath(os.path.expanduser(named))
@@ -108,7 +111,7 @@ def log_progress() -> None:
 
 def _print_unexpected(error: Exception, args: argparse.Namespace) -> None:
     if getattr(args, "json", False):
-        print_line(envelope(error, getattr(args, "error_event", None)))
+        print_line(envelope(error, is_event=args.tells_events))
 
 
 def _unusable(error: OSError) -> AirExecutorError:

@@ -61,10 +61,11 @@ class Family:
         """
         return self._alone is not None and _ran_ns(self._alone[0]) == self._alone[1]
 
-    def look(self, *, memory: bool = True) -> list[Member]:
+    def look(self, *, memory: bool = True, notes_rest: bool = False) -> list[Member]:
         """Return the descendants of this process, parents before their children.
 
         :param memory: whether to look at memory at all; otherwise it is 0.
+        :param notes_rest: whether :meth:`has_rested` is to be asked later.
         """
         self._alone = None
         if sys.platform != "linux":
@@ -74,7 +75,7 @@ class Family:
         members: list[Member] = []
         ran_ns = threads = 0
         for pid, parent in _walk():
-            if memory and not members:
+            if notes_rest and not members:
                 ran_ns = _ran_ns(pid)
             stat = _stat(pid)
             if stat is None:

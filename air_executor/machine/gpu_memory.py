@@ -20,6 +20,11 @@ class GpuMemory:
         self._names = list(gpus)
         self._looks: list[Callable[[], int]] | None = None
 
+    @property
+    def are_there(self) -> bool:
+        """Whether there is a GPU to look at."""
+        return bool(self._names)
+
     def used_bytes(self) -> int | None:
         """Return how much is in use; ``None``: there are none, it can't be told, or not yet.
 

@@ -53,7 +53,7 @@ class Usage:
         self._history: History | None = None
         self._family = Family()
         self._views = rollup.make_views() if self._watches_memory else None
-        self._gpus, self._has_gpus = GpuMemory(()), False
+        self._gpus = GpuMemory(())
         self._is_over = False
         self._inherited_bytes = 0
         self._ended_before_s = 0.0
@@ -84,7 +84,7 @@ class Usage:
         :param gpus: those that the task has, see :class:`.GpuMemory`.
         """
         self._history = History(self._path) if self._path is not None else None
-        self._gpus, self._has_gpus = GpuMemory(gpus), bool(gpus)
+        self._gpus = GpuMemory(gpus)
         self._ended_before_s = _ended_s()
         self._inherited_bytes = self._inherited_bytes or family.memory_bytes(os.getpid())
 
@@ -103,10 +103,12 @@ class Usage:
             if self._views is not None:
                 self._views.receive()  # forks may be many
             return False
-        if is_sample and self._history is not None and self._has_rested():
+        # Of a task of which nothing but samples is taken, one that would be as the last is not.
+        may_rest = not (self._is_wanted or self._watches_memory or self._gpus.are_there)
+        if may_rest and self._history is not None and self._history.is_begun and self._family.has_rested():
             self._history.repeat(cost_s=time.thread_time() - begin_s)
             return True
-        members = self._family.look(memory=is_sample or self._watches_memory)
+        members = self._family.look(memory=is_sample or self._watches_memory, notes_rest=may_rest)
         # A process that has just ended is in its parent's sum already, or is missing until the next measurement.
         used_s = sum(member.cpu_time_s for member in members) + _ended_s() - self._ended_before_s
         self.cpu_time_s = max(self.cpu_time_s, used_s)
@@ -119,12 +121,6 @@ class Usage:
         if is_sample and self._history is not None:
             self._take_sample(self._history, members, begin_s)
         return True
-
-    def _has_rested(self) -> bool:
-        """Tell whether a sample would be as the last one was, of a task that nothing but samples is taken of."""
-        is_sampled = self._history is not None and self._history.is_begun
-        is_all = not (self._is_wanted or self._watches_memory or self._has_gpus)
-        return is_sampled and is_all and self._family.has_rested()
 
     def _take_sample(self, history: History, members: Sequence[Member], begin_s: float) -> None:
         if not any(member.memory_bytes for member in members):

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -31,6 +30,7 @@ from tests.support.waiting import wait_for
 from tests.temporal.conftest import Temporal
 from tests.unit.processes import forked
 from tests.unit.test_backend import (  # noqa: F401 (the tests, and their fixture)
+    Shells,
     backend,
     ordered,
     test_a_failure_and_the_death_of_a_runner_are_ends_too,
@@ -52,11 +52,11 @@ from tests.unit.test_backend import (  # noqa: F401 (the tests, and their fixtur
 pytestmark = [pytest.mark.faults, pytest.mark.xdist_group("temporal's jobs")]
 
 
-class Host:
+class Host(Shells):
     """A host, seen by those who order runs from it."""
 
     def __init__(self, folder: Path, store: RunStore) -> None:
-        self.folder, self.store = folder, store
+        super().__init__(folder, store)
         self.ordered = OrderedRuns.of(folder / "state")
         self.made: list[TemporalBackend] = []
 
@@ -67,17 +67,6 @@ class Host:
 
     def has_begun(self, run_id: str) -> bool:
         return self.store.has(run_id) and self.store.read(run_id).state is RunState.RUNNING
-
-    def has_ended(self, run_id: str) -> bool:
-        return self.store.read(run_id).state.is_end
-
-    def release(self, run_id: str, *, fails: bool = False) -> None:
-        path = self.folder / f".{run_id}"
-        path.write_text("1" if fails else "0")
-        path.rename(self.folder / run_id)
-
-    def kill_runner(self, run_id: str) -> None:
-        os.kill(wait_for(lambda: self.store.read(run_id).pid, "the runner"), signal.SIGKILL)
 
     def dead_owner(self, name: str, *run_ids: str) -> None:
         def live() -> Claims:  # a client of Temporal does not survive a fork

@@ -91,12 +91,32 @@ class Memory:
         pass
 
 
-class Local:
-    """This machine. Its runs execute a shell that waits for a file."""
+class Shells:
+    """What runs that execute a shell, which waits for a file, have in common, wherever they are."""
+
+    def __init__(self, folder: Path, store: RunStore) -> None:
+        self.folder = folder
+        self.store = store
+        """Of the machine that executes them."""
+
+    def has_ended(self, run_id: str) -> bool:
+        return self.store.read(run_id).state.is_end
+
+    def release(self, run_id: str, *, fails: bool = False) -> None:
+        path = self.folder / f".{run_id}"
+        path.write_text("1" if fails else "0")
+        path.rename(self.folder / run_id)
+
+    def kill_runner(self, run_id: str) -> None:
+        pid = wait_for(lambda: self.store.read(run_id).pid, "the runner")
+        os.kill(pid, 9)
+
+
+class Local(Shells):
+    """This machine."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.store = RunStore(folder / "state")
+        super().__init__(folder, RunStore(folder / "state"))
         self.store.prepare()
         self.config = config(self.store.root, serves="jobs", gpus=("0", "1"), launcher_idle_seconds=600.0)
         self.made: list[LocalBackend] = []
@@ -110,18 +130,6 @@ class Local:
 
     def has_begun(self, run_id: str) -> bool:
         return self.store.read(run_id).state is not RunState.QUEUED
-
-    def has_ended(self, run_id: str) -> bool:
-        return self.store.read(run_id).state.is_end
-
-    def release(self, run_id: str, *, fails: bool = False) -> None:
-        path = self.folder / f".{run_id}"
-        path.write_text("1" if fails else "0")
-        path.rename(self.folder / run_id)
-
-    def kill_runner(self, run_id: str) -> None:
-        pid = wait_for(lambda: self.store.read(run_id).pid, "the runner")
-        os.kill(pid, 9)
 
     def dead_owner(self, name: str, *run_ids: str) -> None:
         def live() -> LocalBackend:

@@ -53,9 +53,6 @@ class LocalBackend:
         self.room = LocalRoom(store, config, lambda: self._followed.ended)
         self._guard = Guard(log)
         self._restarts = Restarts(self._launchers, self._followed)
-        self._counts = LauncherCounts()
-        #: The launcher that was counted last, by its process id.
-        self._counted: Any = None
         #: Whether the other launchers have still to be asked for the unattended runs.
         self._seeks = False
 
@@ -196,7 +193,7 @@ class LocalBackend:
 
     def launchers(self) -> LauncherCounts:
         """See :meth:`air_executor.runs.backend.RunBackend.launchers`."""
-        return replace(self._counts, live=len(self._launchers.links()))
+        return replace(self._launchers.counts, live=len(self._launchers.links()))
 
     # News
 
@@ -382,7 +379,7 @@ class LocalBackend:
         elif kind == "exited":
             self._followed.exited(run_id, message.get("exit_code"), message.get("record"))
         elif kind == "spare_died":
-            self._counts.spare_deaths += 1
+            self._launchers.counts.spare_deaths += 1
         elif kind == "superseded" and link is self._launchers.current:
             self._launchers.supersede()
             with contextlib.suppress(AirExecutorError, OSError):  # the next order tries again
@@ -396,9 +393,7 @@ class LocalBackend:
     def _meet(self, link: Link, launcher: dict[str, Any]) -> None:
         """Note what a launcher says of itself, and give it orders if the two understand each other."""
         link.launcher = launcher
-        if link is self._launchers.current and launcher.get("pid") != self._counted:
-            self._counted = launcher.get("pid")
-            self._counts.generations += 1
+        self._launchers.count(link)
         if isinstance(pid := launcher.get("pid"), int) and not self._launchers.is_service:
             link.note_process(pid)
         link.objection = protocol.objection(launcher)

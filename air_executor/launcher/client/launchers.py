@@ -10,6 +10,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator
+from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -27,6 +28,7 @@ from air_executor.launcher.address import (
 from air_executor.launcher.client.link import LOOK_S, Link
 from air_executor.launcher.fingerprint import changed_code, code_version, packages_stamp
 from air_executor.machine.awake import AwakeClock
+from air_executor.runs.backend import LauncherCounts
 from air_executor.runs.store import RunStore
 
 log = logging.getLogger(__name__)
@@ -59,6 +61,10 @@ class Launchers:
         """The launcher that was started here last, until it is reaped."""
         self.clock = AwakeClock(LOOK_S)
         """Measures how long launchers owe an answer."""
+        self.counts = LauncherCounts()
+        """What became of them; without those that live."""
+        #: The launcher that was counted last, by its process id.
+        self._counted: Any = None
         self._packages, self._code = packages_stamp(), code_version()
         self._has_compared = False
         self._checked_s = 0.0
@@ -67,6 +73,13 @@ class Launchers:
     def links(self) -> list[Link]:
         """Return all connections, the current one first."""
         return self.former if self.current is None else [self.current, *self.former]
+
+    def count(self, link: Link) -> None:
+        """Count a launcher that has just said who it is, once, if it gets orders."""
+        pid = link.launcher.get("pid")
+        if link is self.current and pid != self._counted:
+            self._counted = pid
+            self.counts.generations += 1
 
     def fileno(self) -> int | None:
         """Return a descriptor that is readable when a launcher has sent something, or can take more of what waits."""
