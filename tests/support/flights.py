@@ -33,7 +33,8 @@ class Flight:
         return self.airflow.effects(f"effects-{self.run.run_id}")
 
     def wait_for(self, *lines: str) -> None:
-        wait_for(lambda: set(lines) <= set(self.effects), f"{lines} of {self.run.run_id}")
+        what = f"{lines} of {self.run.run_id}"
+        wait_for(lambda: set(lines) <= set(self.effects), what, seen=lambda: (self.effects, self.rows(), self.records()))
 
     def begun(self) -> Flight:
         self.wait_for(*(f"begin {index} 1" for index in range(self.tasks)))

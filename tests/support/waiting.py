@@ -9,13 +9,23 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-def wait_for(condition: Callable[[], T], what: str, timeout_s: float = 300.0, every_s: float = 0.05) -> T:
-    """Return the first true value of ``condition``; fail after ``timeout_s`` seconds, saying ``what`` did not come."""
+def wait_for(
+    condition: Callable[[], T],
+    what: str,
+    timeout_s: float = 300.0,
+    every_s: float = 0.05,
+    seen: Callable[[], object] | None = None,
+) -> T:
+    """Return the first true value of ``condition``; fail after ``timeout_s`` seconds, saying ``what`` did not come.
+
+    The failure tells what ``seen`` returns then, by default the condition's last value.
+    """
     deadline = time.monotonic() + timeout_s
     while True:
         value = condition()
         if value:
             return value
         if time.monotonic() > deadline:
-            raise AssertionError(f"after {timeout_s:.0f} s still waiting for {what}; last seen: {value!r}")
+            last = value if seen is None else seen()
+            raise AssertionError(f"after {timeout_s:.0f} s still waiting for {what}; last seen: {last!r}")
         time.sleep(every_s)

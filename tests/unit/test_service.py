@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -96,14 +97,15 @@ def test_what_a_script_started_before_it_became_the_launcher_is_not_taken_for_a_
     wait_for(lambda: not psutil.pid_exists(sidecar), "the launcher to reap it")
     assert is_alive(orphan)
     assert launcher.poll() is None
+    backend.close()
 
 
 def test_without_the_service_runs_fail_in_the_end_and_say_what_to_start(
     store: RunStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("air_executor.launcher.client.restarts._SERVICE_S", (0.0, 0.1))
-    backend = LocalBackend(config(store.root, launcher="service"))
-    order(backend, tmp_path / "log")
-    (ended,) = wait_for(backend.take_ends, "the failure")
+    with contextlib.closing(LocalBackend(config(store.root, launcher="service"))) as backend:
+        order(backend, tmp_path / "log")
+        (ended,) = wait_for(backend.take_ends, "the failure")
     assert "air-executor launcher" in (ended.reason or "")
     assert "air-executor launcher" in (tmp_path / "log").read_text()
