@@ -35,6 +35,7 @@ from air_executor.temporal.dag_runs import DagRuns
 from air_executor.temporal.link import Link, Order, Signal
 from air_executor.temporal.settings import Settings
 from air_executor.temporal.watch import WATCH_S, LiveRun, Watch
+from air_executor.temporal.workflow import MOST_EVENTS
 
 log = logging.getLogger(__name__)
 
@@ -141,6 +142,7 @@ class TemporalBackend:
 
     def _header(self, who: Identity) -> dict[str, Any]:
         header: dict[str, Any] = {"dag": who.dag_id, "dag_run": who.dag_run_id, "team": who.team}
+        header["most_events"] = MOST_EVENTS
         if who.dag_id is not None and who.dag_run_id is not None and self._settings.ui:
             header["airflow"] = f"{self._settings.ui}/dags/{quote(who.dag_id)}/runs/{quote(who.dag_run_id)}"
         if who.dag_run_id is None:

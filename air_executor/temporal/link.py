@@ -25,7 +25,8 @@ from air_executor.errors import AirExecutorError, ConfigError
 from air_executor.guard import Guard
 from air_executor.temporal import asking, attributes
 from air_executor.temporal.settings import Settings
-from air_executor.temporal.workflow import NAME, DagRunWorkflow, memo
+from air_executor.temporal.workflow import NAME, memo
+from air_executor.temporal.workflow_worker import workflow_worker
 
 log = logging.getLogger(__name__)
 
@@ -214,7 +215,7 @@ class Link:
                 activities=[tell, judge],
                 graceful_shutdown_timeout=timedelta(seconds=2),
             ),
-            Worker(self.client, task_queue=self._settings.prefix, workflows=[DagRunWorkflow]),
+            workflow_worker(self.client, self._settings.prefix),
         )
         async with workers[0], workers[1]:
             await asyncio.Event().wait()

@@ -29,7 +29,7 @@ from air_executor.temporal import asking
 from air_executor.temporal.host_runs import BEAT_S, HostRuns
 from air_executor.temporal.settings import WORKER, Settings
 from air_executor.temporal.slots import HostSlots
-from air_executor.temporal.workflow import DagRunWorkflow
+from air_executor.temporal.workflow_worker import workflow_worker
 
 _Slots: TypeAlias = CustomSlotSupplier | FixedSizeSlotSupplier | ResourceBasedSlotSupplier
 
@@ -112,7 +112,7 @@ class HostWorker:
             return ResourceBasedSlotSupplier(ResourceBasedSlotConfig(minimum_slots=1), tuner)
 
         own = [
-            Worker(self._client, task_queue=self._settings.prefix, workflows=[DagRunWorkflow]),
+            workflow_worker(self._client, self._settings.prefix),
             self._worker(self._queue, self._runs.attach, FixedSizeSlotSupplier(_MOST), pollers=5),
         ]
         orders = [

@@ -49,8 +49,10 @@ _LAST_WAIT = timedelta(minutes=10)
 #: So many runs of a workflow are offered to hosts at a time; Temporal advises against more than 500 activities.
 MOST_AT_ONCE = 500
 
-#: A workflow whose history has more events than this passes new orders on to a successor. Temporal ends one at 51,200.
-MOST_EVENTS = 15_000
+#: A workflow whose history has more events than this passes new orders on to a successor. Temporal ends one at 51,200;
+#: long before that, its replay takes too long. Workflows that say no number are of a former version.
+MOST_EVENTS = 6_000
+_FORMER_MOST_EVENTS = 15_000
 _MOST_BYTES = 15 << 20
 
 #: The type of an activity's failure when its worker is shut down and leaves the run to its successor.
@@ -76,10 +78,10 @@ class _Run:
     card: dict[str, Any]
     follower: str
     """The task queue of the executor that wants to know the end."""
+    number: int
     handle: workflow.ActivityHandle[Any] | None = None
     stop_reason: dict[str, Any] | None = None
     end: dict[str, Any] | None = None
-    is_told: bool = False
 
 
 def memo(header: dict[str, Any]) -> dict[str, str]:
@@ -107,6 +109,10 @@ class DagRunWorkflow:
     def __init__(self, header: dict[str, Any]) -> None:
         self._header = header
         self._runs: dict[str, _Run] = {}
+        #: Those of them that have no end yet, and those whose end is to be told. There may be thousands of others; what
+        #: happens often must not look through them all: a replay does it all at once.
+        self._live: dict[str, _Run] = {}
+        self._untold: dict[str, _Run] = {}
         self._tellers: dict[str, asyncio.Task[None]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._room = asyncio.Semaphore(MOST_AT_ONCE)
@@ -126,33 +132,28 @@ class DagRunWorkflow:
                 try:
                     await workflow.wait_condition(self._may_end, timeout=_IDLE)
                 except asyncio.TimeoutError:
-                    if before == self._changes and not self._live() and self._successor is None:
+                    if before == self._changes and not self._live and self._successor is None:
                         return "nothing happened for a day"
         except asyncio.CancelledError:
-            for run in self._live():
+            for run in list(self._live.values()):
                 self._stop(run, {"reason": "its workflow was cancelled in Temporal", "unwanted": False})
-            await workflow.wait_condition(lambda: not self._untold(), timeout=_LAST_WAIT)
+            await workflow.wait_condition(lambda: not self._live and not self._untold, timeout=_LAST_WAIT)
             raise
         if self._closed == "failed":
             raise ApplicationError("the DAG run has failed", type="DagRunFailed", non_retryable=True)
         return self._closed or "done"
 
     def _may_end(self) -> bool:
+        if self._live or self._outbox:
+            return False
         if self._header.get("is_single"):
-            return bool(self._runs) and not self._untold() and not self._outbox
-        is_known = self._is_impatient or not self._untold()
-        return self._closed is not None and not self._live() and not self._outbox and is_known
+            return bool(self._runs) and not self._untold
+        return self._closed is not None and (self._is_impatient or not self._untold)
 
     async def _lose_patience(self) -> None:
         before = self._changes
         await workflow.sleep(_UNTOLD)
         self._is_impatient = self._closed is not None and before == self._changes
-
-    def _live(self) -> list[_Run]:
-        return [run for run in self._runs.values() if run.end is None]
-
-    def _untold(self) -> list[_Run]:
-        return [run for run in self._runs.values() if not run.is_told]
 
     # What executors ask for
 
@@ -166,8 +167,7 @@ class DagRunWorkflow:
             self._pass_on("order", [follower, new])
         else:
             for card in new:
-                run = self._runs[card["id"]] = _Run(card, follower)
-                self._begin(self._execute(run))
+                self._begin(self._execute(self._add(card, follower)))
         self._show()
 
     @workflow.signal
@@ -179,12 +179,14 @@ class DagRunWorkflow:
         else:
             for run_id in later:
                 end = {"state": "lost", "reason": "Temporal has no order of it", "is_unknown": True}
-                self._runs[run_id] = _Run({"id": run_id, "summary": run_id}, follower, end=end)
+                self._end(self._add({"id": run_id, "summary": run_id}, follower), end)
         for run_id in run_ids:
             if (run := self._runs.get(run_id)) is None:
                 continue
             if run.follower != follower:
-                former, run.follower, run.is_told = run.follower, follower, False
+                former, run.follower = run.follower, follower
+                if run.end is not None:
+                    self._untold[run_id] = run
                 if (teller := self._tellers.get(former)) is not None and not self._to_tell(former):
                     teller.cancel()  # nobody serves that queue any more
             self._tell(follower)
@@ -221,7 +223,7 @@ class DagRunWorkflow:
     # The successor
 
     def _is_long(self) -> bool:
-        most: int = self._header.get("most_events", MOST_EVENTS)
+        most: int = self._header.get("most_events", _FORMER_MOST_EVENTS)
         info = workflow.info()
         return info.get_current_history_length() > most or info.get_current_history_size() > _MOST_BYTES
 
@@ -252,6 +254,14 @@ class DagRunWorkflow:
 
     # Runs
 
+    def _add(self, card: dict[str, Any], follower: str) -> _Run:
+        run = self._runs[card["id"]] = self._live[card["id"]] = _Run(card, follower, len(self._runs))
+        return run
+
+    def _end(self, run: _Run, end: dict[str, Any]) -> None:
+        run.end = end
+        self._untold[run.card["id"]] = self._live.pop(run.card["id"])
+
     def _begin(self, work: Any) -> None:
         task = asyncio.create_task(work)
         self._tasks.add(task)
@@ -264,7 +274,8 @@ class DagRunWorkflow:
 
     async def _execute(self, run: _Run) -> None:
         async with self._room:
-            run.end = _stopped(run, "before it began") if run.stop_reason is not None else await self._end_of(run)
+            end = _stopped(run, "before it began") if run.stop_reason is not None else await self._end_of(run)
+        self._end(run, end)
         self._tell(run.follower)
         self._show()
 
@@ -362,7 +373,7 @@ class DagRunWorkflow:
     # Ends
 
     def _to_tell(self, follower: str) -> list[_Run]:
-        return [r for r in self._runs.values() if r.end is not None and not r.is_told and r.follower == follower]
+        return sorted((r for r in self._untold.values() if r.follower == follower), key=lambda run: run.number)
 
     def _tell(self, follower: str) -> None:
         if follower not in self._tellers and self._to_tell(follower):
@@ -379,10 +390,11 @@ class DagRunWorkflow:
                     summary=f"{len(runs)} ends",
                 )
                 for run in runs:
-                    run.is_told = run.is_told or run.follower == follower
+                    if run.follower == follower:
+                        self._untold.pop(run.card["id"], None)
         finally:
             # Here, not in a callback of the task: between the last look and that, another end may come.
             del self._tellers[follower]
 
     def _show(self) -> None:
-        workflow.set_current_details(f"{len(self._live())} live runs, {len(self._runs)} in all")
+        workflow.set_current_details(f"{len(self._live)} live runs, {len(self._runs)} in all")

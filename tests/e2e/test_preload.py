@@ -58,7 +58,7 @@ def test_packages_are_imported_ahead_and_what_users_edit_is_not(airflow: Airflow
 
     # A launcher has a package tried that it has seen imported twice, and a successor imports it. Either may have come
     # in the meantime, or come with the next run.
-    wait_for(lambda: told()["ahead"], "a launcher that imports it", 400)
+    wait_for(lambda: told()["ahead"], "a launcher that imports it", 400, seen=lambda: preloads(airflow))
     launcher(airflow)  # the former one has ended
     ahead, _, left = preloads(airflow).partition("; left to tasks: ")
     assert "numpy (" in ahead, left

@@ -41,8 +41,12 @@ OPTIONS = {
     "AIRFLOW_VAR_SAME_OPEN": "wide open",
 }
 
-#: So many chances has LocalExecutor.
+#: So many chances has each way.
 ATTEMPTS = 5
+
+#: What the API server answers to a success that is reported again, because its first answer came too late. That happens
+#: on a slow machine with SQLite, whatever the executor.
+SENT_TWICE = "'previous_state': 'success'"
 
 TABLES = (
     "task_instance", "task_instance_history", "xcom", "rendered_task_instance_fields", "log", "asset_event", "dag_run",
@@ -75,17 +79,24 @@ def is_written(env: Airflow, run_id: str) -> bool:
     return True
 
 
-def first_without_mismatch(env: Airflow, way: str) -> dict[str, list[str]]:
-    """Return what was seen of a run; of LocalExecutor's first one in which it has not failed a task by mistake.
+def is_spoiled(found: dict[str, list[str]], way: str) -> bool:
+    """Tell whether Airflow's own parts have made a run other than it should be.
 
-    It does so to tasks that are rescheduled when they are due again before the scheduler has heard that they had ended.
+    LocalExecutor fails tasks that are rescheduled when they are due again before the scheduler has heard that they had
+    ended.
     """
-    for attempt in range(ATTEMPTS if way == "local" else 1):
+    by_mistake = way == "local" and any("state mismatch" in line for line in found["log"])
+    return by_mistake or any(SENT_TWICE in line for lines in found.values() for line in lines)
+
+
+def first_good_run(env: Airflow, way: str) -> dict[str, list[str]]:
+    """Return what was seen of the first run that is not spoiled."""
+    for attempt in range(ATTEMPTS):
         run = env.api.trigger("same", run_id=f"run-{way}-{attempt}")
         run.wait(600)
         wait_for(lambda run=run: is_written(env, run.run_id), "its tasks' processes to be done")  # type: ignore[misc]
         found = seen(env, run.run_id)
-        if not any("state mismatch" in line for line in found["log"]):
+        if not is_spoiled(found, way):
             break
     return found
 
@@ -108,7 +119,7 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory, shared_dir: Path) -> Iter
             before = dict(env.env)
             env.env.update(options)
             env.start("scheduler")
-            found[way] = first_without_mismatch(env, way)
+            found[way] = first_good_run(env, way)
             # LocalExecutor now and then waits for a worker of its own that never ends. All tasks have.
             env.stop("scheduler", signum=signal.SIGKILL if way == "local" else signal.SIGTERM)
             env.env = before

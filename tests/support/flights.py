@@ -34,7 +34,11 @@ class Flight:
 
     def wait_for(self, *lines: str) -> None:
         what = f"{lines} of {self.run.run_id}"
-        wait_for(lambda: set(lines) <= set(self.effects), what, seen=lambda: (self.effects, self.rows(), self.records()))
+        wait_for(lambda: set(lines) <= set(self.effects), what, seen=self.seen)
+
+    def seen(self) -> object:
+        """Return what a failure is to tell."""
+        return self.effects, self.rows(), self.records()
 
     def begun(self) -> Flight:
         self.wait_for(*(f"begin {index} 1" for index in range(self.tasks)))

@@ -161,8 +161,8 @@ def test_two_who_look_do_not_take_each_other_for_the_holder(path: Path) -> None:
     path.touch()
 
     def look_for_ever() -> None:
+        parent = os.getpid()
         if not os.fork():
-            parent = os.getppid()
             while os.getppid() == parent:
                 is_held(path)
             os._exit(0)
