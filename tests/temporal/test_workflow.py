@@ -14,7 +14,7 @@ from temporalio.client import Client, WorkflowFailureError, WorkflowHandle, Work
 from temporalio.exceptions import ApplicationError
 from temporalio.worker import Replayer, Worker
 
-from air_executor.temporal.workflow import DETACHED, NAME, UNFIT, DagRunWorkflow
+from air_executor.temporal.workflow import DETACHED, MOST_EVENTS, NAME, UNFIT, DagRunWorkflow
 from tests.temporal.conftest import Temporal
 
 pytestmark = pytest.mark.xdist_group("temporal's workflow")
@@ -146,6 +146,15 @@ def test_a_long_workflow_has_successors(temporal: Temporal) -> None:
 
     _, history = asyncio.run(history_of(temporal, hosts, batches, successors=2, most_events=100))
     assert len(history.events) < 400
+    replay(history)
+
+
+def test_thousands_of_tasks_of_one_dag_run_are_in_histories_that_are_soon_replayed(temporal: Temporal) -> None:
+    hosts = Hosts()
+    batches = [cards(500) for _ in range(6)]
+    _, history = asyncio.run(history_of(temporal, hosts, batches, successors=1, most_events=MOST_EVENTS))
+    assert sorted(hosts.begun) == sorted(card["id"] for batch in batches for card in batch)
+    assert MOST_EVENTS < len(history.events) < 2 * MOST_EVENTS
     replay(history)
 
 
