@@ -26,6 +26,9 @@ def wait_for(
         if value:
             return value
         if time.monotonic() > deadline:
-            last = value if seen is None else seen()
+            try:
+                last = value if seen is None else seen()
+            except Exception as error:
+                last = error
             raise AssertionError(f"after {timeout_s:.0f} s still waiting for {what}; last seen: {last!r}")
         time.sleep(every_s)

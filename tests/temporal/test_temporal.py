@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 import signal
@@ -9,6 +10,7 @@ import signal
 import pytest
 
 from air_executor.runs.record import RunRecord
+from air_executor.temporal.workflow import MOST_EVENTS
 from tests.support.airflow_env import Airflow
 from tests.support.waiting import wait_for
 from tests.temporal.conftest import Temporal, Worker
@@ -44,6 +46,9 @@ def test_orders_wait_for_a_worker_and_dag_runs_become_workflows(airflow: Airflow
     _, history, memo = temporal.workflow("airflow-example_dag-first")
     link = f"{airflow.url}/dags/example_dag/runs/first"
     assert memo == {"dag": "example_dag", "dag_run": "first", "airflow": link}
+    began = json.loads(history)["events"][0]["workflowExecutionStartedEventAttributes"]
+    header = json.loads(base64.b64decode(began["input"]["payloads"][0]["data"]))
+    assert header["most_events"] == MOST_EVENTS
 
     def doctor() -> str:
         return " ".join(airflow.run("air-executor", "doctor", check=False).stdout.split())
