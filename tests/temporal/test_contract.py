@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from air_executor.cli.temporal_options import option
+from air_executor.errors import RecordError
 from air_executor.launcher.client.claims import Claims
 from air_executor.machine import system
 from air_executor.runs.backend import RunBackend
@@ -66,7 +67,10 @@ class Host(Shells):
         return self.made[-1]
 
     def has_begun(self, run_id: str) -> bool:
-        return self.store.has(run_id) and self.store.read(run_id).state is RunState.RUNNING
+        try:
+            return self.store.read(run_id).state is RunState.RUNNING
+        except RecordError:
+            return False  # its host has not written it yet
 
     def dead_owner(self, name: str, *run_ids: str) -> None:
         def live() -> Claims:  # a client of Temporal does not survive a fork

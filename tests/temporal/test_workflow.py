@@ -152,7 +152,7 @@ def test_a_long_workflow_has_successors(temporal: Temporal) -> None:
 
 def test_thousands_of_tasks_of_one_dag_run_are_in_short_histories(temporal: Temporal) -> None:
     hosts = Hosts()
-    batches = [cards(500) for _ in range(6)]
+    batches = [cards(500) for _ in range(5)]
     _, history = asyncio.run(history_of(temporal, hosts, batches, successors=1, most_events=MOST_EVENTS))
     assert sorted(hosts.begun) == sorted(card["id"] for batch in batches for card in batch)
     assert MOST_EVENTS < len(history.events) < 2 * MOST_EVENTS
