@@ -51,7 +51,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeSch
 #: Files with unit tests and those of jobs that are run on one Python only, and why.
 ANY_PYTHON = {
     **dict.fromkeys(
-        ("test_again", "test_cli", "test_mcp", "test_newcomer", "test_programs", "test_trust"),
+        "test_again test_cli test_doctor test_mcp test_newcomer test_ownership test_programs test_trust".split(),
         "a Python is started for each step; what it does there, other tests do in their own process",
     ),
     **dict.fromkeys(("test_garbage", "test_soak"), "many rounds of what other tests do once"),
