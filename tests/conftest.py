@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,16 +33,17 @@ ONE_DATABASE = pytest.mark.parametrize("airflow", [pytest.param("sqlite", marks=
 ONE_AIRFLOW = pytest.mark.parametrize("airflow", ["sqlite"], indirect=True)
 
 
+#: Files whose tests share what takes long to start: one worker has all tests of such a file.
+_SHARES_BY_FILE = ("/e2e/", "/faults/", "/temporal/", "/unit/test_row_locks.py")
+
+
 class ByEnvironment(LoadScopeScheduling):
     """Gives all tests of one Airflow to one worker, so that each Airflow is started once."""
 
     def _split_scope(self, nodeid: str) -> str:
-        if nodeid.rfind("@") > nodeid.rfind("]"):  # a group that is marked as one, with --dist loadgroup
-            return nodeid.rpartition("@")[2]
-        for database in ("sqlite", "postgres"):
-            if f"[{database}" in nodeid:
-                return database
-        return nodeid.split("::")[0] if "/e2e/" in nodeid or "/faults/" in nodeid else nodeid
+        if database := re.search(r"[\[-](sqlite|postgres)[\]-]", nodeid):
+            return database.group(1)
+        return nodeid.split("::")[0] if any(part in nodeid for part in _SHARES_BY_FILE) else nodeid
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:

@@ -16,7 +16,7 @@ from tests.support.airflow_env import REPOSITORY, Airflow
 from tests.support.waiting import wait_for
 from tests.temporal.conftest import Temporal, Worker
 
-pytestmark = [pytest.mark.faults, pytest.mark.xdist_group("temporal's company")]
+pytestmark = pytest.mark.faults
 
 
 @pytest.fixture(scope="module")

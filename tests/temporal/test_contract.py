@@ -50,7 +50,7 @@ from tests.unit.test_backend import (  # noqa: F401 (the tests, and their fixtur
     test_who_has_no_name_owns_nothing_and_two_can_be_so,
 )
 
-pytestmark = [pytest.mark.faults, pytest.mark.xdist_group("temporal's jobs")]
+pytestmark = pytest.mark.faults
 
 
 class Host(Shells):

@@ -26,7 +26,6 @@ REASON = hosts.why_not()
 
 pytestmark = [
     pytest.mark.faults,
-    pytest.mark.xdist_group("temporal's hosts"),
     pytest.mark.skipif(REASON is not None, reason=f"hosts can't be made: {REASON}"),
 ]
 

@@ -20,7 +20,7 @@ from air_executor.machine import system
 from tests.support.waiting import wait_for
 from tests.temporal.conftest import Temporal
 
-pytestmark = [pytest.mark.faults, pytest.mark.xdist_group("temporal's jobs")]
+pytestmark = pytest.mark.faults
 
 
 class Place:

@@ -16,7 +16,7 @@ from tests.support.waiting import wait_for
 from tests.temporal.conftest import Temporal, Worker
 
 #: One process runs them all, so that there is one Airflow for them.
-pytestmark = [pytest.mark.faults, pytest.mark.xdist_group("temporal")]
+pytestmark = pytest.mark.faults
 
 
 #: A token as Airflow signs it: two parts that are JSON in base64, then the signature.

@@ -24,7 +24,7 @@ from cryptography.x509.oid import NameOID
 
 from tests.temporal.conftest import Temporal
 
-pytestmark = [pytest.mark.faults, pytest.mark.xdist_group("temporal's jobs")]
+pytestmark = pytest.mark.faults
 
 
 @dataclass

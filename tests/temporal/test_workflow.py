@@ -17,8 +17,6 @@ from temporalio.worker import Replayer, Worker
 from air_executor.temporal.workflow import DETACHED, MOST_EVENTS, NAME, UNFIT, DagRunWorkflow
 from tests.temporal.conftest import Temporal
 
-pytestmark = pytest.mark.xdist_group("temporal's workflow")
-
 #: Recorded histories, each by the version of the workflow that wrote it. They must replay for ever: a workflow that is
 #: open while AirExecutor is upgraded goes on with the new code.
 HISTORIES = Path(__file__).parent / "histories"
