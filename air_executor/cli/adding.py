@@ -25,7 +25,7 @@ from air_executor.cli.table import (
     count,
     print_json,
 )
-from air_executor.cli.working import work_until
+from air_executor.cli.working import ENDING, end_as_ctrl_c, work_until
 from air_executor.config import Config
 from air_executor.errors import AirExecutorError, JobError
 from air_executor.jobs import api
@@ -33,7 +33,7 @@ from air_executor.jobs.manager import Manager
 from air_executor.jobs.model import JobState, Task
 from air_executor.jobs.private import values_of
 from air_executor.jobs.requests import request
-from air_executor.jobs.store import JobFiles, JobStore
+from air_executor.jobs.store import JobFiles, JobStore, is_worked_on
 from air_executor.machine.safe_files import open_log
 from air_executor.runs.store import RunStore
 
@@ -57,7 +57,14 @@ def _add(args: argparse.Namespace) -> int:
     name = args.name or f"{short}-{_digest(args.key) if args.key else uuid.uuid4().hex[:8]}"
     options = where.options()
     values = values_of(args.env_from)
-    job = api.submit(name, [task], key=args.key, private_env=values, state_dir=options.state_dir)
+    if args.wait:
+        end_as_ctrl_c()
+        signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)  # there is no job yet, or nobody that looks after it
+    try:
+        job = api.submit(name, [task], key=args.key, private_env=values, state_dir=options.state_dir)
+    except BaseException:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
+        raise
     store = JobStore(options.state_dir)
     if args.wait:
         return _work_on(options, store, job.name, short, is_json=args.json)
@@ -91,9 +98,14 @@ def _work_on(options: Config, store: JobStore, name: str, task_id: str, *, is_js
         return files.is_ended() and not files.asks()
 
     try:
-        if work_until(is_over, lambda: Manager(options, only=frozenset({name}), poll_s=_LOOK_S)):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
+        if work_until(
+            is_over,
+            lambda: Manager(options, only=frozenset({name}), poll_s=_LOOK_S),
+            lambda: is_worked_on(store.folder(name)),
+        ):
             raise KeyboardInterrupt
-    except (KeyboardInterrupt, BrokenPipeError):  # Ctrl-C, or the reader of our output has gone away
+    except (KeyboardInterrupt, OSError):  # Ctrl-C, or our output can't be written: its reader is gone, the disk full
         files = store.files(name)
         if not files.is_ended():
             request(options, name, "cancel")

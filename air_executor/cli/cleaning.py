@@ -76,7 +76,10 @@ COMMANDS: tuple[Command, ...] = (
         _remove,
         (
             Argument(("names",), {"metavar": "NAME", "nargs": "+", "help": "name of a job"}),
-            Argument(("-f", "--force"), {"action": "store_true", "help": "also one whose files can't be understood"}),
+            Argument(
+                ("-f", "--force"),
+                {"action": "store_true", "help": "also one that has not ended, or can't be understood"},
+            ),
             JSON,
         ),
     ),

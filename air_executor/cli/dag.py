@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,8 @@ from air_executor.cli.jsonout import print_line
 from air_executor.cli.listing import Listing, show
 from air_executor.cli.table import EXIT_NO, EXIT_OK, JSON, Argument, Command, at_least_zero, print_json
 from air_executor.cli.tasklogs import LogReader
+from air_executor.cli.working import end_as_ctrl_c
+from air_executor.errors import AirExecutorError
 from air_executor.pocket.folder import RunFolder, age_s, all_folders, dags_dir, find
 from air_executor.pocket.request import PLACES, BusyError, DagError, Request, RunFailedError, parse_conf
 from air_executor.pocket.result import DagResult
@@ -51,9 +52,7 @@ def _run(args: argparse.Namespace) -> int:
         config_from=tuple(args.config_from),
         keep=args.keep,
     )
-    for signum in (signal.SIGTERM, signal.SIGHUP):  # as of timeout(1), a service manager, a closed terminal
-        if signal.getsignal(signum) is not signal.SIG_IGN:  # as of nohup
-            signal.signal(signum, signal.default_int_handler)
+    end_as_ctrl_c()
     try:
         if args.json:
             folder = run(request, print_line, restart=args.restart)
@@ -86,7 +85,7 @@ def _list(args: argparse.Namespace) -> int:
 
 def _line(folder: RunFolder) -> dict[str, Any]:
     what, state = "", "unreadable"
-    with contextlib.suppress(DagError):
+    with contextlib.suppress(AirExecutorError, OSError, KeyError):
         request = folder.request()
         what = f"{request.target} {request.dag_id or ''}".rstrip()
         result = folder.result()

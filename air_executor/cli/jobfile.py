@@ -16,6 +16,7 @@ from air_executor.cli.table import Argument
 from air_executor.errors import JobError
 from air_executor.jobs import again, api
 from air_executor.jobs.fields import check_names
+from air_executor.jobs.names import is_name
 from air_executor.jobs.private import values_of
 from air_executor.jobs.schema import GIVEN
 from air_executor.jobs.store import JobStore
@@ -96,7 +97,14 @@ def read(path: Path) -> dict[str, Any]:
         check_names(document, [*GIVEN, "tasks"], str(path))
     if not isinstance(document, dict) or not isinstance(document.get("tasks"), list):
         raise JobError(f"{path} must be a list of tasks, or an object with a list 'tasks'")
-    return {"name": name, **document}
+    if document.get("name") is None:
+        document = {**document, "name": name}
+        if not is_name(name):
+            raise JobError(
+                f"{path}: {name!r} cannot be a job's name, which has only ASCII letters, digits and _ . : + @ = -; "
+                "give it one with --name NAME, or a field 'name' in the file"
+            )
+    return document
 
 
 def _parse_yaml(text: bytes) -> Any:
@@ -117,10 +125,13 @@ def is_file(store: JobStore, given: str) -> bool:
 
     :raises JobError: it is neither.
     """
-    if os.sep in given or Path(given) == _STDIN or Path(given).is_file():
+    if os.sep in given or Path(given) == _STDIN:
+        return True
+    has_suffix = Path(given).suffix in _SUFFIXES
+    if has_suffix and Path(given).is_file():
         return True
     if store.has(given):
-        return False
-    if Path(given).suffix in _SUFFIXES:
+        return False  # beside it may lie a script of that name, or a folder
+    if has_suffix or Path(given).is_file():
         return True
     raise JobError(f"{given!r} is neither a file, nor a job below {store.root}")

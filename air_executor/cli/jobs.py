@@ -67,6 +67,7 @@ def _job(args: argparse.Namespace) -> int:
         return EXIT_OK
     show(jobviews.job(files, leftover_runs(files)))
     if why is not None:
+        show(jobviews.definition(files))
         print(f"job {args.name}: {why}", file=sys.stderr)
     return EXIT_OK
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from datetime import datetime, timezone
+from typing import Any
 
 from rich.console import Group, RenderableType
 from rich.text import Text
 from rich.tree import Tree
 
 from air_executor import jsontext
-from air_executor.cli.listing import Listing
+from air_executor.cli.listing import Listing, flat
 from air_executor.cli.views import duration
+from air_executor.jobs import trust
 from air_executor.jobs.fields import moment
 from air_executor.jobs.model import JobState, Task, TaskStatus
 from air_executor.jobs.store import JobFiles
@@ -31,6 +33,9 @@ _COLOURS: dict[str, str] = {
 
 #: What a task executes is shown up to so many characters, and its result.
 _SHOWN, _RESULT_SHOWN = 60, 1000
+
+#: Tasks that were queued by others in so many generations are not indented any more.
+_DEEPEST = 6
 
 NO_MANAGER = "no manager works on it: `air-executor start`"
 
@@ -63,19 +68,37 @@ def job(files: JobFiles, leftover: Mapping[str, RunRecord | None] | None = None)
     :param leftover: of a job that has no manager: what is on record of the tasks that are running, as its files say.
     """
     paused = (" paused", "yellow") if files.job.paused else ""
-    head = Text.assemble((files.job.name, "bold"), " ", _state(files.job.state), paused, f" {files.job.error or ''}")
+    head = Text.assemble(
+        (files.job.name, "bold"), " ", _state(files.job.state), paused, f" {flat(files.job.error or '')}"
+    )
     if leftover is not None:
         head.append(NO_MANAGER, style="yellow")
     tree = Tree(head)
-    branches: dict[str, Tree] = {}
+    parents: dict[str, tuple[Tree, int]] = {}
     for task in files.tasks.values():
-        parent = branches.get(task.queued_by or "", tree)
-        branches[task.id] = parent.add(_line(task, leftover))
+        parent, depth = parents.get(task.queued_by or "", (tree, 0))
+        branch = parent.add(_line(task, leftover, is_deep=depth >= _DEEPEST))
+        parents[task.id] = (branch, depth + 1) if depth < _DEEPEST else (parent, depth)
     return tree
 
 
-def _line(task: Task, leftover: Mapping[str, RunRecord | None] | None) -> Text:
+def definition(files: JobFiles) -> RenderableType:
+    """Return all that a job would execute, uncut, for whoever is asked to trust it."""
+    lines = [Text(f"{name}: {_whole(value)}") for name, value in trust.of_job(files.job).items()]
+    for task in files.tasks.values():
+        lines.append(Text(f"task {task.id}", style="bold"))
+        lines += [Text(f"  {name}: {_whole(value)}") for name, value in trust.of_task(task).items()]
+    return Group(*lines)
+
+
+def _whole(value: Any) -> str:
+    return flat(jsontext.dumps(value).decode())
+
+
+def _line(task: Task, leftover: Mapping[str, RunRecord | None] | None, *, is_deep: bool) -> Text:
     parts: list[str | Text] = [_state(task.status), " ", Text(task.id, style="bold"), " ", what(task)]
+    if is_deep:
+        parts.append(Text(f"  queued by {task.queued_by}", style="dim"))
     took = took_s(task)
     if leftover is not None and task.id in leftover and ((record := leftover[task.id]) is None or record.state.is_end):
         # It does not get older. What became of it, the next manager writes down.
@@ -89,18 +112,23 @@ def _line(task: Task, leftover: Mapping[str, RunRecord | None] | None) -> Text:
     if task.dependencies and task.status is TaskStatus.PENDING:
         parts.append(Text(f"  after {', '.join(task.dependencies)}", style="dim"))
     if task.error:
-        parts.append(Text(f"  {task.error}", style="red" if task.status is TaskStatus.FAILED else "yellow"))
+        parts.append(Text(f"  {flat(task.error)}", style="red" if task.status is TaskStatus.FAILED else "yellow"))
     return Text.assemble(*parts)
 
 
 def what(task: Task) -> str:
     """Return what a task executes, in one line."""
     if task.function is not None:
-        return f"{task.function}({', '.join(f'{name}={value!r}' for name, value in task.arguments.items())})"[:_SHOWN]
+        return _cut(f"{task.function}({', '.join(f'{name}={value!r}' for name, value in task.arguments.items())})")
     line = " ".join([task.command or "", *task.args])
     if task.index is not None:
         line = line.replace("${item}", task.item if isinstance(task.item, str) else jsontext.dumps(task.item).decode())
-    return line[:_SHOWN]
+    return _cut(line)
+
+
+def _cut(line: str) -> str:
+    line = flat(line)
+    return line if len(line) <= _SHOWN else line[: _SHOWN - 1] + "…"
 
 
 def took_s(task: Task) -> float | None:

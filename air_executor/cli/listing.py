@@ -9,6 +9,8 @@ from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.text import Text
 
+_CONTROL = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160))}
+
 #: Between two columns.
 _GAP = 2
 
@@ -42,7 +44,7 @@ class Listing:
 
     def add_row(self, *cells: str | Text) -> None:
         """Add a row. Texts are taken as they are."""
-        self._rows.append([Text(_flat(cell)) if isinstance(cell, str) else cell for cell in cells])
+        self._rows.append([Text(flat(cell)) if isinstance(cell, str) else cell for cell in cells])
 
     @property
     def row_count(self) -> int:
@@ -53,7 +55,7 @@ class Listing:
         """Yield the table for programs: a line for each row, a tab between cells."""
         yield "\t".join(self._columns)
         for row in self._rows:
-            yield "\t".join(_flat(cell.plain) for cell in row)
+            yield "\t".join(flat(cell.plain) for cell in row)
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         heads = [Text(name, style="bold") for name in self._columns]
@@ -90,8 +92,10 @@ class Listing:
         return line
 
 
-def _flat(text: str) -> str:
-    return " ".join(text.split()) if any(c in text for c in "\t\n\r\x0b\x0c") else text
+def flat(text: str) -> str:
+    r"""Return text in one line that does nothing to a terminal: of control characters, each as ``\xXX``."""
+    text = " ".join(text.split()) if any(c in text for c in "\t\n\r\x0b\x0c") else text
+    return text.translate(_CONTROL)
 
 
 def _flow(cells: Iterable[Text], width: int) -> Iterator[Text]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import os
 import sys
 
 from air_executor.cli.commands import COMMANDS
@@ -17,12 +18,24 @@ def parser() -> argparse.ArgumentParser:
 
 def main() -> None:
     """Run the command line."""
+    _open_closed_streams()
     # A log may hold any character, a terminal may not.
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
     args = parser().parse_args()
     args.func(args)
+
+
+def _open_closed_streams() -> None:
+    """Open what of stdin, stdout and stderr was closed (`>&-`), so that no file of ours gets its number."""
+    for fd, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        if getattr(sys, name) is None:
+            opened = os.open(os.devnull, os.O_RDWR)
+            if opened != fd:
+                os.dup2(opened, fd)
+                os.close(opened)
+            setattr(sys, name, os.fdopen(fd, mode, encoding="utf-8", closefd=False))
 
 
 if __name__ == "__main__":

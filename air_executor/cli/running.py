@@ -15,7 +15,7 @@ from air_executor.cli.table import JSON, Argument, Command
 from air_executor.cli.working import work_until
 from air_executor.errors import JobError, WrongStateError
 from air_executor.jobs import again
-from air_executor.jobs.store import JobFiles, JobStore
+from air_executor.jobs.store import JobFiles, JobStore, is_worked_on
 from air_executor.observe.jobs import summary
 
 #: How often the display is renewed, in seconds.
@@ -40,6 +40,7 @@ def _run(args: argparse.Namespace) -> int:
         work_until(
             lambda worker: display.update(None if worker is None else worker.files(name)),
             lambda: manager.make(args, only=frozenset({name})),
+            lambda: is_worked_on(store.folder(name)),
         )
     return show_results(store.open(name), is_json=args.json)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import logging
 import os
 import sys
@@ -22,6 +23,9 @@ _LOGGER = logging.getLogger("air_executor")
 #: Exit codes: success; failure, or "no" as an answer; wrong use; not ended in time, as of timeout(1).
 EXIT_OK, EXIT_NO, EXIT_USAGE, EXIT_TIMEOUT = 0, 1, 2, 124
 
+
+#: The errors of a file that can take no more.
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO})
 
 #: Whether the process of this command ends without Python's own end. A command that needs it says so.
 ends_at_once = False
@@ -57,22 +61,29 @@ def call(command: Command) -> Callable[[argparse.Namespace], None]:
         args.command = command.name  # Airflow's command line has its own place for it
         args.tells_events = command.telling is not None and args.action == command.telling
         if (named := getattr(args, "state_dir", None)) is not None:
+            if not named:
+                sys.exit(report(StateDirError("--state-dir names no folder: is a variable not set?"), args))
             # In the environment, so that the processes started by this command have it too.
             os.environ[VARIABLE] = os.path.abspath(os.path.expanduser(named))
         try:
             with _logging_to_stderr():
                 code = command.run(args)
+                sys.stdout.flush()
         except (AirExecutorError, KeyboardInterrupt) as error:
             code = report(error, args)
         except BrokenPipeError:
             code = EXIT_OK  # the reader, such as `head`, has seen enough
             sys.stderr.close()
         except OSError as error:
-            if error.filename is None:
+            if error.filename is None and error.errno in _FULL:
+                os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # Python writes at its end what is left
+                code = report(StateDirError(f"the output can't be written: {error.strerror}"), args)
+            elif error.filename is None:
                 _print_unexpected(error, args)
                 raise
-            # A path that can't be used is no defect of ours, and needs no traceback.
-            code = report(_unusable(error), args)
+            else:
+                # A path that can't be used is no defect of ours, and needs no traceback.
+                code = report(_unusable(error), args)
         except Exception as error:
             _print_unexpected(error, args)
             raise

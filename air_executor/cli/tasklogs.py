@@ -16,6 +16,7 @@ from typing import Any
 import orjson
 
 from air_executor.cli.jsonout import print_line
+from air_executor.machine.safe_files import open_log
 from air_executor.runs.record import RunRecord
 from air_executor.runs.store import RunStore
 
@@ -124,7 +125,7 @@ class LogReader:
         """
         with contextlib.ExitStack() as stack:
             try:
-                file = stack.enter_context(open(self._path, "rb"))
+                file = stack.enter_context(open_log(self._path))
             except OSError:
                 return
             if file.seek(0, os.SEEK_END) < self._position:
@@ -142,7 +143,7 @@ def tail_position(path: str | Path, count: int) -> int:
     """Return where the last ``count`` lines of a file begin, in bytes."""
     with contextlib.ExitStack() as stack:
         try:
-            file = stack.enter_context(open(path, "rb"))
+            file = stack.enter_context(open_log(path))
         except OSError:
             return 0
         position = file.seek(0, os.SEEK_END)

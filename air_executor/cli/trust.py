@@ -31,13 +31,22 @@ def _trust(args: argparse.Namespace) -> int:
     if not (args.all or args.names):
         return _list(store, is_json=args.json)
     names = list(dict.fromkeys(args.names)) or [job.name for job in _untrusted(store)]
-    jobs = [store.files(name).read_job() for name in names]
-    for job in jobs:
-        store.trust(job)
+    trusted: list[str] = []
+    troubles: list[AirExecutorError] = []
+    for name in names:
+        try:
+            store.trust(store.files(name).read_job())
+            trusted.append(name)
+        except AirExecutorError as error:
+            troubles.append(error)
+    if troubles and not trusted:
+        raise troubles[0]
+    if troubles:
+        raise JobError("; ".join(map(str, troubles)), hint=f"these are trusted from now on: {', '.join(trusted)}")
     if args.json:
-        print_json({"trusted": names})
+        print_json({"trusted": trusted})
     else:
-        print(f"trusted from now on: {', '.join(names) or 'no job was left to trust'}")
+        print(f"trusted from now on: {', '.join(trusted) or 'no job was left to trust'}")
     return EXIT_OK
 
 
@@ -62,7 +71,7 @@ def _untrusted(store: JobStore) -> list[Job]:
     for name in store.names():
         try:
             job = store.files(name).read_job()
-            is_known = store.private.is_trusted(job.id)
+            is_known = store.private.is_trusted(job)
             is_untrusted = not is_known or (not job.state.is_end and store.distrust(job) is not None)
         except AirExecutorError as error:
             print(f"job {name} can't be looked at: {error}", file=sys.stderr)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import Callable
 from functools import partial
@@ -13,21 +14,38 @@ from air_executor.jobs.manager import Manager
 _LOOK_S = 0.2
 
 
-def work_until(is_over: Callable[[Manager | None], bool], make: Callable[[], Manager]) -> bool:
+#: What asks a command to end: Ctrl-C, timeout(1) or a service manager, and a terminal that is closed.
+ENDING = frozenset({signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
+
+
+def end_as_ctrl_c() -> None:
+    """Let all that asks this command to end do what Ctrl-C does, but what is ignored, as of nohup(1)."""
+    for signum in ENDING - {signal.SIGINT}:
+        if signal.getsignal(signum) is not signal.SIG_IGN:
+            signal.signal(signum, signal.default_int_handler)
+
+
+def work_until(
+    is_over: Callable[[Manager | None], bool], make: Callable[[], Manager], is_worked_on: Callable[[], bool]
+) -> bool:
     """Be the manager of a job until it is over, or wait for the one that it has.
 
     :param is_over: is given the manager, if that is this process.
     :param make: makes a manager of the job alone. Requests to end this process interrupt it.
+    :param is_worked_on: tells whether another manager works on it.
     :return: whether it was interrupted.
     """
     while not is_over(None):
+        if is_worked_on():
+            time.sleep(_LOOK_S)  # it does it; should it leave the job, this one takes it
+            continue
         manager = make()
         manager.on_signal = manager.interrupt
         try:
             manager.serve(until=partial(_is_done, is_over, manager))
             return manager.has_let_go
         except ManagedError:
-            time.sleep(_LOOK_S)  # it does it; should it leave the job, this one takes it
+            time.sleep(_LOOK_S)
     return False
 
 

@@ -12,6 +12,7 @@ import orjson
 
 from air_executor import config, jsontext
 from air_executor.errors import JobError, JobExistsError
+from air_executor.jobs import orphans
 from air_executor.jobs.logs import names_in, separate_logs
 from air_executor.jobs.model import Job, JobState, Task
 from air_executor.jobs.store import JobFiles, JobStore, Values
@@ -21,7 +22,7 @@ from air_executor.jobs.store import JobFiles, JobStore, Values
 REFUSE, RESUME, REPLACE, NEW_NAME = EXISTING = ("refuse", "resume", "replace", "new_name")
 
 #: How long to wait for the lock of a job that has ended, in seconds.
-_LOCK_S = 10.0
+_LOCK_S = 60.0
 
 #: Fields of a job that do not belong to its definition.
 _NOT_DEFINED = {
@@ -76,6 +77,7 @@ def definition(job: Job, tasks: Iterable[Task]) -> str:
 def _next_generation(store: JobStore, job: Job, tasks: list[Task], values: Values, existing: str) -> Job:
     name = job.name
     files = store.files(name)
+    is_given_up = False
     if not _has_ended(files, existing):
         former = store.open(name).job if existing == RESUME else None
         if former is not None and former.definition == job.definition:
@@ -92,27 +94,31 @@ def _next_generation(store: JobStore, job: Job, tasks: list[Task], values: Value
         # Here, as a task that only queues others need not import the manager.
         from air_executor.jobs.requests import request
 
-        request(config.load_plain(str(store.root.parent)), name, "cancel")
+        try:
+            request(config.load_plain(str(store.root.parent)), name, "cancel")
+        except JobError:  # it can't be understood, or is not trusted: nothing more of it is run here
+            orphans.check_none(store, name)
+            is_given_up = True
     lock = files.lock()
     if not lock.acquire(timeout_s=_LOCK_S):
         raise JobExistsError(f"a manager works on job {name}; try again when it has ended")
     try:
-        if not _has_ended(files, existing):
+        if not is_given_up and not _has_ended(files, existing):
             raise JobExistsError(f"job {name} was begun again meanwhile; try again when it has ended")
-        former_id = _former_id(files)
+        former = _former(files)
         store.keep_private(job, values)
         _write(files, job, tasks)
-        if former_id is not None:
-            store.private.forget(former_id)
+        if former is not None:
+            store.private.forget(former)
     finally:
         lock.release(keep_file=True)
     store.announce(name)
     return job
 
 
-def _former_id(files: JobFiles) -> str | None:
+def _former(files: JobFiles) -> Job | None:
     try:
-        return files.read_job().id
+        return files.read_job()
     except JobError:
         return None
 

@@ -125,7 +125,7 @@ class Claim:
             }
             for task_id, given in self._values.items():
                 self._store.private.keep(files.job, given, task_id)
-            self._store.private.trust(files.job.id)
+            self._store.private.trust(files.job)
             renew(files, self._job, self._tasks, keep, changed)
         finally:
             lock.release(keep_file=True)

@@ -25,6 +25,9 @@ from air_executor.runs import limits
 #: JSON that is nested deeper could be read, but not written.
 _MAX_DEPTH = 100
 
+#: The least and the greatest whole number that can be written.
+_MIN_INT, _MAX_INT = -(1 << 63), (1 << 64) - 1
+
 #: Fields of the user's own begin with one of these.
 OWN = ("x-", "_")
 
@@ -161,10 +164,12 @@ def check_plain(value: Any) -> Any:
             below += [(item, depth + 1) for item in each.values()]
         elif isinstance(each, (list, tuple)):
             below += [(item, depth + 1) for item in each]
-        elif isinstance(each, int) and not -(1 << 63) <= each < 1 << 64:
+        elif isinstance(each, int) and not _MIN_INT <= each <= _MAX_INT:
             raise NotPlainError(
                 f"it must be JSON, whose whole numbers have up to 64 bits, and {str(each)[:40]} has more"
             )
+        elif isinstance(each, float) and not math.isfinite(each):
+            raise NotPlainError(f"it must be JSON, which has no {each}")
         elif not isinstance(each, (str, int, float, date, enum.Enum, uuid.UUID, type(None))):
             raise NotPlainError(f"it must be JSON, and a {type(each).__name__} is in it")
     return value
@@ -196,8 +201,10 @@ def check_variables(value: Any) -> dict[str, str]:
 
     :raises ValueError: it does not.
     """
-    if not isinstance(value, dict) or not all(isinstance(text, str) for text in value.values()):
+    if not isinstance(value, dict):
         raise ValueError("it must be an object of text to text")
+    if strange := [name for name, text in value.items() if not isinstance(name, str) or not isinstance(text, str)]:
+        raise ValueError(f"it must be an object of text to text, and {strange[0]!r} or its value is not (quote it)")
     for name in value:
         if not name or "=" in name or "\0" in name + value[name]:
             raise ValueError(f"{name!r} is not the name of an environment variable, or its value holds a zero byte")
@@ -248,6 +255,8 @@ def _seconds(value: Any) -> float:
 def _number(value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int):
         raise ValueError("it must be a whole number")
+    if not _MIN_INT <= value <= _MAX_INT:
+        raise ValueError("it must be a whole number of up to 64 bits")
     return value
 
 
@@ -299,7 +308,7 @@ def at_least(least: int) -> Kind:
     def check(value: Any) -> int:
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             raise ValueError(f"it must be a whole number, at least {least}")
-        return value
+        return _number(value)
 
     return Kind(check, {"type": "integer", "minimum": least})
 

@@ -206,6 +206,10 @@ class JobFiles(JobFolder):
         if self._is_due and time.monotonic() >= self._due_s:
             self.write()
 
+    def _check_unchanged(self) -> None:
+        if self._seen and self.was_changed():
+            raise JobChangedError(f"somebody has changed the files in {self.path}")
+
     def write(self) -> None:
         """Write the files whole. ``state.json`` is the last one.
 
@@ -213,17 +217,19 @@ class JobFiles(JobFolder):
         :raises StateDirError: they can't be written.
         """
         began_s = time.monotonic()
-        if self._seen and self.was_changed():
-            raise JobChangedError(f"somebody has changed the files in {self.path}")
+        self._check_unchanged()
         data = self._tasks_document()
         self.job.updated_at = now()
         if not (self.path / ".gitignore").exists():
             replace_file(self.path / ".gitignore", _IGNORED.encode())
-        replace_file(self.path / "tasks.json", data, is_durable=True)
-        replace_file(self.path / "state.json", self.job.to_json(), is_durable=True)
+        tasks = replace_file(self.path / "tasks.json", data, is_durable=True, check=self._check_unchanged)
+        tasks_now = snapshot.identity(tasks)
+        if self._seen:
+            self._seen = (self._seen[0], tasks_now)
+        state = replace_file(self.path / "state.json", self.job.to_json(), is_durable=True, check=self._check_unchanged)
         if self.job.state.is_end and not self.path.name.startswith("."):  # which is being made
             ended.note(self.path)
-        self._base, self._seen = snapshot.digest(data), self.signature()
+        self._base, self._seen = snapshot.digest(data), (snapshot.identity(state), tasks_now)
         self.abandon()
         self._is_due = False
         self._due_s = time.monotonic() + (time.monotonic() - began_s) / _SHARE

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import time
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -36,16 +37,38 @@ class Ask:
     """The whole request."""
 
 
+@contextlib.contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Be the only process that compares a request with those in an inbox, and puts it there.
+
+    :raises StateDirError: the inbox can't be made or opened.
+    """
+    _make(folder)
+    try:
+        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError as error:
+        raise StateDirError(f"cannot open {folder}: {error.strerror}") from error
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+    except OSError as error:
+        raise StateDirError(f"cannot make {folder}: {error.strerror}") from error
+
+
 def put(folder: Path, action: str, tasks: Iterable[Any], more: Mapping[str, Any]) -> Path:
     """Put a request into an inbox, and return its file. The manager removes it when the request is done or refused.
 
     :param more: further fields of the request.
     :raises StateDirError: it can't be written.
     """
-    try:
-        folder.mkdir(mode=0o700, exist_ok=True)
-    except OSError as error:
-        raise StateDirError(f"cannot make {folder}: {error.strerror}") from error
+    _make(folder)
     path = folder / f"{time.time_ns():020}-{uuid.uuid4()}.json"
     replace_file(path, jsontext.dumps({**more, "action": action, "tasks": list(tasks)}))
     return path

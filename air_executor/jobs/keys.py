@@ -11,6 +11,7 @@ import contextlib
 import fcntl
 import hashlib
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from air_executor.jobs.model import Job, check_name
 from air_executor.jobs.store import JobStore
 
 _FOLDER = ".keys"
+_FILE = re.compile(r"[0-9a-f]{40}\.json")
 
 #: No more than this is read of a key's file.
 _MAX_BYTES = 1 << 16
@@ -97,7 +99,7 @@ def hold(store: JobStore, key: str) -> Iterator[Key]:
 def sweep(store: JobStore) -> None:
     """Remove the files of keys whose jobs were removed.
 
-    :raises StateDirError: one can't be read or removed.
+    :raises StateDirError: one can't be read or removed; all others were.
     """
     folder = store.root / _FOLDER
     try:
@@ -106,19 +108,28 @@ def sweep(store: JobStore) -> None:
         return
     except OSError as error:
         raise StateDirError(f"cannot read {folder}: {error.strerror}") from error
-    for name in names:
-        path = folder / name
-        fd = _locked(path)
+    trouble: StateDirError | None = None
+    for name in filter(_FILE.fullmatch, names):
         try:
-            known = _read(fd, path)
-            if known is None or _job_of(store, known) is None:
-                path.unlink(missing_ok=True)
-        except JobError:
-            continue  # there is a job, which can't be understood
-        except OSError as error:
-            raise StateDirError(f"cannot remove {path}: {error.strerror}") from error
-        finally:
-            os.close(fd)
+            _sweep(store, folder / name)
+        except StateDirError as error:
+            trouble = error
+    if trouble is not None:
+        raise trouble
+
+
+def _sweep(store: JobStore, path: Path) -> None:
+    fd = _locked(path)
+    try:
+        known = _read(fd, path)
+        if known is None or _job_of(store, known) is None:
+            path.unlink(missing_ok=True)
+    except JobError:
+        pass  # there is a job, which can't be understood
+    except OSError as error:
+        raise StateDirError(f"cannot remove {path}: {error.strerror}") from error
+    finally:
+        os.close(fd)
 
 
 def _locked(path: Path) -> int:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterable
 
-from air_executor.errors import AirExecutorError
+from air_executor.errors import AirExecutorError, WrongStateError
 from air_executor.jobs.model import TaskStatus
 from air_executor.jobs.store import JobFiles, JobStore
 from air_executor.machine.safe_files import is_fresh, modified_s
@@ -30,6 +30,17 @@ def release(store: JobStore, runs: RunStore) -> None:
     for name, records in by_job.items():
         with contextlib.suppress(AirExecutorError, OSError):  # of what can't be looked at nobody knows who waits
             _release(store, runs, name, records)
+
+
+def check_none(store: JobStore, name: str) -> None:
+    """Check that no run of a job lives, which would go on without the job.
+
+    :raises WrongStateError: one does.
+    """
+    runs = RunStore(store.root.parent)
+    for record in runs.open_records():
+        if record.identity.job_name == name and not runs.settled(record).state.is_end:
+            raise WrongStateError(f"a task of job {name} runs; `air-executor stop {record.id}` ends it")
 
 
 def _release(store: JobStore, runs: RunStore, name: str, records: Iterable[RunRecord]) -> None:

@@ -3,7 +3,7 @@
 ::
 
     <private folder>/
-      trusted/<state directory>/<job id>                 empty: submitted here, and may run whatever it says;
+      trusted/<state directory>/<job id>:<job>           empty: submitted here, and may run whatever it says;
                                                          else digests of what was trusted
                                 .folder                  which state directory it is, to find it if it is moved
       secrets/<state directory>/<job id>/job.json        values of variables of all tasks
@@ -29,7 +29,7 @@ from typing import Any
 
 from air_executor.errors import JobError, StateDirError
 from air_executor.jobs.fields import check_variables
-from air_executor.jobs.model import Job, Task
+from air_executor.jobs.model import Job, Task, check_name
 from air_executor.machine.ownership import may_others_write, user_name
 from air_executor.machine.safe_files import open_to_append, read_plain, replace_file
 
@@ -38,6 +38,9 @@ VARIABLE = "AIR_EXECUTOR_PRIVATE_DIR"
 
 #: Ids that can be file names. For others, their digest is the file name.
 _PLAIN_ID = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,99}")
+
+#: Longer names of jobs are digests in file names.
+_MAX_NAME = 100
 
 #: The file that says which state directory a folder belongs to.
 _FOLDER = ".folder"
@@ -52,7 +55,7 @@ def private_folder() -> Path:
     :raises StateDirError: its path is not absolute.
     """
     if named := os.environ.get(VARIABLE):
-        folder = Path(named).expanduser()
+        folder = Path(os.path.expanduser(named))
     elif os.path.isabs(state_home := os.environ.get("XDG_STATE_HOME", "")):
         folder = Path(state_home) / "air-executor"
     else:
@@ -79,50 +82,61 @@ class PrivateStore:
 
     # Trust
 
-    def is_trusted(self, job_id: str) -> bool:
+    def is_trusted(self, job: Job) -> bool:
         """Tell whether a job was submitted here, or was trusted later.
+
+        Another job with its id is not: a repository may hold a copy of ``state.json``.
 
         :raises StateDirError: the private folder is not this user's alone.
         """
         self._follow_move()
-        try:
-            status = (self._trusted / _file_name(job_id)).lstat()
-        except (FileNotFoundError, NotADirectoryError):
-            return False
-        except OSError as error:
-            raise self._unusable(error) from error
-        self._check()
-        return stat.S_ISREG(status.st_mode) and status.st_uid == os.geteuid()
+        return self._trust_file(job) is not None
 
-    def vouched(self, job_id: str) -> frozenset[str] | None:
+    def _trust_file(self, job: Job) -> Path | None:
+        """Return the file that says that a job is trusted; ``None``: it is not."""
+        for path in (self._trusted / _trust_name(job), self._trusted / _file_name(job.id)):  # former versions' is last
+            try:
+                status = path.lstat()
+            except (FileNotFoundError, NotADirectoryError):
+                continue
+            except OSError as error:
+                raise self._unusable(error) from error
+            self._check()
+            if stat.S_ISREG(status.st_mode) and status.st_uid == os.geteuid():
+                return path
+        return None
+
+    def vouched(self, job: Job) -> frozenset[str] | None:
         """Return the digests of what a trusted job may run, see :mod:`air_executor.jobs.trust`; ``None``: anything.
 
         :raises StateDirError: they can't be read.
         """
         try:
-            lines = read_plain(self._trusted / _file_name(job_id)).decode(errors="replace").split()
+            path = self._trust_file(job) or self._trusted / _trust_name(job)
+            lines = read_plain(path).decode(errors="replace").split()
         except OSError as error:
             raise self._unusable(error) from error
         return frozenset(lines) if lines else None
 
-    def trust(self, job_id: str) -> None:
+    def trust(self, job: Job) -> None:
         """Trust a job: it may run, whatever its files say.
 
         :raises StateDirError: that can't be stored.
         """
         self._make_ready()
-        replace_file(self._trusted / _file_name(job_id), b"", is_durable=True)
+        replace_file(self._trusted / _trust_name(job), b"", is_durable=True)
 
-    def vouch(self, job_id: str, digests: Iterable[str]) -> None:
+    def vouch(self, job: Job, digests: Iterable[str]) -> None:
         """Trust a job as far as these digests go, beside what it may run already.
 
         :raises StateDirError: that can't be stored.
         """
-        known = self.vouched(job_id) if self.is_trusted(job_id) else frozenset()
+        known = self.vouched(job) if self.is_trusted(job) else frozenset()
         if known is None or not (new := set(digests) - known):
             return
         self._make_ready()
-        path, lines = self._trusted / _file_name(job_id), "".join(f"\n{each}" for each in sorted(new)).encode()
+        path = self._trust_file(job) or self._trusted / _trust_name(job)
+        lines = "".join(f"\n{each}" for each in sorted(new)).encode()
         if not known:
             replace_file(path, lines, is_durable=True)  # never empty, not even for a moment: that would be full trust
             return
@@ -139,11 +153,15 @@ class PrivateStore:
         if not os.path.lexists(self._trusted / _FOLDER):
             self._note_folder()
 
-    def forget(self, job_id: str) -> None:
+    def forget(self, job: Job) -> None:
         """Remove the trust and the private variables of a job."""
+        with contextlib.suppress(OSError, StateDirError):
+            if (path := self._trust_file(job)) is not None:
+                path.unlink(missing_ok=True)
+        folder = self._secrets / _file_name(job.id)
         with contextlib.suppress(OSError):
-            (self._trusted / _file_name(job_id)).unlink(missing_ok=True)
-        shutil.rmtree(self._secrets / _file_name(job_id), ignore_errors=True)
+            if job.name in _owners(folder):
+                shutil.rmtree(folder, ignore_errors=True)
 
     # Values of variables
 
@@ -158,7 +176,7 @@ class PrivateStore:
         folder = self._secrets / _file_name(job.id)
         self._make(folder)
         path = folder / _scope(task_id)
-        kept = {**self._read(path), **values}
+        kept = {**self._read(path, job), **values}
         # Not orjson: the values of variables may hold any bytes.
         replace_file(path, json.dumps({"job": job.name, "env": kept}).encode(), is_durable=True)
 
@@ -168,7 +186,7 @@ class PrivateStore:
         :raises StateDirError: they can't be read.
         """
         self._follow_move()
-        kept = self._read(self._secrets / _file_name(job.id) / _scope(task_id))
+        kept = self._read(self._secrets / _file_name(job.id) / _scope(task_id), job)
         return any(kept.get(name) != value for name, value in values.items())
 
     def environment(self, job: Job, task: Task) -> dict[str, str]:
@@ -185,7 +203,7 @@ class PrivateStore:
         if not names:
             return {}
         self._follow_move()
-        values = {**os.environ, **self._read(self._secrets / _file_name(job.id) / _scope(task_id))}
+        values = {**os.environ, **self._read(self._secrets / _file_name(job.id) / _scope(task_id), job)}
         for name in names:
             if name not in values:
                 raise JobError(
@@ -201,16 +219,15 @@ class PrivateStore:
         except OSError:
             return
         for folder in folders:
-            with contextlib.suppress(OSError, StateDirError, ValueError):
-                if time.time() - folder.lstat().st_mtime > _BIRTH_S and not any(
-                    os.path.lexists(jobs / json.loads(read_plain(path))["job"]) for path in folder.glob("*.json")
-                ):
+            with contextlib.suppress(OSError):
+                is_old = time.time() - folder.lstat().st_mtime > _BIRTH_S
+                if is_old and not any(os.path.lexists(jobs / name) for name in _owners(folder)):
                     shutil.rmtree(folder)
 
-    def _read(self, path: Path) -> dict[str, str]:
+    def _read(self, path: Path, job: Job) -> dict[str, str]:
         try:
             document = json.loads(read_plain(path))
-            return dict(document["env"])
+            return dict(document["env"]) if document["job"] == job.name else {}
         except (FileNotFoundError, NotADirectoryError):
             return {}
         except OSError as error:
@@ -300,10 +317,31 @@ def _scope(task_id: str | None) -> str:
     return "job.json" if task_id is None else f"task.{task_id}.json"
 
 
+def _owners(folder: Path) -> set[str]:
+    """Return the names of the jobs whose values are in a folder. Files that can't be understood are nobody's.
+
+    :raises OSError: one can't be read.
+    """
+    names = set()
+    for path in folder.glob("*.json"):
+        with contextlib.suppress(ValueError, KeyError, TypeError):
+            names.add(check_name(json.loads(read_plain(path))["job"]))
+    return names
+
+
+def _trust_name(job: Job) -> str:
+    name = job.name if len(job.name) <= _MAX_NAME else "=" + _digest(job.name)
+    return f"{_file_name(job.id)}:{name}"  # no file name of an id has a colon, and no name begins with "="
+
+
 def _file_name(job_id: str) -> str:
     if _PLAIN_ID.fullmatch(job_id):
         return job_id
-    return "=" + hashlib.blake2b(job_id.encode(errors="surrogatepass"), digest_size=16).hexdigest()
+    return "=" + _digest(job_id)
+
+
+def _digest(text: str) -> str:
+    return hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=16).hexdigest()
 
 
 def without_values(document: Mapping[str, Any], where: str) -> tuple[dict[str, Any], dict[str, str]]:

@@ -16,7 +16,9 @@ from typing import Any
 
 from air_executor import jsontext
 from air_executor.errors import JobError, StateDirError
+from air_executor.jobs import inbox
 from air_executor.jobs.model import Task, check_name, new_tasks
+from air_executor.jobs.names import is_name
 from air_executor.jobs.private import without_values
 from air_executor.jobs.reading import entries, read
 from air_executor.jobs.store import JobFiles, JobStore
@@ -85,10 +87,18 @@ def queue_from_outside(state_dir: str | Path, name: str, tasks: Iterable[Mapping
     files.job = files.read_job()
     store.check_trust(files.job)
     new, values = _apart([named(task, prefix="task") for task in tasks], "tasks to queue")
-    ids = _ids(new, files, [], name, "tasks to queue")
-    _keep(store, name, values)
-    vouch(files, [Task.from_dict(each, job_name=name, where="tasks to queue") for each in new])
-    store.ask(name, "queue", new)
+    with inbox.alone(files.path / "inbox"):
+        # What others have queued, and the manager has not seen yet: looked at first, as it may be in the job soon.
+        waiting = [
+            task for ask in files.asks() if ask.action == "queue" for task in ask.tasks if is_name(task.get("id"))
+        ]
+        ids = _ids(new, files, waiting, name, "tasks to queue")
+        known = {task["id"] for task in waiting}
+        new = [task for task, task_id in zip(new, ids, strict=True) if task["id"] == task_id or task_id not in known]
+        _keep(store, name, {task["id"]: values[task["id"]] for task in new if task["id"] in values})
+        vouch(files, [Task.from_dict(each, job_name=name, where="tasks to queue") for each in new])
+        if new:
+            store.ask(name, "queue", new)
     return ids
 
 

@@ -12,8 +12,8 @@ from air_executor.jobs import inbox
 from air_executor.jobs.manager import Manager
 from air_executor.jobs.store import JobFiles, JobStore
 
-#: How long to wait for a manager to do a request, in seconds.
-_MANAGER_S = 30.0
+#: How long to wait for a manager that lives to do a request, in seconds.
+_MANAGER_S = 120.0
 
 #: How often to look whether it is done, in seconds.
 _LOOK_S = 0.2

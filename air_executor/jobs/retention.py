@@ -19,7 +19,9 @@ from air_executor import config
 from air_executor.config import Config
 from air_executor.errors import AirExecutorError, ConfigError, JobError, StateDirError, UnknownJobError, WrongStateError
 from air_executor.jobs import keys, orphans
+from air_executor.jobs.model import Job
 from air_executor.jobs.store import JobFiles, JobStore
+from air_executor.runs.lock import LOOKERS_S
 from air_executor.runs.pruning import Pruned
 from air_executor.runs.store import RunStore
 
@@ -90,7 +92,7 @@ def prune(store: JobStore, kept: Retention, *, least_age_s: float = 0.0) -> Prun
         if changed_s > now_s - least_age_s:
             continue
         try:
-            remove(store, name)
+            remove(store, name, lock_wait_s=0)  # the next time will do
             removed += 1
         except (WrongStateError, UnknownJobError):
             continue
@@ -125,10 +127,12 @@ def _by_age(store: JobStore) -> Iterator[tuple[float, str]]:
             continue
 
 
-def remove(store: JobStore, name: str, *, is_forced: bool = False) -> None:
+def remove(store: JobStore, name: str, *, is_forced: bool = False, lock_wait_s: float = LOOKERS_S) -> None:
     """Remove a job that has ended, with its logs.
 
-    :param is_forced: even if its files can't be understood.
+    A job that is a link is only unlinked.
+
+    :param is_forced: whatever its state is, and even if its files can't be understood, unless a task of it runs.
     :raises UnknownJobError: there is no such job.
     :raises WrongStateError: it has not ended, or a manager works on it.
     :raises JobError: its files can't be understood.
@@ -137,23 +141,25 @@ def remove(store: JobStore, name: str, *, is_forced: bool = False) -> None:
     if name not in store.folders():
         raise UnknownJobError(f"there is no job {name} below {store.root}")
     files = JobFiles(store.root / name)
+    if files.path.is_symlink():
+        _unlink(files.path)
+        return
     lock = files.lock()
-    if not lock.acquire(timeout_s=0):
+    if not lock.acquire(lock_wait_s):
         raise WrongStateError(f"a manager works on job {name}; `air-executor cancel {name}` ends it")
     try:
-        try:
-            is_over = files.is_ended() and not files.asks()
-        except JobError:
-            if not is_forced:
-                raise
-            is_over = True
-        if not is_over:
-            raise WrongStateError(f"job {name} has not ended; `air-executor cancel {name}` ends it")
+        if not is_forced and not (files.is_ended() and not files.asks()):
+            raise WrongStateError(
+                f"job {name} has not ended; `air-executor cancel {name}` ends it, "
+                f"`air-executor remove --force {name}` removes it as it is"
+            )
+        if is_forced:
+            orphans.check_none(store, name)
         aside = store.root / f".{name[:100]}{_REMOVED}{uuid.uuid4().hex}"
-        job_id = _id(files)
+        job = _job(files)
         os.rename(files.path, aside)  # so it is gone at once for all readers
-        if job_id is not None:
-            store.private.forget(job_id)
+        if job is not None:
+            store.private.forget(job)
         _remove_tree(aside)
     except OSError as error:
         raise StateDirError(f"job {name} cannot be removed: {error.strerror or error}") from error
@@ -161,9 +167,16 @@ def remove(store: JobStore, name: str, *, is_forced: bool = False) -> None:
         lock.release()
 
 
-def _id(files: JobFiles) -> str | None:
+def _unlink(path: Path) -> None:
     try:
-        return files.read_job().id
+        path.unlink()
+    except OSError as error:
+        raise StateDirError(f"{path} cannot be removed: {error.strerror}") from error
+
+
+def _job(files: JobFiles) -> Job | None:
+    try:
+        return files.read_job()
     except JobError:
         return None
 

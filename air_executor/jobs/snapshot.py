@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,11 +64,15 @@ def signature(folder: Path) -> Signature:
     found: list[Any] = []
     for name in ("state.json", "tasks.json"):
         try:
-            status = (folder / name).stat()
-            found.append((status.st_ino, status.st_mtime_ns, status.st_size))
+            found.append(identity((folder / name).stat()))
         except OSError:
             found.append(None)
     return tuple(found)
+
+
+def identity(status: os.stat_result) -> tuple[int, int, int]:
+    """Return what tells a file from those that will replace it."""
+    return status.st_ino, status.st_mtime_ns, status.st_size
 
 
 def digest(data: bytes) -> str:

@@ -98,9 +98,9 @@ class JobStore:
         :param tasks: its tasks; read from its files if they are needed and not given.
         :raises JobError: they can't be understood.
         """
-        if not self.private.is_trusted(job.id):
+        if not self.private.is_trusted(job):
             return "was not submitted here"
-        vouched = self.private.vouched(job.id)
+        vouched = self.private.vouched(job)
         if vouched is None:
             return None
         if tasks is None:
@@ -127,7 +127,7 @@ class JobStore:
         :raises StateDirError: it can't be noted.
         """
         files = self.open(job.name)
-        self.private.vouch(files.job.id, trust.digests(files.job, files.tasks.values()))
+        self.private.vouch(files.job, trust.digests(files.job, files.tasks.values()))
         with contextlib.suppress(OSError):
             os.utime(self.folder(job.name) / "state.json")  # so that its manager looks at it again
         self.announce(job.name)
@@ -269,7 +269,7 @@ class JobStore:
                 files.path.rename(folder)
             except BaseException:
                 shutil.rmtree(files.path, ignore_errors=True)
-                self.private.forget(job.id)
+                self.private.forget(job)
                 raise
         except OSError as error:
             raise StateDirError(f"job {job.name} cannot be written to {folder}: {error.strerror}") from error
@@ -282,7 +282,7 @@ class JobStore:
         """
         for task_id, given in values.items():
             self.private.keep(job, given, task_id)
-        self.private.trust(job.id)
+        self.private.trust(job)
 
     def _taken(self, name: str) -> JobExistsError:
         return JobExistsError(

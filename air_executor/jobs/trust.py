@@ -37,6 +37,18 @@ def digests(job: Job, tasks: Iterable[Task]) -> dict[str, str]:
     return {_digest(job, _OF_JOB): "its folder or variables", **_of_tasks((*tasks, *hooks))}
 
 
+def of_job(job: Job) -> dict[str, Any]:
+    """Return what a job itself says of what is executed, and its hooks: what is not empty."""
+    values = {name: getattr(job, name) for name in (*_OF_JOB, *HOOKS)}
+    return {name: value for name, value in values.items() if value}
+
+
+def of_task(task: Task) -> dict[str, Any]:
+    """Return what a task would execute: what is not empty."""
+    values = {name: getattr(task, name) for name in (*_OF_TASK, "foreach")}
+    return {name: value for name, value in values.items() if value}
+
+
 def _of_tasks(tasks: Iterable[Task]) -> dict[str, str]:
     found: dict[str, str] = {}
     for task in tasks:
@@ -65,8 +77,8 @@ def vouch(files: JobFiles, tasks: Iterable[Task]) -> None:
     :raises StateDirError: it can't be noted.
     """
     private = PrivateStore(files.path.parent.parent)
-    if private.is_trusted(files.job.id) and private.vouched(files.job.id) is not None:
-        private.vouch(files.job.id, _of_tasks(tasks))
+    if private.is_trusted(files.job) and private.vouched(files.job) is not None:
+        private.vouch(files.job, _of_tasks(tasks))
 
 
 def check_queued(files: JobFiles, tasks: Iterable[Task]) -> None:
@@ -75,6 +87,6 @@ def check_queued(files: JobFiles, tasks: Iterable[Task]) -> None:
     :raises UntrustedJobError: nobody here has queued them.
     """
     private = PrivateStore(files.path.parent.parent)
-    vouched = private.vouched(files.job.id) if private.is_trusted(files.job.id) else None
+    vouched = private.vouched(files.job) if private.is_trusted(files.job) else None
     if vouched is not None and (new := changes(_of_tasks(tasks), vouched)) is not None:
         raise UntrustedJobError(f"{new} was not queued by its user, but came with the files of the job")

@@ -16,10 +16,12 @@ from pathlib import Path
 
 from air_executor.config import Config
 from air_executor.launcher import fingerprint
+from air_executor.machine import marks
 from air_executor.runs.store import RunStore
 
-#: The scheduler sets this for itself. With it, a runner would look for connections in the metadata database.
-_SCHEDULER_ONLY = frozenset({"_AIRFLOW_PROCESS_CONTEXT"})
+#: The scheduler sets the first for itself: with it, a runner would look for connections in the metadata database. With
+#: the other, nothing that its tasks leave behind would be ended.
+_NOT_PASSED_ON = frozenset({"_AIRFLOW_PROCESS_CONTEXT", marks.KEEP_VARIABLE})
 
 
 _SERVICE = "service"
@@ -60,7 +62,7 @@ class Address:
 
 def environment(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
     """Return the environment for a launcher that is started from this process."""
-    return {name: value for name, value in environ.items() if name not in _SCHEDULER_ONLY}
+    return {name: value for name, value in environ.items() if name not in _NOT_PASSED_ON}
 
 
 def address(store: RunStore, config: Config) -> Address:

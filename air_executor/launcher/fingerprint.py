@@ -33,6 +33,9 @@ _INHERITED = (
     *(b"NoNewPrivs", b"Seccomp", b"Cpus_allowed", b"Mems_allowed"),
 )
 
+#: Variables that name the certificates of those who are trusted.
+_CERTIFICATES = ("SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
+
 #: At most this many files below the folder of plugins are looked at.
 _MAX_PLUGIN_FILES = 2000
 
@@ -121,8 +124,12 @@ def stamp_of(path: str | Path) -> str:
 
 
 def _settings() -> Iterator[str]:
-    """Yield files that Airflow reads when it is imported, and whether they exist or not."""
+    """Yield files that are read once, by Airflow or by what it imports, and whether they exist or not."""
     home = airflow_home()
+    yield "/etc/localtime"
+    yield from filter(None, map(os.environ.get, _CERTIFICATES))
+    with contextlib.suppress(ConfigError):
+        yield from filter(None, map(plain_getter("api"), ("ssl_cert", "ssl_ca_file", "client_ssl_cert")))
     yield os.environ.get("AIRFLOW_CONFIG") or str(home / "airflow.cfg")
     for folder in dict.fromkeys([*sys.path, str(home / "config")]):
         for name in ("airflow_local_settings", "sitecustomize", "usercustomize"):

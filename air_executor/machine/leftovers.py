@@ -14,7 +14,7 @@ from collections.abc import Collection, Iterable
 
 from air_executor.machine import system
 from air_executor.machine.children import children, reaped
-from air_executor.machine.marks import is_kept
+from air_executor.machine.marks import is_cleaner, is_kept
 from air_executor.machine.processes import Process, kill, look
 
 #: How long to wait for a process that was killed, in seconds. One that is in the kernel for longer (uninterruptible
@@ -27,6 +27,9 @@ _FORBIDDEN_S = 2.0
 #: A process that is to outlive its task can be recognized only from its ``exec`` on. So during this time after the
 #: task's end, in seconds, no process is killed that is younger than that.
 _YOUNG_S = 0.5
+
+#: How long a process that cleans up after the others has to do so, in seconds.
+CLEANS_UP_S = 2.0
 
 #: How often to look whether a process has ended, where there are no pidfds, in seconds.
 _LOOK_S = 0.02
@@ -71,7 +74,7 @@ class Leftovers:
                     continue
                 if pid not in self.killed and is_kept(pid):
                     self._kept.add(pid)
-                elif pid not in self.killed and time.monotonic() < began_s + _YOUNG_S and self._is_young(pid):
+                elif pid not in self.killed and self._has_time(pid, time.monotonic() - began_s):
                     are_young = True
                 else:
                     (self.killed if kill(pid) else forbidden).add(pid)
@@ -84,9 +87,11 @@ class Leftovers:
                 break
         self.survivors = [p for p in map(look, self._given_up) if p is not None and not p.is_dead]
 
-    def _is_young(self, pid: int) -> bool:
-        process = look(pid)
-        return process is not None and process.age_s() < _YOUNG_S
+    def _has_time(self, pid: int, since_s: float) -> bool:
+        """Tell whether a process is not killed yet, so many seconds after the task's end."""
+        if since_s < _YOUNG_S and (process := look(pid)) is not None and process.age_s() < _YOUNG_S:
+            return True
+        return since_s < CLEANS_UP_S and is_cleaner(pid)
 
     def _reap(self) -> bool:
         """Reap what has ended, and tell whether there are children left."""

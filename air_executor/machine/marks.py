@@ -23,6 +23,14 @@ def is_kept(pid: int) -> bool:
     return f"{KEEP_VARIABLE}=1".encode() in read_proc(f"/proc/{pid}/environ").split(b"\0")
 
 
+def is_cleaner(pid: int) -> bool:
+    """Tell whether a process is a helper of Python's that removes shared memory of the processes that have ended.
+
+    It ends by itself when they have: :mod:`multiprocessing.resource_tracker`, and joblib's.
+    """
+    return b"resource_tracker import main" in read_proc(f"/proc/{pid}/cmdline")
+
+
 def is_launcher(pid: int) -> bool:
     """Tell whether a process is a launcher: by its title, or by what it was started with."""
     words = read_proc(f"/proc/{pid}/cmdline").replace(b"\0", b" ").split()

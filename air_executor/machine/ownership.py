@@ -18,6 +18,8 @@ from air_executor.errors import StateDirError
 def check_state_dir(folder: str | Path, *, is_looking: bool = False) -> None:
     """Check that a state directory, and the folder of jobs in it, are this user's alone. What is missing passes.
 
+    Nor may anything of AirExecutor in it be a link: a repository may hold one that leads to the user's files.
+
     :param is_looking: the caller only reads; then root may use the state directory of another user.
     :raises StateDirError: they are not; the message says what to do.
     """
@@ -42,6 +44,21 @@ def check_state_dir(folder: str | Path, *, is_looking: bool = False) -> None:
                 f"others may write to {path}, and so say what runs here: nothing is read or written there. If what is "
                 f"in it is yours, close it: chmod go-w {path}"
             )
+        _check_links(path, hidden_only=path.name == "jobs")
+
+
+def _check_links(folder: Path, *, hidden_only: bool) -> None:
+    """Check that no entry is a link; of the folder of jobs, no hidden one, as a job that is a link hurts only itself.
+
+    :raises StateDirError: one is, or they can't be looked at.
+    """
+    try:
+        with os.scandir(folder) as entries:
+            links = [each.path for each in entries if each.is_symlink() and (each.name[0] == "." or not hidden_only)]
+    except OSError as error:
+        raise StateDirError(f"cannot look at {folder}: {error.strerror}") from error
+    if links:
+        raise StateDirError(f"{links[0]} is a link, which is not followed: remove it, or put what it leads to there")
 
 
 def may_others_write(status: os.stat_result) -> bool:

@@ -10,6 +10,7 @@ import errno
 import os
 import stat
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
@@ -114,10 +115,13 @@ def _plain(fd: int, path: str | Path) -> int:
     raise OSError(22, "it is not a plain file", str(path))
 
 
-def replace_file(path: str | Path, data: bytes, *, is_durable: bool = False) -> None:
-    """Replace a file by one with ``data``, atomically.
+def replace_file(
+    path: str | Path, data: bytes, *, is_durable: bool = False, check: Callable[[], None] | None = None
+) -> os.stat_result:
+    """Replace a file by one with ``data``, atomically, and return the new one's status.
 
     :param is_durable: atomically even if the machine loses power, which takes a wait for the disk.
+    :param check: called right before the file is replaced, which what it raises prevents.
     :raises StateDirError: it can't be written.
     """
     folder, name = os.path.split(path)
@@ -134,13 +138,19 @@ def replace_file(path: str | Path, data: bytes, *, is_durable: bool = False) -> 
                 view = view[os.write(fd, view) :]
             if is_durable:
                 os.fsync(fd)
+            status = os.fstat(fd)
         finally:
             os.close(fd)
+        if check is not None:
+            check()
         os.replace(temporary, path)
-    except OSError as error:
+    except BaseException as error:
         with contextlib.suppress(OSError):
             os.unlink(temporary)
-        raise StateDirError(f"cannot write {path}: {error.strerror}") from error
+        if isinstance(error, OSError):
+            raise StateDirError(f"cannot write {path}: {error.strerror}") from error
+        raise
+    return status
 
 
 def modified_s(path: str | Path) -> float | None:

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from air_executor import jsontext
-from air_executor.errors import AirExecutorError
+from air_executor.errors import AirExecutorError, JobError
 from air_executor.jobs import ended as ended_jobs
 from air_executor.jobs.model import Job, JobState, TaskStatus
 from air_executor.jobs.store import JobFiles, JobStore, is_worked_on
+from air_executor.runs.lock import is_held
 from air_executor.runs.record import RunRecord
 from air_executor.runs.store import RunStore
 
@@ -143,6 +144,11 @@ def obstacle(store: JobStore, files: JobFiles) -> str | None:
         return f"it is paused; `air-executor resume {job.name}` lets it go on"
     if not is_worked_on(files.path):
         return "no manager works here; begin with `air-executor start`"
+    if not is_held(files.path / "lock"):  # the manager of all jobs has not begun with it
+        try:
+            store.open(job.name)
+        except JobError as error:
+            return str(error)
     return None
 
 

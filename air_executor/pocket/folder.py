@@ -19,14 +19,11 @@ from air_executor.machine.ownership import check_state_dir
 from air_executor.machine.safe_files import read_document, replace_file
 from air_executor.pocket.leftover import end_launchers, stop_runs
 from air_executor.pocket.request import BusyError, DagError, Request
-from air_executor.runs.lock import KernelLock, is_held
+from air_executor.runs.lock import LOOKERS_S, KernelLock, is_held
 from air_executor.runs.statedir import FOLDER, VARIABLE
 
 #: A request or a result of more bytes is none of ours.
 _MAX_BYTES = 256 << 20
-
-#: Who looks whether somebody works on a run holds its lock for a moment, at most so many seconds.
-_LOOKERS_S = 0.5
 
 #: So many characters of a file's name are the beginning of a run's name.
 _MAX_STEM = 60
@@ -116,7 +113,7 @@ class RunFolder:
         :raises BusyError: somebody works on the run.
         """
         lock = self.lock()
-        if not lock.acquire(_LOOKERS_S):
+        if not lock.acquire(LOOKERS_S):
             raise BusyError(f"{self.name} is running")
         try:
             self.empty()
@@ -186,7 +183,7 @@ def _claim(parent: Path, request: Request, *, restart: bool) -> tuple[RunFolder,
     """Return a folder, its lock, whether its run was begun before, and whether it is given up."""
     for folder in _alike(parent, request):
         lock = folder.lock()
-        if folder.is_busy() or not lock.acquire(_LOOKERS_S):
+        if folder.is_busy() or not lock.acquire(LOOKERS_S):
             if request.run_id is not None:
                 raise BusyError(f"run {request.run_id} is running already, as {folder.name}")
             continue

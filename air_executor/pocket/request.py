@@ -113,7 +113,7 @@ def parse_conf(text: str) -> dict[str, Any]:
     :raises DagError: it is none.
     """
     where = "--conf"
-    data = text.encode()
+    data = text.encode("utf-8", "surrogateescape")
     if text.startswith("@"):
         where = text[1:]
         data = _read(where)

@@ -40,17 +40,20 @@ class DagResult:
         result = folder.result()
         if result is None:
             raise DagError(f"run {folder.name} has not ended")
-        return cls(
-            name=folder.name,
-            dag_id=result["dag_id"],
-            run_id=result["run_id"],
-            state=result["state"],
-            tasks=tuple(result["tasks"]),
-            folder=folder.path,
-            leaves=tuple(result["leaves"]),
-            xcoms=tuple(result["xcoms"]),
-            triggered=tuple(result.get("triggered", ())),  # of former commits
-        )
+        try:
+            return cls(
+                name=folder.name,
+                dag_id=result["dag_id"],
+                run_id=result["run_id"],
+                state=result["state"],
+                tasks=tuple(result["tasks"]),
+                folder=folder.path,
+                leaves=tuple(result["leaves"]),
+                xcoms=tuple(result["xcoms"]),
+                triggered=tuple(result.get("triggered", ())),  # of former commits
+            )
+        except (KeyError, TypeError) as error:
+            raise DagError(f"{folder.path / 'result.json'} can't be understood: {error!r}") from None
 
     @property
     def ok(self) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import importlib
+import math
 import os
 import select
 import signal
@@ -273,6 +274,8 @@ def _call_here(task: dict[str, Any], folder: str) -> int:
     for part in name.split("."):
         function = getattr(function, part)
     result = function(**task["arguments"])
+    if (strange := _not_finite(result)) is not None:
+        raise ValueError(f"{task['function']} returned what is not JSON: {strange}")
     try:
         data = jsontext.dumps(result, option=orjson.OPT_NON_STR_KEYS)
     except TypeError as error:
@@ -281,6 +284,18 @@ def _call_here(task: dict[str, Any], folder: str) -> int:
         raise ValueError(f"{task['function']} returned {len(data)} bytes; write what is larger than 64 KiB to a file")
     replace_file(os.path.join(folder, RETURNED), data)
     return 0
+
+
+def _not_finite(value: Any) -> float | None:
+    """Return a float in plain data that JSON does not have; orjson would write null for it."""
+    below, seen = [value], 0
+    while below and (seen := seen + 1) <= MAX_RESULT_BYTES:  # more than that is too long anyway
+        each = below.pop()
+        if isinstance(each, float) and not math.isfinite(each):
+            return each
+        if isinstance(each, (dict, list, tuple)):
+            below.extend(each.values() if isinstance(each, dict) else each)
+    return None
 
 
 def _note(folder: str, name: str, text: str) -> None:

@@ -278,7 +278,7 @@ _FIELDS: dict[type, dict[str, tuple[type, ...]]] = {
 def _divided(kind: type, document: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the fields of a document that dataclass ``kind`` has, and the others.
 
-    :raises ValueError: one of the former has a wrong type, or is no moment though it has to be one.
+    :raises ValueError: one of the former has a wrong type, or is no moment or process id though it has to be one.
     """
     types = _FIELDS[kind]
     known: dict[str, Any] = {}
@@ -287,7 +287,12 @@ def _divided(kind: type, document: dict[str, Any]) -> tuple[dict[str, Any], dict
         if name not in types:
             unknown[name] = value
             continue
-        if not isinstance(value, types[name]) or (name.endswith("_at") and value is not None and not _is_moment(value)):
+        is_right = isinstance(value, types[name]) and (not isinstance(value, bool) or bool in types[name])
+        if is_right and value is not None and name.endswith("_at"):
+            is_right = _is_moment(value)
+        elif is_right and value is not None and name in ("pid", "task_pid"):
+            is_right = value > 0  # others name groups of processes, or all of them
+        if not is_right:
             raise ValueError(f"{name} is {value!r}"[:200])
         known[name] = value
     return known, unknown

@@ -74,7 +74,7 @@ class _Table:
             return False
         # The kernel reuses no pid that is the id of a session or group. So if the leader is the run's, or dead, and
         # this process is younger than the runner, it is the run's.
-        leaders = {process.session, process.group} & {runner.pid, run.task_pid}
+        leaders = {process.session, process.group} & {pid for pid in (runner.pid, run.task_pid) if pid and pid > 1}
         return bool(leaders) and process.ticks >= runner.ticks and all(self._is_led(leader, run) for leader in leaders)
 
     def _is_led(self, leader: int, run: DeadRun) -> bool:
@@ -110,6 +110,8 @@ class Undertaker:
             self._table = _Table.take()
         left = self._table.of(run)
         for process in left:
+            if now_s - since_s < leftovers.CLEANS_UP_S and marks.is_cleaner(process.pid):
+                continue
             system.signal_if(process.pid, process.id.lives, signal.SIGKILL)
         if left and now_s - since_s < leftovers.STUCK_S:
             self._looked_s[run.id] = time.monotonic()

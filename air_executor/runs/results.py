@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import stat
 from pathlib import Path
@@ -13,6 +14,9 @@ from air_executor.errors import JobError
 
 #: A result that is longer than this many bytes does not go into ``tasks.json``.
 MAX_RESULT_BYTES = 1 << 16
+
+#: More digits has no whole number of 64 bits.
+_DIGITS = 21
 
 #: The file below a run's folder in which a function's result is, as JSON.
 RETURNED = "result.json"
@@ -40,14 +44,49 @@ def read_result(folder: Path | str, *, is_json: bool) -> Any:
         raise JobError(f"its result cannot be read from {path}: {error.strerror}") from None
     if len(data) > MAX_RESULT_BYTES:
         raise JobError(f"its result has {status.st_size} bytes; write what is larger than 64 KiB to a file of its own")
-    with contextlib.suppress(ValueError):
-        return jsontext.loads(data, is_kept=True)
     if is_json:
-        return None  # it was torn by a power failure
-    text = data.decode(errors="replace").rstrip("\n")
+        return _returned(data)
+    with contextlib.suppress(ValueError):
+        return _written(data)
+    text = data.decode(errors="surrogateescape").rstrip("\n")
     if "\0" in text:
         raise JobError("its result holds a zero byte, and is neither JSON nor text")
     return text or None
+
+
+def _returned(data: bytes) -> Any:
+    """Return what a function returned.
+
+    :raises JobError: it is nested too deeply.
+    """
+    try:
+        return jsontext.loads(data, is_kept=True)
+    except json.JSONDecodeError:
+        return None  # it was torn by a power failure
+    except ValueError as error:
+        raise JobError(f"its result cannot be kept: {error}") from None
+
+
+def _written(data: bytes) -> Any:
+    """Return what a command has written, if it is JSON that says the same when it is written again.
+
+    A number that would not, such as 1.10 or 12e45, is text: it may be a version, or an id.
+
+    :raises ValueError: it is not.
+    :raises JobError: it is an object or a list with a number that JSON readers don't keep.
+    """
+    value = jsontext.loads(data, is_kept=True)
+    if isinstance(value, (int, float)) and jsontext.dumps(value) != data.strip():
+        raise ValueError("it would be another text")
+    if isinstance(value, (dict, list)):
+        json.loads(data, parse_int=_whole)
+    return value
+
+
+def _whole(text: str) -> int:
+    if len(text) > _DIGITS or not -(1 << 63) <= int(text) < 1 << 64:
+        raise JobError(f"its result holds {text[:40]}, and whole numbers in JSON have up to 64 bits: write it as text")
+    return int(text)
 
 
 def _opener(path: str, flags: int) -> int:

@@ -46,7 +46,7 @@ def locate(start: str | Path | None = None) -> StateDir:
     :raises StateDirError: the working directory is gone, or the one that was found is not this user's alone.
     """
     if named := os.environ.get(VARIABLE):
-        return StateDir(Path(named).expanduser().absolute(), VARIABLE)
+        return StateDir(Path(os.path.expanduser(named)).absolute(), VARIABLE)
     variable = config.env_var("state_dir")
     if os.environ.get(variable):
         return StateDir(Path(config.plain_state_dir()), variable, is_airflows=True)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import orjson
 import psutil
 import pytest
 
@@ -93,6 +94,18 @@ class Yard:
         self.managers.append(manager)
         wait_for(lambda: self.store.manager() == manager.pid, "the manager")
         return manager
+
+    def has_written(self, task_id: str, status: str, name: str = "job") -> bool:
+        """Tell whether ``tasks.json`` itself has this status of a task, and the manager is done with the job's files.
+
+        It closes the journal last. What somebody writes before that may be taken for the manager's own.
+        """
+        folder = self.store.folder(name)
+        tasks = orjson.loads((folder / "tasks.json").read_bytes())
+        if status not in [task.get("status") for task in tasks if task["id"] == task_id]:
+            return False
+        opened = psutil.Process(self.managers[-1].pid).open_files()
+        return str(folder / "journal.jsonl") not in [file.path for file in opened]
 
     def launchers(self) -> list[psutil.Process]:
         answers = [control.status(address) for address in all_addresses(self.runs)]

@@ -118,12 +118,22 @@ def test_status_and_the_doctor_say_what_waits(yard: Yard, monkeypatch: pytest.Mo
     def waiting() -> list[str]:
         return [each["name"] for each in json.loads(yard.call("status", "--json"))["waiting"]]
 
+    def shown() -> str:
+        return " ".join(yard.call("status").split())
+
+    def is_said() -> bool:
+        text = shown()
+        taken = "budget: 700 MiB of 1000 MiB taken, by 1 runs of this machine"
+        return taken in text and "it needs 500 MiB of memory; 300 MiB of 1000 MiB are free" in text
+
+    def diagnosis() -> tuple[bool, str]:
+        found = {each["name"]: each for each in json.loads(yard.call("doctor", "--json"))}["budget"]
+        return found["ok"], found["found"]
+
     wait_for(lambda: waiting() == ["job/waits"], "the second to wait")
-    shown = " ".join(yard.call("status").split())
-    assert "budget: 700 MiB of 1000 MiB taken, by 1 runs of this machine" in shown
-    assert "it needs 500 MiB of memory; 300 MiB of 1000 MiB are free" in shown
-    found = {each["name"]: each for each in json.loads(yard.call("doctor", "--json"))}["budget"]
-    assert found["ok"] and found["found"] == "memory 1000 MiB, CPUs off; 1 runs take 700 MiB, 1 wait"
+    wait_for(is_said, "the status to say what is taken, and why the second waits", seen=shown)
+    expected = (True, "memory 1000 MiB, CPUs off; 1 runs take 700 MiB, 1 wait")
+    wait_for(lambda: diagnosis() == expected, "the doctor to say so", seen=diagnosis)
     (yard.folder / "release").touch()
     wait_for(lambda: yard.store.open("job").job.state.is_end, "the job to end")
     assert waiting() == []

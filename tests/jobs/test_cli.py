@@ -62,9 +62,10 @@ def test_a_log_is_followed_to_the_end_of_its_task(yard: Yard) -> None:
     yard.runner_of("a")
     follower = subprocess.Popen(yard.command("logs", "job", "a", "-f"), env=yard.env, stdout=subprocess.PIPE, text=True)
     assert follower.stdout is not None
-    assert follower.stdout.readline() == "first\n"
-    (yard.folder / "go").touch()
-    assert follower.stdout.read() == "last\n"
+    with follower.stdout:
+        assert follower.stdout.readline() == "first\n"
+        (yard.folder / "go").touch()
+        assert follower.stdout.read() == "last\n"
     assert follower.wait(LONG_S) == 0
 
 
@@ -101,6 +102,10 @@ def test_status_shows_jobs_beside_runs(yard: Yard) -> None:
         ("bad.json", '[{"id": "a"}]', "job bad, task 'a': it needs a command or a function"),
         ("bad.json", '{"name": "../x", "tasks": []}', "'../x' cannot be a job's name"),
         ("bad.json", '{"tasks": [], "max_runners": "2"}', "field 'max_runners': it must be a whole number"),
+        ("bad.yaml", "[{id: a, command: x, priority: 99999999999999999999}]", "'priority': it must be a whole number"),
+        ("bad.yaml", "[{id: a, command: x, retries: 99999999999999999999}]", "'retries': it must be a whole number"),
+        ("bad.yaml", "[{id: a, command: x, env: {PORT: 8080}}]", "and 'PORT' or its value is not"),
+        ("my job.yaml", "[{id: a, command: x}]", "give it one with --name NAME"),
     ],
 )
 def test_a_job_that_can_not_be_used_is_refused_in_one_line(yard: Yard, name: str, text: str | None, says: str) -> None:

@@ -339,7 +339,10 @@ def test_both_files_are_kept_when_somebody_spoils_them(pretended: Pretended) -> 
     assert pretended.state("job") is JobState.COMPLETED
 
 
-def test_a_checkout_that_makes_the_files_anew_is_no_removal(pretended: Pretended) -> None:
+def test_a_checkout_that_makes_the_files_anew_is_no_removal(
+    pretended: Pretended, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("air_executor.jobs.manager.active_jobs._BLOCKED_S", 600.0)
     pretended.submit("job", *TWO)
     pretended.held = {"job/a"}
     folder = pretended.store.folder("job")
@@ -351,6 +354,7 @@ def test_a_checkout_that_makes_the_files_anew_is_no_removal(pretended: Pretended
             (folder / "state.json").unlink()
         if step == 8:
             (folder / "state.json").write_bytes(saved[0])
+            pretended.store.announce("job")
         if step == 10:
             assert pretended.backend._running
             pretended.backend.finish_all()

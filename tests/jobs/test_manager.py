@@ -433,7 +433,7 @@ def test_a_launcher_that_is_killed_takes_no_task_with_it(yard: Yard) -> None:
     yard.submit(sh("a", "echo a >> began; until [ -e go ]; do sleep 0.02; done"), sh("b", "echo b >> began"))
     yard.start_manager()
     yard.runner_of("a")
-    [launcher] = yard.launchers()
+    [launcher] = wait_for(yard.launchers, "the launcher to answer")
     launcher.kill()
     (yard.folder / "go").touch()
     assert api.wait("job", timeout_s=120, state_dir=yard.state_dir).job.state is JobState.COMPLETED
@@ -488,8 +488,8 @@ def test_a_task_that_is_written_into_the_file_by_hand_runs(yard: Yard) -> None:
     yard.submit(sh("a", "until [ -e go ]; do sleep 0.02; done"))
     yard.start_manager()
     yard.runner_of("a")
+    wait_for(lambda: yard.has_written("a", "running"), "the file to be written")
     path = yard.store.folder("job") / "tasks.json"
-    wait_for(lambda: orjson.loads(path.read_bytes())[0]["status"] == "running", "the file to be written")
     document = orjson.loads(path.read_bytes())
     path.write_bytes(orjson.dumps([*document, sh("b", "true")]))
     wait_for(lambda: "b" in yard.tasks() and yard.tasks()["b"].created_at, "the task to be taken in")
@@ -502,6 +502,7 @@ def test_a_file_that_is_spoilt_by_hand_is_set_aside_and_the_job_goes_on(yard: Ya
     yard.submit(sh("a", "until [ -e go ]; do sleep 0.02; done"), sh("b", "true"))
     yard.start_manager()
     yard.runner_of("a")
+    wait_for(lambda: yard.has_written("a", "running"), "the file to be written")
     folder = yard.store.folder("job")
     (folder / "tasks.json").write_text("[{")
     wait_for(lambda: list(folder.glob("tasks.json.unreadable-*")), "the spoilt file to be set aside")
@@ -571,7 +572,8 @@ def test_on_a_disk_that_takes_nothing_more_a_job_waits_until_it_does(
         )
         yard.start_manager()
         runner = yard.runner_of("a")
-        wait_for(lambda: statuses(yard)["c"] == "completed", "the task beside it")
+        # Once the manager has written that, nothing of the job is due.
+        wait_for(lambda: yard.has_written("c", "completed"), "the task beside it")
         with getattr(disk, fault)():
             (yard.folder / "go").touch()
             wait_for(lambda: not runner.children(), "the task to end")

@@ -49,10 +49,10 @@ def talk(yard: Yard, *arguments: str, mode: str = "auto") -> Callable[[Callable[
         async def connected() -> None:
             command, *rest = yard.command("mcp", *arguments)
             server = StdioServerParameters(command=command, args=rest, env=yard.env, cwd=yard.folder)
-            async with Client(server, mode=mode, read_timeout_seconds=LONG_S) as client:
+            async with Client(server, mode=mode, read_timeout_seconds=1.5 * LONG_S) as client:
                 await conversation(Agent(client))
 
-        asyncio.run(asyncio.wait_for(connected(), 2 * LONG_S))
+        asyncio.run(asyncio.wait_for(connected(), 3 * LONG_S))
 
     return run
 
@@ -93,7 +93,7 @@ def test_an_agent_has_a_job_done(yard: Yard) -> None:
         assert "no manager works here" in waited["obstacle"]
         assert (await agent.call("start_manager"))["is_new"] is True
         assert (await agent.call("start_manager"))["is_new"] is False
-        assert (await agent.call("wait", name="sums", timeout_s=60))["state"] == "completed"
+        assert (await agent.call("wait", name="sums", timeout_s=300))["state"] == "completed"
         shown = await agent.call("status", name="sums")
         assert [task["status"] for task in shown["tasks"]] == ["completed", "completed"]
         assert shown["tasks"][0]["env"] == ["SECRET"]
@@ -103,7 +103,7 @@ def test_an_agent_has_a_job_done(yard: Yard) -> None:
         assert (log["log"], log["next_offset"], log["status"]) == ("one\n", 4, "completed")
         assert (await agent.call("queue", name="sums", tasks=[{"id": "c", "command": "false"}])) == {"ids": ["c"]}
         await asyncio.to_thread(wait_for, lambda: "c" in yard.tasks("sums"), "the task")
-        assert (await agent.call("wait", name="sums", timeout_s=60))["state"] == "failed"
+        assert (await agent.call("wait", name="sums", timeout_s=300))["state"] == "failed"
         failures = (await agent.call("results", name="sums"))["failures"]
         assert failures == [{"id": "c", "exit_code": 1, "error": "it ended with exit code 1"}]
         assert (await agent.call("retry", name="sums", tasks=["c"]))["name"] == "sums"

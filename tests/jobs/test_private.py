@@ -120,7 +120,7 @@ def test_what_is_kept_is_for_its_owner_alone_and_goes_with_its_job(yard: Yard) -
         os.umask(before)
     private = yard.store.private.root
     assert {oct(path.stat().st_mode & 0o777) for path in private.rglob("*")} == {"0o700", "0o600"}
-    yard.store.private.forget(yard.store.open("job").job.id)
+    yard.store.private.forget(yard.store.open("job").job)
     assert files_with(private, SECRET) == []
 
 

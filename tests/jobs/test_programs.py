@@ -116,6 +116,83 @@ def test_ctrl_c_cancels_what_is_waited_for(yard: Yard, has_manager: bool) -> Non
     assert yard.store.open("long").job.state is JobState.CANCELLED
 
 
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("has_manager", [False, True])
+def test_whatever_ends_who_waits_cancels_what_is_waited_for(yard: Yard, has_manager: bool, signum: int) -> None:
+    if has_manager:
+        yard.start_manager()
+    waiter = subprocess.Popen(
+        yard.command("add", "--wait", "--name", "long", "--", "sh", "-c", "touch begun; exec sleep 600"),
+        env=yard.env,
+        cwd=yard.folder,
+    )
+    try:
+        wait_for((yard.folder / "begun").exists, "the command")
+        waiter.send_signal(signum)
+        assert waiter.wait(LONG_S) == 130
+    finally:
+        waiter.kill()
+    assert yard.store.open("long").job.state is JobState.CANCELLED
+
+
+def test_output_that_can_not_be_written_is_said_in_one_line_and_cancels_what_is_waited_for(yard: Yard) -> None:
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(
+            yard.command("add", "--wait", "--name", "long", "--", "sh", "-c", "echo a; exec sleep 600"),
+            env=yard.env,
+            cwd=yard.folder,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=LONG_S,
+        )
+        shown = subprocess.run(
+            yard.command("jobs"), env=yard.env, cwd=yard.folder, stdout=full, stderr=subprocess.PIPE, text=True
+        )
+    for each in (done, shown):
+        assert each.returncode == 2
+        assert each.stderr.splitlines()[-1].endswith("the output can't be written: No space left on device")
+        assert "Traceback" not in each.stderr
+    assert yard.store.open("long").job.state is JobState.CANCELLED
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_closed_streams_hurt_no_command(yard: Yard, closed: str) -> None:
+    yard.submit({"id": "a", "command": "true"})
+    for command in (["run", "job"], ["jobs"], ["jobs", "--json"], ["logs", "job", "a"], ["schema"]):
+        line = f"{shlex.join(yard.command(*command))} {closed}"
+        done = subprocess.run(line, shell=True, env=yard.env, cwd=yard.folder, capture_output=True, text=True)
+        assert (done.returncode, "Traceback" in done.stderr) == (0, False), done.stderr
+
+
+def test_what_is_queued_from_outside_is_compared_with_what_still_waits_to_be_taken_in(yard: Yard) -> None:
+    yard.submit({"id": "first", "command": "true"})
+    yard.call("queue", "--job", "job", "--id", "a", "--", "true")
+    yard.call("queue", "--job", "job", "--id", "b", "--after", "a", "--", "true")
+    assert "'a'" in yard.call("queue", "--job", "job", "--id", "a", "--", "false", code=2)
+    keyed = [yard.call("queue", "--job", "job", "--key", "k", "--", "true") for _ in range(2)]
+    assert keyed[0] == keyed[1]
+    files = yard.finish()
+    assert files.job.state is JobState.COMPLETED
+    assert len(files.tasks) == 4
+    assert keyed[0].split()[-1] in files.tasks
+
+
+def test_who_waits_for_a_job_that_its_manager_can_not_understand_is_told(yard: Yard) -> None:
+    yard.submit({"id": "a", "command": "true"}, name="bad")
+    (yard.store.root / "bad" / "tasks.json").write_text("[")
+    yard.start_manager()
+    told = json.loads(call(yard, "wait", "bad", "--timeout", "0.5", "--json", code=124)[0])
+    assert "bad/tasks.json" in told["hint"]
+
+
+def test_a_script_beside_a_job_of_its_name_does_not_hide_the_job(yard: Yard) -> None:
+    yard.submit({"id": "a", "command": "true"}, name="deploy")
+    (yard.folder / "deploy").write_text("#!/bin/sh\n")
+    assert "job deploy completed" in yard.call("run", "deploy")
+    assert "cannot be understood" in yard.call("run", "./deploy", code=2)
+
+
 @pytest.mark.parametrize("program", ["./run.sh", "a b", "-x", "é", "..", "x" * 300])
 def test_any_program_gives_a_name(yard: Yard, program: str) -> None:
     out, _ = call(yard, "add", "--json", "--", program)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import time
 import uuid
 from pathlib import Path
@@ -112,9 +114,9 @@ def test_what_is_private_of_a_job_goes_with_it(store: JobStore) -> None:
     ended(store, "job")
     job = store.open("job").job
     store.private.keep(job, {"TOKEN": "secret"})
-    store.private.trust(job.id)
+    store.private.trust(job)
     remove(store, "job")
-    assert not store.private.is_trusted(job.id)
+    assert not store.private.is_trusted(job)
     assert not any(job.id in path.name for path in store.private.root.rglob("*"))
 
 
@@ -214,6 +216,45 @@ def test_jobs_are_removed_by_name_and_pruned_on_the_command_line(yard: Yard) -> 
     assert "removed waiting\n" in said
     assert "there is no job nobody" in said
     assert yard.store.names() == []
+
+
+def test_a_job_that_has_not_ended_is_removed_by_force_unless_a_task_of_it_runs(yard: Yard) -> None:
+    yard.submit(sh("a", "touch begun; exec sleep 600"), name="busy")
+    yard.submit(sh("a", "true"), name="waiting")
+    (yard.store.root / "waiting" / "tasks.json").write_text("[")
+    assert "air-executor remove --force waiting" in yard.call("remove", "waiting", code=1)
+    yard.call("remove", "--force", "waiting")
+    manager = yard.start_manager()
+    wait_for((yard.folder / "begun").exists, "the task")
+    assert "a manager works on job busy" in yard.call("remove", "--force", "busy", code=1)
+    manager.kill()
+    manager.wait()
+    said = yard.call("remove", "--force", "busy", code=1)
+    [run] = re.findall(r"`air-executor stop (\S+)`", said)
+    yard.call("stop", run)
+    yard.call("remove", "--force", "busy")
+    assert yard.store.names() == []
+
+
+def test_a_job_that_is_a_link_is_unlinked_and_nothing_else(yard: Yard) -> None:
+    ended(yard.store, "job")
+    job = yard.store.open("job").job
+    yard.store.private.trust(job)
+    target = yard.folder / "target"
+    shutil.copytree(yard.store.root / "job", target)
+    before = sorted(target.rglob("*"))
+    (yard.store.root / "linked").symlink_to(target)
+    yard.call("remove", "linked")
+    assert sorted(target.rglob("*")) == before
+    assert yard.store.private.is_trusted(job)
+    assert yard.store.names() == ["job"]
+
+
+def test_a_job_that_can_not_be_understood_is_replaced(yard: Yard) -> None:
+    yard.submit(sh("a", "false"))
+    (yard.store.root / "job" / "tasks.json").write_text("[")
+    (yard.folder / "job.json").write_text('[{"id": "a", "command": "true"}]')
+    assert "job job completed" in yard.call("run", "job.json", "--replace")
 
 
 def test_a_job_that_can_not_be_understood_is_removed_by_force(yard: Yard) -> None:

@@ -179,6 +179,8 @@ def test_results_of_commands_and_functions_reach_the_next_tasks(yard: Yard) -> N
         ("mkdir $AIR_EXECUTOR_RESULT", "its result cannot be read from"),
         ("ln -s /etc/passwd $AIR_EXECUTOR_RESULT", "its result cannot be read"),
         ("printf 'a\\0b' > $AIR_EXECUTOR_RESULT", "its result holds a zero byte"),
+        (f"echo '{'[' * 120}{']' * 120}' > $AIR_EXECUTOR_RESULT", "its result cannot be kept: it must not be nested"),
+        ("echo '[123456789012345678901234]' > $AIR_EXECUTOR_RESULT", "its result holds 123456789012345678901234"),
     ],
 )
 def test_a_result_that_can_not_be_kept_fails_its_task_and_no_other(yard: Yard, script: str, says: str) -> None:
@@ -186,6 +188,37 @@ def test_a_result_that_can_not_be_kept_fails_its_task_and_no_other(yard: Yard, s
     files = yard.finish()
     assert (files.tasks["a"].status, files.tasks["b"].status) == (TaskStatus.FAILED, TaskStatus.COMPLETED)
     assert says in (files.tasks["a"].error or "")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [b"1.10", b"12e45", b"123456789012345678901234", b"1e5", b"-0", b"caf\xe9.txt", b"007", b"true", b"21", b"1.5"],
+)
+def test_what_a_command_has_written_reaches_the_next_one_as_it_was(yard: Yard, text: bytes) -> None:
+    (yard.folder / "text").write_bytes(text)
+    yard.submit(
+        sh("a", "cat text > $AIR_EXECUTOR_RESULT"),
+        {"id": "b", "command": "printf", "args": ["%s", "${tasks.a.result}"]},
+    )
+    assert yard.finish().job.state is JobState.COMPLETED
+    assert yard.store.files("job").log_file("b").read_bytes() == text
+
+
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        ("raise ValueError('bad\\0byte')", "bad\\x00byte"),
+        ("return [float('nan')]", "more:it returned what is not JSON: nan"),
+        ("return {'a': (1, float('-inf'))}", "more:it returned what is not JSON: -inf"),
+        ("value = []\n    for _ in range(150): value = [value]\n    return value", "its result cannot be kept"),
+    ],
+)
+def test_whatever_a_function_raises_or_returns_the_job_stays_readable(yard: Yard, body: str, says: str) -> None:
+    (yard.folder / "more.py").write_text(f"def it():\n    {body}\n")
+    yard.submit({"id": "a", "function": "more:it"}, sh("b", "true"))
+    assert yard.finish().tasks["b"].status is TaskStatus.COMPLETED
+    assert says in (yard.tasks()["a"].error or "")
+    assert "1 of 2 tasks failed: a" in yard.call("results", "job", code=1)
 
 
 def test_a_task_whose_input_is_missing_fails_and_says_so_and_is_not_tried_again(yard: Yard) -> None:

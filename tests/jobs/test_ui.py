@@ -22,9 +22,10 @@ def url(yard: Yard) -> Iterator[str]:
     """The address of the pages, with the token."""
     server = subprocess.Popen(yard.command("ui", "--json"), env=yard.env, cwd=yard.folder, stdout=subprocess.PIPE)
     assert server.stdout is not None
-    yield json.loads(server.stdout.readline())["url"]
-    server.terminate()
-    server.wait(60)
+    with server.stdout:
+        yield json.loads(server.stdout.readline())["url"]
+        server.terminate()
+        server.wait(60)
 
 
 def ask(url: str, path: str, **headers: str) -> tuple[int, Any]:

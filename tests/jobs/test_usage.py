@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from datetime import datetime
 
 from air_executor.runs import usage
+from air_executor.runs.record import RunRecord
 from tests.jobs.conftest import LONG_S, Yard
 
 MIB = 1 << 20
@@ -35,7 +37,8 @@ def test_another_failure_keeps_the_limit(yard: Yard) -> None:
 
 
 def test_a_limit_is_learned_from_runs_and_kept_between_its_bounds(yard: Yard) -> None:
-    task = {"id": "t", "command": sys.executable, "args": ["-c", _HOLDS.replace("5.2", "1.5")]}
+    # Longer than three seconds: on a crowded machine nothing shorter is measured.
+    task = {"id": "t", "command": sys.executable, "args": ["-c", _HOLDS.replace("5.2", "4")]}
     bounds = {"floor": "10MiB", "ceiling": "2GiB"}
     for number in range(6):
         yard.submit(
@@ -54,6 +57,12 @@ def shown(yard: Yard, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=yard.folder, capture_output=True, text=True, timeout=LONG_S)
 
 
+def lasted_s(record: RunRecord) -> float:
+    """For how long a run has lasted, with what its runner did before its command began."""
+    began, ended = (datetime.fromisoformat(moment or "") for moment in (record.starting_at, record.ended_at))
+    return (ended - began).total_seconds()
+
+
 def test_a_task_is_measured_over_time_and_a_short_one_is_not(yard: Yard) -> None:
     yard.submit(
         {"id": "holds", "command": sys.executable, "args": ["-c", _HOLDS]},
@@ -63,14 +72,16 @@ def test_a_task_is_measured_over_time_and_a_short_one_is_not(yard: Yard) -> None
     records = {record.identity.task_id: record for record in yard.runs.records()}
     holds, short = records["holds"], records["short"]
     assert 80 * MIB < (holds.p95_memory_bytes or 0) <= (holds.peak_memory_bytes or 0) < 140 * MIB
-    assert short.p95_memory_bytes is None and not usage.read(yard.runs, short.id)
     found = json.loads(shown(yard, "usage", holds.id, "--json").stdout)
-    assert [point["processes"] for point in found["points"]][1] == 2
+    assert max(point["processes"] for point in found["points"]) == 2
     assert max(point["memory_bytes"] for point in found["points"]) == holds.peak_memory_bytes
     plot = shown(yard, "usage", holds.id[:13]).stdout
     assert "memory: " in plot and "█" in plot and "processes: 2 at most" in plot
-    missing = shown(yard, "usage", short.id)
-    assert missing.returncode == 2 and "no measurements" in missing.stderr and "job/short" in missing.stderr
-    (advice,) = json.loads(shown(yard, "advise", "--json").stdout)
-    assert (advice["task"], advice["runs"], advice["advised_bytes"]) == ("job/holds", 1, None)
+    advice = {each["task"]: each for each in json.loads(shown(yard, "advise", "--json").stdout)}
+    assert (advice["job/holds"]["runs"], advice["job/holds"]["advised_bytes"]) == (1, None)
+    if lasted_s(short) < 1.0:  # on a busy machine even this one may last long enough to be measured
+        assert short.p95_memory_bytes is None and not usage.read(yard.runs, short.id)
+        missing = shown(yard, "usage", short.id)
+        assert missing.returncode == 2 and "no measurements" in missing.stderr and "job/short" in missing.stderr
+        assert advice.keys() == {"job/holds"}
     assert "a limit is advised from 5 measured runs on" in shown(yard, "advise").stdout

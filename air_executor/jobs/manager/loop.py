@@ -20,6 +20,7 @@ from air_executor.jobs.manager.starts import Starts
 from air_executor.jobs.store import JobFiles, JobStore
 from air_executor.launcher.client.backend import LocalBackend
 from air_executor.runs.backend import RunBackend
+from air_executor.runs.lock import LOOKERS_S
 
 #: The longest time to wait for something to happen, in seconds.
 _LONGEST_WAIT_S = 3600.0
@@ -128,7 +129,7 @@ class Manager:
             self._store.prepare()
             if self._only is None:
                 lock = self._store.lock()
-                if not lock.acquire(timeout_s=0):
+                if not lock.acquire(LOOKERS_S):
                     raise ManagedError(f"another manager works on the jobs below {self._store.root} already")
                 at_end.callback(lock.release, keep_file=True)
                 self._store.note_manager()

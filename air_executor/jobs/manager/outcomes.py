@@ -5,8 +5,10 @@ from __future__ import annotations
 import logging
 import signal
 from datetime import datetime, timedelta, timezone
+from typing import Any
 
 from air_executor.errors import JobError
+from air_executor.jobs.fields import NotPlainError, check_plain
 from air_executor.jobs.manager.runs import Runs
 from air_executor.jobs.model import Task, TaskStatus
 from air_executor.jobs.queue import read_queued
@@ -27,16 +29,17 @@ class Outcomes:
     def __init__(self, runs: Runs) -> None:
         self._runs = runs
 
-    def record(self, job: ActiveJob, task: Task, record: RunRecord) -> None:
+    def record(self, job: ActiveJob, task: Task, record: RunRecord, *, counts: bool = True) -> None:
         """Record what became of a task whose run has ended.
 
+        :param counts: see :meth:`interrupt`.
         :raises AirExecutorError: the job's files can't be written.
         """
         task.exit_code = record.exit_code
         if record.state is RunState.SUCCEEDED:
             self._complete(job, task, record)
         elif _is_interruption(record):
-            self.interrupt(job, task, record.reason or "its runner died")
+            self.interrupt(job, task, record.reason or "its runner died", counts=counts)
         else:
             self.fail(job, task, record.reason or f"it ended with exit code {record.exit_code}", record)
         self._runs.acknowledge(record)
@@ -50,7 +53,7 @@ class Outcomes:
                 Task.from_dict({**each, "queued_by": task.id}, job_name=job.name, where=where)
                 for each in read_queued(folder)
             ]
-            result = read_result(folder, is_json=task.function is not None)
+            result = _kept(read_result(folder, is_json=task.function is not None))
             new = job.files.add(queued, where) if queued else []
             if new:
                 vouch(job.files, new)
@@ -70,6 +73,7 @@ class Outcomes:
         :raises AirExecutorError: the job's files can't be written.
         """
         task.interruptions += counts
+        reason = _printable(reason)
         if job.files.job.cancelled:
             self.fail(job, task, reason)
             return
@@ -91,7 +95,7 @@ class Outcomes:
         :param is_final: another try would fail as well.
         :raises AirExecutorError: the job's files can't be written.
         """
-        task.error, task.completed_at = reason, now()
+        task.error, task.completed_at = _printable(reason), now()
         is_cancelled = job.files.job.cancelled
         may_try = not is_cancelled and not is_final and task.tries <= task.retries
         if may_try and _is_retried_after(task, record):
@@ -114,6 +118,22 @@ class Outcomes:
             job.files.forget_text(task)
         self._runs.stop_job(job.name, "the job was cancelled")
         job.files.write()
+
+
+def _kept(result: Any) -> Any:
+    """Return a task's result if it can be written to ``tasks.json``.
+
+    :raises JobError: it can't.
+    """
+    try:
+        return check_plain(result)
+    except NotPlainError as error:
+        raise JobError(f"its result cannot be kept: {error}") from None
+
+
+def _printable(reason: str) -> str:
+    """Return a reason, which may be what an exception said, as text that a job's files can hold."""
+    return reason.replace("\0", "\\x00")
 
 
 def _is_interruption(record: RunRecord) -> bool:

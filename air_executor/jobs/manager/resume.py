@@ -42,7 +42,8 @@ def _find_run(job: ActiveJob, task: Task, runs: Runs, outcomes: Outcomes) -> Non
         return
     if record.state.is_end:
         runs.forget(record.id)
-        outcomes.record(job, task, record)
+        # One that was never born may meet the same again and again while managers come and go.
+        outcomes.record(job, task, record, counts=record.pid is not None)
     else:
         limit = min(job.files.job.max_runners, _MAX_PLACES)
         job.places.take(task.id, job.places.find(record.identity.workload_id, limit))

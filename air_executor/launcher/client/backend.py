@@ -319,7 +319,7 @@ class LocalBackend:
                 self._leave_hanging(link)
             elif not owes and link is not self._launchers.current:
                 self._lose(link)
-            elif late - link.doubts:
+            elif link.launcher and late - link.doubts:  # one that still begins has more time to say hello
                 link.doubts |= late
                 link.ask()  # the answer tells whether it still has them
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
 from air_executor.machine import children, marks, processes
-from air_executor.machine.leftovers import STUCK_S
+from air_executor.machine.leftovers import CLEANS_UP_S, STUCK_S
 from air_executor.machine.processes import Process
 
 
@@ -78,18 +78,19 @@ class Strays:
         for pid in children.children():
             if pid in own or pid in self._left_alone:
                 continue
-            if marks.is_launcher(pid):  # a successor's successor, adopted when the successor ended
-                self._left_alone.add(pid)
-                continue
             process = processes.look(pid) or Process(pid, "hidden", "?", os.getpid(), 0, 0, None)
             owner = marks.whose(pid)
             dead = self._dead_runner(process, owner)
+            if dead is None and marks.is_launcher(pid):  # a successor's successor, adopted when the successor ended
+                self._left_alone.add(pid)
+                continue
             if self._has_others and dead is None and owner is None and not process.is_dead:
                 continue
             if marks.is_kept(pid):
                 self._left_alone.add(pid)
                 continue
-            processes.kill(pid)
+            if dead is None or time.monotonic() - dead.died_s >= CLEANS_UP_S or not marks.is_cleaner(pid):
+                processes.kill(pid)
             left.append((process, dead))
         return left
 
