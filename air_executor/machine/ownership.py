@@ -14,6 +14,9 @@ from pathlib import Path
 
 from air_executor.errors import StateDirError
 
+#: What AirExecutor has in the folder of jobs beside the jobs, of which there may be many.
+_OF_JOBS = (".keys", ".ended", "manager.json", "manager.lock")
+
 
 def check_state_dir(folder: str | Path, *, is_looking: bool = False) -> None:
     """Check that a state directory, and the folder of jobs in it, are this user's alone. What is missing passes.
@@ -44,21 +47,21 @@ def check_state_dir(folder: str | Path, *, is_looking: bool = False) -> None:
                 f"others may write to {path}, and so say what runs here: nothing is read or written there. If what is "
                 f"in it is yours, close it: chmod go-w {path}"
             )
-        _check_links(path, hidden_only=path.name == "jobs")
+        _check_links(path)
 
 
-def _check_links(folder: Path, *, hidden_only: bool) -> None:
-    """Check that no entry is a link; of the folder of jobs, no hidden one, as a job that is a link hurts only itself.
+def _check_links(folder: Path) -> None:
+    """Check that no entry of ours is a link. A job that is one is refused by itself.
 
     :raises StateDirError: one is, or they can't be looked at.
     """
     try:
-        with os.scandir(folder) as entries:
-            links = [each.path for each in entries if each.is_symlink() and (each.name[0] == "." or not hidden_only)]
+        entries = [folder / name for name in _OF_JOBS] if folder.name == "jobs" else list(folder.iterdir())
     except OSError as error:
         raise StateDirError(f"cannot look at {folder}: {error.strerror}") from error
-    if links:
-        raise StateDirError(f"{links[0]} is a link, which is not followed: remove it, or put what it leads to there")
+    for entry in entries:
+        if entry.is_symlink():
+            raise StateDirError(f"{entry} is a link, which is not followed: remove it, or put what it leads to there")
 
 
 def may_others_write(status: os.stat_result) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -179,7 +180,41 @@ def test_what_a_task_that_ends_leaves_is_gone_when_its_end_is_told(yard: Yard) -
     assert sorted(yard.lines("again")) == sorted(KINDS)
 
 
+def test_a_launcher_below_a_task_is_gone_before_the_task_begins_again(yard: Yard) -> None:
+    nested = "bash -c 'echo $$ > nested; exec -a \"air-executor launcher 0123\" sleep 600' & "
+    script = f"if [ -e nested ]; then kill -0 $(cat nested) && echo yes > beside; else {nested} sleep 600; fi; true"
+    yard.submit({"id": "a", "command": script, "shell": True})
+    yard.start_manager()
+    wait_for(lambda: yard.lines("nested"), "the launcher below")
+    yard.runner_of("a").kill()
+    wait_for(lambda: yard.store.open("job").job.state is JobState.COMPLETED, "the task to run again")
+    assert yard.lines("beside") == []
+
+
+def test_shared_memory_of_tasks_that_are_ended_is_removed(yard: Yard) -> None:
+    script = """
+from multiprocessing.shared_memory import SharedMemory
+import time
+print(SharedMemory(create=True, size=1).name, flush=True)
+time.sleep(600)
+"""
+    tasks = [{"id": f"t{n}", "command": sys.executable, "args": ["-c", script], "timeout": 3} for n in range(8)]
+    yard.submit(*tasks, max_runners=4)
+    assert yard.finish().job.state is JobState.FAILED
+    names = [yard.log(task["id"]).split()[0] for task in tasks]
+    assert [name for name in names if Path("/dev/shm", name).exists()] == []
+
+
 # What is to outlive its task
+
+
+def test_a_manager_that_outlives_a_task_spares_nothing_of_its_own(yard: Yard) -> None:
+    yard.env["AIR_EXECUTOR_KEEP"] = "1"
+    yard.submit({"id": "a", "command": "sleep 600 & echo $! > other", "shell": True})
+    yard.start_manager()
+    wait_for(lambda: yard.store.open("job").job.state is JobState.COMPLETED, "the job")
+    assert not is_alive(int(yard.lines("other")[0]))
+
 
 SERVER = "AIR_EXECUTOR_KEEP=1 setsid sh -c 'sleep 600; true' & echo $! > server; "
 

@@ -29,7 +29,7 @@ from tests.support.waiting import wait_for
 from tests.unit.processes import is_alive, wait_for_death
 from tests.unit.test_launcher import Bench, _home, bench  # noqa: F401 (fixtures)
 from tests.unit.test_service import order
-from tests.unit.test_versions import Stranger
+from tests.unit.test_versions import Stranger, said_in
 
 
 def has_said_hello(backend: LocalBackend) -> bool:
@@ -111,7 +111,7 @@ def test_a_launcher_gets_its_time_to_answer_after_a_pause_of_the_whole_machine(
     for _ in range(3):
         slept_s += 3600.0
         backend.take_ends()
-    assert not caplog.records
+    assert not said_in(caplog)
     slept_s += 3600 * 24
     for _ in range(4):
         slept_s += 5.0
@@ -121,8 +121,30 @@ def test_a_launcher_gets_its_time_to_answer_after_a_pause_of_the_whole_machine(
     stranger.connection.sendall(protocol.encode({"type": "status", "waiting": 1}))
     slept_s += 3600.0
     assert backend.take_ends() == []
-    assert not caplog.records
+    assert not said_in(caplog)
     assert store.read(run_id).state is RunState.QUEUED
+    stranger.leave()
+    backend.close()
+
+
+def test_a_launcher_that_still_begins_is_not_taken_for_one_that_hangs_however_much_is_ordered(
+    store: RunStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    stranger = Stranger(store, protocol=protocol.VERSION)
+    backend = LocalBackend(config(store.root, launcher="service"))
+    passed_s = 0.0
+    monkeypatch.setattr(
+        "air_executor.machine.awake.time", SimpleNamespace(monotonic=lambda: time.monotonic() + passed_s)
+    )
+    run_id = order(backend, tmp_path / "log")
+    for _ in range(int((link.QUIET_S + link.ANSWER_S) // 5) + 2):
+        passed_s += 5.0
+        assert backend.take_ends() == []
+    assert not said_in(caplog)
+    stranger.greet()
+    [message] = wait_for(lambda: backend.take_ends() or stranger.heard(), "the order")
+    assert (message["type"], message["request"]["id"]) == ("start", run_id)
+    assert not said_in(caplog)
     stranger.leave()
     backend.close()
 
@@ -155,8 +177,8 @@ def test_a_service_that_hangs_is_said_so_is_not_killed_and_makes_up_for_it(
         wait_for(lambda: backend.take_ends() or has_said_hello(backend), "the launcher's hello")
         os.kill(status["pid"], signal.SIGSTOP)
         run_id = order(backend, tmp_path / "log")
-        wait_for(lambda: backend.take_ends() or caplog.records, "the launcher to be said to hang")
-        [said] = [each.getMessage() for each in caplog.records]
+        wait_for(lambda: backend.take_ends() or said_in(caplog), "the launcher to be said to hang")
+        [said] = said_in(caplog)
         assert "hangs: it does not answer. What is ordered waits" in said
         assert is_alive(status["pid"])
         os.kill(status["pid"], signal.SIGCONT)
