@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from dataclasses import dataclass
 from datetime import datetime, timezone
-from functools import partial
 from typing import Any
 
 from airflow.models.dagrun import DagRun
@@ -30,33 +30,80 @@ log = logging.getLogger(__name__)
 #: How often to look which DAG runs have ended, in seconds, and how many at once.
 _LOOK_S, _AT_ONCE = 5.0, 500
 
+#: A heartbeat that is old by the clocks has not changed for at least so long, in seconds.
+_SEEN_S = 20.0
+
+#: A run that nobody has asked about for so long is forgotten, in seconds.
+_FORGET_S = 3600.0
+
 _ENDS = (DagRunState.SUCCESS, DagRunState.FAILED)
 
 
-def judge(lost_s: float, who: Identity, silent_s: float) -> str:
-    """Say what became of a run whose host does not answer: a verdict of :mod:`air_executor.temporal.workflow`.
+@dataclass
+class _Beat:
+    """The last heartbeat of a task instance, as the database has it. Times are those of the monotonic clock."""
 
-    Its runner sends heartbeats to Airflow itself, so the database knows whether it lives. One that has not begun can be
-    ordered again in the same try: Airflow refuses the second that begins.
+    value: datetime
+    """By the clock of the API server, which may be wrong: only whether it changes says something."""
+    first_seen_s: float
+    asked_s: float
 
-    :param lost_s: it is lost when its host has not answered for so long, and its last heartbeat is older.
-    :param silent_s: for how long its host has not answered.
 
-    :raises SQLAlchemyError: the database is away.
+class Judge:
+    """Says what becomes of runs whose hosts do not answer. May be called in several threads.
+
+    A run's runner sends heartbeats to Airflow itself, so the database knows whether it lives. One that has not begun
+    can be ordered again in the same try: Airflow refuses the second that begins.
     """
-    if who.kind != "task":
-        return LOST if silent_s >= lost_s else ALIVE
-    columns = select(TaskInstance.state, TaskInstance.last_heartbeat_at)
-    with create_session(scoped=False) as session:
-        found = session.execute(columns.where(TaskInstance.id == task_instances.instance_id(who.workload_id))).first()
-    if found is not None and found.state in (TaskInstanceState.QUEUED, TaskInstanceState.RESTARTING):
-        return AGAIN
-    if found is None or found.state != TaskInstanceState.RUNNING:
-        return OVER
-    beat: datetime | None = found.last_heartbeat_at
-    # One in the future is that of an API server whose clock is ahead.
-    is_old = beat is None or time.time() - beat.timestamp() >= lost_s
-    return LOST if is_old and silent_s >= lost_s else ALIVE
+
+    def __init__(self, lost_s: float) -> None:
+        """Know of no run.
+
+        :param lost_s: one is lost when its host has not answered for so long, and no heartbeat came for so long.
+        """
+        self._lost_s = lost_s
+        self._lock = threading.Lock()
+        self._beats: dict[str, _Beat] = {}
+
+    def __call__(self, who: Identity, silent_s: float) -> str:
+        """Return a verdict of :mod:`air_executor.temporal.workflow`.
+
+        :param silent_s: for how long the run's host has not answered.
+        :raises SQLAlchemyError: the database is away.
+        """
+        is_silent = silent_s >= self._lost_s
+        if who.kind != "task":
+            return LOST if is_silent else ALIVE
+        columns = select(TaskInstance.state, TaskInstance.last_heartbeat_at)
+        mine = columns.where(TaskInstance.id == task_instances.instance_id(who.workload_id))
+        with create_session(scoped=False) as session:
+            found = session.execute(mine).first()
+        if found is not None and found.state in (TaskInstanceState.QUEUED, TaskInstanceState.RESTARTING):
+            return AGAIN
+        if found is None or found.state != TaskInstanceState.RUNNING:
+            return OVER
+        beat: datetime | None = found.last_heartbeat_at
+        return LOST if is_silent and (beat is None or self._is_old(who.workload_id, beat)) else ALIVE
+
+    def _is_old(self, workload_id: str, beat: datetime) -> bool:
+        """Tell whether a heartbeat came too long ago: by what was seen of it here, or by clocks that agree.
+
+        While runners reach Airflow, heartbeats change every few seconds, whatever the clocks say.
+        """
+        unchanged_s = self._unchanged_s(workload_id, beat)
+        is_old_by_clocks = time.time() - beat.timestamp() >= self._lost_s
+        return unchanged_s >= (min(_SEEN_S, self._lost_s) if is_old_by_clocks else self._lost_s)
+
+    def _unchanged_s(self, workload_id: str, beat: datetime) -> float:
+        """Return for how long a heartbeat has been the last one, as far as it was looked at here."""
+        with self._lock:
+            now_s = time.monotonic()
+            self._beats = {key: each for key, each in self._beats.items() if now_s - each.asked_s < _FORGET_S}
+            known = self._beats.get(workload_id)
+            if known is None or known.value != beat:
+                known = self._beats[workload_id] = _Beat(beat, now_s, now_s)
+            known.asked_s = now_s
+            return now_s - known.first_seen_s
 
 
 def give_back(who: Identity, run_id: str) -> bool:
@@ -124,7 +171,7 @@ class TemporalExecutor(AirExecutor):
     def _make_backend(self, options: Config) -> RunBackend:
         settings = Settings.load(compat.team_getter(self.conf))
         self._work.order_wait_s = settings.token_s
-        backend = TemporalBackend(options, settings, partial(judge, settings.lost_s), give_back)
+        backend = TemporalBackend(options, settings, Judge(settings.lost_s), give_back)
         self._dag_runs = DagRunEnds(backend)
         return backend
 

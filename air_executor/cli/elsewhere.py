@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import sys
 import tempfile
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -57,19 +59,31 @@ class HostLog(LogReader):
         """Ask nothing yet."""
         self._store, self._run_id = store, run_id
         self._copy = tempfile.NamedTemporaryFile(prefix="air-executor-log-")  # noqa: SIM115 - as long as this object
+        self._tail: int | None = None
+        self._is_followed = self._is_away = False
         super().__init__(self._copy.name)
 
     def skip_to_tail(self, count: int) -> None:
-        """See :meth:`.LogReader.skip_to_tail`."""
-        self._fetch()
-        super().skip_to_tail(count)
+        """See :meth:`.LogReader.skip_to_tail`: as soon as there is a log."""
+        self._tail = count
 
     def lines(self, *, is_over: bool) -> Iterator[str]:
-        """See :meth:`.LogReader.lines`.
+        """See :meth:`.LogReader.lines`. While the run goes on, a host that does not answer has nothing new.
 
-        :raises AirExecutorError: the host's log server does not answer, or refuses.
+        :raises AirExecutorError: the host's log server refuses, or does not answer, and nobody has followed the run.
         """
-        self._fetch()
+        self._is_followed |= not is_over
+        try:
+            self._fetch()
+            self._is_away = False
+        except AirExecutorError as error:
+            if not self._is_followed or not (is_over or _is_passing(error)):
+                raise
+            if is_over:
+                print(f"the end of the log is missing: {error}", file=sys.stderr, flush=True)
+            elif not self._is_away:
+                print(f"{error}; waiting for it", file=sys.stderr, flush=True)
+            self._is_away = True
         yield from super().lines(is_over=is_over)
 
     def _fetch(self) -> None:
@@ -80,10 +94,24 @@ class HostLog(LogReader):
             )
         try:
             from air_executor.airflow import task_instances
-            from air_executor.airflow.compat.served_logs import fetch
+            from air_executor.airflow.compat import served_logs
         except ModuleNotFoundError as error:
             why = f"the log is on {record.host}; to read it from here needs Airflow: {error}"
             raise AirExecutorError(why) from None
-        if host := task_instances.hostname(record.identity.workload_id) or record.host:  # otherwise it has not begun
-            with open(self._copy.name, "wb") as file:
-                file.writelines(fetch(host, record.log_file))
+        host = task_instances.hostname(record.identity.workload_id) or record.host
+        if not host:
+            return  # it has not begun
+        if served_logs.update(self._copy.file, host, record.log_file):
+            self._position = 0
+        if self._tail is not None:
+            super().skip_to_tail(self._tail)
+            self._tail = None
+
+
+def _is_passing(error: AirExecutorError) -> bool:
+    """Tell whether a log may be there later."""
+    with contextlib.suppress(ModuleNotFoundError):
+        from air_executor.airflow.compat.served_logs import LogAwayError
+
+        return isinstance(error, LogAwayError)
+    return False

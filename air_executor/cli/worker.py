@@ -26,7 +26,7 @@ from air_executor.launcher.client.backend import LocalBackend
 from air_executor.machine import system
 from air_executor.machine.ownership import check_state_dir
 from air_executor.machine.safe_files import is_fresh, replace_file
-from air_executor.runs.lock import KernelLock, is_held
+from air_executor.runs.lock import LOOKERS_S, KernelLock, is_held
 from air_executor.runs.statedir import VARIABLE, locate
 from air_executor.runs.store import RunStore
 
@@ -142,13 +142,25 @@ def _check(folder: Path, *, is_json: bool) -> int:
 
 
 def _place(folder: Path) -> str:
-    """Return the name of a state directory, which its first worker has made up."""
-    path = folder / "worker.id"
+    """Return the name of a state directory, which its first worker on this machine has made up.
+
+    Beside it stands the machine: a directory that was copied to another one needs a name of its own.
+    """
+    path, here = folder / "worker.id", [_machine_id(), system.host()]
+    new = uuid.uuid4().hex[:8]
+    name, *there = (path.read_text(encoding="utf-8") if path.exists() else new).splitlines()
+    if there and there != here:
+        name = new
+    if there != here:  # a worker of a former version wrote the name alone
+        replace_file(path, "\n".join([name, *here]).encode())
+    return name
+
+
+def _machine_id() -> str:
     try:
-        return path.read_text(encoding="ascii").strip()
-    except FileNotFoundError:
-        replace_file(path, uuid.uuid4().hex[:8].encode())
-        return path.read_text(encoding="ascii")
+        return Path("/etc/machine-id").read_text(encoding="utf-8").strip()
+    except OSError:
+        return ""
 
 
 @contextlib.contextmanager
@@ -158,7 +170,7 @@ def _only_one(folder: Path) -> Iterator[None]:
     :raises AirExecutorError: another one has it.
     """
     lock = KernelLock(folder / _LOCK)
-    if not lock.acquire(timeout_s=0):
+    if not lock.acquire(LOOKERS_S):
         raise AirExecutorError(f"another worker serves {folder}; each needs a state directory of its own")
     try:
         yield

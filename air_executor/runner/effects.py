@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import mmap
 import os
 import sys
+import types
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +22,40 @@ def loggers() -> dict[str, logging.Logger]:
     """Return all loggers by their names."""
     known = logging.root.manager.loggerDict
     return {name: each for name, each in list(known.items()) if isinstance(each, logging.Logger)}
+
+
+@dataclass(frozen=True)
+class LoggerState:
+    """How a logger is set up."""
+
+    level: int = logging.NOTSET
+    handlers: tuple[logging.Handler, ...] = ()
+    filters: tuple[Any, ...] = ()
+    propagates: bool = True
+    is_disabled: bool = False
+
+    @classmethod
+    def of(cls, logger: logging.Logger) -> LoggerState:
+        """Look at a logger."""
+        return cls(logger.level, tuple(logger.handlers), tuple(logger.filters), logger.propagate, logger.disabled)
+
+    def restore(self, logger: logging.Logger) -> None:
+        """Set the logger up in this way."""
+        if logger.level != self.level:
+            logger.setLevel(self.level)
+        logger.handlers[:], logger.filters[:] = self.handlers, self.filters
+        logger.propagate, logger.disabled = self.propagates, self.is_disabled
+
+    def add_to(self, logger: logging.Logger) -> None:
+        """Do what sets up a new logger in this way. The logger may be set up already."""
+        if self.level != logging.NOTSET:
+            logger.setLevel(self.level)
+        for handler in self.handlers:
+            logger.addHandler(handler)
+        for each in self.filters:
+            logger.addFilter(each)
+        logger.propagate = logger.propagate and self.propagates
+        logger.disabled = self.is_disabled
 
 
 class FilterChanges:
@@ -41,6 +78,10 @@ class FilterChanges:
         return now[:first], now[first + len(kept) :]
 
 
+#: In the names of the variables that are read: all of them are.
+ALL_VARIABLES = "*"
+
+
 class VariableReads:
     """Records in :attr:`names` which environment variables are read within the context."""
 
@@ -55,12 +96,71 @@ class VariableReads:
                 names.add(os.fsdecode(key))
                 return super().__getitem__(key)
 
+            def __iter__(self) -> Iterator[Any]:
+                names.add(ALL_VARIABLES)
+                return super().__iter__()  # type: ignore[no-any-return]
+
+            def __len__(self) -> int:
+                names.add(ALL_VARIABLES)
+                return super().__len__()  # type: ignore[no-any-return]
+
+            def __repr__(self) -> str:
+                names.add(ALL_VARIABLES)
+                return super().__repr__()  # type: ignore[no-any-return]
+
         self._kind = kind
-        os.environ.__class__ = Noting
+        self._set_kind(Noting)
         return self
 
     def __exit__(self, *_: object) -> None:
-        os.environ.__class__ = self._kind
+        self._set_kind(self._kind)
+
+    def _set_kind(self, kind: Any) -> None:
+        os.environ.__class__ = kind
+        os.environb.__class__ = kind
+
+
+def are_read(variables: Collection[str], reads: Collection[str]) -> bool:
+    """Tell whether any of ``variables`` is among those that were read."""
+    return bool(variables) and (ALL_VARIABLES in reads or any(each in reads for each in variables))
+
+
+class Ends:
+    """Keeps what is registered within the context to be called when the process ends, instead of registering it."""
+
+    def __init__(self) -> None:
+        self.kept: list[tuple[Callable[..., object], tuple[Any, ...], dict[str, Any]]] = []
+        self._is_on = False
+
+    def __enter__(self) -> Ends:
+        self._is_on = True
+        self._real = atexit.register, atexit.unregister
+        atexit.register, atexit.unregister = self._register, self._unregister  # type: ignore[assignment]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._is_on = False
+        atexit.register, atexit.unregister = self._real
+
+    def _register(self, function: Callable[..., object], /, *args: Any, **kwargs: Any) -> Callable[..., object]:
+        if self._is_on:
+            self.kept.append((function, args, kwargs))
+        else:
+            self._real[0](function, *args, **kwargs)
+        return function
+
+    def _unregister(self, function: Callable[..., object], /) -> None:
+        if self._is_on:
+            self.kept[:] = [each for each in self.kept if each[0] != function]
+        self._real[1](function)
+
+    def leave(self, modules: Iterable[types.ModuleType]) -> None:
+        """Replace this object's functions in ``modules`` that have imported them."""
+        real: dict[object, object] = dict(zip((self._register, self._unregister), self._real, strict=True))
+        for module in modules:
+            for name, value in list(vars(module).items()):
+                if type(value) is types.MethodType and value in real:
+                    setattr(module, name, real[value])
 
 
 def stamp(path: str) -> object:

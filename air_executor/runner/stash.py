@@ -9,6 +9,7 @@ Modules lie in layers. A layer is what one import has added, and it needs the la
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import importlib
 import importlib.machinery
@@ -39,10 +40,13 @@ class Layer:
     needs: list[str]
     """Roots of the layers that it needs, in the order in which they have to be activated."""
     variables: frozenset[str]
-    """The environment variables that were read."""
+    """The environment variables that were read, see :class:`effects.VariableReads`."""
     filters: tuple[list[Any], list[Any]]
     """Warning filters that it has added before and after the existing ones."""
-    loggers: list[logging.Logger]
+    loggers: list[tuple[logging.Logger, effects.LoggerState]]
+    """Loggers that it has created or set up, as it has left them."""
+    ends: list[tuple[Callable[..., object], tuple[Any, ...], dict[str, Any]]]
+    """What it has registered to be called when the process ends."""
     finders: list[Any]
     """Module finders that it has added."""
     files: dict[str, object]
@@ -65,6 +69,8 @@ class Stash:
         self._layers: dict[str, Layer] = {}
         self._owner: dict[str, Layer] = {}
         self._active: list[str] = []
+        self._given: set[str] = set()
+        """Roots of the active layers of which all is in place."""
         self._path: list[str] = []
         self._environment: dict[str, str] = {}
         self._pid = 0
@@ -93,21 +99,23 @@ class Stash:
             return
         if self not in sys.meta_path:
             sys.meta_path.insert(0, self)
-        modules, filters, loggers = set(sys.modules), list(warnings.filters), set(effects.loggers())
+        modules, filters = set(sys.modules), list(warnings.filters)
+        loggers = {each: effects.LoggerState.of(each) for each in effects.loggers().values()}
         libraries, finders = effects.libraries(), list(sys.meta_path)
         stamps = {path: effects.stamp(path) for path in files}
         self._pid, self._path, self._environment = os.getpid(), list(sys.path), effects.environment()
-        self._active = []
+        self._active, self._given = [], set()
         absent = [each for each in additions if each[2] not in effects.dictionary(*each[:2])]
         environment, added = dict(os.environ), effects.FilterChanges(filters)
         try:
-            with effects.VariableReads() as reads, self._forks_heard_if_active(root):
+            with effects.VariableReads() as reads, self._forks_heard_if_active(root), effects.Ends() as ends:
                 importlib.import_module(root)
             needs, filters_added = list(self._active), added.by_others([self._layers[n].filters for n in self._active])
-            new_loggers = [each for name, each in effects.loggers().items() if name not in loggers]
             new_finders = [each for each in sys.meta_path if each not in finders]
         finally:
+            set_up = _put_away_loggers(loggers)
             new, attributes = self._put_away(modules)
+            ends.leave(new.values())
             warnings.filters[:] = filters  # type: ignore[index]
             effects.filters_have_changed()
             sys.meta_path[:] = finders
@@ -119,7 +127,7 @@ class Stash:
             variables = {name: value for name, value in os.environ.items() if name not in environment}
             for name in variables:
                 del os.environ[name]
-            self._active = []
+            self._active, self._given = [], set()
         layer = Layer(
             root=root,
             modules=new,
@@ -127,7 +135,8 @@ class Stash:
             needs=needs,
             variables=frozenset(reads.names),
             filters=filters_added,
-            loggers=new_loggers,
+            loggers=[each for each in set_up if not any(each in self._layers[n].loggers for n in needs)],
+            ends=ends.kept,
             finders=[each for each in new_finders if not any(each in self._layers[n].finders for n in needs)],
             files=stamps,
             additions=[each for each in taken if not any(each in self._layers[n].additions for n in needs)],
@@ -191,17 +200,27 @@ class Stash:
         """Return what importing the module ``root`` has added."""
         return self._layers[root].modules if root in self._layers else {}
 
+    def loggers(self) -> set[str]:
+        """Return the names of the loggers that what is hidden has created or set up."""
+        return {logger.name for layer in self._layers.values() for logger, _ in layer.loggers}
+
     # In a task
 
     def find_spec(self, name: str, *_: object) -> ModuleSpec | None:
         """Offer a hidden module to code that imports it."""
         layer = self._owner.get(name)
-        if layer is None or self.is_blocked or not _is_import() or not self._fits(layer):
+        if layer is None or self.is_blocked or not _is_import():
+            return None
+        if self._was_taken_out(layer, name) or not self._fits(layer):
             return None
         real: ModuleSpec = layer.modules[name].__spec__  # type: ignore[assignment]
         spec = ModuleSpec(name, _Loader(self, layer, real), origin=real.origin if real else None)
         spec.submodule_search_locations = real.submodule_search_locations if real else None
         return spec
+
+    def _was_taken_out(self, layer: Layer, name: str) -> bool:
+        """Tell whether code has removed the module from ``sys.modules`` to have it imported anew."""
+        return layer.root in self._given and name not in sys.modules and not layer.is_lasting
 
     def _fits(self, layer: Layer) -> bool:
         """Tell whether importing the layer now would do the same as it did in the launcher."""
@@ -215,12 +234,16 @@ class Stash:
         for name in (name for root in self._active for name in self._layers[root].added):
             now.pop(name, None)
         changed = effects.changed(self._environment, now)
-        needed = [self._layers[root] for root in layer.needs if root not in self._active]
-        return all(self._does_fit(each, changed) for each in (*needed, layer) if not each.is_lasting)
+        needed = [self._layers[root] for root in layer.needs]
+        return all(
+            _is_in_place(each) if each.root in self._given else self._does_fit(each, changed)
+            for each in (*needed, layer)
+            if not each.is_lasting
+        )
 
     def _does_fit(self, layer: Layer, changed: list[str]) -> bool:
         return (
-            not any(variable in layer.variables for variable in changed)
+            not effects.are_read(changed, layer.variables)
             and all(effects.stamp(path) == stamp for path, stamp in layer.files.items())
             and all(sys.modules.get(name, module) is module for name, module in layer.modules.items())
             and not (changed and effects.mentioned(changed, layer.libraries))
@@ -250,6 +273,7 @@ class Stash:
             if root not in self._active:
                 self._active.append(root)
                 self._put_back(self._layers[root])
+                self._given.add(root)
 
     def activate_all(self) -> None:
         """Put everything where an import would have put it."""
@@ -271,9 +295,13 @@ class Stash:
             warnings.filters[:] = [*front, *filters, *(each for each in back if each not in filters)]  # type: ignore[index]
             effects.filters_have_changed()
         sys.meta_path += [each for each in layer.finders if each not in sys.meta_path]
-        for logger in layer.loggers:
-            logger.disabled = False  # as one that is created only now, whatever was configured before
-        if os.getpid() != self._pid and "numpy.random" in layer.modules:
+        for logger, state in layer.loggers:
+            state.add_to(logger)
+        if os.getpid() == self._pid:
+            return
+        for function, args, kwargs in layer.ends:
+            atexit.register(function, *args, **kwargs)
+        if "numpy.random" in layer.modules:
             system.renew_random_state()
 
 
@@ -291,6 +319,23 @@ class _Loader(Loader):
 
     def exec_module(self, module: types.ModuleType) -> None:
         module.__spec__ = self._spec
+
+
+def _put_away_loggers(
+    before: dict[logging.Logger, effects.LoggerState],
+) -> list[tuple[logging.Logger, effects.LoggerState]]:
+    """Set all loggers up as ``before``, and return those that are new or were set up, as they were now."""
+    found = []
+    for logger in effects.loggers().values():
+        now = effects.LoggerState.of(logger)
+        if now != before.get(logger):
+            found.append((logger, now))
+            before.get(logger, effects.LoggerState()).restore(logger)
+    return found
+
+
+def _is_in_place(layer: Layer) -> bool:
+    return all(sys.modules.get(name) is module for name, module in layer.modules.items())
 
 
 def _is_import() -> bool:

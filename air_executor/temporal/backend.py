@@ -358,11 +358,14 @@ class TemporalBackend:
     async def _look(self) -> None:
         """Look for open workflows of former executors once, and after live runs regularly; remove old records."""
         await self._link.connected.wait()
-        with self._guard("Looking for open workflows"):
-            async for workflow_id, header in self._link.open_workflows():
-                self._dag_runs.add(header.get("dag"), header.get("dag_run"), workflow_id)
+        has_found = False
         prune_s = 0.0
         while True:
+            if not has_found:
+                with self._guard("Looking for open workflows") as looking:
+                    async for workflow_id, header in self._link.open_workflows():
+                        self._dag_runs.add(header.get("dag"), header.get("dag_run"), workflow_id)
+                has_found = looking.error is None
             await asyncio.sleep(WATCH_S)
             await self._watch.look()
             if time.monotonic() >= prune_s:

@@ -6,23 +6,24 @@ import asyncio
 import contextlib
 import logging
 import os
-from collections.abc import Iterable
+from collections.abc import Coroutine, Iterable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 from temporalio import activity
+from temporalio.api.enums.v1 import PendingActivityState
 from temporalio.client import Client, WorkflowExecutionStatus
 from temporalio.exceptions import ApplicationError
 from temporalio.service import RPCError, RPCStatusCode
 
-from air_executor.errors import AirExecutorError, StateDirError
+from air_executor.errors import AirExecutorError, ProtocolError, StateDirError
 from air_executor.guard import Guard
 from air_executor.machine import system
 from air_executor.runs import record as runs
 from air_executor.runs.backend import RunBackend
 from air_executor.runs.record import UNWANTED, RunRecord
-from air_executor.temporal import cards, job_files
+from air_executor.temporal import asking, cards, job_files
 from air_executor.temporal.settings import Settings
 from air_executor.temporal.slots import HostSlots
 from air_executor.temporal.workflow import DETACHED, UNFIT, UNKNOWN
@@ -31,9 +32,6 @@ log = logging.getLogger(__name__)
 
 #: How often a run's life is shown to Temporal, in seconds; a request to stop comes with the answer.
 BEAT_S = 5.0
-
-#: A host that could not take an order takes none for so many seconds.
-_UNFIT_S = 30.0
 
 #: A runner that has not ended so many seconds after its task's grace time is killed.
 _STUBBORN_S = 15.0
@@ -73,6 +71,7 @@ class HostRuns:
         self._ends: dict[str, asyncio.Future[RunRecord]] = {}
         #: Runs whose ends no activity has returned yet.
         self._untold: set[str] = set()
+        self._is_unfit = False
         self._guard = Guard(log)
 
     def live(self) -> list[str]:
@@ -135,15 +134,42 @@ class HostRuns:
                 with contextlib.suppress(OSError):
                     Path(self._mark(request.id)).touch(mode=0o600)
                 self._follow(request.id)
+                self._note_fit()
         except AirExecutorError as error:
-            # Others may take the order. With a full disk, this host takes none for a while.
-            if self.slots is not None and isinstance(error, StateDirError):
-                self.slots.pause(_UNFIT_S)
+            # Others may take the order.
+            if isinstance(error, StateDirError) or not self._has_key(card):
+                self._pause(error)
             raise ApplicationError(f"{self._host}: {error}", type=UNFIT) from None
         finally:
             if self.slots is not None:
                 self.slots.has_begun()
         return await self.attach(card)
+
+    def _has_key(self, card: dict[str, Any]) -> bool:
+        try:
+            self._settings.unseal(card["sealed"])
+        except ProtocolError:
+            return False
+        return True
+
+    def _pause(self, error: AirExecutorError) -> None:
+        """Ask for no orders for a while: this host would take one after the other from those that could execute it."""
+        pause_s = self.slots.pause() if self.slots is not None else 0.0
+        if not self._is_unfit:
+            log.error(
+                "Host %s can execute no orders. It asks for none for %.0f s, longer each time until this is mended: %s",
+                self._host,
+                pause_s,
+                error,
+            )
+        self._is_unfit = True
+
+    def _note_fit(self) -> None:
+        if self.slots is not None:
+            self.slots.note_fit()
+        if self._is_unfit:
+            log.info("Host %s can execute orders again", self._host)
+        self._is_unfit = False
 
     @activity.defn(name="attach")
     async def attach(self, card: dict[str, Any]) -> dict[str, Any]:
@@ -155,7 +181,7 @@ class HostRuns:
                 record = self._backend.record(run_id)
                 if record.state.is_end:
                     self._untold.discard(run_id)
-                    return await self._document(record)
+                    return await _uninterrupted(self._document(record))
                 self._backend.follow(record)
             except AirExecutorError as error:
                 return {"state": UNKNOWN, "reason": f"{self._host}: {error}"}
@@ -163,16 +189,19 @@ class HostRuns:
         end = self._ends[run_id]
         if stop := card.get("stop"):
             self._stop(run_id, str(stop["reason"]), unwanted=bool(stop["unwanted"]))
+        is_deaf = False
         while not end.done():
             try:
-                await asyncio.wait([end], timeout=BEAT_S)
+                is_deaf = await self._wait_for(end, card, is_deaf=is_deaf)
             except asyncio.CancelledError:
-                await self._cancelled(run_id, is_job=card["identity"]["kind"] == "job")
+                if activity.is_worker_shutdown() and not end.done():
+                    raise self._detached() from None
+                raise
             if activity.is_worker_shutdown() and not end.done():
                 raise self._detached()
             self._beat(card)
         self._untold.discard(run_id)
-        return await self._document(end.result())
+        return await _uninterrupted(self._document(end.result()))
 
     async def _document(self, record: RunRecord) -> dict[str, Any]:
         """Return what Temporal is told of a run that has ended."""
@@ -192,34 +221,68 @@ class HostRuns:
     def _detached(self) -> ApplicationError:
         return ApplicationError("its worker ends; the run goes on", self._queue, type=DETACHED)
 
-    async def _cancelled(self, run_id: str, *, is_job: bool) -> None:
-        """Do what the cancellation of an activity means, and return if the run's end is still wanted.
+    async def _wait_for(self, end: asyncio.Future[RunRecord], card: dict[str, Any], *, is_deaf: bool) -> bool:
+        """Wait a while for the end of a run, and do what the cancellation of its activity means.
 
+        :param is_deaf: the SDK tells an activity of one cancellation, and that was a pause or a reset.
+        :return: whether it is so now.
         :raises ApplicationError: the worker ends, and its successor goes on with the run.
         :raises asyncio.CancelledError: this activity counts no more; the run goes on.
         """
-        why, info = activity.cancellation_details(), activity.info()
-        if why is None or why.worker_shutdown:
-            raise self._detached()
-        if not (why.cancel_requested or why.not_found):
-            raise asyncio.CancelledError
+        try:
+            await asyncio.wait([end], timeout=BEAT_S)
+        except asyncio.CancelledError:
+            why = activity.cancellation_details()
+            if why is None or why.worker_shutdown:
+                raise self._detached() from None
+            if why.cancel_requested or why.not_found:
+                await self._cancel(card, is_asked=why.cancel_requested, is_gone=why.not_found)
+                return False
+            if not (why.paused or why.reset):
+                raise
+            return True  # of nothing that concerns the run
+        return is_deaf and not end.done() and not await self._was_cancelled(card)
+
+    async def _was_cancelled(self, card: dict[str, Any]) -> bool:
+        """Ask Temporal whether this activity is cancelled or over, and do what that means."""
+        info = activity.info()
+        try:
+            found = await asking.workflow(self.client, str(info.workflow_id), info.workflow_run_id)
+        except RPCError:
+            return False  # it is away; the next time
+        pending = [] if found is None else found.raw_description.pending_activities
+        states = [each.state for each in pending if each.activity_id == info.activity_id]
+        is_asked = PendingActivityState.PENDING_ACTIVITY_STATE_CANCEL_REQUESTED in states
+        if is_asked or not states:
+            await self._cancel(card, is_asked=is_asked, is_gone=not states)
+            return True
+        return False
+
+    async def _cancel(self, card: dict[str, Any], *, is_asked: bool, is_gone: bool) -> None:
+        """Do what the cancellation of an activity means, and return if the run's end is still wanted.
+
+        :param is_asked: the workflow asks for it.
+        :param is_gone: Temporal does not know the activity any more.
+        :raises asyncio.CancelledError: this activity counts no more; the run goes on.
+        """
+        run_id, info = card["id"], activity.info()
         reason = {"reason": "its workflow was ended in Temporal", "unwanted": False}
         workflow = self.client.get_workflow_handle(str(info.workflow_id), run_id=info.workflow_run_id)
         timeout = timedelta(seconds=_ASK_S)
         try:
-            if why.cancel_requested:
+            if is_asked:
                 reason = await workflow.query("stop_reason", run_id, rpc_timeout=timeout)
             # If it timed out, as when Temporal was away, the run is asked for again. Or the whole workflow is over.
             elif (await workflow.describe(rpc_timeout=timeout)).status == WorkflowExecutionStatus.RUNNING:
                 raise asyncio.CancelledError
         except RPCError as error:
             log.warning("Temporal does not say why run %s is to end: %s", run_id, error)
-            is_gone = is_job and error.status is RPCStatusCode.NOT_FOUND
-            if why.not_found and not is_gone:
+            is_lost_job = card["identity"]["kind"] == "job" and error.status is RPCStatusCode.NOT_FOUND
+            if is_gone and not is_lost_job:
                 # It is away, or has lost its data: the run goes on, and tells Airflow its end. A job's could tell none.
                 raise asyncio.CancelledError from None
         self._stop(run_id, str(reason["reason"]), unwanted=bool(reason["unwanted"]))
-        if why.not_found:
+        if is_gone:
             self._untold.discard(run_id)
             raise asyncio.CancelledError
 
@@ -260,3 +323,12 @@ class HostRuns:
         finally:
             if fd is not None:
                 loop.remove_reader(fd)
+
+
+async def _uninterrupted(work: Coroutine[Any, Any, dict[str, Any]]) -> dict[str, Any]:
+    """Return what a coroutine returns, whatever this activity is asked for meanwhile: its run has ended."""
+    task = asyncio.create_task(work)
+    while not task.done():
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.wait([task])
+    return task.result()

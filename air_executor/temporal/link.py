@@ -7,7 +7,7 @@ import contextlib
 import logging
 import threading
 import uuid
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import dataclass, field
@@ -23,7 +23,7 @@ from temporalio.worker import Worker
 
 from air_executor.errors import AirExecutorError, ConfigError
 from air_executor.guard import Guard
-from air_executor.temporal import asking, attributes
+from air_executor.temporal import asking, attributes, overview
 from air_executor.temporal.settings import Settings
 from air_executor.temporal.workflow import NAME, memo
 from air_executor.temporal.workflow_worker import workflow_worker
@@ -244,6 +244,8 @@ class Link:
                     await self._order(group)
             except RPCError as error:
                 if error.status is RPCStatusCode.INVALID_ARGUMENT:
+                    if await self._has_lost_attributes():
+                        continue
                     await self._refuse(group, error)
                     return
                 if not self._is_away:
@@ -260,6 +262,17 @@ class Link:
                 return
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, _LAST_PAUSE_S)
+
+    async def _has_lost_attributes(self) -> bool:
+        """Tell whether Temporal does not know the search attributes of orders any more; they go without from now on."""
+        if not self._has_attributes or await attributes.are_registered(self.client):
+            return False
+        self._has_attributes = False
+        log.warning(
+            "Temporal has lost the search attributes of our workflows, and orders go without them. To search by DAG and"
+            " run again: air-executor temporal setup, and restart this scheduler"
+        )
+        return True
 
     async def _refuse(self, group: list[Order] | Signal, error: Exception) -> None:
         """Fail an order that Temporal will never take; of several, only those that it does not take alone."""
@@ -335,12 +348,14 @@ class Link:
         beats = {a.activity_id[:36]: _beat(a) for a in activities}
         return Seen(found.status == WorkflowExecutionStatus.RUNNING, beats)
 
-    async def has_workers(self, queue: str) -> bool:
-        """Tell whether somebody takes orders from a task queue.
+    async def served(self, queues: Iterable[str]) -> set[str]:
+        """Return those of these task queues that workers serve, also while all of them are full.
 
         :raises RPCError: Temporal can't be asked.
         """
-        return bool((await asking.queue(self.client, queue)).pollers)
+        beats = await overview.heartbeats(self.client, self._settings) or []
+        served = {beat.task_queue for beat in beats}
+        return {queue for queue in queues if queue in served or (await asking.queue(self.client, queue)).pollers}
 
     async def open_workflows(self) -> AsyncIterator[tuple[str, dict[str, Any]]]:
         """Yield the ids of all workflows of ours that run, with what people see of their headers.

@@ -76,30 +76,43 @@ async def look(client: Client, settings: Settings, queues: Iterable[str]) -> Ove
     :param queues: of Airflow, to be shown even if no worker serves them.
     :raises RPCError: Temporal can't be asked.
     """
-    hosts = await _hosts(client, settings)
+    beats = await heartbeats(client, settings)
+    hosts = await _pollers(client, settings) if beats is None else _hosts(beats, settings)
     names = sorted({*queues, *(name for host in hosts for name in host.queues)})
     query = asking.open_query(settings.prefix)
     runs: list[HostedRun] = []
     async for workflow in client.list_workflows(query, limit=_MAX_WORKFLOWS):
         runs += await _runs(client, workflow.id, await workflow.memo())
     count = (await client.count_workflows(query)).count
-    return Overview(hosts, [await _queue(client, settings, name) for name in names], runs, count)
+    return Overview(hosts, [await _queue(client, settings, name, beats) for name in names], runs, count)
 
 
-async def _hosts(client: Client, settings: Settings) -> list[Host]:
+async def heartbeats(client: Client, settings: Settings) -> list[Any] | None:
+    """Return the last heartbeats of the workers of ours that live.
+
+    :return: ``None``: the server has none of ours at all, as one of an earlier version or without heartbeats.
+    :raises RPCError: Temporal can't be asked.
+    """
     try:
         workers = await _workers(client)
     except RPCError as error:
         if error.status is not RPCStatusCode.UNIMPLEMENTED:
             raise
-        return await _pollers(client, settings)  # a server of an earlier version
+        return None
+    starts = (f"{settings.prefix}.", f"{settings.prefix}@")
+    ours = [each for each in workers if each.worker_identity.startswith(WORKER) and each.task_queue.startswith(starts)]
+    return [each for each in ours if _lives(each)] if ours else None
+
+
+def _lives(beat: Any) -> bool:
+    is_old = beat.elapsed_since_last_heartbeat.ToTimedelta() > timedelta(seconds=_SILENT_S)
+    return not is_old and beat.status != WorkerStatus.WORKER_STATUS_SHUTDOWN
+
+
+def _hosts(beats: list[Any], settings: Settings) -> list[Host]:
     hosts: dict[tuple[str, str], Host] = {}
-    prefix, own = f"{settings.prefix}.", f"{settings.prefix}@"
-    for each in workers:
-        is_old = each.elapsed_since_last_heartbeat.ToTimedelta() > timedelta(seconds=_SILENT_S)
-        is_ours = each.worker_identity.startswith(WORKER) and each.task_queue[: len(prefix)] in (prefix, own)
-        if not is_ours or is_old or each.status == WorkerStatus.WORKER_STATUS_SHUTDOWN:
-            continue
+    prefix = f"{settings.prefix}."
+    for each in beats:
         key = (each.worker_identity, each.host_info.worker_grouping_key)
         host = hosts.setdefault(key, Host(each.worker_identity.removeprefix(WORKER), running=0))
         if each.task_queue.startswith(prefix):
@@ -131,10 +144,13 @@ async def _pollers(client: Client, settings: Settings) -> list[Host]:
     return [Host(name.removeprefix(WORKER)) for name in sorted(names)]
 
 
-async def _queue(client: Client, settings: Settings, name: str) -> Queue:
+async def _queue(client: Client, settings: Settings, name: str, beats: list[Any] | None) -> Queue:
     described = await asking.queue(client, settings.queue(name))
-    workers = len({poller.identity for poller in described.pollers})
-    return Queue(name, int(described.stats.approximate_backlog_count), workers)
+    if beats is None:
+        workers = {poller.identity for poller in described.pollers}
+    else:  # also those that are full, and do not poll
+        workers = {beat.worker_instance_key for beat in beats if beat.task_queue == settings.queue(name)}
+    return Queue(name, int(described.stats.approximate_backlog_count), len(workers))
 
 
 async def _runs(client: Client, workflow_id: str, memo: Any) -> list[HostedRun]:

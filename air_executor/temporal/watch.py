@@ -153,8 +153,9 @@ class Watch:
 
     async def _warn_of_queues(self, queues: set[str]) -> None:
         """Log once that orders wait in a queue that no worker serves, and that one does again."""
+        served = await self._link.served(queues) if queues else set()
         for queue in queues:
-            if await self._link.has_workers(queue):
+            if queue in served:
                 if queue in self._unserved:
                     log.info("A worker serves queue %s now", queue)
                 self._unserved.discard(queue)

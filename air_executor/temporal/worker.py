@@ -15,9 +15,6 @@ from temporalio.service import RPCError
 from temporalio.worker import (
     CustomSlotSupplier,
     FixedSizeSlotSupplier,
-    ResourceBasedSlotConfig,
-    ResourceBasedSlotSupplier,
-    ResourceBasedTunerConfig,
     Worker,
     WorkerTuner,
 )
@@ -31,7 +28,7 @@ from air_executor.temporal.settings import WORKER, Settings
 from air_executor.temporal.slots import HostSlots
 from air_executor.temporal.workflow_worker import workflow_worker
 
-_Slots: TypeAlias = CustomSlotSupplier | FixedSizeSlotSupplier | ResourceBasedSlotSupplier
+_Slots: TypeAlias = CustomSlotSupplier | FixedSizeSlotSupplier
 
 log = logging.getLogger(__name__)
 
@@ -46,9 +43,6 @@ _LEAVE_S = 1.0
 
 #: How often Temporal is told how the worker is, for those who ask it which hosts there are, in seconds.
 _REPORT_S = 15.0
-
-#: With slots by resources, no order is taken while more than these parts of memory and CPUs are in use.
-_MEMORY, _CPU = 0.85, 0.9
 
 
 class Shutdown:
@@ -101,22 +95,16 @@ class HostWorker:
         """
         if not await self._connect(shutdown.asked):
             return
-        if slots is not None:
-            self._runs.slots = HostSlots(slots, lambda: len(self._runs.live()))
+        self._runs.slots = room = HostSlots(slots, lambda: len(self._runs.live()))
         self._runs.take_over([record for record in self._store.open_records() if not record.state.is_end])
-        tuner = ResourceBasedTunerConfig(_MEMORY, _CPU)
-
-        def supplier() -> _Slots:
-            if self._runs.slots is not None:
-                return self._runs.slots.supplier()
-            return ResourceBasedSlotSupplier(ResourceBasedSlotConfig(minimum_slots=1), tuner)
-
         own = [
             workflow_worker(self._client, self._settings.prefix),
             self._worker(self._queue, self._runs.attach, FixedSizeSlotSupplier(_MOST), pollers=5),
         ]
         orders = [
-            self._worker(self._settings.queue(name), self._runs.run, supplier(), pollers=1 if len(queues) > 1 else 5)
+            self._worker(
+                self._settings.queue(name), self._runs.run, room.supplier(), pollers=1 if len(queues) > 1 else 5
+            )
             for name in queues
         ]
         helpers = [asyncio.create_task(self._runs.look()), asyncio.create_task(self._keep_contact())]

@@ -14,7 +14,15 @@ from typing import Any
 
 from temporalio import workflow
 from temporalio.common import Priority, RetryPolicy
-from temporalio.exceptions import ActivityError, ApplicationError, CancelledError, TimeoutError, TimeoutType
+from temporalio.exceptions import (
+    ActivityError,
+    ApplicationError,
+    CancelledError,
+    FailureError,
+    TimeoutError,
+    TimeoutType,
+    WorkflowAlreadyStartedError,
+)
 from temporalio.workflow import ActivityCancellationType
 
 NAME = "AirflowDagRun"
@@ -73,6 +81,9 @@ ALIVE, LOST, AGAIN, OVER = "alive", "lost", "again", "over"
 _BATCH = 100
 
 
+_Successor = workflow.ChildWorkflowHandle[Any, Any] | workflow.ExternalWorkflowHandle[Any]
+
+
 @dataclass
 class _Run:
     card: dict[str, Any]
@@ -120,7 +131,7 @@ class DagRunWorkflow:
         #: Nobody asks for the ends that are still to be told.
         self._is_impatient = False
         self._changes = 0
-        self._successor: workflow.ChildWorkflowHandle[Any, Any] | None = None
+        self._successor: _Successor | None = None
         self._outbox: list[tuple[str, list[Any]]] = []
 
     @workflow.run
@@ -236,21 +247,33 @@ class DagRunWorkflow:
             self._begin(self._send_all())
 
     async def _send_all(self) -> None:
-        if self._successor is None:
-            number = self._header.get("number", 1) + 1
-            root = self._header.get("root") or workflow.info().workflow_id
-            self._successor = await workflow.start_child_workflow(
+        while self._outbox:
+            signal, arguments = self._outbox[0]
+            if self._successor is None:
+                self._successor = await self._start_successor()
+            try:
+                await self._successor.signal(signal, args=arguments)
+            except FailureError:  # it is closed: it was cancelled in Temporal, or had nothing to do for a day
+                self._successor = None
+                if signal == "order" or signal == "follow":
+                    continue
+            del self._outbox[0]
+
+    async def _start_successor(self) -> _Successor:
+        number = self._header.get("number", 1) + 1
+        root = self._header.get("root") or workflow.info().workflow_id
+        successor_id = f"{root}~{number}"
+        try:
+            return await workflow.start_child_workflow(
                 NAME,
                 {**self._header, "number": number, "root": root},
-                id=f"{root}~{number}",
+                id=successor_id,
                 parent_close_policy=workflow.ParentClosePolicy.ABANDON,
                 memo=memo(self._header),
                 search_attributes=workflow.info().typed_search_attributes,
             )
-        while self._outbox:
-            signal, arguments = self._outbox[0]
-            await self._successor.signal(signal, args=arguments)
-            del self._outbox[0]
+        except WorkflowAlreadyStartedError:  # by an earlier execution of this workflow, and it still has live runs
+            return workflow.get_external_workflow_handle(successor_id)
 
     # Runs
 

@@ -98,7 +98,7 @@ def keeping():
 def stuck():
     """Writes to a disk that never answers, and is given some seconds for it."""
 
-    @task(executor_config={"air": {"timeout": 15}})
+    @task(executor_config={"air": {"timeout": 40}})
     def write():
         (Path(os.environ["AIR_TEST_OUT"]) / "stuck" / "file").write_text("text")
 

@@ -14,7 +14,7 @@ from air_executor.airflow.admission import WAITS_EVENT
 from air_executor.runs.record import RunRecord
 from tests.support import airflow_env
 from tests.support.airflow_env import Airflow
-from tests.support.flights import kill_scheduler, start_scheduler
+from tests.support.flights import kill_scheduler, launcher, start_scheduler
 from tests.support.waiting import wait_for
 
 MIB = 1 << 20
@@ -80,6 +80,9 @@ line()
 def learns():
     @task
     def once(number):
+        (OUT / f"begun-{number}").touch()
+        while not all((OUT / f"begun-{other}").exists() for other in (1, 2, 3)):  # those of the first run
+            time.sleep(0.1)
         hold(400, 5)  # on a crowded machine nothing shorter than three seconds is measured
 
     once.expand(number=[1, 2, 3])
@@ -95,8 +98,11 @@ def env(tmp_path_factory: pytest.TempPathFactory, shared_dir) -> Iterator[Airflo
     env = airflow_env.make(home, shared_dir, {**OPTIONS, "AIRFLOW__AIR_EXECUTOR__BUDGET_DIR": str(home / "budget")})
     (env.dags / "budget.py").write_text(DAG)
     env.start()
-    yield env
-    env.end()
+    try:
+        launcher(env)  # what is queued meanwhile would wait for it, too
+        yield env
+    finally:
+        env.end()
 
 
 def most_taken(records: list[RunRecord]) -> int:

@@ -94,6 +94,7 @@ def env(tmp_path_factory: pytest.TempPathFactory, shared_dir: Path) -> Iterator[
         {
             "AIRFLOW__CORE__MULTI_TEAM": "True",
             "AIRFLOW__CORE__PARALLELISM": "8",
+            "AIRFLOW__CONNECTION_TEST__TIMEOUT": "600",
             "AIRFLOW__DAG_PROCESSOR__DAG_BUNDLE_CONFIG_LIST": json.dumps(bundles),
             "AIRFLOW__CORE__DEFAULT_IMPERSONATION": "",
             "AIRFLOW__DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": "2",

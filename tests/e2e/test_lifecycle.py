@@ -139,9 +139,9 @@ def test_nothing_is_left_after_hundreds_of_tasks(airflow: Airflow) -> None:
     assert len({r.identity.workload_id for r in records}) == 301
     assert airflow.effects("hundreds").count("done") == 300
     wait_for(lambda: list(airflow.store.locks.iterdir()) == [], "the locks to be gone")
-    process = launcher(airflow)  # it may have a successor by now
-    wait_for(lambda: busy_children(process) == [], "its children to end")
-    wait_for(lambda: process.num_fds() <= descriptors[0] + 5, "the launcher to close what it had open")
+    # It may have a successor at any time.
+    wait_for(lambda: busy_children(launcher(airflow)) == [], "its children to end")
+    wait_for(lambda: launcher(airflow).num_fds() <= descriptors[0] + 5, "the launcher to close what it had open")
     # The database's connections come and go.
     wait_for(lambda: scheduler.num_fds() <= descriptors[1] + 5, "the scheduler to close what it had open")
     assert all(not list(airflow.store.folder(r.id).glob(".*")) for r in records)

@@ -158,7 +158,7 @@ def test_a_viewer_sees_what_runs_and_can_stop_nothing(site: Site) -> None:
         row.wait_for()
         row.locator("text=of 500 MiB").wait_for()
         browser.picture(page, "airflow-runners")
-        assert page.get_by_text("1 runner", exact=False).is_visible()
+        page.get_by_text("1 runner", exact=False).first.wait_for()
         assert row.get_by_role("button", name="Stop").count() == 0
         page.get_by_role("tab", name="Ended").click()
         page.locator("tbody tr", has_text="ValueError: on purpose").wait_for()

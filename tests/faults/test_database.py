@@ -53,8 +53,12 @@ def env(
 def begin(env: Airflow, run_id: str) -> away.Work:
     """Trigger a run, and wait until its task is at work, while whatever of Airflow has ended is started again."""
     work = away.order(env, run_id)
-    wait_for(lambda: env.revive() or work.effects, f"{run_id} to begin", 120, every_s=0.5)
-    work.wait_for_begin()
+
+    def begun() -> list[str]:
+        env.revive()
+        return work.effects
+
+    wait_for(begun, f"{run_id} to begin", every_s=0.5)
     return work
 
 
@@ -65,7 +69,7 @@ def check_success(env: Airflow, work: away.Work) -> None:
         env.revive()
         return work.run.state in ("success", "failed")
 
-    wait_for(ended, f"the end of {work.run.run_id}", 120, every_s=0.5)
+    wait_for(ended, f"the end of {work.run.run_id}", every_s=0.5)
     work.check_success()
 
 

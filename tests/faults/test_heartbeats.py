@@ -62,7 +62,7 @@ def test_runners_without_an_executor_send_heartbeats_and_outlive_a_server_that_i
 def impatient(env: Airflow) -> Iterator[Airflow]:
     """The same Airflow with less patience."""
     env.stop("scheduler")
-    env.env["AIRFLOW__AIR_EXECUTOR__API_PATIENCE_SECONDS"] = "3"
+    env.env["AIRFLOW__AIR_EXECUTOR__API_PATIENCE_SECONDS"] = "15"
     env.start("scheduler")
     yield env
     env.stop("scheduler")

@@ -46,7 +46,7 @@ def options() -> dict[str, str]:
         "AIRFLOW__CORE__PARALLELISM": "24",
         "AIRFLOW__SCHEDULER__MAX_TIS_PER_QUERY": "24",
         # The end of a task's process waits for the processes of multiprocessing, and Airflow so long for its end.
-        "AIRFLOW__CORE__TASK_SUCCESS_OVERTIME": "2",
+        "AIRFLOW__CORE__TASK_SUCCESS_OVERTIME": "10",
         # A callback that is asked for while its dag's file is processed waits until that is processed again.
         "AIRFLOW__DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": "2",
     }

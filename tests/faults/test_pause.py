@@ -81,7 +81,7 @@ def test_a_machine_that_was_paused_loses_no_try(
 
     try:
         suspend(processes)
-        wait_for(all_stand_still, "everything to stand still", 20)
+        wait_for(all_stand_still, "everything to stand still", 120)
         time.sleep(PAUSE_S)
     finally:
         for process in processes:

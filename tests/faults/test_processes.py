@@ -12,7 +12,7 @@ import pytest
 
 from air_executor.launcher import protocol
 from air_executor.runs.record import UNWANTED, RunState
-from tests.faults.conftest import Fly
+from tests.faults.conftest import NO_SUCCESSOR, Fly
 from tests.support import machine
 from tests.support.airflow_env import REPOSITORY, Airflow
 from tests.support.flights import frozen, launcher, launchers, probe, start_scheduler
@@ -43,7 +43,7 @@ def broken(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def options(broken: Path) -> dict[str, str]:
     (broken.parent / "sitecustomize.py").write_text(SABOTAGE.format(flag=str(broken)))
     grace = {"AIRFLOW__AIR_EXECUTOR__STOP_GRACE_SECONDS": "15"}  # time for on_kill
-    return {"PYTHONPATH": f"{REPOSITORY}{os.pathsep}{broken.parent}", **grace}
+    return {"PYTHONPATH": f"{REPOSITORY}{os.pathsep}{broken.parent}", **grace, **NO_SUCCESSOR}
 
 
 # The launcher
@@ -122,7 +122,13 @@ def test_a_launcher_whose_socket_was_deleted_is_replaced_and_leaves_the_new_one_
 def test_work_waits_while_the_machine_has_no_room_for_another_process(airflow: Airflow, fly: Fly) -> None:
     before = fly("no-processes-before", 1).begun()
     with machine.no_more_processes(launcher(airflow)) as no_room:
-        flight = fly("no-processes").queued()
+        flight = fly("no-processes")
+
+        def are_ordered() -> bool:
+            states = {row["state"] for row in flight.rows()}
+            return len(flight.records()) == flight.tasks and states <= {"queued", "running"}
+
+        wait_for(are_ordered, "the runs to be ordered", seen=flight.seen)
         wait_for(no_room, "a runner that could not be born")
         before.release()
         assert before.run.wait() == "success"

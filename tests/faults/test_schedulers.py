@@ -13,8 +13,8 @@ import pytest
 import sqlalchemy
 
 from air_executor.runs.record import RunState
-from tests.faults.conftest import Fly
-from tests.support.airflow_env import Airflow
+from tests.faults.conftest import NO_SUCCESSOR, Fly
+from tests.support.airflow_env import Airflow, LockedUpError
 from tests.support.flights import frozen, is_known, kill_scheduler, last_job, launcher, probe, query, start_scheduler
 from tests.support.waiting import wait_for
 
@@ -34,12 +34,27 @@ def has_postgres() -> bool:
 
 @pytest.fixture(scope="module")
 def options() -> dict[str, str]:
-    return {"AIRFLOW__AIR_EXECUTOR__STOP_GRACE_SECONDS": "15"}  # time for on_kill
+    return {"AIRFLOW__AIR_EXECUTOR__STOP_GRACE_SECONDS": "15", **NO_SUCCESSOR}  # time for on_kill
+
+
+def terminate(airflow: Airflow, until: str | None = None) -> int | None:
+    """Have a scheduler ended by SIGTERM: the next one, when Airflow locks this one up before its executor hears of it.
+
+    :param until: as of :meth:`Airflow.terminate`, which tells what is returned, too.
+    """
+    try:
+        return airflow.terminate("scheduler", until=until)
+    except LockedUpError:
+        airflow.stop("scheduler")
+    job = start_scheduler(airflow)
+    running = "SELECT queued_by_job_id FROM task_instance WHERE state = 'running'"
+    wait_for(lambda: {row["queued_by_job_id"] for row in query(airflow, running)} == {job}, "it to take the tasks over")
+    return airflow.terminate("scheduler", until=until)
 
 
 def test_a_scheduler_that_is_stopped_leaves_while_its_tasks_run_on(airflow: Airflow, fly: Fly) -> None:
     flight = fly("scheduler-sigterm").begun()
-    assert airflow.terminate("scheduler") == 0
+    assert terminate(airflow) == 0
     assert len(flight.live()) == flight.tasks
     assert all(airflow.store.has_runner(record) for record in flight.live())
     airflow.stop("scheduler")
@@ -281,8 +296,8 @@ def on_shutdown(airflow: Airflow, policy: str) -> Iterator[None]:
 def test_a_scheduler_that_drains_leaves_after_its_last_task(airflow: Airflow, fly: Fly) -> None:
     with scheduler_with(airflow, {ON_SHUTDOWN: "drain"}):
         flight = fly("drained").begun()
+        terminate(airflow, until="AirExecutor ends; 5 runs: drain")
         scheduler = airflow.processes["scheduler"]
-        airflow.terminate("scheduler", until="AirExecutor ends; 5 runs: drain")
         flight.release(0)
         wait_for(lambda: len(flight.live()) == 4, "the first task to end")
         assert scheduler.poll() is None
@@ -296,7 +311,7 @@ def test_a_scheduler_that_kills_asks_its_tasks_to_end_before_it_leaves(airflow: 
     with scheduler_with(airflow, {ON_SHUTDOWN: "kill"}):
         run = airflow.api.trigger("endless", run_id="killed-at-shutdown")
         wait_for(lambda: airflow.effects("effects-killed-at-shutdown"), "the task to begin")
-        assert airflow.terminate("scheduler") == 0
+        assert terminate(airflow) == 0
         assert airflow.effects("effects-killed-at-shutdown") == ["begin", "on_kill"]
         (record,) = airflow.records("endless")
         assert record.state is RunState.KILLED

@@ -65,6 +65,6 @@ def test_a_task_process_in_uninterruptible_sleep_does_not_keep_its_end_from_bein
         assert run.wait() == "failed"
         (record,) = airflow.ended_records("stuck")
         assert record.state is RunState.KILLED
-        assert (record.reason or "").startswith("wall time limit of 15 s reached after")
+        assert (record.reason or "").startswith("wall time limit of 40 s reached after")
         assert f"left behind, as it can't be killed: process {record.task_pid}" in (record.reason or "")
         assert "is in uninterruptible sleep" in (record.reason or "")

@@ -192,7 +192,8 @@ def test_who_stops_reading_stops_the_run(place: Place) -> None:
     (place.folder / "release").touch()  # the end of the task is told to nobody
     assert process.wait(600) == 1
     assert process.stderr is not None
-    err = process.stderr.read()
+    with process.stderr:
+        err = process.stderr.read()
     assert "nobody reads the output any more" in err and "Traceback" not in err
     place.check_nothing_runs()
 

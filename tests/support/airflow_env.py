@@ -13,6 +13,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import urllib.error
 import urllib.request
 from collections.abc import Mapping
@@ -20,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from filelock import FileLock
+from filelock import BaseFileLock, FileLock
 
 from air_executor.config import Config
 from air_executor.machine import system
@@ -47,6 +48,13 @@ _LOST = re.compile(r"^SystemExit", re.MULTILINE)
 #: code has: that component never ends by itself.
 _WAITS_FOR_ITSELF = re.compile(r"structlog/_output\.py.*_exit_gracefully.*structlog/_output\.py", re.DOTALL)
 
+#: The locks of the ports that this process has: see :func:`free_port`.
+_ports: list[BaseFileLock] = []
+
+
+class LockedUpError(AssertionError):
+    """Airflow's handler of SIGTERM has locked a component up before it ended anything in order."""
+
 
 def without_pytest(env: Mapping[str, str]) -> dict[str, str]:
     """Return an environment in which Airflow behaves as it does outside of tests: it looks for pytest's variables."""
@@ -54,12 +62,20 @@ def without_pytest(env: Mapping[str, str]) -> dict[str, str]:
 
 
 def free_port() -> int:
-    """Return a free port that no connection takes by itself until it is used: those come from 32768 upwards."""
+    """Return a free port that no connection takes by itself until it is used: those come from 32768 upwards.
+
+    Nobody else gets it from here while this process lives.
+    """
+    folder = Path(tempfile.gettempdir()) / f"air-executor-ports-{os.getuid()}"
+    folder.mkdir(exist_ok=True)
     draw = random.SystemRandom()  # pytest-xdist's processes draw different ones
     while True:
         port = draw.randrange(16384, 32768)
-        with socket.socket() as probe, contextlib.suppress(OSError):
+        lock = FileLock(folder / f"{port}.lock", timeout=0)
+        with socket.socket() as probe, contextlib.suppress(OSError):  # filelock's Timeout is one
+            lock.acquire()
             probe.bind(("0.0.0.0", port))
+            _ports.append(lock)
             return port
 
 
@@ -237,7 +253,8 @@ class Airflow:
             process = self.processes[name]
             try:
                 if signum == signal.SIGTERM:
-                    self.terminate(name, timeout_s=timeout_s)
+                    with contextlib.suppress(LockedUpError):
+                        self.terminate(name, timeout_s=timeout_s)
             finally:
                 process.kill()
                 process.wait()
@@ -251,6 +268,7 @@ class Airflow:
 
         :return: its exit code; ``None`` if it has not ended yet.
         :raises AssertionError: it did neither, and was ended by force. The message tells what its threads were doing.
+            :class:`LockedUpError` when it is Airflow that could not.
         """
         process, seen = self.processes[name], len(self.log_of(name))
         process.terminate()
@@ -272,8 +290,8 @@ class Airflow:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(10)
             stacks = self.log_of(name)[seen:]
-            if not _WAITS_FOR_ITSELF.search(stacks):
-                raise AssertionError(f"{error}\n{stacks[-10000:]}") from None
+            kind = LockedUpError if _WAITS_FOR_ITSELF.search(stacks) else AssertionError
+            raise kind(f"{error}\n{stacks[-10000:]}") from None
         return process.poll()
 
     def revive(self) -> list[str]:

@@ -40,7 +40,7 @@ class Work:
         return record
 
     def wait_for_begin(self) -> None:
-        wait_for(lambda: self.effects, f"{self.run.run_id} to begin", 120)
+        wait_for(lambda: self.effects, f"{self.run.run_id} to begin")
 
     def release(self) -> None:
         (self.env.out / f"release-{self.run.run_id}").touch()
@@ -50,12 +50,12 @@ class Work:
         self.release()
         wait_for(lambda: self.effects[-1:] == ["end 1"], f"{self.run.run_id} to end")
 
-    def check_done_once(self, timeout_s: float = 90) -> None:
+    def check_done_once(self, timeout_s: float = 300) -> None:
         """Wait until the run is a success, and check that everything happened once and nothing is left of it."""
         self.check_success(timeout_s)
         check_nothing_left(self.env)
 
-    def check_success(self, timeout_s: float = 90) -> None:
+    def check_success(self, timeout_s: float = 300) -> None:
         """Wait until the run is a success, and check that everything happened once, in the first try."""
         assert self.run.wait(timeout_s) == "success"
         assert self.effects == ["begin 1", "end 1"]

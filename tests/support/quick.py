@@ -155,6 +155,8 @@ def quick(folder: Path, **options: Any) -> Iterator[Quick]:
         "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
         "AIRFLOW__DAG_PROCESSOR__DAG_BUNDLE_CONFIG_LIST": json.dumps([bundle]),
         "AIRFLOW__DAG_PROCESSOR__DAG_BUNDLE_STORAGE_PATH": str(folder / "bundles"),
+        # The server is a thread of this process, which may be busy: nothing is to be asked twice.
+        "AIRFLOW__WORKERS__EXECUTION_API_TIMEOUT": "120",
         "AIR_TEST_OUT": str(folder / "out"),
         "PYTHONPATH": str(REPOSITORY),
         "NO_PROXY": "*",

@@ -26,6 +26,14 @@ from tests.support import airflow_env
 from tests.support.airflow_env import Airflow
 from tests.support.waiting import wait_for
 
+#: What a server says, or its client for it, that has too much to do to answer.
+_TOO_BUSY = (
+    RPCStatusCode.CANCELLED,
+    RPCStatusCode.DEADLINE_EXCEEDED,
+    RPCStatusCode.RESOURCE_EXHAUSTED,
+    RPCStatusCode.UNAVAILABLE,
+)
+
 
 @dataclass
 class Temporal:
@@ -80,7 +88,17 @@ class Temporal:
             assert found.status is not None
             return found.status.name, (await handle.fetch_history()).to_json(), await found.memo()
 
-        return self.ask(look())
+        def answer() -> tuple[str, str, Any] | None:
+            try:
+                return self.ask(look())
+            except RuntimeError:  # no connection
+                return None
+            except RPCError as error:
+                if error.status in _TOO_BUSY:
+                    return None
+                raise
+
+        return wait_for(answer, f"what Temporal knows of {workflow_id}")
 
     def has(self, workflow_id: str) -> bool:
         """Tell whether there is such a workflow."""

@@ -32,6 +32,7 @@ def airflow(tmp_path_factory: pytest.TempPathFactory, shared_dir: Path, temporal
         "AIRFLOW__CORE__EXECUTOR": "LocalExecutor,air:air_executor.TemporalExecutor",
         "AIRFLOW__AIR_EXECUTOR__TEMPORAL_ADDRESS": temporal.address,
         "AIRFLOW__CORE__PARALLELISM": "8",
+        "AIRFLOW__CONNECTION_TEST__TIMEOUT": "600",
         "AIRFLOW__CORE__DEFAULT_IMPERSONATION": "",
         "AIRFLOW__DAG_PROCESSOR__DAG_BUNDLE_CONFIG_LIST": json.dumps(bundles),
     }

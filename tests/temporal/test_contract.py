@@ -125,7 +125,7 @@ def store(tmp_path_factory: pytest.TempPathFactory, temporal: Temporal) -> Itera
 @pytest.fixture
 def world(store: RunStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Host]:
     monkeypatch.setenv("CONTRACT", str(tmp_path))
-    monkeypatch.setattr(jobs, "_LOST_S", 20.0)  # a run is lost when nothing was heard of it for so long
+    monkeypatch.setattr(jobs, "_LOST_S", 60.0)  # a run is lost when nothing was heard of it for so long
     host = Host(tmp_path, store)
     yield host
     host.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
 import subprocess
@@ -10,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import psutil
 import pytest
 
 from air_executor.runs.record import RunRecord, RunState
@@ -170,13 +172,20 @@ def test_hosts_share_the_work_and_show_it(cluster: Cluster) -> None:
     counts = [len(worker.live(run)) for worker in cluster.workers]
     assert sum(counts) == 16 and min(counts) > 0 and max(counts) <= 12, counts
 
-    def seen() -> dict[str, int]:
-        found = json.loads(cluster.airflow.run("air-executor", "temporal", "status", "--json").stdout)
-        assert {queue["name"]: queue["workers"] for queue in found["queues"]}.get("default") == 3
-        assert len(found["runs"]) <= 16
-        return {host["name"]: host["running"] for host in found["hosts"]}
+    def status() -> subprocess.CompletedProcess[str]:
+        return cluster.airflow.run("air-executor", "temporal", "status", "--json", check=False)
 
-    wait_for(lambda: seen() == dict(zip(NAMES, counts, strict=True)), "Temporal to know how many run where")
+    def is_seen() -> bool:
+        done = status()
+        if done.returncode:
+            return False  # Temporal, or a worker, was too slow
+        found = json.loads(done.stdout)
+        workers = {queue["name"]: queue["workers"] for queue in found["queues"]}
+        running = {host["name"]: host["running"] for host in found["hosts"]}
+        where = dict(zip(NAMES, counts, strict=True))
+        return workers.get("default") == 3 and len(found["runs"]) <= 16 and running == where
+
+    wait_for(is_seen, "Temporal to know how many run where", seen=status)
     cluster.release(run)
     assert run.wait() == "success"
     # Each log is on its host, and Airflow's UI gets it from there.
@@ -196,7 +205,9 @@ def test_commands_beside_the_scheduler_know_what_runs_on_hosts(cluster: Cluster)
     shown = ("running", worker.host.name)
 
     def seen() -> list[tuple[str, str | None]]:
-        return [(each["state"], each.get("host")) for each in json.loads(command("runs", "-r", run.run_id, "--json"))]
+        done = cluster.airflow.run("air-executor", "runs", "-r", run.run_id, "--json", check=False)
+        found = [] if done.returncode else json.loads(done.stdout)
+        return [(each["state"], each.get("host")) for each in found]
 
     wait_for(lambda: seen() == [shown], "the host to be known", every_s=2.0)
     (live,) = [each for each in json.loads(command("status", "--json"))["runs"] if each["id"] == record.id]
@@ -231,7 +242,7 @@ def test_what_dies_on_a_host_alone(cluster: Cluster) -> None:
     for what in ("air_executor.cli worker", "air-executor launcher"):
         worker.host.signal(signal.SIGKILL, what)
     assert worker.process is not None
-    worker.process.wait(30)
+    worker.process.wait(240)
     worker.start()
     cluster.release(run)
     cluster.check_done_once(run)
@@ -319,12 +330,14 @@ def test_a_zombie_that_returns_changes_nothing(cluster: Cluster) -> None:
     (record,) = first.live(run)
     stopped = first.host.processes()
     for process in stopped:
-        process.suspend()
+        with contextlib.suppress(psutil.NoSuchProcess):  # it has just ended
+            process.suspend()
     first.host.cut(first.host.airflow_address, first.host.temporal_address)
     wait_for(lambda: cluster.effects(run)[-1:] == ["begin 0 2"], "the retry")
     first.host.mend()
     for process in stopped:
-        process.resume()
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.resume()
     assert first.process is not None
     first.process.send_signal(signal.SIGCONT)  # what has entered the host for it stops and goes on with it
     wait_for(lambda: first.store.read(record.id).state.is_end, "the zombie's end")

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from air_executor.airflow import temporal_executor
-from air_executor.airflow.temporal_executor import give_back, judge
+from air_executor.airflow.temporal_executor import Judge, give_back
 from air_executor.runs.record import Identity
 from air_executor.temporal import jobs
 from air_executor.temporal.workflow import AGAIN, ALIVE, LOST, OVER
@@ -44,20 +44,45 @@ def ago(seconds: float) -> datetime:
         ("success", 1, 1000, OVER),
         ("failed", 1, 30, OVER),
         ("running", 5, 1000, ALIVE),
-        ("running", 1000, 30, ALIVE),  # the host has not had the time to end it
-        ("running", 1000, 50, LOST),
-        ("running", -300, 50, ALIVE),  # the API server's clock is ahead
+        ("running", 1000, 1000, ALIVE),  # by the API server's clock, which may be wrong
+        ("running", -300, 1000, ALIVE),
+        ("running", None, 30, ALIVE),  # the host has not had the time to end it
+        ("running", None, 50, LOST),
     ],
 )
-def test_verdicts(database: Database, state: str, beat_s: float, silent_s: float, verdict: str) -> None:
-    ti_id = database.add(state, last_heartbeat_at=ago(beat_s))
-    assert judge(LOST_S, who(ti_id), silent_s) == verdict
+def test_verdicts(database: Database, state: str, beat_s: float | None, silent_s: float, verdict: str) -> None:
+    ti_id = database.add(state, last_heartbeat_at=None if beat_s is None else ago(beat_s))
+    assert Judge(LOST_S)(who(ti_id), silent_s) == verdict
+
+
+@pytest.mark.parametrize(("ahead_s", "needs_s"), [(300, 45), (0, 45), (-300, 20)])
+def test_a_heartbeat_is_old_when_it_has_not_changed_for_long(
+    database: Database, monkeypatch: pytest.MonkeyPatch, ahead_s: float, needs_s: int
+) -> None:
+    """With the API server's clock ahead, right and behind; this one stands still."""
+    judge, now_s = Judge(LOST_S), 1000.0
+    monkeypatch.setattr(temporal_executor.time, "monotonic", lambda: now_s)
+    ti_id = database.add("running", last_heartbeat_at=ago(-ahead_s))
+    assert judge(who(ti_id), 30) == ALIVE
+    now_s += needs_s - 1
+    assert judge(who(ti_id), 70) == ALIVE
+    database.change(ti_id, last_heartbeat_at=ago(-ahead_s - 1))
+    assert judge(who(ti_id), 70) == ALIVE
+    now_s += needs_s - 1
+    assert judge(who(ti_id), 114) == ALIVE
+    now_s += 1
+    assert judge(who(ti_id), 115) == LOST
+    assert judge(who(ti_id), 30) == ALIVE  # the host has not had the time to end it
+    now_s += 3600
+    judge(who(database.add("running")), 1)
+    assert ti_id not in judge._beats
 
 
 def test_who_is_gone_or_no_task(database: Database) -> None:
-    assert judge(LOST_S, who(str(uuid.uuid4())), 10) == OVER
+    judge = Judge(LOST_S)
+    assert judge(who(str(uuid.uuid4())), 10) == OVER
     callback = dataclasses.replace(who(str(uuid.uuid4())), kind="callback")
-    assert [judge(LOST_S, callback, silent_s) for silent_s in (10, 100)] == [ALIVE, LOST]
+    assert [judge(callback, silent_s) for silent_s in (10, 100)] == [ALIVE, LOST]
     assert not give_back(callback, "run")
     # Nobody else hears of a job's.
     assert [jobs._judge(callback, silent_s) for silent_s in (100, 300)] == [ALIVE, LOST]

@@ -148,6 +148,57 @@ def test_a_long_workflow_has_successors(temporal: Temporal) -> None:
     replay(history)
 
 
+@pytest.mark.parametrize("gone", ["successor", "first"])
+def test_a_successor_that_is_gone_or_there_already_loses_no_order(temporal: Temporal, gone: str) -> None:
+    """Somebody terminates the successor, or the first workflow while runs of its successor live."""
+
+    async def run() -> list[WorkflowHistory]:
+        client = await Client.connect(temporal.address)
+        hosts = Hosts()
+        hosts.release.clear()
+        ours = Worker(client, task_queue="ours", workflows=[DagRunWorkflow], activities=[hosts.tell], debug_mode=True)
+        tasks = Worker(client, task_queue="tasks", activities=[hosts.run])
+        root = f"airflow-{uuid.uuid4()}"
+        batches = [cards(3) for _ in range(4)]
+
+        async def order(batch: list[dict[str, Any]]) -> None:
+            await client.start_workflow(
+                NAME,
+                {"dag": "d", "dag_run": "r", "most_events": 8},
+                id=root,
+                task_queue="ours",
+                start_signal="order",
+                start_signal_args=["ours", batch],
+            )
+            for _ in range(3000):
+                if set(hosts.begun) >= {card["id"] for card in batch}:
+                    return
+                await asyncio.sleep(0.1)
+            raise AssertionError("an order was lost")
+
+        async with ours, tasks:
+            await order(batches[0])
+            await order(batches[1])  # its successor's
+            await client.get_workflow_handle(f"{root}~2" if gone == "successor" else root).terminate()
+            await order(batches[2])
+            await order(batches[3])
+            hosts.release.set()
+            lost = batches[1] if gone == "successor" else batches[0]
+            left = {card["id"] for batch in batches for card in batch} - {card["id"] for card in lost}
+            for _ in range(3000):
+                if hosts.told.keys() >= left:
+                    break
+                await asyncio.sleep(0.1)
+            assert hosts.told.keys() >= left
+            await client.get_workflow_handle(root).signal("close", "success")
+            handles = [client.get_workflow_handle(each) for each in (root, f"{root}~2")]
+            assert [await handle.result() for handle in handles] == ["success", "success"]
+            return [await handle.fetch_history() for handle in handles]
+
+    for history in asyncio.run(run()):
+        replay(history)
+
+
 def test_thousands_of_tasks_of_one_dag_run_are_in_short_histories(temporal: Temporal) -> None:
     hosts = Hosts()
     batches = [cards(500) for _ in range(5)]

@@ -255,7 +255,7 @@ INTERNALS: dict[str, list[Internal]] = {
         Internal("airflow.observability.stats:gauge", takes="stat value tags", since=(3, 3)),
     ],
     "Logs on other hosts": [
-        Internal("airflow.utils.log.file_task_handler:_fetch_logs_from_service", takes="url log_relative_path"),
+        Internal("airflow.api_fastapi.auth.tokens:get_signing_key", takes="section key"),
         Internal(f"{_TI}.hostname"),
         *_all(
             "airflow.models.taskinstancehistory", "TaskInstanceHistory.task_instance_id TaskInstanceHistory.hostname"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import select
 import signal
@@ -78,6 +79,27 @@ def result_of(work: Callable[[], Any]) -> Any:
     document = orjson.loads(answer)
     assert "error" not in document, document["error"]
     return document["result"]
+
+
+def changed_descriptors(work: Callable[[], object]) -> list[str]:
+    """Return what ``work`` leaves open that was not, or closes that was open: in a child, where nothing else does."""
+
+    def compare() -> list[str]:
+        gc.collect()  # what others have dropped is not closed later
+        before = descriptors()
+        work()
+        return sorted(f"{fd}: {what}" for fd, what in before ^ descriptors())
+
+    return list(result_of(compare))
+
+
+def descriptors() -> set[tuple[int, str]]:
+    """Return the open descriptors of this process, and what they are of."""
+    found = set()
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(FileNotFoundError):  # that of the listing itself
+            found.add((int(name), os.readlink(f"/proc/self/fd/{name}")))
+    return found
 
 
 def is_alive(pid: int) -> bool:

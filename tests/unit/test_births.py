@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -43,20 +44,30 @@ def test_a_launcher_whose_processes_die_at_birth_serves_on_without_and_says_so(
     backend = bench.backend("fork", serves="jobs")
     assert "'memory'" in (bench.end_of(backend, bench.start(backend, bench.request())).reason or "")
     [trouble] = wait_for(lambda: bench.status()["troubles"], "the launcher to give up")
-    assert "3 processes that were forked ahead have died at birth" in trouble
-    assert "air_executor_launcher_spare_deaths 3\n" in metrics.text(AllRuns(bench.store.root))
+    found = re.match(r"(\d+) processes that were forked ahead have died at birth", trouble)
+    assert found is not None
+    deaths = int(found[1])  # those that are too far apart do not make it give up
+    assert deaths >= 3
+    line = f"air_executor_launcher_spare_deaths {deaths}"
+
+    def counted() -> str:
+        return metrics.text(AllRuns(bench.store.root))
+
+    wait_for(lambda: line in counted().splitlines(), line, seen=counted)
 
     def told() -> bool:
         backend.take_ends()
-        return backend.launchers() == LauncherCounts(live=1, generations=1, spare_deaths=3)
+        return backend.launchers() == LauncherCounts(live=1, generations=1, spare_deaths=deaths)
 
-    wait_for(told, "the launcher to have told of them")
-    check = doctor._launchers(bench.store, None)
-    assert not check.ok
-    assert trouble in check.found
+    wait_for(told, "the launcher to have told of them", seen=backend.launchers)
+    wait_for(
+        lambda: not (check := doctor._launchers(bench.store, None)).ok and trouble in check.found,
+        "doctor to tell of it",
+        seen=lambda: doctor._launchers(bench.store, None),
+    )
     assert "'memory'" in (bench.end_of(backend, bench.start(backend, bench.request())).reason or "")
     said = backend._launchers.address.log.read_text()
-    assert said.count("RuntimeError: not with this Airflow") <= 5, "three, and the first run's"
+    assert said.count("RuntimeError: not with this Airflow") <= deaths + 2, "theirs, and the first run's"
 
 
 def test_births_wait_longer_after_each_death_and_are_given_up_after_three_in_a_row(

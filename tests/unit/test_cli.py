@@ -432,9 +432,9 @@ def running(
 
 def test_stop_ends_a_run_and_waits_for_it(cli: Cli, store: RunStore, running: tuple[LocalBackend, RunRecord]) -> None:
     backend, record = running
-    [launcher] = cli.json("status")["launchers"]
+    [launcher] = wait_for(lambda: cli.json("status")["launchers"], "the launcher to answer")
     assert launcher["runners"] == 1
-    assert "1 runners" in cli.run("status").stdout
+    wait_for(lambda: "1 runners" in cli.run("status").stdout, "the status as text")
     done = cli.run("stop", record.id[:13], "--reason", "I said so", "--wait")
     assert done.stdout == f"run {record.id} of some_dag.some_task: killed\n"
     end = store.read(record.id)
@@ -447,7 +447,7 @@ def test_stop_reaches_a_run_without_its_launcher(
     cli: Cli, store: RunStore, running: tuple[LocalBackend, RunRecord]
 ) -> None:
     _, record = running
-    [launcher] = cli.json("status")["launchers"]
+    [launcher] = wait_for(lambda: cli.json("status")["launchers"], "the launcher to answer")
     os.kill(launcher["pid"], 9)
     cli.run("stop", record.id, "--wait")
     assert store.read(record.id).state is RunState.KILLED

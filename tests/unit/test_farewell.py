@@ -39,7 +39,8 @@ def _family() -> Iterator[None]:
 class Place:
     def __init__(self, folder: Path, store: RunStore, policy: str) -> None:
         self.folder, self.store = folder, store
-        self.backend = LocalBackend(config(store.root, serves="jobs", on_launcher_stop=policy))
+        options = config(store.root, serves="jobs", on_launcher_stop=policy, stop_grace_seconds=60.0)
+        self.backend = LocalBackend(options)
 
     def start(self, script: str = TASK) -> str:
         who = identity(kind="job")
@@ -54,9 +55,8 @@ class Place:
         return run_id
 
     def launcher(self) -> int:
-        (answer,) = [control.status(address) for address in all_addresses(self.store)]
-        assert answer is not None
-        return int(answer["pid"])
+        (address,) = all_addresses(self.store)
+        return int(wait_for(lambda: control.status(address), "the launcher to answer")["pid"])
 
     def end_of(self, run_id: str) -> RunRecord:
         (record,) = wait_for(self.backend.take_ends, "the end")

@@ -18,7 +18,7 @@ import psutil
 import pytest
 
 from air_executor.config import Config
-from air_executor.launcher import fingerprint
+from air_executor.launcher import fingerprint, protocol
 from air_executor.launcher.address import address, all_addresses
 from air_executor.launcher.client import control
 from air_executor.runs.record import RunState
@@ -241,9 +241,10 @@ def test_code_that_was_edited_in_place_gets_another_launcher_after_a_restart_of_
         return status
 
     first = executor()
-    assert executor() == first
-    (packages / "edited" / "unused.py").write_text("new = 1")
-    assert executor() == first, "nobody has it in memory"
+    with protocol.connect(bench.address().socket):  # without any client, it would end soon
+        assert executor() == first
+        (packages / "edited" / "unused.py").write_text("new = 1")
+        assert executor() == first, "nobody has it in memory"
     (packages / "edited" / "inner.py").write_text("new = 1")
     second = executor()
     assert second != first

@@ -20,6 +20,7 @@ from air_executor.launcher.client import control
 from air_executor.launcher.server import succession
 from air_executor.launcher.server.succession import Succession
 from air_executor.observe import metrics
+from air_executor.observe.check import Check
 from air_executor.observe.everywhere import AllRuns
 from air_executor.runs.backend import LauncherCounts, RunRequest
 from air_executor.runs.record import RunState
@@ -62,9 +63,12 @@ def test_new_orders_go_to_the_successor_and_the_former_launcher_ends_with_its_la
     assert sorted(status_at(each)["pid"] for each in all_addresses(bench.store)) == sorted([first, second])
     wait_for(lambda: backend.take_ends() or backend.launchers().generations == 2, "both to have been met")
     assert backend.launchers() == LauncherCounts(live=2, generations=2)
-    assert {"air_executor_launchers 2", "air_executor_launchers_superseded 1"} <= set(
-        metrics.text(AllRuns(bench.store.root)).splitlines()
-    )
+    lines = {"air_executor_launchers 2", "air_executor_launchers_superseded 1"}
+
+    def counted() -> str:
+        return metrics.text(AllRuns(bench.store.root))
+
+    wait_for(lambda: lines <= set(counted().splitlines()), "both to be counted", seen=counted)
     backend.stop(old.id, "enough of the old")
     assert bench.end_of(backend, old).reason == "stopped: enough of the old"
     wait_for_death(first)
@@ -117,12 +121,11 @@ def test_an_idle_launcher_with_a_successor_ends_at_once_and_no_order_is_lost(ben
     first = status_at(backend._launchers.address)["pid"]
     os.kill(first, signal.SIGUSR2)
     requests = []
-    while is_alive(first):
+    while not requests or is_alive(first):
         requests.append(bench.start(backend, bench.request()))
         ended = wait_for(backend.take_ends, "the run's end")
         assert [record.id for record in ended] == [requests[-1].id]
         assert "'memory'" in (ended[0].reason or "")
-    assert requests
 
 
 SABOTAGE = """
@@ -147,9 +150,13 @@ def test_a_launcher_whose_successor_dies_serves_on_and_says_so(
     os.kill(first, signal.SIGUSR2)
     [trouble] = wait_for(lambda: status_at(backend._launchers.address)["troubles"], "the failure to be said")
     assert "a successor was given up (it died); the next is tried after 60 s" in trouble
-    check = doctor._launchers(bench.store, None)
+
+    def diagnosis() -> Check | None:
+        check = doctor._launchers(bench.store, None)
+        return check if trouble in check.found else None
+
+    check = wait_for(diagnosis, "doctor to tell of it", seen=lambda: doctor._launchers(bench.store, None))
     assert not check.ok
-    assert trouble in check.found
     assert str(backend._launchers.address.log) in check.remedy
     assert "no successor today" in backend._launchers.address.log.read_text()
     new = running(bench, backend)
@@ -163,7 +170,7 @@ def test_a_launcher_whose_successor_dies_serves_on_and_says_so(
 @pytest.fixture
 def slow(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Succession]:
     """A succession whose successors do nothing."""
-    monkeypatch.setattr(succession, "module_command", lambda _: [sys.executable, "-c", "input()"])
+    monkeypatch.setattr(succession, "module_command", lambda _: [sys.executable, "-c", "import signal; signal.pause()"])
     yield Succession(Address("k", tmp_path), config(tmp_path))
 
 

@@ -292,6 +292,8 @@ def test_a_failure_that_the_scheduler_has_missed_is_told_again_and_recorded_when
     world.loop()
     ((report,),) = asked
     assert (report.ti_id, report.executor_id) == (str(workload.ti.id), report.record and report.record.id)
+    now_s = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: now_s)
     world.passes.found = Outcome(set(), [], set(), missed={report.id})
     world.loop()
     world.passes.found = Outcome(set(), [], set())
@@ -300,8 +302,7 @@ def test_a_failure_that_the_scheduler_has_missed_is_told_again_and_recorded_when
     assert first == second
     assert first[0] == TaskInstanceState.FAILED
     assert asked[-1] == []  # not at once: the scheduler has to come to it
-    later_s = time.monotonic() + 3600
-    monkeypatch.setattr(time, "monotonic", lambda: later_s)
+    now_s += 3600
     world.loop()
     assert asked[-1] == [report]
     world.passes.found = Outcome(set(), [], set(), heard={report.id})

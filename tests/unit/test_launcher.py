@@ -131,6 +131,18 @@ class Bench:
         """Return what the one launcher says of itself."""
         return wait_for(lambda: control.status(self.address()), "the launcher to answer")
 
+    def processes(self) -> list[psutil.Process]:
+        """Return what runs of its launchers and their children: their output goes to its store.
+
+        An Airflow of other tests in this process may still run, and begin processes.
+        """
+        found = []
+        for process in descendants():
+            with contextlib.suppress(OSError):  # it has ended
+                if os.readlink(f"/proc/{process.pid}/fd/1").startswith(f"{self.store.root}/"):
+                    found.append(process)
+        return found
+
     def log_of(self, request: RunRequest) -> list[dict[str, Any]]:
         path = Path(request.log_file or "")
         return [orjson.loads(line) for line in path.read_bytes().splitlines()] if path.exists() else []
@@ -273,7 +285,7 @@ def test_each_of_many_runs_ends_once(bench: Bench, launch: str) -> None:
         ended.extend(record.id for record in backend.take_ends())
         return len(ended) >= len(requests)
 
-    wait_for(all_there, "all ends", 120)
+    wait_for(all_there, "all ends")
     assert sorted(ended) == sorted(requests)
     bench.no_run_is_left()
     assert backend.take_ends() == []
@@ -723,12 +735,14 @@ def test_an_end_that_could_not_be_written_is_written_when_it_is_acknowledged(
 
 @LAUNCH
 def test_an_idle_launcher_ends_and_leaves_neither_socket_nor_process(bench: Bench, launch: str) -> None:
-    # An Airflow of other tests in this process may still run.
-    before = {process.pid for process in descendants()}
     backend = bench.backend(launch, launcher_idle_seconds=0.5)
-    record = bench.end_of(backend, bench.start(backend, bench.request()))
+    request = bench.start(backend, bench.waiting())
+    bench.wait_for_state(backend, request, RunState.STARTING)
+    assert bench.processes()
+    bench.gpu.release()
+    record = bench.end_of(backend, request)
     wait_for(lambda: all_addresses(bench.store) == [], "the socket to go")
-    wait_for(lambda: backend.take_ends() == [] and {p.pid for p in descendants()} <= before, "the launcher to go")
+    wait_for(lambda: backend.take_ends() == [] and not bench.processes(), "the launcher to go", seen=bench.processes)
     bench.end_of(backend, bench.start(backend, bench.request()))  # a new one comes when it is wanted
     assert bench.store.read(record.id) == record
 

@@ -113,7 +113,7 @@ def test_a_job_runs_to_its_end_without_what_macos_lacks(env: dict[str, str], fol
     tasks = [
         {"id": "a", "command": "echo $((6 * 7)) > $AIR_EXECUTOR_RESULT", "shell": True},
         {"id": "b", "function": "own:double", "arguments": {"number": "${tasks.a.result}"}, "dependencies": ["a"]},
-        {"id": "c", "command": "sleep 600 & echo $! > pid; wait", "shell": True, "timeout": 5},
+        {"id": "c", "command": "sleep 600 & echo $! > pid; wait", "shell": True, "timeout": 20},
         {"id": "d", "command": "true", "limits": {"memory": "1 GiB", "nice": 1}},
     ]
     (folder / "job.json").write_text(json.dumps({"tasks": tasks, "max_runners": 4}))
@@ -132,7 +132,7 @@ def test_a_job_runs_to_its_end_without_what_macos_lacks(env: dict[str, str], fol
     assert ended["a"] == ("completed", 42, None)
     assert ended["b"] == ("completed", ["darwin", 84], None)
     assert ended["c"][0] == "failed"
-    assert "wall time limit of 5 s reached" in ended["c"][2]
+    assert "wall time limit of 20 s reached" in ended["c"][2]
     left = int((folder / "pid").read_text())
     wait_for(lambda: not is_alive(left), "what the task had started to end")
     assert ended["d"][0] == "completed"

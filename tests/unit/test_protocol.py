@@ -12,6 +12,7 @@ import pytest
 from air_executor.errors import ProtocolError
 from air_executor.launcher import protocol
 from air_executor.launcher.protocol import MAX_MESSAGE_BYTES, Decoder, connect, encode, reachable
+from tests.unit.processes import changed_descriptors
 
 MESSAGES: list[dict[str, Any]] = [
     {},
@@ -110,30 +111,33 @@ def test_a_socket_can_be_bound_and_connected_to_however_long_its_path(tmp_path: 
         length += 100
     path = folder_of_length(tmp_path, length) / "s"
     assert len(os.fsencode(path)) == length
-    descriptors = len(os.listdir("/proc/self/fd"))
-    with socket.socket(socket.AF_UNIX) as listener:
-        with reachable(path) as address:
-            listener.bind(address)
-        listener.listen()
-        assert path.is_socket()
-        with connect(path) as connection:
-            other, _ = listener.accept()
-            with other:
-                connection.sendall(encode({"to": "there"}))
-                assert list(Decoder().feed(other.recv(1000))) == [{"to": "there"}]
-    assert len(os.listdir("/proc/self/fd")) == descriptors
+
+    def connect_and_talk() -> None:
+        with socket.socket(socket.AF_UNIX) as listener:
+            with reachable(path) as address:
+                listener.bind(address)
+            listener.listen()
+            assert path.is_socket()
+            with connect(path) as connection:
+                other, _ = listener.accept()
+                with other:
+                    connection.sendall(encode({"to": "there"}))
+                    assert list(Decoder().feed(other.recv(1000))) == [{"to": "there"}]
+
+    assert changed_descriptors(connect_and_talk) == []
 
 
 def test_nobody_who_listens_is_said_so_and_leaves_no_descriptor(tmp_path: Path) -> None:
-    descriptors = len(os.listdir("/proc/self/fd"))
-    with pytest.raises(FileNotFoundError):
-        connect(tmp_path / "none")
-    (tmp_path / "left").touch()
-    with pytest.raises(ConnectionRefusedError):
-        connect(tmp_path / "left")
-    with pytest.raises(FileNotFoundError):
-        connect(folder_of_length(tmp_path, 400) / "s")
-    assert len(os.listdir("/proc/self/fd")) == descriptors
+    def try_to_connect() -> None:
+        with pytest.raises(FileNotFoundError):
+            connect(tmp_path / "none")
+        (tmp_path / "left").touch()
+        with pytest.raises(ConnectionRefusedError):
+            connect(tmp_path / "left")
+        with pytest.raises(FileNotFoundError):
+            connect(folder_of_length(tmp_path, 400) / "s")
+
+    assert changed_descriptors(try_to_connect) == []
 
 
 def test_a_message_that_could_not_be_read_is_never_made() -> None:

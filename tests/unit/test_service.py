@@ -58,8 +58,7 @@ def test_runs_wait_for_a_service_that_starts_late_and_a_second_one_is_refused(st
     assert ended.state is RunState.FAILED
     # Idle time over, and no client: it stays all the same.
     backend.close()
-    answer = control.status(service_address(store))
-    assert answer is not None
+    answer = wait_for(lambda: control.status(service_address(store)), "the service to answer")
     assert answer["pid"] == service.pid
     second = serve()
     assert second.wait(120) == 2

@@ -39,6 +39,12 @@ def mode(path: Path) -> int:
     return stat.S_IMODE(path.lstat().st_mode)
 
 
+def file_status(path: Path) -> tuple[int, int, int, int]:
+    """Return what a write or a replacement changes of a file, and a read does not."""
+    status = path.lstat()
+    return status.st_ino, status.st_mtime_ns, status.st_size, status.st_mode
+
+
 def dead_process() -> dict[str, object]:
     """Return what a record says of a runner that is gone."""
     return result_of(of_process)
@@ -222,9 +228,9 @@ def test_a_record_of_a_newer_version_is_left_as_it_is(store: RunStore) -> None:
 def test_who_only_looks_at_a_run_that_is_lost_writes_nothing(store: RunStore) -> None:
     one = kept(store, RunState.RUNNING, pid=2**22 + 1, host="h", boot_id="b")
     path = store.folder(one.id) / "state.json"
-    before = path.read_bytes(), path.stat()
+    before = path.read_bytes(), file_status(path)
     assert store.settled(one).state is RunState.LOST
-    assert (path.read_bytes(), path.stat()) == before
+    assert (path.read_bytes(), file_status(path)) == before
     assert store.settle(one).state is RunState.LOST
     assert store.read(one.id).state is RunState.LOST
 
@@ -610,11 +616,11 @@ def test_a_run_whose_end_was_not_told_stays_however_old(store: RunStore, state: 
 def test_that_an_end_was_reported_stands_beside_the_record_which_stays_as_it_is(store: RunStore) -> None:
     one = kept(store, RunState.FAILED)
     path = store.folder(one.id) / "state.json"
-    written = path.stat()
+    written = file_status(path)
     assert store.read(one.id).reported_at is None
     reported = store.mark_reported(one)
     assert reported.reported_at is not None
-    assert path.stat() == written
+    assert file_status(path) == written
     again = store.read(one.id)
     assert replace(again, reported_at=reported.reported_at) == reported
     moments = [datetime.fromisoformat(text or "") for text in (again.reported_at, reported.reported_at)]
@@ -634,11 +640,11 @@ def test_what_can_not_be_noted_as_reported_stays_open(store: RunStore) -> None:
 @pytest.mark.parametrize("state", ENDS)
 def test_a_run_of_a_job_may_go_once_its_job_has_its_end(store: RunStore, state: RunState) -> None:
     one = aged(store, 1000, state, who=identity(kind="job"))
-    written = (store.folder(one) / "state.json").stat()
+    written = file_status(store.folder(one) / "state.json")
     prune(store, keep_days=0, keep_runs=0)
     assert store.ids() == [one]
     store.mark_reported(store.read(one))
-    assert (store.folder(one) / "state.json").stat() == written  # the job's files say it; the record is left alone
+    assert file_status(store.folder(one) / "state.json") == written  # the job's files say it; the record is left alone
     store.mark_open()
     assert store.open.ids() == set()
     prune(store, keep_days=0, keep_runs=0)

@@ -120,14 +120,14 @@ def test_a_try_waits_for_what_the_one_before_has_left_as_another_user(folder: Pa
     store = RunStore(options.state_dir)
     result_of(as_somebody(store.prepare))
     script = run.format(f"{sudo(folder)} sh -c 'echo $$ > pid; exec sleep 600'")
-    first = result_of(as_somebody(lambda: try_once(store, options, lambda: order(store, folder, script, timeout=5))))
+    first = result_of(as_somebody(lambda: try_once(store, options, lambda: order(store, folder, script, timeout=20))))
     pid = int((folder / "pid").read_text())
     assert is_alive(pid)
     record = store.read(first)
     assert record.state is (RunState.FAILED if "exit" in run else RunState.KILLED)
     name = f"process {pid} (sleep) of user root"
     said, _, left = (record.reason or "").partition("; ")
-    assert said.startswith("it ended with exit code 3" if "exit" in run else "wall time limit of 5 s reached")
+    assert said.startswith("it ended with exit code 3" if "exit" in run else "wall time limit of 20 s reached")
     assert (
         left == f"left behind, as it can't be killed: process {pid} (sleep) of user root may not be killed by this user"
     )
@@ -185,8 +185,9 @@ def test_a_process_in_uninterruptible_sleep_does_not_keep_an_end_from_being_told
     store = RunStore(options.state_dir)
     store.prepare()
     write = f"sh -c 'echo $$ > pid; exec dd if=/dev/zero of={stuck} conv=notrunc count=1'"
-    script = f"{write} & until [ -s pid ]; do sleep 0.02; done; exit 3" if how == "left" else f"{write}; true"
-    request = request_of(folder, script, **({"timeout": 5} if how == "timeout" else {}))
+    stuck_now = "until grep -qs '^State:.D' /proc/$(cat pid)/status; do sleep 0.02; done"
+    script = f"{write} & {stuck_now}; exit 3" if how == "left" else f"{write}; true"
+    request = request_of(folder, script, **({"timeout": 20} if how == "timeout" else {}))
     run_id = request.id
     backend = LocalBackend(options)
     backend.order(request, queued(run_id, request.identity, limits={}, log_file=request.log_file))
@@ -195,8 +196,9 @@ def test_a_process_in_uninterruptible_sleep_does_not_keep_an_end_from_being_told
         wait_for(lambda: (process := processes.look(pid)) and process.state == "D", "the process to be stuck")
         wait_for(lambda: store.read(run_id).state is RunState.RUNNING, "the run to be recorded")
         if how == "all killed":
-            (launcher,) = [control.status(address) for address in all_addresses(store)]
-            os.kill((launcher or {})["pid"], signal.SIGKILL)
+            (address,) = all_addresses(store)
+            launcher = wait_for(lambda: control.status(address), "the launcher to answer")
+            os.kill(launcher["pid"], signal.SIGKILL)
         os.kill(store.read(run_id).pid or 0, signal.SIGKILL)
     (record,) = wait_for(backend.take_ends, "the end")
     assert record.state is {"left": RunState.FAILED, "all killed": RunState.LOST}.get(how, RunState.KILLED)

@@ -17,7 +17,7 @@ import pytest
 
 from air_executor.machine import system
 from tests.support.waiting import wait_for
-from tests.unit.processes import forked, is_alive, result_of, wait_for_death
+from tests.unit.processes import changed_descriptors, forked, is_alive, result_of, wait_for_death
 
 THP = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
@@ -70,10 +70,11 @@ def test_a_process_that_has_the_pid_of_another_is_never_signalled(sleeper: int, 
 
 
 def test_signalling_leaves_no_descriptor(sleeper: int) -> None:
-    before = len(os.listdir("/proc/self/fd"))
-    system.signal_process(sleeper, None, signal.SIGTERM)
-    system.signal_process(sleeper, system.start_time(sleeper), signal.SIGCONT)
-    assert len(os.listdir("/proc/self/fd")) == before
+    def send_signals() -> None:
+        system.signal_process(sleeper, None, signal.SIGTERM)
+        system.signal_process(sleeper, system.start_time(sleeper), signal.SIGCONT)
+
+    assert changed_descriptors(send_signals) == []
 
 
 def test_the_boot_has_an_id_that_all_processes_share() -> None:

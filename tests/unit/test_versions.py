@@ -106,8 +106,7 @@ def test_a_launcher_of_the_last_release_executes_what_this_executor_orders(
     (ended,) = wait_for(backend.take_ends, "the end of the run")
     assert (ended.id, ended.state) == (run_id, RunState.FAILED)
     assert "not a workload" in (ended.reason or "")
-    status = control.status(service_address(store))
-    assert status is not None
+    status = wait_for(lambda: control.status(service_address(store)), "the service to answer")
     assert (status["pid"], status.get("protocol")) == (service.pid, None)
     backend.close()
 
@@ -140,6 +139,11 @@ def test_each_reads_the_records_of_the_other(
     assert found == sorted(f"{one.id} {one.state.value}" for one in ours)
     assert unreadable == "0"
     assert sorted(store.records(), key=lambda one: one.id) == sorted(ours, key=lambda one: one.id)
+
+
+def said_in(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """Return what AirExecutor has logged."""
+    return [record.getMessage() for record in caplog.records if record.name.startswith("air_executor")]
 
 
 # A launcher that this executor can't talk to: only a protocol that there is not yet has such ones.
@@ -188,8 +192,8 @@ def test_what_a_launcher_of_another_protocol_would_misunderstand_waits_for_anoth
     backend = LocalBackend(config(store.root, launcher="service"))
     run_id = order(backend, tmp_path / "log")
     stranger.greet()
-    wait_for(lambda: backend.take_ends() or caplog.records, "the mismatch to be noticed")
-    [said] = [record.getMessage() for record in caplog.records]
+    wait_for(lambda: backend.take_ends() or said_in(caplog), "the mismatch to be noticed")
+    [said] = said_in(caplog)
     assert remedy in said
     assert stranger.heard() == []
     assert backend.take_ends() == []

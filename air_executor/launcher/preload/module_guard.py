@@ -25,6 +25,7 @@ _CACHES = {
     "ctypes": ("_c_functype_cache", "_pointer_type_cache"),
     "random": ("_inst",),
     "struct": ("_cache",),
+    "air_executor.runner.stash": ("stash",),
 }
 
 
@@ -152,6 +153,9 @@ class ModuleGuard:
                 yield f"adds {name}.{_short(key)}"
 
 
+#: Attributes of loggers that are compared in other ways, and a cache that each change of any logger's level empties.
+_OF_LOGGERS = frozenset("level handlers filters propagate disabled _cache".split())
+
 #: Attributes that Python sets when they are needed.
 _LATE = frozenset("__warningregistry__ __annotations__ __abstractmethods__ _abc_impl __doc__".split())
 
@@ -183,7 +187,10 @@ def _copy(value: Any) -> Any:
         attributes = object.__getattribute__(value, "__dict__")
     except Exception:
         return None
-    return dict(attributes) if type(attributes) is dict else None
+    if type(attributes) is not dict:
+        return None
+    left_out = _OF_LOGGERS if _is_a(value, logging.Logger) else ()
+    return {name: each for name, each in attributes.items() if name not in left_out}
 
 
 def _is_cache(name: str) -> bool:

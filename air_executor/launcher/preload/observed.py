@@ -256,8 +256,8 @@ class _Records(logging.Handler):
 
 
 def own_folders() -> tuple[str, ...]:
-    """Return the folders of this interpreter, its standard library, and its installed packages."""
-    paths = [sys.prefix, sys.base_prefix, sys.exec_prefix, os.path.dirname(os.__file__), *map(_path_of, _INSTALLED)]
+    """Return the folders of the standard library and of installed packages."""
+    paths = [os.path.dirname(os.__file__), *map(_path_of, _INSTALLED)]
     return tuple({each for path in paths for each in (os.path.normpath(path), os.path.realpath(path))})
 
 

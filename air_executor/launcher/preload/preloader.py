@@ -42,7 +42,7 @@ _PAYS_S = 0.002
 _CHEAP = "takes no time"
 
 #: Version of the trials' rules. Verdicts by other rules are not trusted; raise it when a trial looks at more.
-_RULES = 3
+_RULES = 4
 
 #: A trial sends its answer in one piece of at most this many bytes.
 _ANSWER_BYTES = 16_384

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import contextvars
+import csv
 import decimal
 import faulthandler
 import gc
@@ -14,18 +16,22 @@ import random
 import resource
 import signal
 import socket
+import struct
 import sys
 import threading
+import tracemalloc
 import warnings
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 
 from air_executor.machine import system
+from air_executor.runner.stash import stash
 
-#: What an import may open besides plain files.
-_HARMLESS = ("/dev/null", "/dev/urandom", "/dev/random", "/proc/", "/sys/")
+#: What an import may keep open. Of all else, processes that are forked share the position.
+_HARMLESS = ("/dev/null", "/dev/urandom", "/dev/random")
 
 #: Lines of /proc/self/status that show changes, also those that C libraries make.
 _STATUS = ("Umask", "SigBlk", "SigIgn", "SigCgt", "Uid", "Gid", "Groups", "CapEff", "NoNewPrivs", "Seccomp")
@@ -86,6 +92,41 @@ def _numpy_random() -> object:
     return repr(sys.modules["numpy.random"].get_state()) if "numpy.random" in sys.modules else None
 
 
+def _context() -> dict[contextvars.ContextVar[Any], tuple[int, Any]]:
+    """Return the context variables that are set, each with its value, compared by identity."""
+    found = contextvars.copy_context().items()
+    return {each: (id(value), value) for each, value in found if each.name != "decimal_context"}
+
+
+def _loading() -> object:
+    return getattr(sys, "getdlopenflags", int)()
+
+
+def _translations() -> object:
+    return getattr(locale, "textdomain", lambda _: None)(None)
+
+
+def _scheduling() -> object:
+    return os.sched_getscheduler(0) if hasattr(os, "sched_getscheduler") else None
+
+
+def _shared_memory() -> list[str]:
+    """Return the mappings of memory that processes write together."""
+    with contextlib.suppress(OSError):
+        return [line for line in Path("/proc/self/maps").read_text().splitlines() if " rw-s " in line]
+    return []
+
+
+#: The smallest number, the smallest with full precision, and half of the distance from 1.0 to the next number.
+_TINY, _SMALL, _HALF_STEP = 5e-324, 2.0**-1022, 2.0**-53
+
+
+def _arithmetic() -> bytes:
+    """Return results that depend on how the processor rounds, and on whether it takes tiny numbers for zero."""
+    found = (_TINY * 2.0, _SMALL / 2.0, 1.0 + _HALF_STEP, -1.0 - _HALF_STEP, 1.0 - _HALF_STEP / 2.0)
+    return struct.pack(f"{len(found)}d", *found)
+
+
 def _children() -> list[int]:
     return [child.pid for child in psutil.Process().children()]
 
@@ -108,10 +149,19 @@ _ASPECTS: tuple[tuple[str, Callable[[], object]], ...] = (
     ("changes the locale", lambda: locale.setlocale(locale.LC_ALL)),
     ("changes limits of the process", _limits),
     ("changes priorities", lambda: (os.getpriority(os.PRIO_PROCESS, 0), _affinity())),
+    ("changes the scheduling of the process", _scheduling),
+    ("changes how the processor calculates", _arithmetic),
+    ("shares memory with processes that are forked", _shared_memory),
     ("changes the default timeout of sockets", socket.getdefaulttimeout),
     ("changes settings of the interpreter", _interpreter),
     ("changes sys.path", lambda: list(sys.path)),
     ("changes the context of decimal", lambda: repr((decimal.getcontext(), decimal.DefaultContext))),
+    ("sets context variables", _context),
+    ("changes the limit of fields of CSV files", csv.field_size_limit),
+    ("changes the stack size of threads", threading.stack_size),
+    ("traces memory allocations", tracemalloc.is_tracing),
+    ("changes how extension modules are loaded", _loading),
+    ("changes the domain of translations", _translations),
     ("draws from or seeds the random generator", random.getstate),
     ("draws from or seeds NumPy's random generator", _numpy_random),
     ("sets how multiprocessing starts processes", lambda: multiprocessing.get_start_method(allow_none=True)),
@@ -134,7 +184,8 @@ class ProcessState:
         """
         self._looks = [each for each in _ASPECTS if not has_children or each[1] is not _children]
         self._descriptors = _descriptors()
-        self._loggers = _loggers()
+        hidden = stash.loggers()  # set up with what is imported ahead already
+        self._loggers = {name: state for name, state in _loggers().items() if name not in hidden}
         self._environment = dict(os.environ)
         self._filters = list(warnings.filters)
         self._aspects = [look() for _, look in self._looks]
@@ -164,7 +215,7 @@ class ProcessState:
                 continue
             if fd in before and int(fd) <= 2:
                 yield f"replaces the descriptor {fd}"
-            elif not os.path.isfile(name) and not name.startswith(_HARMLESS):
+            elif name not in _HARMLESS:
                 yield f"opens {name}"
 
 
@@ -192,6 +243,6 @@ _FORKABLE = frozenset({"jemalloc_bg_thd"})
 
 def _which(before: object, now: object) -> str:
     if isinstance(before, dict) and isinstance(now, dict):
-        names = [str(name) for name in {**before, **now} if before.get(name) != now.get(name)]
+        names = [str(getattr(name, "name", name)) for name in {**before, **now} if before.get(name) != now.get(name)]
         return f": {', '.join(sorted(names)[:3])}"
     return ""

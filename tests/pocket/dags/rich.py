@@ -69,7 +69,8 @@ with DAG(
     def choose(total: int) -> str:
         return "large" if total > 5 else "small"
 
-    @task(retries=2, retry_delay=timedelta(seconds=5), on_retry_callback=lambda context: note("retry"))
+    # Whoever looks every few seconds sees that it waits.
+    @task(retries=2, retry_delay=timedelta(seconds=15), on_retry_callback=lambda context: note("retry"))
     def second_time(ti=None) -> int:
         if ti.try_number == 1:
             raise RuntimeError("not yet")

@@ -1,0 +1,171 @@
+"""An executor's connection to a real Temporal server, and what it asks there."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+import uuid
+from collections.abc import AsyncIterator, Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+from temporalio import activity
+from temporalio.api.worker.v1 import WorkerHeartbeat
+from temporalio.client import Client
+from temporalio.runtime import Runtime, TelemetryConfig
+from temporalio.service import RPCError, RPCStatusCode
+from temporalio.worker import Worker
+
+from air_executor.temporal import asking, overview
+from air_executor.temporal.backend import TemporalBackend
+from air_executor.temporal.link import Link, Order
+from air_executor.temporal.settings import WORKER, Settings
+from air_executor.temporal.workflow_worker import workflow_worker
+from tests.support.airflow_env import config
+from tests.support.waiting import wait_for
+from tests.temporal.conftest import Temporal
+
+
+@pytest.fixture
+def settings(temporal: Temporal) -> Settings:
+    return Settings(temporal.address, "default", f"link-{uuid.uuid4()}", ("a key",))
+
+
+@pytest.fixture
+def link(settings: Settings) -> Iterator[Link]:
+    ends: list[Any] = []
+    made = Link(settings, ends.extend, lambda *_: "alive")
+    made.ends = ends  # type: ignore[attr-defined]
+    made.open()
+    yield made
+    made.close()
+
+
+def order(workflow_id: str, sent: list[str]) -> Order:
+    header = {"dag": "d", "dag_run": "r", "most_events": 100}
+    card = {
+        "id": str(uuid.uuid4()),
+        "identity": {},
+        "summary": "t",
+        "queue": "nobody's",
+        "until": time.time() + 600,
+        "priority": 3,
+        "fairness": "d",
+    }
+    return Order(workflow_id, header, card, 100, sent.append)
+
+
+def test_a_database_that_has_lost_the_search_attributes_takes_orders(
+    temporal: Temporal, link: Link, caplog: pytest.LogCaptureFixture
+) -> None:
+    link._has_attributes = True  # as it was when this executor began
+    sent: list[str] = []
+    with caplog.at_level(logging.WARNING):
+        link.send(order(f"{link.queue}-lost", sent))
+        wait_for(lambda: sent or link.ends, "the order to be sent")  # type: ignore[attr-defined]
+    assert sent and not link.ends  # type: ignore[attr-defined]
+    assert [record.levelname for record in caplog.records if "temporal setup" in record.message] == ["WARNING"]
+    assert temporal.has(f"{link.queue}-lost")
+    temporal.end_workflow(f"{link.queue}-lost", "terminate")
+
+
+def test_an_order_that_is_refused_for_another_reason_fails(
+    temporal: Temporal, link: Link, caplog: pytest.LogCaptureFixture
+) -> None:
+    refused = order("x" * 2000, [])
+    link.send(refused)
+    ends = cast(Any, link).ends
+    wait_for(lambda: ends, "the end")
+    assert "refuses the order" in ends[0]["end"]["reason"]
+
+
+def test_a_queue_whose_hosts_are_all_full_is_served(
+    temporal: Temporal, settings: Settings, link: Link, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def described(*_: Any) -> Any:  # whoever is full does not poll, and is forgotten after five minutes
+        answer = await real(*_)
+        del answer.pollers[:]
+        return answer
+
+    real = asking.queue
+    monkeypatch.setattr(asking, "queue", described)
+
+    @activity.defn(name="run")
+    async def run() -> None: ...
+
+    async def check() -> None:
+        runtime = Runtime(telemetry=TelemetryConfig(), worker_heartbeat_interval=timedelta(seconds=1))
+        client = await Client.connect(temporal.address, runtime=runtime, identity=f"{WORKER}one")
+        full = settings.queue("full")
+        async with Worker(client, task_queue=full, activities=[run]):
+            for _ in range(100):
+                if await link_served([full, settings.queue("other")]) == {full}:
+                    break
+                await asyncio.sleep(0.2)
+            else:
+                pytest.fail("nobody serves the queue")
+            seen = await overview.look(client, settings, ["full", "other"])
+        assert [(queue.name, queue.workers) for queue in seen.queues] == [("full", 1), ("other", 0)]
+        assert [host.name for host in seen.hosts] == ["one"]
+
+    async def link_served(queues: list[str]) -> set[str]:
+        return await asyncio.to_thread(lambda: link.call(link.served(queues), 10))
+
+    asyncio.run(check())
+
+
+def test_a_server_without_heartbeats_knows_hosts_by_their_polls(
+    temporal: Temporal, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @activity.defn(name="run")
+    async def run() -> None: ...
+
+    async def nothing(*_: Any) -> list[Any]:
+        return []
+
+    async def strangers(*_: Any) -> list[Any]:
+        return [WorkerHeartbeat(worker_identity="somebody", task_queue="theirs")]
+
+    async def refused(*_: Any) -> list[Any]:
+        raise RPCError("unknown method", RPCStatusCode.UNIMPLEMENTED, b"")
+
+    async def check() -> None:
+        client = await Client.connect(temporal.address, identity=f"{WORKER}one")
+        host = workflow_worker(client, settings.prefix)
+        async with host, Worker(client, task_queue=settings.queue("a"), activities=[run]):
+            for answer in (nothing, strangers, refused):
+                monkeypatch.setattr(overview, "_workers", answer)
+                for _ in range(100):
+                    seen = await overview.look(client, settings, ["a", "b"])
+                    if seen.hosts and seen.queues[0].workers:
+                        break
+                    await asyncio.sleep(0.2)
+                assert [host.name for host in seen.hosts] == ["one"]
+                assert [queue.workers for queue in seen.queues] == [1, 0]
+
+    asyncio.run(check())
+
+
+def test_workflows_of_former_executors_are_looked_for_until_they_were_found(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("air_executor.temporal.backend.WATCH_S", 0.1)
+    asked: list[int] = []
+
+    async def open_workflows() -> AsyncIterator[tuple[str, dict[str, Any]]]:
+        asked.append(1)
+        if len(asked) < 3:
+            raise RPCError("too many requests", RPCStatusCode.RESOURCE_EXHAUSTED, b"")
+        yield "airflow-d-r", {"dag": "d", "dag_run": "r"}
+
+    backend = TemporalBackend(config(tmp_path / "state"), settings, lambda *_: "alive")
+    monkeypatch.setattr(backend._link, "open_workflows", open_workflows)
+    backend.open(None)
+    wait_for(backend.open_dag_runs, "the workflow")
+    assert backend.open_dag_runs() == [("d", "r")]
+    time.sleep(0.5)
+    assert len(asked) == 3
+    backend.close()
