@@ -144,15 +144,16 @@ def _check(folder: Path, *, is_json: bool) -> int:
 def _place(folder: Path) -> str:
     """Return the name of a state directory, which its first worker on this machine has made up.
 
-    Beside it stands the machine: a directory that was copied to another one needs a name of its own.
+    Beside it stands the machine's id: a directory that was copied to another one needs a name of its own. A container has
+    none, or its image's, so with its volume it is the same machine again.
     """
-    path, here = folder / "worker.id", [_machine_id(), system.host()]
-    new = uuid.uuid4().hex[:8]
-    name, *there = (path.read_text(encoding="utf-8") if path.exists() else new).splitlines()
-    if there and there != here:
-        name = new
-    if there != here:  # a worker of a former version wrote the name alone
-        replace_file(path, "\n".join([name, *here]).encode())
+    path, here = folder / "worker.id", _machine_id()
+    written = path.read_text(encoding="utf-8").split() if path.exists() else []
+    name, there = (*written, "", "")[:2]
+    if not name or (here and there not in ("", here)):
+        name = uuid.uuid4().hex[:8]
+    if [name, here or there] != written:  # a worker of a former version wrote the name alone
+        replace_file(path, f"{name}\n{here or there}".encode())
     return name
 
 

@@ -77,6 +77,9 @@ UNKNOWN = "unknown"
 #: waits for it any more.
 ALIVE, LOST, AGAIN, OVER = "alive", "lost", "again", "over"
 
+#: How long to wait before a successor that did not take a signal is tried or replaced, each time twice as long.
+_FIRST_PAUSE, _LAST_PAUSE = timedelta(seconds=1), timedelta(minutes=5)
+
 #: At most this many ends are told at once.
 _BATCH = 100
 
@@ -247,15 +250,19 @@ class DagRunWorkflow:
             self._begin(self._send_all())
 
     async def _send_all(self) -> None:
+        pause = _FIRST_PAUSE
         while self._outbox:
             signal, arguments = self._outbox[0]
             if self._successor is None:
                 self._successor = await self._start_successor()
             try:
                 await self._successor.signal(signal, args=arguments)
+                pause = _FIRST_PAUSE
             except FailureError:  # it is closed: it was cancelled in Temporal, or had nothing to do for a day
                 self._successor = None
-                if signal == "order" or signal == "follow":
+                if signal in ("order", "follow"):
+                    await workflow.sleep(pause)
+                    pause = min(2 * pause, _LAST_PAUSE)
                     continue
             del self._outbox[0]
 

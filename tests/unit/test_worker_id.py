@@ -7,28 +7,28 @@ from pathlib import Path
 import pytest
 
 from air_executor.cli import worker
-from air_executor.machine import system
 
 
-def on(monkeypatch: pytest.MonkeyPatch, machine: str, host: str) -> None:
-    monkeypatch.setattr(worker, "_machine_id", lambda: machine)
-    monkeypatch.setattr(system, "host", lambda: host)
-
-
-def test_a_state_directory_keeps_its_name_on_its_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    on(monkeypatch, "a", "one")
+@pytest.mark.parametrize("written", [None, "", "0a1b2c3d"])
+@pytest.mark.parametrize("here", ["", "a"])
+def test_a_state_directory_keeps_its_name_on_its_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, written: str | None, here: str
+) -> None:
+    if written is not None:
+        (tmp_path / "worker.id").write_text(written)
+    monkeypatch.setattr(worker, "_machine_id", lambda: here)
     name = worker._place(tmp_path)
-    assert len(name) == 8 and worker._place(tmp_path) == name
-    for machine, host in (("b", "one"), ("b", "two"), ("", "two")):
-        on(monkeypatch, machine, host)
-        other = worker._place(tmp_path)
-        assert other != name and worker._place(tmp_path) == other
-        name = other
+    assert name == (written or name)
+    assert len(name) == 8
+    assert worker._place(tmp_path) == name
+    monkeypatch.setattr(worker, "_machine_id", lambda: "")  # a container may have none
+    assert worker._place(tmp_path) == name
 
 
-def test_a_worker_keeps_the_name_that_a_former_version_gave(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "worker.id").write_text("0a1b2c3d")
-    on(monkeypatch, "", "one")
-    assert [worker._place(tmp_path) for _ in range(2)] == ["0a1b2c3d"] * 2
-    on(monkeypatch, "", "two")
-    assert worker._place(tmp_path) != "0a1b2c3d"
+def test_a_copy_on_another_machine_gets_a_name_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = []
+    for machine in ("a", "b", "a"):
+        monkeypatch.setattr(worker, "_machine_id", lambda machine=machine: machine)
+        names.append(worker._place(tmp_path))
+        assert worker._place(tmp_path) == names[-1]
+    assert len(set(names)) == 3
