@@ -144,8 +144,8 @@ def _check(folder: Path, *, is_json: bool) -> int:
 def _place(folder: Path) -> str:
     """Return the name of a state directory, which its first worker on this machine has made up.
 
-    Beside it stands the machine's id: a directory that was copied to another one needs a name of its own. A container has
-    none, or its image's, so with its volume it is the same machine again.
+    Beside it stands the machine's id: a directory that was copied to another one needs a name of its own. A container
+    has none, or its image's, so with its volume it is the same machine again.
     """
     path, here = folder / "worker.id", _machine_id()
     written = path.read_text(encoding="utf-8").split() if path.exists() else []
