@@ -83,7 +83,8 @@ class Judge:
         if found is None or found.state != TaskInstanceState.RUNNING:
             return OVER
         beat: datetime | None = found.last_heartbeat_at
-        return LOST if is_silent and (beat is None or self._is_old(who.workload_id, beat)) else ALIVE
+        is_old = beat is None or self._is_old(who.workload_id, beat)  # also looked at while it is early
+        return LOST if is_silent and is_old else ALIVE
 
     def _is_old(self, workload_id: str, beat: datetime) -> bool:
         """Tell whether a heartbeat came too long ago: by what was seen of it here, or by clocks that agree.

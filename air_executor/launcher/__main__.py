@@ -79,7 +79,7 @@ def serve(
     preloader = hooks(config.serves).warm_up(config, store)
     system.set_title(title)  # a rehearsed runner has another
     cut_all_but(own)
-    _note_code(address)
+    _note_code(address, preloader)
     freeze()
     # Before the first fork: later, running runners would lose the pages that they share with this process.
     system.use_huge_pages()
@@ -91,9 +91,9 @@ def _take(listener: socket.socket) -> None:
     listener.listen(protocol.BACKLOG)
 
 
-def _note_code(address: Address) -> None:
+def _note_code(address: Address, preloader: Preloader | None) -> None:
     try:
-        fingerprint.note_code(address.code)
+        fingerprint.note_code(address.code, preloader.hidden() if preloader is not None else ())
     except StateDirError as error:
         print(f"what code is in use is not noted: {error}", flush=True)
 

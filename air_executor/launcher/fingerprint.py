@@ -13,8 +13,9 @@ import subprocess
 import sys
 import sysconfig
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from types import ModuleType
 
 from air_executor.config import OPTIONS, Config, airflow_home, plain_getter
 from air_executor.errors import ConfigError
@@ -180,15 +181,16 @@ def packages_stamp() -> str:
     return "\n".join(found)
 
 
-def note_code(path: Path) -> None:
+def note_code(path: Path, hidden: Iterable[ModuleType] = ()) -> None:
     """Note the files whose code this process has in memory, with their stamps. For launchers, once they are warm.
 
+    :param hidden: modules that it has beside those in ``sys.modules``.
     :raises StateDirError: it can't be written.
     """
     standard = tuple(os.path.join(sysconfig.get_path(name), "") for name in ("stdlib", "platstdlib"))
     packaged = tuple(os.path.join(sysconfig.get_path(name), "") for name in ("purelib", "platlib"))
     lines = []
-    for module in list(sys.modules.values()):
+    for module in (*list(sys.modules.values()), *hidden):
         file = getattr(module, "__file__", None)
         if not isinstance(file, str) or (file.startswith(standard) and not file.startswith(packaged)):
             continue

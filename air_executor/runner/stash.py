@@ -200,6 +200,10 @@ class Stash:
         """Return what importing the module ``root`` has added."""
         return self._layers[root].modules if root in self._layers else {}
 
+    def modules(self) -> list[types.ModuleType]:
+        """Return all modules that are hidden."""
+        return [module for layer in self._layers.values() for module in layer.modules.values()]
+
     def loggers(self) -> set[str]:
         """Return the names of the loggers that what is hidden has created or set up."""
         return {logger.name for layer in self._layers.values() for logger, _ in layer.loggers}

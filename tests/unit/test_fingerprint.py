@@ -21,6 +21,7 @@ from air_executor.config import Config
 from air_executor.launcher import fingerprint, protocol
 from air_executor.launcher.address import address, all_addresses
 from air_executor.launcher.client import control
+from air_executor.runner.stash import stash
 from air_executor.runs.record import RunState
 from air_executor.runs.store import RunStore
 from tests.support.airflow_env import config
@@ -249,6 +250,25 @@ def test_code_that_was_edited_in_place_gets_another_launcher_after_a_restart_of_
     second = executor()
     assert second != first
     assert second[1] == first[1], "it listens where the first did"
+
+
+def test_code_that_was_imported_ahead_and_edited_in_place_is_noticed_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, file = tmp_path / "noted", tmp_path / "ahead_edited.py"
+    file.write_text("old = 1")
+    os.utime(file, (1, 1))
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def run() -> str | None:
+        stash.load("ahead_edited")
+        assert "ahead_edited" not in sys.modules
+        fingerprint.note_code(path, stash.modules())
+        assert fingerprint.changed_code(path) is None
+        file.write_text("new = 1")
+        return fingerprint.changed_code(path)
+
+    assert result_of(run) == str(file)
 
 
 def bench_status(bench: Bench) -> tuple[int, str]:  # noqa: F811

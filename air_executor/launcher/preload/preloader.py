@@ -19,6 +19,7 @@ import traceback
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
+from types import ModuleType
 from typing import Any, NoReturn
 
 import orjson
@@ -145,6 +146,10 @@ class Preloader:
                 traceback.print_exc()
                 return f"cannot be imported after all: {type(error).__name__}: {error}"
         return None
+
+    def hidden(self) -> list[ModuleType]:
+        """Return the modules that were imported ahead."""
+        return stash.modules()
 
     def take_note(self, run_id: str) -> None:
         """Count what the task of an ended run has imported."""
