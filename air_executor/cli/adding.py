@@ -94,8 +94,7 @@ def _work_on(options: Config, store: JobStore, name: str, task_id: str, *, is_js
 
     def is_over(_: Manager | None) -> bool:
         output.pass_on()
-        files = store.files(name)
-        return files.is_ended() and not files.asks()
+        return store.files(name).is_over()
 
     try:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)

@@ -94,7 +94,7 @@ def _wait(args: argparse.Namespace) -> int:
     files = store.files(args.name)
     until_s = float("inf") if args.timeout is None else time.monotonic() + args.timeout
     printed: str | None = None
-    while not files.is_ended() or files.asks():
+    while not files.is_over():
         if time.monotonic() >= until_s:
             state = files.read_job().state.value
             raise NotEndedError(f"job {args.name} is {state} after {args.timeout:g} s", hint=obstacle(store, files))

@@ -229,7 +229,7 @@ class _Tools:
 
     def _stand(self, name: str) -> dict[str, Any]:
         files = self._store.files(name)
-        has_ended = files.is_ended() and not files.asks()
+        has_ended = files.is_over()
         if not has_ended:
             return {"name": name, "has_ended": False, "obstacle": obstacle(self._store, files)}
         return {"has_ended": True, **_plain(summary(self._store.open(name)))}

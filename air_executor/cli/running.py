@@ -85,7 +85,7 @@ class _Display:
         ended = now.completed + now.failed + now.skipped + now.cancelled
         self._progress.update(self._bar, completed=ended, total=now.tasks, note=note)
         self._due_s = began_s + max(_LOOK_S, _SHARE * (time.monotonic() - began_s))
-        return files.job.state.is_end and not files.asks()
+        return files.job.state.is_end and files.is_over()
 
 
 COMMANDS: tuple[Command, ...] = (

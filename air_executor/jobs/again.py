@@ -126,7 +126,7 @@ def _former(files: JobFiles) -> Job | None:
 def _has_ended(files: JobFiles, existing: str) -> bool:
     """Tell whether a job has ended and has no requests. A job that can't be understood may be replaced."""
     try:
-        return files.is_ended() and not files.asks()
+        return files.is_over()
     except JobError:
         if existing == REPLACE:
             return True

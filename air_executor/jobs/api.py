@@ -231,7 +231,7 @@ def _is_over(store: JobStore, name: str) -> bool:
     files = store.files(name)
     try:
         job = files.read_job()
-        is_over = job.state.is_end and not files.asks()
+        is_over = job.state.is_end and files.is_over()
     except JobError:
         return False
     if job.state is JobState.WAITING:

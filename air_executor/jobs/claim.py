@@ -185,7 +185,7 @@ def ask_to_cancel(store: JobStore, name: str, owner: Owner | None) -> None:
 
 
 def _is_over(files: JobFiles) -> bool:
-    return files.job.state.is_end and not files.asks()
+    return files.job.state.is_end and files.is_over()
 
 
 def _is_being_cancelled(files: JobFiles) -> bool:

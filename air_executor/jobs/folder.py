@@ -73,6 +73,15 @@ class JobFolder:
         state = document.get("state") if isinstance(document, dict) else None
         return isinstance(state, str) and state in _ENDS
 
+    def is_over(self) -> bool:
+        """Tell whether the job has ended, and nothing is asked of it.
+
+        :raises JobError: its state is missing, or can't be understood.
+        :raises StateDirError: it can't be looked at now.
+        """
+        # In this order: a manager removes a request when the job's state says what has become of it.
+        return not self.asks() and self.is_ended()
+
     def counts(self) -> tuple[Job, Counter[str]]:
         """Return the job, and how many of its tasks have each status. The tasks themselves are not checked.
 

@@ -49,7 +49,7 @@ def _release(store: JobStore, runs: RunStore, name: str, records: Iterable[RunRe
         awaited: set[str | None] = set()
     else:
         files = store.files(name)
-        awaited = set() if files.is_ended() and not files.asks() else _awaited(files)
+        awaited = set() if files.is_over() else _awaited(files)
     for record in records:
         if record.state.is_end and record.id not in awaited:
             runs.mark_reported(record)

@@ -51,7 +51,7 @@ class Progress:
         if line != self._line:
             self._line = line
             yield line
-        self.is_over = files.job.state.is_end and not files.asks()
+        self.is_over = files.job.state.is_end and files.is_over()
         self._took_s = time.monotonic() - self._looked_s
 
     def news_if_due(self, every_s: float) -> Iterator[str]:

@@ -148,7 +148,7 @@ def remove(store: JobStore, name: str, *, is_forced: bool = False, lock_wait_s: 
     if not lock.acquire(lock_wait_s):
         raise WrongStateError(f"a manager works on job {name}; `air-executor cancel {name}` ends it")
     try:
-        if not is_forced and not (files.is_ended() and not files.asks()):
+        if not is_forced and not files.is_over():
             raise WrongStateError(
                 f"job {name} has not ended; `air-executor cancel {name}` ends it, "
                 f"`air-executor remove --force {name}` removes it as it is"
