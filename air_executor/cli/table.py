@@ -75,7 +75,7 @@ def call(command: Command) -> Callable[[argparse.Namespace], None]:
             code = EXIT_OK  # the reader, such as `head`, has seen enough
             sys.stderr.close()
         except OSError as error:
-            if error.filename is None and error.errno in _FULL:
+            if error.errno in _FULL and _is_output_lost():
                 os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # Python writes at its end what is left
                 code = report(StateDirError(f"the output can't be written: {error.strerror}"), args)
             elif error.filename is None:
@@ -96,6 +96,16 @@ def call(command: Command) -> Callable[[argparse.Namespace], None]:
             sys.exit(code)
 
     return run
+
+
+def _is_output_lost() -> bool:
+    """Tell whether what was printed can't be written."""
+    try:
+        sys.stdout.flush()
+        os.write(1, b"\n")  # without a buffer, nothing is left that would fail again
+    except OSError:
+        return True
+    return False
 
 
 @contextlib.contextmanager

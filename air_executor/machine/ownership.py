@@ -56,7 +56,9 @@ def _check_links(folder: Path) -> None:
     :raises StateDirError: one is, or they can't be looked at.
     """
     try:
-        entries = [folder / name for name in _OF_JOBS] if folder.name == "jobs" else list(folder.iterdir())
+        entries = [folder / name for name in _OF_JOBS]
+        if folder.name != "jobs":
+            entries = [entry for entry in folder.iterdir() if not entry.name.startswith(".")]
     except OSError as error:
         raise StateDirError(f"cannot look at {folder}: {error.strerror}") from error
     for entry in entries:
