@@ -248,6 +248,7 @@ def test_orders_go_as_fast_as_the_launcher_takes_them_not_only_once_a_loop(
     stranger.connection.setblocking(True)
     assert not poll.poll(0), "nothing is to be told, and nobody is woken"
     stranger.leave()
+    backend.close()
 
 
 def test_a_process_that_is_no_launcher_is_never_killed(bench: Bench) -> None:  # noqa: F811
