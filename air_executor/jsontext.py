@@ -56,7 +56,8 @@ def loads(data: bytes, *, is_kept: bool = False) -> Any:
     return value
 
 
-#: More digits has no whole number of 64 bits.
+#: The least and the greatest whole number that can be written; more digits has none of them.
+MIN_INT, MAX_INT = -(1 << 63), (1 << 64) - 1
 _DIGITS = 21
 
 #: With no more brackets than this, a document is not nested too deeply to be written again.
@@ -95,10 +96,12 @@ def _float(text: str) -> float:
 
 
 def _int(text: str) -> int | float:
-    if len(text) > _DIGITS:
-        return _float(text)
-    value = int(text)
-    return value if -(1 << 63) <= value < 1 << 64 else float(value)
+    return int(text) if is_kept_whole(text) else _float(text)
+
+
+def is_kept_whole(text: str) -> bool:
+    """Tell whether readers keep this whole number as it is, and do not make it a float."""
+    return len(text) <= _DIGITS and MIN_INT <= int(text) <= MAX_INT
 
 
 def shown(text: str) -> str:

@@ -20,13 +20,11 @@ from typing import Any
 from air_executor.errors import JobError, LimitsError
 from air_executor.jobs.names import NAME
 from air_executor.jobs.placeholders import REFERENCE
+from air_executor.jsontext import MAX_INT, MIN_INT
 from air_executor.runs import limits
 
 #: JSON that is nested deeper could be read, but not written.
 _MAX_DEPTH = 100
-
-#: The least and the greatest whole number that can be written.
-_MIN_INT, _MAX_INT = -(1 << 63), (1 << 64) - 1
 
 #: Fields of the user's own begin with one of these.
 OWN = ("x-", "_")
@@ -164,7 +162,7 @@ def check_plain(value: Any) -> Any:
             below += [(item, depth + 1) for item in each.values()]
         elif isinstance(each, (list, tuple)):
             below += [(item, depth + 1) for item in each]
-        elif isinstance(each, int) and not _MIN_INT <= each <= _MAX_INT:
+        elif isinstance(each, int) and not MIN_INT <= each <= MAX_INT:
             raise NotPlainError(
                 f"it must be JSON, whose whole numbers have up to 64 bits, and {str(each)[:40]} has more"
             )
@@ -255,7 +253,7 @@ def _seconds(value: Any) -> float:
 def _number(value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int):
         raise ValueError("it must be a whole number")
-    if not _MIN_INT <= value <= _MAX_INT:
+    if not MIN_INT <= value <= MAX_INT:
         raise ValueError("it must be a whole number of up to 64 bits")
     return value
 

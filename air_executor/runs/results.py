@@ -15,9 +15,6 @@ from air_executor.errors import JobError
 #: A result that is longer than this many bytes does not go into ``tasks.json``.
 MAX_RESULT_BYTES = 1 << 16
 
-#: More digits has no whole number of 64 bits.
-_DIGITS = 21
-
 #: The file below a run's folder in which a function's result is, as JSON.
 RETURNED = "result.json"
 
@@ -84,7 +81,7 @@ def _written(data: bytes) -> Any:
 
 
 def _whole(text: str) -> int:
-    if len(text) > _DIGITS or not -(1 << 63) <= int(text) < 1 << 64:
+    if not jsontext.is_kept_whole(text):
         raise JobError(f"its result holds {text[:40]}, and whole numbers in JSON have up to 64 bits: write it as text")
     return int(text)
 

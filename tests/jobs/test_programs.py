@@ -98,25 +98,7 @@ def test_a_command_has_an_empty_stdin_and_leaves_that_of_its_caller_alone(yard: 
     assert "its stdin is empty" in PAGE
 
 
-@pytest.mark.parametrize("has_manager", [False, True])
-def test_ctrl_c_cancels_what_is_waited_for(yard: Yard, has_manager: bool) -> None:
-    if has_manager:
-        yard.start_manager()
-    waiter = subprocess.Popen(
-        yard.command("add", "--wait", "--name", "long", "--", "sh", "-c", "touch begun; exec sleep 600"),
-        env=yard.env,
-        cwd=yard.folder,
-    )
-    try:
-        wait_for((yard.folder / "begun").exists, "the command")
-        waiter.send_signal(signal.SIGINT)
-        assert waiter.wait(LONG_S) == 130
-    finally:
-        waiter.kill()
-    assert yard.store.open("long").job.state is JobState.CANCELLED
-
-
-@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 @pytest.mark.parametrize("has_manager", [False, True])
 def test_whatever_ends_who_waits_cancels_what_is_waited_for(yard: Yard, has_manager: bool, signum: int) -> None:
     if has_manager:
