@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from airflow.sdk import log as airflow_log
 from airflow.sdk.bases.operator import BaseOperator
@@ -117,6 +117,7 @@ class AirJobOperator(BaseOperator):
         self.deferrable = deferrable
         self._claim: Claim | None = None
         self._is_killed = False
+        self._is_noted = False
 
     def execute(self, context: Context) -> Any:
         """Submit the job and wait."""
@@ -146,14 +147,18 @@ class AirJobOperator(BaseOperator):
         if self._is_killed:
             self.on_kill()  # it was called before there was a job
         if self.deferrable:
-            timeout = self.execution_timeout if isinstance(self.execution_timeout, timedelta) else None
-            owned_by = claim.owner.to_document() if claim.owner else None
-            if claim.owner is not None:
-                write_note(state_dir_of(None), owner.instance, state_dir, name, claim.owner)
-            trigger = AirJobTrigger(job_name=name, state_dir=state_dir, owner=owned_by)
-            self.defer(trigger=trigger, method_name="resume", timeout=timeout)
+            self._defer(state_dir, name, claim.owner, owner.instance)
         self._work(state_dir, Progress(store, name))
         return results_of(state_dir, name, claim.owner)
+
+    def _defer(self, state_dir: str, name: str, owner: Owner | None, instance: str) -> NoReturn:
+        """Wait for the job in the triggerer."""
+        timeout = self.execution_timeout if isinstance(self.execution_timeout, timedelta) else None
+        if owner is not None:
+            write_note(state_dir_of(None), instance, state_dir, name, owner)
+        owned_by = owner.to_document() if owner else None
+        trigger = AirJobTrigger(job_name=name, state_dir=state_dir, owner=owned_by)
+        self.defer(trigger=trigger, method_name="resume", timeout=timeout)
 
     def _work(self, state_dir: str, progress: Progress) -> None:
         """Work on the job, or wait for its manager, and log its progress, until it has ended."""
@@ -174,14 +179,23 @@ class AirJobOperator(BaseOperator):
                 time.sleep(POLL_S)  # another manager works on it; should it die, this one takes over
 
     def resume(self, context: Context, event: dict[str, Any]) -> Any:
-        """Continue after the deferral."""
-        owner = Owner.of(context) if event.get("owner") else None
-        return results_of(event["state_dir"], event["job_name"], owner)
+        """Continue after the deferral.
+
+        SQLite gives the ids of deleted triggers to new ones, and Airflow tells events by them. So the event may be that
+        of a former try, or of another task, whose trigger was about to end; then this task goes on waiting.
+        """
+        mine, whose = Owner.of(context), Owner.from_document(event.get("owner"))
+        name = self.job_name or mine.job_name()
+        if event["job_name"] != name if whose is None else whose.instance != mine.instance:
+            who = whose or "somebody else"
+            self.log.info("Job %s of %s has ended; this try goes on waiting for its own", event["job_name"], who)
+            self._defer(state_dir_of(self.state_dir), name, mine if self._is_noted else None, mine.instance)
+        return results_of(event["state_dir"], event["job_name"], mine if whose else None)
 
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
         """Continue after the deferral. If it failed or timed out, cancel the job, as nobody waits for it any more."""
         mine = Owner.of(context)
-        remove_note(state_dir_of(None), mine.instance)
+        self._is_noted = remove_note(state_dir_of(None), mine.instance)
         if next_method == _DEFERRAL_FAILED:
             store = JobStore(state_dir_of(self.state_dir))
             name = self.job_name or mine.job_name()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from airflow.sdk.bases.sensor import BaseSensorOperator, PokeReturnValue
 
@@ -37,8 +37,7 @@ class AirJobSensor(BaseSensorOperator):
     def execute(self, context: Context) -> Any:
         """Wait, here or in the triggerer."""
         if self.deferrable:
-            trigger = AirJobTrigger(job_name=self.job_name, state_dir=state_dir_of(self.state_dir))
-            self.defer(trigger=trigger, method_name="resume", timeout=timedelta(seconds=self.timeout))
+            self._defer()
         return super().execute(context)
 
     def poke(self, context: Context) -> PokeReturnValue:  # noqa: ARG002
@@ -52,6 +51,15 @@ class AirJobSensor(BaseSensorOperator):
             return PokeReturnValue(is_done=False)
         return PokeReturnValue(is_done=True, xcom_value=results_of(state_dir, self.job_name))
 
+    def _defer(self) -> NoReturn:
+        trigger = AirJobTrigger(job_name=self.job_name, state_dir=state_dir_of(self.state_dir))
+        self.defer(trigger=trigger, method_name="resume", timeout=timedelta(seconds=self.timeout))
+
     def resume(self, context: Context, event: dict[str, Any]) -> Any:  # noqa: ARG002
-        """Continue after the deferral."""
+        """Continue after the deferral, unless the event is another task's (see :meth:`.AirJobOperator.resume`)."""
+        if (event["state_dir"], event["job_name"]) != (state_dir_of(self.state_dir), self.job_name):
+            self.log.info(
+                "This is the end of job %s; this task goes on waiting for %s", event["job_name"], self.job_name
+            )
+            self._defer()
         return results_of(event["state_dir"], event["job_name"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -12,15 +13,20 @@ import pytest
 from airflow.sdk.bases.operator import ExecutorSafeguard
 from airflow.sdk.log import mask_secret
 
+from air_executor.airflow.compat.places import TASK_EXCEPTIONS
 from air_executor.errors import JobError
 from air_executor.jobs import api
 from air_executor.jobs.model import JobState
 from air_executor.jobs.owner import Owner
-from air_executor.operators import AirJobOperator, _with_secrets
+from air_executor.operators import AirJobOperator, _with_secrets, state_dir_of
+from air_executor.sensors import AirJobSensor
 from air_executor.triggers import AirJobTrigger
 from tests.jobs.conftest import Yard
 from tests.support.contents import contents
 from tests.support.waiting import wait_for
+
+#: What Airflow raises to defer a task.
+TaskDeferred: type[BaseException] = importlib.import_module(TASK_EXCEPTIONS).TaskDeferred
 
 
 class Instance:
@@ -304,3 +310,46 @@ def test_the_log_tells_how_many_tasks_the_job_has(
     monkeypatch.setattr(AirJobOperator, "log", log)
     operator.execute(Instance(yard).context)
     assert f"has 3 tasks; its files are in {yard.store.root}" in said[0]
+
+
+def test_the_event_of_another_trigger_with_the_same_id_ends_no_waiting(yard: Yard, said: Any) -> None:
+    """SQLite gives the ids of deleted triggers to new ones, and Airflow tells events by them."""
+    instance, other = Instance(yard), Instance(yard, run_id="other")
+
+    def operator() -> AirJobOperator:
+        options = {"state_dir": str(yard.state_dir), "folder": str(yard.folder), "deferrable": True}
+        return AirJobOperator(task_id="t", tasks=[say("a")], **options)
+
+    def deferred_by(work: Callable[[], Any]) -> AirJobTrigger:
+        with pytest.raises(TaskDeferred) as deferral:
+            work()
+        trigger = deferral.value.trigger
+        assert isinstance(trigger, AirJobTrigger) and deferral.value.method_name == "resume"
+        return trigger
+
+    def resumed_by(trigger: AirJobTrigger, state: str = "ended") -> Any:
+        return operator().resume_execution("resume", {"event": trigger._event(state).payload}, instance.context)
+
+    yard.start_manager()
+    former = deferred_by(lambda: operator().execute(instance.context))
+    stranger = deferred_by(lambda: operator().execute(other.context))
+    instance.cleared()
+    mine = deferred_by(lambda: operator().execute(instance.context))
+    for event_of in (former, stranger, AirJobTrigger(job_name="anybody's", state_dir=str(yard.state_dir))):
+        again = deferred_by(lambda event_of=event_of: resumed_by(event_of))  # type: ignore[misc]
+        assert again.serialize() == mine.serialize()
+        notes = list(Path(state_dir_of(None), "deferred").glob(f"{instance.id}.json"))
+        assert len(notes) == 1, "nobody would cancel the job of a task that is cleared"
+    wait_for(yard.store.open(mine.job_name).is_ended, "the job's end")
+    assert resumed_by(mine) == {}
+
+
+def test_the_event_of_another_trigger_with_the_same_id_ends_no_sensor(yard: Yard) -> None:
+    sensor = AirJobSensor(task_id="s", job_name="mine", state_dir=str(yard.state_dir), deferrable=True)
+    with pytest.raises(TaskDeferred) as first:
+        sensor.execute({})  # type: ignore[arg-type]
+    other = AirJobTrigger(job_name="other", state_dir=str(yard.state_dir))
+    with pytest.raises(TaskDeferred) as second:
+        sensor.resume({}, other._event("ended").payload)  # type: ignore[arg-type]
+    assert isinstance(first.value.trigger, AirJobTrigger) and isinstance(second.value.trigger, AirJobTrigger)
+    assert second.value.trigger.serialize() == first.value.trigger.serialize()
