@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
@@ -54,22 +55,42 @@ async def workflow(
         raise
 
 
+@dataclass(frozen=True)
+class Known:
+    """What a workflow says of itself."""
+
+    runs: set[str]
+    """The ids of all runs that it has had."""
+    next_id: str | None
+    """The id of the workflow that has later ones."""
+
+
+async def known(client: Client, workflow_id: str, execution: str | None = None) -> Known | None:
+    """Ask an execution of a workflow for its runs, the last one unless it is named; ``None``: Temporal knows none.
+
+    :raises RPCError: Temporal can't be asked.
+    :raises WorkflowQueryFailedError: the workflow can't say.
+    """
+    handle = client.get_workflow_handle(workflow_id, run_id=execution)
+    try:
+        found = await handle.query("known", rpc_timeout=ANSWER)
+    except RPCError as error:
+        if error.status is RPCStatusCode.NOT_FOUND:
+            return None
+        raise
+    return Known(set(found["runs"]), found["next"])
+
+
 async def workflow_of(client: Client, run_id: str, workflow_id: str) -> str | None:
     """Return the id of the open workflow that has a run: the one of this id, or a successor. ``None``: none has it.
 
     :raises RPCError: Temporal can't be asked.
     """
     next_id: str | None = workflow_id
-    while next_id is not None:
-        try:
-            found = await client.get_workflow_handle(next_id).query("known", rpc_timeout=ANSWER)
-        except RPCError as error:
-            if error.status is RPCStatusCode.NOT_FOUND:
-                return None
-            raise
-        if run_id in found["runs"]:
+    while next_id is not None and (found := await known(client, next_id)) is not None:
+        if run_id in found.runs:
             return next_id
-        next_id = found["next"]
+        next_id = found.next_id
     return None
 
 

@@ -35,7 +35,7 @@ from air_executor.temporal.dag_runs import DagRuns
 from air_executor.temporal.link import Link, Order, Signal
 from air_executor.temporal.settings import Settings
 from air_executor.temporal.watch import WATCH_S, LiveRun, Watch
-from air_executor.temporal.workflow import MOST_EVENTS
+from air_executor.temporal.workflow import MOST_EVENTS, RULES
 
 log = logging.getLogger(__name__)
 
@@ -71,7 +71,17 @@ class TemporalBackend:
         self._store = OrderedRuns.of(config.state_dir)
         self._claims = Claims(self._store)
         self._link = Link(settings, self._take, lambda who, silent_s: judge(Identity(**who), silent_s))
-        self._watch = Watch(self._link, settings, self._seen, self._take, self._note_host, judge, give_back)
+        self._dag_runs = DagRuns()
+        self._watch = Watch(
+            self._link,
+            settings,
+            self._seen,
+            self._take,
+            self._note_host,
+            self._dag_runs.add_successor,
+            judge,
+            give_back,
+        )
         self.gpus = EveryGpu()
         self.room = Boundless()  # each host has its slots
         self._lock = threading.Lock()
@@ -81,7 +91,6 @@ class TemporalBackend:
         self._ended: dict[str, RunRecord] = {}
         #: Temporal is not asked before this moment, on the monotonic clock: it did not answer.
         self._ask_at_s = 0.0
-        self._dag_runs = DagRuns()
         #: The workflows of runs that :meth:`adopt` has found.
         self._found: dict[str, str] = {}
         self._ours, self._theirs = socket.socketpair()
@@ -142,7 +151,7 @@ class TemporalBackend:
 
     def _header(self, who: Identity) -> dict[str, Any]:
         header: dict[str, Any] = {"dag": who.dag_id, "dag_run": who.dag_run_id, "team": who.team}
-        header["most_events"] = MOST_EVENTS
+        header.update(rules=RULES, most_events=MOST_EVENTS)
         if who.dag_id is not None and who.dag_run_id is not None and self._settings.ui:
             header["airflow"] = f"{self._settings.ui}/dags/{quote(who.dag_id)}/runs/{quote(who.dag_run_id)}"
         if who.dag_run_id is None:

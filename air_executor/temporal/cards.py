@@ -25,10 +25,20 @@ def workflow_id(who: Identity) -> str:
         return f"air-job-{who.job_name}-{who.workload_id}"
     if who.dag_run_id is None:
         return f"airflow-{who.kind}-{who.workload_id}"
-    name = f"airflow-{who.dag_id}-{who.dag_run_id}"
+    name = _of_dag_run(who.dag_id, who.dag_run_id)
     if len(name.encode()) > _MAX_ID:
         raise ProtocolError(f"the ids of DAG and DAG run have more than {_MAX_ID} bytes, too many for Temporal")
     return name
+
+
+def _of_dag_run(dag_id: str | None, dag_run_id: str) -> str:
+    return f"airflow-{dag_id}-{dag_run_id}"
+
+
+def number(dag_id: str, dag_run_id: str, workflow_id: str) -> int:
+    """Return which workflow of a DAG run one is, from 1, by the id that its predecessor gave it."""
+    text = workflow_id.removeprefix(f"{_of_dag_run(dag_id, dag_run_id)}~")
+    return int(text) if text != workflow_id and text.isdecimal() else 1
 
 
 def summary(who: Identity) -> str:

@@ -25,18 +25,22 @@ class DagRuns:
         return self._newest.get((who.dag_id or "", who.dag_run_id or ""), cards.workflow_id(who))
 
     def add(self, dag_id: str | None, dag_run_id: str | None, workflow_id: str) -> None:
-        """Note an open workflow; those of other workloads than tasks end by themselves."""
-        if dag_id is not None and dag_run_id is not None:
-            with self._lock:
-                self._open.setdefault((dag_id, dag_run_id), set()).add(workflow_id)
+        """Note an open workflow; those of other workloads than tasks end by themselves.
+
+        If it is not the DAG run's first, it takes later orders: the history of the former is long enough.
+        """
+        if dag_id is None or dag_run_id is None:
+            return
+        dag_run = (dag_id, dag_run_id)
+        with self._lock:
+            self._open.setdefault(dag_run, set()).add(workflow_id)
+            number = cards.number(dag_id, dag_run_id, workflow_id)
+            if number > cards.number(dag_id, dag_run_id, self._newest.get(dag_run, "")):
+                self._newest[dag_run] = workflow_id
 
     def add_successor(self, who: Identity, workflow_id: str) -> None:
-        """Let another workflow take later orders of a DAG run: the history of the former is long enough."""
-        if who.dag_id is not None and who.dag_run_id is not None:
-            self.add(who.dag_id, who.dag_run_id, workflow_id)
-            with self._lock:
-                dag_run = (who.dag_id, who.dag_run_id)
-                self._newest[dag_run] = max(self._newest.get(dag_run, ""), workflow_id, key=_number)
+        """Let another workflow take later orders of a DAG run."""
+        self.add(who.dag_id, who.dag_run_id, workflow_id)
 
     def without(self, busy: set[str]) -> list[tuple[str, str]]:
         """Return the DAG runs, as DAG and run id, none of whose workflows is one of these."""
@@ -48,9 +52,3 @@ class DagRuns:
         with self._lock:
             self._newest.pop((dag_id, dag_run_id), None)
             return self._open.pop((dag_id, dag_run_id), set())
-
-
-def _number(workflow_id: str) -> int:
-    """Return which workflow of its DAG run one is, by the id that its predecessor gave it."""
-    number = workflow_id.rpartition("~")[2]
-    return int(number) if number.isdigit() else 1

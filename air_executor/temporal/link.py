@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 import orjson
 from temporalio import activity
-from temporalio.client import Client, WorkflowExecutionStatus
+from temporalio.client import Client, WorkflowExecutionStatus, WorkflowQueryFailedError
 from temporalio.common import WorkflowIDReusePolicy
 from temporalio.service import RPCError, RPCStatusCode
 from temporalio.worker import Worker
@@ -25,7 +25,8 @@ from air_executor.errors import AirExecutorError, ConfigError
 from air_executor.guard import Guard
 from air_executor.temporal import asking, attributes, overview
 from air_executor.temporal.settings import Settings
-from air_executor.temporal.workflow import NAME, memo
+from air_executor.temporal.succession import memo
+from air_executor.temporal.workflow import NAME
 from air_executor.temporal.workflow_worker import workflow_worker
 
 log = logging.getLogger(__name__)
@@ -73,8 +74,12 @@ class Seen:
     """An execution of a workflow, as Temporal knows it."""
 
     is_open: bool
+    runs: set[str]
+    """The ids of the runs that it offers to hosts, or that are on one."""
     beats: dict[str, Beat]
-    """The last sign of life of each of its runs that has given one, by the ids of the runs."""
+    """The last sign of life of each of these that has given one."""
+    successor: str | None
+    """The id of the open workflow that has what came later."""
 
 
 @dataclass
@@ -344,9 +349,24 @@ class Link:
         if found is None:
             return None
         # An activity has the id of its run, and a number if it is not the first for that.
-        activities = [a for a in found.raw_description.pending_activities if a.HasField("last_heartbeat_time")]
-        beats = {a.activity_id[:36]: _beat(a) for a in activities}
-        return Seen(found.status == WorkflowExecutionStatus.RUNNING, beats)
+        activities = {a.activity_id[:36]: a for a in found.raw_description.pending_activities}
+        beats = {run_id: _beat(a) for run_id, a in activities.items() if a.HasField("last_heartbeat_time")}
+        successors = [child.workflow_id for child in found.raw_description.pending_children]
+        is_open = found.status == WorkflowExecutionStatus.RUNNING
+        return Seen(is_open, set(activities), beats, successors[-1] if successors else None)
+
+    async def known(self, workflow_id: str, execution: str | None = None) -> asking.Known | None:
+        """Ask an execution of a workflow for all its runs, the last one unless it is named; it may be over.
+
+        ``None``: there is none, or it can't say.
+
+        :raises RPCError: Temporal can't be asked.
+        """
+        try:
+            return await asking.known(self.client, workflow_id, execution)
+        except WorkflowQueryFailedError as error:
+            log.warning("Workflow %s does not say which runs it has: %s", workflow_id, error)
+            return None
 
     async def served(self, queues: Iterable[str]) -> set[str]:
         """Return those of these task queues that workers serve, also while all of them are full.

@@ -12,7 +12,7 @@ from typing import Any
 
 from air_executor.guard import Guard
 from air_executor.runs.record import Identity
-from air_executor.temporal.link import Link, Order
+from air_executor.temporal.link import Beat, Link, Order, Signal
 from air_executor.temporal.settings import Settings
 from air_executor.temporal.workflow import AGAIN, LOST, OVER
 
@@ -65,6 +65,7 @@ class Watch:
         live: Callable[[], dict[str, LiveRun]],
         end: Callable[[list[dict[str, Any]]], None],
         is_on: Callable[[str, str], None],
+        has_successor: Callable[[Identity, str], None],
         judge: Callable[[Identity, float], str],
         give_back: Callable[[Identity, str], bool],
     ) -> None:
@@ -73,8 +74,10 @@ class Watch:
         :param live: returns the live runs by their ids.
         :param end: takes ends, as workflows tell them.
         :param is_on: is told which machine has a run, as the run's id and the machine's name.
+        :param has_successor: is told the id of the workflow that takes later orders of a run's DAG run.
         """
         self._link, self._settings, self._live, self._end, self._is_on = link, settings, live, end, is_on
+        self._has_successor = has_successor
         self._judge, self._give_back = judge, give_back
         #: Queues that nobody serves, as was logged.
         self._unserved: set[str] = set()
@@ -113,18 +116,44 @@ class Watch:
         seen = None if execution == _NONE else await self._link.look(workflow_id, execution)
         if seen is None:
             await self._recover(workflow_id, runs)
-        elif not seen.is_open:
-            self._end_all(runs, "killed", "its workflow is over: it was terminated or cancelled in Temporal")
-        else:
-            for run_id, beat in seen.beats.items():
-                if (run := runs.get(run_id)) is None:
-                    continue
-                if run.beat is None or run.beat[0] != beat.time_s:
-                    run.beat = beat.time_s, time.monotonic()
-                if beat.host is not None and beat.host != run.host:
-                    with self._guard(f"Noting the host of run {run_id}"):
-                        self._is_on(run_id, beat.host)
-                        run.host = beat.host
+            return
+        if seen.successor is not None:
+            for identity in [run.identity for run in runs.values()]:
+                self._has_successor(identity, seen.successor)
+        elsewhere = {run_id: run for run_id, run in runs.items() if run_id not in seen.runs}
+        if elsewhere and (seen.successor is not None or not seen.is_open):
+            await self._look_further(workflow_id, execution, elsewhere, is_over=not seen.is_open)
+        for run_id in seen.beats.keys() & runs.keys():
+            self._note_beat(run_id, runs[run_id], seen.beats[run_id])
+
+    async def _look_further(self, workflow_id: str, execution: str, runs: dict[str, LiveRun], *, is_over: bool) -> None:
+        """Find the workflow of runs that no host has through this one: it may have passed them on."""
+        known = await self._link.known(workflow_id, execution)
+        if known is None and not is_over:
+            return
+        mine = set() if known is None else known.runs & runs.keys()
+        if is_over:
+            self._end_all(mine, "killed", "its workflow is over: it was terminated or cancelled in Temporal")
+        left = {run_id: run for run_id, run in runs.items() if run_id not in mine}
+        next_id = None if known is None else known.next_id
+        while left and next_id is not None and (further := await self._link.known(next_id)) is not None:
+            if there := further.runs & left.keys():
+                moved = await self._link.execution(next_id) or _NONE
+                for run in map(left.pop, there):
+                    run.workflow_id, run.execution = next_id, moved
+                if is_over:  # what it was told of who follows them may not have been passed on
+                    self._link.send(Signal(next_id, "follow", [self._link.queue, sorted(there)]))
+            next_id = further.next_id
+        if is_over and left:
+            await self._recover(workflow_id, left)
+
+    def _note_beat(self, run_id: str, run: LiveRun, beat: Beat) -> None:
+        if run.beat is None or run.beat[0] != beat.time_s:
+            run.beat = beat.time_s, time.monotonic()
+        if beat.host is not None and beat.host != run.host:
+            with self._guard(f"Noting the host of run {run_id}"):
+                self._is_on(run_id, beat.host)
+                run.host = beat.host
 
     async def _recover(self, workflow_id: str, runs: dict[str, LiveRun]) -> None:
         """Do what is right for runs whose workflow Temporal does not know any more: its data were lost, or deleted."""

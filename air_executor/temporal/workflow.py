@@ -7,7 +7,10 @@ has it next, so what it does must follow from its history alone.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
+from collections import defaultdict
+from collections.abc import Coroutine
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -18,12 +21,12 @@ from temporalio.exceptions import (
     ActivityError,
     ApplicationError,
     CancelledError,
-    FailureError,
     TimeoutError,
     TimeoutType,
-    WorkflowAlreadyStartedError,
 )
 from temporalio.workflow import ActivityCancellationType
+
+from air_executor.temporal.succession import Succession
 
 NAME = "AirflowDagRun"
 
@@ -54,7 +57,8 @@ _UNTOLD = timedelta(minutes=1)
 #: The runs of a workflow that is cancelled have so long to end.
 _LAST_WAIT = timedelta(minutes=10)
 
-#: So many runs of a workflow are offered to hosts at a time; Temporal advises against more than 500 activities.
+#: So many runs of a queue are offered to hosts at a time; Temporal advises against more than 500 activities. Queues
+#: that nobody serves keep no others waiting.
 MOST_AT_ONCE = 500
 
 #: A workflow whose history has more events than this passes new orders on to a successor. Temporal ends one at 51,200;
@@ -62,6 +66,13 @@ MOST_AT_ONCE = 500
 MOST_EVENTS = 6_000
 _FORMER_MOST_EVENTS = 15_000
 _MOST_BYTES = 15 << 20
+
+#: A run that is not over adds about so many events to the history.
+_EVENTS_PER_RUN = 6
+
+#: What a workflow does follows from its history, so a new rule holds for those that begin with it; executors say which
+#: they know. 2: room for each queue, live runs count for the length, and one that is cancelled takes nothing new.
+RULES = 2
 
 #: The type of an activity's failure when its worker is shut down and leaves the run to its successor.
 DETACHED = "Detached"
@@ -77,14 +88,8 @@ UNKNOWN = "unknown"
 #: waits for it any more.
 ALIVE, LOST, AGAIN, OVER = "alive", "lost", "again", "over"
 
-#: How long to wait before a successor that did not take a signal is tried or replaced, each time twice as long.
-_FIRST_PAUSE, _LAST_PAUSE = timedelta(seconds=1), timedelta(minutes=5)
-
 #: At most this many ends are told at once.
 _BATCH = 100
-
-
-_Successor = workflow.ChildWorkflowHandle[Any, Any] | workflow.ExternalWorkflowHandle[Any]
 
 
 @dataclass
@@ -96,11 +101,6 @@ class _Run:
     handle: workflow.ActivityHandle[Any] | None = None
     stop_reason: dict[str, Any] | None = None
     end: dict[str, Any] | None = None
-
-
-def memo(header: dict[str, Any]) -> dict[str, str]:
-    """Return what people see of a workflow's header in Temporal."""
-    return {name: value for name, value in header.items() if isinstance(value, str)}
 
 
 def _waits(run: _Run) -> timedelta | None:
@@ -129,13 +129,14 @@ class DagRunWorkflow:
         self._untold: dict[str, _Run] = {}
         self._tellers: dict[str, asyncio.Task[None]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        self._room = asyncio.Semaphore(MOST_AT_ONCE)
+        self._rules: int = header.get("rules", 1)
+        self._rooms: defaultdict[str, asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(MOST_AT_ONCE))
         self._closed: str | None = None
+        self._is_cancelled = False
         #: Nobody asks for the ends that are still to be told.
         self._is_impatient = False
         self._changes = 0
-        self._successor: _Successor | None = None
-        self._outbox: list[tuple[str, list[Any]]] = []
+        self._succession = Succession(NAME, header, self._begin)
 
     @workflow.run
     async def run(self, _: dict[str, Any]) -> str:
@@ -146,19 +147,24 @@ class DagRunWorkflow:
                 try:
                     await workflow.wait_condition(self._may_end, timeout=_IDLE)
                 except asyncio.TimeoutError:
-                    if before == self._changes and not self._live and self._successor is None:
+                    if before == self._changes and not self._live and not self._succession.has_begun:
                         return "nothing happened for a day"
         except asyncio.CancelledError:
+            self._is_cancelled = True
             for run in list(self._live.values()):
                 self._stop(run, {"reason": "its workflow was cancelled in Temporal", "unwanted": False})
-            await workflow.wait_condition(lambda: not self._live and not self._untold, timeout=_LAST_WAIT)
+            with contextlib.suppress(asyncio.TimeoutError):
+                await workflow.wait_condition(self._has_told_all, timeout=_LAST_WAIT)
             raise
         if self._closed == "failed":
             raise ApplicationError("the DAG run has failed", type="DagRunFailed", non_retryable=True)
         return self._closed or "done"
 
+    def _has_told_all(self) -> bool:
+        return not self._live and not self._untold and not self._succession.is_sending
+
     def _may_end(self) -> bool:
-        if self._live or self._outbox:
+        if self._live or self._succession.is_sending:
             return False
         if self._header.get("is_single"):
             return bool(self._runs) and not self._untold
@@ -177,8 +183,8 @@ class DagRunWorkflow:
         self._closed, self._is_impatient = None, False
         self._changes += 1
         new = [card for card in cards if card["id"] not in self._runs]
-        if new and (self._successor is not None or self._outbox or self._is_long()):
-            self._pass_on("order", [follower, new])
+        if new and (self._succession.has_begun or self._takes_nothing()):
+            self._succession.pass_on("order", [follower, new])
         else:
             for card in new:
                 self._begin(self._execute(self._add(card, follower)))
@@ -188,8 +194,8 @@ class DagRunWorkflow:
     def follow(self, follower: str, run_ids: list[str]) -> None:
         """Tell another executor of the ends of runs from now on."""
         later = [run_id for run_id in run_ids if run_id not in self._runs]
-        if later and (self._successor is not None or self._outbox):
-            self._pass_on("follow", [follower, later])
+        if later and self._succession.has_begun:
+            self._succession.pass_on("follow", [follower, later])
         else:
             for run_id in later:
                 end = {"state": "lost", "reason": "Temporal has no order of it", "is_unknown": True}
@@ -209,8 +215,8 @@ class DagRunWorkflow:
     def stop(self, run_id: str, reason: str, unwanted: bool) -> None:
         """Stop a run."""
         run = self._runs.get(run_id)
-        if run is None and (self._successor is not None or self._outbox):
-            self._pass_on("stop", [run_id, reason, unwanted])
+        if run is None and self._succession.has_begun:
+            self._succession.pass_on("stop", [run_id, reason, unwanted])
         elif run is not None and run.end is None:
             self._stop(run, {"reason": reason, "unwanted": unwanted})
 
@@ -220,13 +226,13 @@ class DagRunWorkflow:
         self._closed = state
         if not self._may_end():
             self._begin(self._lose_patience())
-        if self._successor is not None or self._outbox:
-            self._pass_on("close", [state])
+        if self._succession.has_begun:
+            self._succession.pass_on("close", [state])
 
     @workflow.query
     def known(self) -> dict[str, Any]:
         """Return the ids of all ``runs``, and the id of the workflow that has later ones, if any (``next``)."""
-        return {"runs": list(self._runs), "next": self._next()}
+        return {"runs": list(self._runs), "next": self._succession.next_id}
 
     @workflow.query
     def stop_reason(self, run_id: str) -> dict[str, Any]:
@@ -234,53 +240,16 @@ class DagRunWorkflow:
         run = self._runs.get(run_id)
         return (run.stop_reason if run else None) or {"reason": "it was cancelled in Temporal", "unwanted": False}
 
-    # The successor
-
-    def _is_long(self) -> bool:
+    def _takes_nothing(self) -> bool:
+        """Tell whether new orders are for a successor."""
         most: int = self._header.get("most_events", _FORMER_MOST_EVENTS)
         info = workflow.info()
-        return info.get_current_history_length() > most or info.get_current_history_size() > _MOST_BYTES
-
-    def _next(self) -> str | None:
-        return None if self._successor is None else self._successor.id
-
-    def _pass_on(self, signal: str, arguments: list[Any]) -> None:
-        self._outbox.append((signal, arguments))
-        if len(self._outbox) == 1:
-            self._begin(self._send_all())
-
-    async def _send_all(self) -> None:
-        pause = _FIRST_PAUSE
-        while self._outbox:
-            signal, arguments = self._outbox[0]
-            if self._successor is None:
-                self._successor = await self._start_successor()
-            try:
-                await self._successor.signal(signal, args=arguments)
-                pause = _FIRST_PAUSE
-            except FailureError:  # it is closed: it was cancelled in Temporal, or had nothing to do for a day
-                self._successor = None
-                if signal in ("order", "follow"):
-                    await workflow.sleep(pause)
-                    pause = min(2 * pause, _LAST_PAUSE)
-                    continue
-            del self._outbox[0]
-
-    async def _start_successor(self) -> _Successor:
-        number = self._header.get("number", 1) + 1
-        root = self._header.get("root") or workflow.info().workflow_id
-        successor_id = f"{root}~{number}"
-        try:
-            return await workflow.start_child_workflow(
-                NAME,
-                {**self._header, "number": number, "root": root},
-                id=successor_id,
-                parent_close_policy=workflow.ParentClosePolicy.ABANDON,
-                memo=memo(self._header),
-                search_attributes=workflow.info().typed_search_attributes,
-            )
-        except WorkflowAlreadyStartedError:  # by an earlier execution of this workflow, and it still has live runs
-            return workflow.get_external_workflow_handle(successor_id)
+        events = info.get_current_history_length()
+        if self._rules > 1:
+            events += _EVENTS_PER_RUN * len(self._live)
+            if self._is_cancelled:
+                return True
+        return events > most or info.get_current_history_size() > _MOST_BYTES
 
     # Runs
 
@@ -292,7 +261,7 @@ class DagRunWorkflow:
         run.end = end
         self._untold[run.card["id"]] = self._live.pop(run.card["id"])
 
-    def _begin(self, work: Any) -> None:
+    def _begin(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -303,7 +272,7 @@ class DagRunWorkflow:
             run.handle.cancel()
 
     async def _execute(self, run: _Run) -> None:
-        async with self._room:
+        async with self._rooms[run.card["queue"] if self._rules > 1 else ""]:
             end = _stopped(run, "before it began") if run.stop_reason is not None else await self._end_of(run)
         self._end(run, end)
         self._tell(run.follower)
@@ -346,8 +315,13 @@ class DagRunWorkflow:
             elif cause is None or isinstance(cause, TimeoutError):
                 silent_since = silent_since or workflow.now() - HEARTBEAT_TIMEOUT
                 verdict = await self._judge(run, silent_since)
-                while verdict == ALIVE and (host is None or cause is None):
-                    await workflow.sleep(patience)  # until it ends, or its last heartbeat is old
+                pause = _ATTACH_TIMEOUT
+                for look in itertools.count(1):
+                    if verdict != ALIVE or (host is not None and cause is not None):
+                        break
+                    await workflow.sleep(pause)  # until it ends, or its last heartbeat is old
+                    if look >= _ATTEMPTS_IN_HASTE:
+                        pause = min(2 * pause, _LAST_ATTACH_TIMEOUT)
                     verdict = await self._judge(run, silent_since)
                 if verdict == LOST and run.stop_reason is not None:
                     return _stopped(run, "and its host is lost")
@@ -414,7 +388,7 @@ class DagRunWorkflow:
             while runs := self._to_tell(follower)[:_BATCH]:
                 await workflow.execute_activity(
                     "tell",
-                    [{"id": run.card["id"], "end": run.end, "next": self._next()} for run in runs],
+                    [{"id": run.card["id"], "end": run.end, "next": self._succession.next_id} for run in runs],
                     task_queue=follower,
                     start_to_close_timeout=timedelta(seconds=30),
                     summary=f"{len(runs)} ends",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 
 import psutil
 import pytest
@@ -99,11 +100,14 @@ def test_airflow_knows_the_provider_its_options_and_its_commands(airflow: Airflo
     status = ("airflow", "air", "status", "--json")
     wait_for(lambda: json.loads(airflow.run(*status).stdout)["launchers"], "the launcher to answer")
 
+    def examine() -> subprocess.CompletedProcess[str]:
+        return airflow.run("air-executor", "doctor", check=False)
+
     def is_well() -> bool:
-        doctor = airflow.run("air-executor", "doctor", check=False)
+        doctor = examine()
         return doctor.returncode == 0 and "FAIL" not in doctor.stdout
 
-    wait_for(is_well, "nothing to be wrong")
+    wait_for(is_well, "nothing to be wrong", seen=lambda: examine().stdout)
 
 
 @pytest.mark.parametrize(

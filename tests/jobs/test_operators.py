@@ -26,7 +26,7 @@ from tests.support.contents import contents
 from tests.support.waiting import wait_for
 
 #: What Airflow raises to defer a task.
-TaskDeferred: type[BaseException] = importlib.import_module(TASK_EXCEPTIONS).TaskDeferred
+TaskDeferred: Any = importlib.import_module(TASK_EXCEPTIONS).TaskDeferred
 
 
 class Instance:
@@ -317,7 +317,7 @@ def test_the_event_of_another_trigger_with_the_same_id_ends_no_waiting(yard: Yar
     instance, other = Instance(yard), Instance(yard, run_id="other")
 
     def operator() -> AirJobOperator:
-        options = {"state_dir": str(yard.state_dir), "folder": str(yard.folder), "deferrable": True}
+        options: Any = {"state_dir": str(yard.state_dir), "folder": str(yard.folder), "deferrable": True}
         return AirJobOperator(task_id="t", tasks=[say("a")], **options)
 
     def deferred_by(work: Callable[[], Any]) -> AirJobTrigger:

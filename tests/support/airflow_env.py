@@ -153,6 +153,9 @@ class Airflow:
             "AIRFLOW__USAGE_DATA_COLLECTION__ENABLED": "False",
             "AIR_TEST_OUT": str(self.out),
             "PYTHONPATH": str(REPOSITORY),
+            # A task's input is a socket, by which Bash takes itself for one that was started from afar, and reads the
+            # user's start file, unless another shell is above it.
+            "SHLVL": "2",
             **(options or {}),
         }
         inherited = {name: value for name, value in without_pytest(os.environ).items() if name[:7] != "AIRFLOW"}

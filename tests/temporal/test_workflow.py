@@ -5,16 +5,17 @@ from __future__ import annotations
 import asyncio
 import json
 import uuid
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from temporalio import activity
-from temporalio.client import Client, WorkflowFailureError, WorkflowHandle, WorkflowHistory
+from temporalio.client import Client, WorkflowExecutionStatus, WorkflowFailureError, WorkflowHandle, WorkflowHistory
 from temporalio.exceptions import ApplicationError
 from temporalio.worker import Replayer, Worker
 
-from air_executor.temporal.workflow import DETACHED, MOST_EVENTS, NAME, UNFIT, DagRunWorkflow
+from air_executor.temporal.workflow import DETACHED, MOST_AT_ONCE, MOST_EVENTS, NAME, RULES, UNFIT, DagRunWorkflow
 from tests.temporal.conftest import Temporal
 
 #: Recorded histories, each by the version of the workflow that wrote it. They must replay for ever: a workflow that is
@@ -30,6 +31,9 @@ class Hosts:
         self.told: dict[str, Any] = {}
         self.release = asyncio.Event()
         self.release.set()
+        self.is_stubborn = False
+        """A task that is stopped ends when it is released."""
+        self.stopped = 0
 
     @activity.defn(name="run")
     async def run(self, card: dict[str, Any]) -> dict[str, Any]:
@@ -41,8 +45,13 @@ class Hosts:
         if card["summary"] == "refused":
             raise ApplicationError("no key opens it")
         try:
-            await self.release.wait()
+            while not self.release.is_set():
+                activity.heartbeat()  # by which it hears that it is stopped
+                await asyncio.wait([asyncio.create_task(self.release.wait())], timeout=0.5)
         except asyncio.CancelledError:
+            self.stopped += 1
+            if self.is_stubborn:
+                await self.release.wait()
             return {"state": "killed", "reason": "stopped"}
         return {"state": "succeeded", "reason": None}
 
@@ -196,6 +205,118 @@ def test_a_successor_that_is_gone_or_there_already_loses_no_order(temporal: Temp
             return [await handle.fetch_history() for handle in handles]
 
     for history in asyncio.run(run()):
+        replay(history)
+
+
+async def serve(client: Client, hosts: Hosts, work: Callable[[], Awaitable[None]]) -> None:
+    """Do something while workflows and activities are executed."""
+    ours = Worker(client, task_queue="ours", workflows=[DagRunWorkflow], activities=[hosts.tell], debug_mode=True)
+    async with ours, Worker(client, task_queue="tasks", activities=[hosts.run]):
+        await work()
+
+
+async def send(client: Client, workflow_id: str, batch: list[dict[str, Any]], **header: Any) -> None:
+    """Order runs as an executor does."""
+    await client.start_workflow(
+        NAME,
+        {"dag": "d", "dag_run": "r", "rules": RULES, **header},
+        id=workflow_id,
+        task_queue="ours",
+        start_signal="order",
+        start_signal_args=["ours", batch],
+    )
+
+
+async def until(condition: Callable[[], Any], what: str) -> None:
+    for _ in range(3000):
+        if condition():
+            return
+        await asyncio.sleep(0.1)
+    raise AssertionError(f"still waiting for {what}")
+
+
+def test_an_order_that_comes_while_its_workflow_is_cancelled_is_executed(temporal: Temporal) -> None:
+    """As the retry of a task whose workflow somebody cancels in Temporal, while another task takes long to end."""
+    hosts, root = Hosts(), f"airflow-{uuid.uuid4()}"
+    hosts.release.clear()
+    hosts.is_stubborn = True
+    first, retry = cards(1), cards(1)
+
+    async def run() -> list[WorkflowHistory]:
+        client = await Client.connect(temporal.address)
+        handle, successor = client.get_workflow_handle(root), client.get_workflow_handle(f"{root}~2")
+
+        async def work() -> None:
+            await send(client, root, first)
+            await until(lambda: hosts.begun, "the first task")
+            await handle.cancel()
+            await until(lambda: hosts.stopped, "it to be stopped")
+            await send(client, root, retry)
+            await until(lambda: len(hosts.begun) == 2, "the retry")
+            hosts.release.set()
+            with pytest.raises(WorkflowFailureError):
+                await handle.result()
+            await until(lambda: len(hosts.told) == 2, "the ends")
+            await successor.signal("close", "success")
+            assert await successor.result() == "success"
+
+        await serve(client, hosts, work)
+        assert (await handle.describe()).status == WorkflowExecutionStatus.CANCELED
+        return [await each.fetch_history() for each in (handle, successor)]
+
+    histories = asyncio.run(run())
+    assert hosts.told[retry[0]["id"]]["state"] == "succeeded"
+    for history in histories:
+        replay(history)
+
+
+def test_a_queue_that_nobody_serves_keeps_no_other_waiting(temporal: Temporal) -> None:
+    hosts, root = Hosts(), f"airflow-{uuid.uuid4()}"
+    waiting, served = [{**card, "queue": "nobody's"} for card in cards(MOST_AT_ONCE + 1)], cards(1)
+
+    async def run() -> WorkflowHistory:
+        client = await Client.connect(temporal.address)
+
+        async def work() -> None:
+            for begin in range(0, len(waiting), 100):
+                await send(client, root, waiting[begin : begin + 100], most_events=100_000)
+            await send(client, root, served)
+            await until(lambda: hosts.told, "the task whose queue is served")
+
+        await serve(client, hosts, work)
+        handle = client.get_workflow_handle(root)
+        await handle.terminate()
+        return await handle.fetch_history()
+
+    history = asyncio.run(run())
+    assert hosts.told.keys() == {served[0]["id"]}
+    replay(history)
+
+
+def test_runs_that_are_not_over_count_for_the_length_of_a_history(temporal: Temporal) -> None:
+    hosts, root = Hosts(), f"airflow-{uuid.uuid4()}"
+    hosts.release.clear()
+    batches = [cards(20) for _ in range(3)]
+
+    async def run() -> list[WorkflowHistory]:
+        client = await Client.connect(temporal.address)
+        handles = [client.get_workflow_handle(each) for each in (root, f"{root}~2", f"{root}~3")]
+
+        async def work() -> None:
+            for number, batch in enumerate(batches, 1):
+                await send(client, root, batch, most_events=100)
+                await until(lambda number=number: len(hosts.begun) == 20 * number, "the tasks")  # type: ignore[misc]
+            hosts.release.set()
+            await until(lambda: len(hosts.told) == 60, "the ends")
+            for handle in handles:
+                await handle.signal("close", "success")
+                assert await handle.result() == "success"
+
+        await serve(client, hosts, work)
+        return [await handle.fetch_history() for handle in handles]
+
+    for history in asyncio.run(run()):
+        assert len(history.events) < 250
         replay(history)
 
 

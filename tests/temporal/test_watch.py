@@ -1,0 +1,166 @@
+"""What an executor makes of what it sees of its workflows in Temporal."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import pytest
+
+from air_executor.runs.record import Identity
+from air_executor.temporal import cards
+from air_executor.temporal.asking import Known
+from air_executor.temporal.dag_runs import DagRuns
+from air_executor.temporal.link import Beat, Link, Seen
+from air_executor.temporal.settings import Settings
+from air_executor.temporal.watch import LiveRun, Watch
+from air_executor.temporal.workflow import AGAIN
+
+WHO = Identity(kind="task", name="t", workload_id="w", dag_id="d", dag_run_id="r", task_id="t", try_number=1)
+ROOT = cards.workflow_id(WHO)
+NEXT = f"{ROOT}~2"
+
+
+@dataclass
+class Execution:
+    """An execution of a workflow: the runs that it has, those of them that it offers, and its successor."""
+
+    id: str
+    runs: set[str] = field(default_factory=set)
+    is_open: bool = True
+    next_id: str | None = None
+    beats: dict[str, Beat] = field(default_factory=dict)
+
+
+class FakeLink:
+    """Temporal, with these workflows. The last execution of each is the one that counts."""
+
+    queue = "executor"
+
+    def __init__(self, **executions: Execution) -> None:
+        self.workflows = {{"root": ROOT, "next": NEXT}[name]: each for name, each in executions.items()}
+        self.sent: list[tuple[str, str, list[Any]]] = []
+
+    async def look(self, workflow_id: str, execution: str) -> Seen | None:
+        found = self.workflows.get(workflow_id)
+        if found is None or found.id != execution:
+            return None
+        pending = found.runs if found.is_open else set[str]()
+        return Seen(found.is_open, pending, found.beats, found.next_id if found.is_open else None)
+
+    async def known(self, workflow_id: str, execution: str | None = None) -> Known | None:
+        found = self.workflows.get(workflow_id)
+        return None if found is None or execution not in (None, found.id) else Known(found.runs, found.next_id)
+
+    async def execution(self, workflow_id: str) -> str | None:
+        return None if (found := self.workflows.get(workflow_id)) is None else found.id
+
+    async def served(self, queues: set[str]) -> set[str]:
+        return queues
+
+    def send(self, message: Any) -> None:
+        self.sent.append((message.workflow_id, message.name, message.arguments))
+
+
+@dataclass
+class Seeing:
+    watch: Watch
+    live: dict[str, LiveRun]
+    link: FakeLink
+    dag_runs: DagRuns = field(default_factory=DagRuns)
+    ends: dict[str, dict[str, Any]] = field(default_factory=dict)
+    hosts: dict[str, str] = field(default_factory=dict)
+
+    def look(self) -> None:
+        asyncio.run(self.watch.look())
+
+
+@pytest.fixture
+def see() -> Callable[..., Seeing]:
+    def make(live: dict[str, LiveRun], verdict: str = AGAIN, **executions: Execution) -> Seeing:
+        def end(ends: list[dict[str, Any]]) -> None:
+            for each in ends:
+                seeing.ends[each["id"]] = each["end"]
+                live.pop(each["id"])
+
+        def is_on(run_id: str, host: str) -> None:
+            seeing.hosts[run_id] = host
+
+        link, dag_runs = FakeLink(**executions), DagRuns()
+        watch = Watch(
+            cast(Link, link),
+            Settings("nowhere", "default", "airflow", ("a key",)),
+            lambda: dict(live),
+            end,
+            is_on,
+            dag_runs.add_successor,
+            lambda *_: verdict,
+            lambda *_: True,
+        )
+        seeing = Seeing(watch, live, link, dag_runs)
+        return seeing
+
+    return make
+
+
+def followed(*run_ids: str) -> dict[str, LiveRun]:
+    """Return runs that were ordered in the first execution of the DAG run's workflow."""
+    return {run_id: LiveRun(WHO, ROOT, execution="one") for run_id in run_ids}
+
+
+def test_a_run_that_was_passed_on_is_looked_for_where_it_is(see: Callable[..., Seeing]) -> None:
+    beat = Beat(1.0, "host-1")
+    seeing = see(
+        followed("here", "there", "on its way"),
+        root=Execution("one", {"here"}, next_id=NEXT),
+        next=Execution("two", {"there"}, beats={"there": beat}),
+    )
+    seeing.look()
+    assert seeing.dag_runs.workflow_id(WHO) == NEXT  # later orders need no way round
+    assert {run_id: run.workflow_id for run_id, run in seeing.live.items()} == {
+        "here": ROOT,
+        "there": NEXT,  # where a request to stop it goes from now on
+        "on its way": ROOT,
+    }
+    seeing.look()
+    assert seeing.hosts == {"there": "host-1"} and seeing.live["there"].last_beat_s() == 1.0
+    assert not seeing.ends and not seeing.link.sent
+
+
+def test_a_run_outlives_the_workflow_that_has_passed_it_on(see: Callable[..., Seeing]) -> None:
+    seeing = see(
+        followed("here", "there"),
+        root=Execution("one", {"here"}, is_open=False, next_id=NEXT),
+        next=Execution("two", {"there"}),
+    )
+    seeing.look()
+    assert seeing.ends.keys() == {"here"} and "terminated or cancelled" in seeing.ends["here"]["reason"]
+    assert seeing.link.sent == [(NEXT, "follow", ["executor", ["there"]])]
+    seeing.look()
+    assert seeing.live.keys() == {"there"}
+
+
+@pytest.mark.parametrize("is_taken_over", [True, False])
+def test_a_run_that_no_workflow_has_was_never_ordered(see: Callable[..., Seeing], is_taken_over: bool) -> None:
+    """Its scheduler died before it could order it, or the workflow was terminated before it could pass it on."""
+    live = followed("lost")
+    if is_taken_over:
+        live["lost"].execution = None
+    seeing = see(live, root=Execution("one", {"another"}, is_open=False))
+    seeing.look()
+    seeing.look()
+    assert seeing.ends["lost"]["state"] == "lost" and seeing.ends["lost"]["unwanted"]  # it was given back to Airflow
+
+
+def test_an_executor_that_begins_orders_where_the_former_did() -> None:
+    dag_runs = DagRuns()
+    for workflow_id in (f"{ROOT}~10", ROOT, f"{ROOT}~9", f"{ROOT}~x"):
+        dag_runs.add("d", "r", workflow_id)
+    assert dag_runs.workflow_id(WHO) == f"{ROOT}~10"
+    other = Identity(kind="task", name="t", workload_id="w", dag_id="d", dag_run_id="r~7", task_id="t", try_number=1)
+    dag_runs.add("d", "r~7", cards.workflow_id(other))  # a run's own id may look like that
+    assert dag_runs.workflow_id(other) == f"{ROOT}~7"
+    assert dag_runs.remove("d", "r") == {f"{ROOT}~10", ROOT, f"{ROOT}~9", f"{ROOT}~x"}
+    assert dag_runs.workflow_id(WHO) == ROOT
