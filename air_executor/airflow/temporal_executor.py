@@ -7,6 +7,7 @@ import threading
 import time
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from queue import SimpleQueue
 from typing import Any
 
 from airflow.models.dagrun import DagRun
@@ -16,6 +17,7 @@ from airflow.utils.state import DagRunState, TaskInstanceState
 from sqlalchemy import select, tuple_, update
 
 from air_executor.airflow import compat, task_instances
+from air_executor.airflow.admission import WAITS_EVENT
 from air_executor.airflow.executor import AirExecutor
 from air_executor.config import Config
 from air_executor.guard import Guard
@@ -168,18 +170,28 @@ class TemporalExecutor(AirExecutor):
     _min_beat_age_s = 60.0
 
     _dag_runs: DagRunEnds
+    _waits: SimpleQueue[tuple[str, str]]
+    """Runs that wait, and why, to be told in Airflow's audit log."""
 
     def _make_backend(self, options: Config) -> RunBackend:
         settings = Settings.load(compat.team_getter(self.conf))
         self._work.order_wait_s = settings.token_s
-        backend = TemporalBackend(options, settings, Judge(settings.lost_s), give_back)
+        self._waits = SimpleQueue()
+        backend = TemporalBackend(
+            options, settings, Judge(settings.lost_s), give_back, lambda run_id, why: self._waits.put((run_id, why))
+        )
         self._dag_runs = DagRunEnds(backend)
         return backend
 
     def sync(self) -> None:
-        """Report the runs that have ended, and end the workflows of DAG runs that have."""
+        """Report the runs that have ended, and those that wait, and end the workflows of DAG runs that have ended."""
         super().sync()
         self._dag_runs.look()
+        while not self._waits.empty():
+            run_id, why = self._waits.get()
+            if run_id in self._work.runs:
+                key = self._work.runs[run_id].key
+                self.log_task_event(event=WAITS_EVENT, extra=f"run {run_id}: {why}", ti_key=key)
 
     def revoke_task(self, *, ti: TaskInstance) -> None:
         """Leave an order that waits for a host where it is, whatever ``task_queued_timeout`` says.

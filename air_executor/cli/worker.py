@@ -42,10 +42,10 @@ _LOOK_S = 1.0
 #: A worker is well if it has reached Temporal within so many seconds.
 _HEALTHY_S = 30.0
 
-#: Serves the logs of this host's tasks to Airflow's UI, as Airflow's own workers do.
+#: Serves the logs of this host's tasks to Airflow's UI, as Airflow's own workers do. Importing Airflow logs a lot.
 _SERVE_LOGS = (
-    "import sys; from air_executor.machine.system import die_with_parent; die_with_parent(int(sys.argv[1]));"
-    "from airflow.utils.serve_logs import serve_logs; serve_logs()"
+    "import logging, sys; logging.disable(logging.INFO);"
+    "from air_executor.airflow.compat.log_serving import main; main(int(sys.argv[1]))"
 )
 
 

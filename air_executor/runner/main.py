@@ -95,9 +95,9 @@ def execute(request: RunRequest, record: RunRecord, store: RunStore, config: Con
     # After a success no try follows that would have to wait for survivors (left on purpose perhaps, as through sudo).
     note = leftovers.name_survivors if outcome.state is RunState.SUCCEEDED else partial(store.note_survivors, record)
     reason = "; ".join(filter(None, (outcome.reason, note(survivors)))) or None
-    code = _write_end(active, dataclasses.replace(outcome, reason=reason), store)
-    _learn(active, outcome, store, config)
-    return code
+    used = active.used()
+    _learn(active, outcome, store, config)  # first: whoever reads the end finds that, too
+    return _write_end(active, dataclasses.replace(outcome, reason=reason), used, store)
 
 
 def _this_process(kind: str) -> dict[str, Any]:
@@ -196,7 +196,7 @@ def _refused(request: RunRequest, reason: str) -> Outcome:
     return Outcome(state=RunState.FAILED, reason=reason)
 
 
-def _write_end(active: ActiveRun, outcome: Outcome, store: RunStore) -> int:
+def _write_end(active: ActiveRun, outcome: Outcome, used: dict[str, Any], store: RunStore) -> int:
     record = active.record
     children = resource.getrusage(resource.RUSAGE_CHILDREN)
     own = resource.getrusage(resource.RUSAGE_SELF)
@@ -208,7 +208,7 @@ def _write_end(active: ActiveRun, outcome: Outcome, store: RunStore) -> int:
         signal=outcome.signal,
         reason=outcome.reason,
         exception=outcome.exception,
-        **active.used(),
+        **used,
         cpu_time_s=round(children.ru_utime + children.ru_stime + own.ru_utime + own.ru_stime, 3),
     )
     # Airflow already has the outcome, so try three times; a job's outcome exists only here, so try for ever.

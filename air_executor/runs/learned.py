@@ -6,7 +6,9 @@ import contextlib
 import hashlib
 import os
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from air_executor.errors import RecordError, StateDirError
 from air_executor.machine.safe_files import append_to_file, read_document, replace_file
@@ -47,6 +49,24 @@ class Learned:
         :raises StateDirError: that can't be written.
         """
         self._append(self._of_work(who), peak_bytes)
+
+    def ends(self, who: Identity) -> list[int]:
+        """Return what the tries of the same work, up to this one, held that ended for lack of memory."""
+        return self._numbers(self._of_work(who))
+
+    def document(self, who: Identity) -> dict[str, list[int]]:
+        """Return what is known before a try, for a host that knows less."""
+        return {"ends": self.ends(who) if self.memory_ends(who) else [], "peaks": self.peaks(who)}
+
+    def take(self, who: Identity, document: Mapping[str, Any]) -> None:
+        """Take over what another host knows, unless more is known here.
+
+        :raises StateDirError: that can't be written.
+        """
+        for path, numbers in ((self._of_work(who), document["ends"]), (self._of_task(who), document["peaks"])):
+            if numbers and len(numbers) >= len(self._numbers(path)[-RUNS:]):
+                self._make_folder()
+                replace_file(path, b"".join(b"%d\n" % int(each) for each in numbers))
 
     def peaks(self, who: Identity) -> list[int]:
         """Return how many bytes the last runs of the same task have held at most, whatever DAG run they were in."""
@@ -97,10 +117,16 @@ class Learned:
             return []
         return [int(line) for line in (data or b"").splitlines() if line.isdigit() and len(line) <= _DIGITS]
 
-    def _append(self, path: str, number: int) -> None:
-        line = b"%d\n" % number
+    def _make_folder(self) -> None:
         try:
             self._folder.mkdir(mode=0o700, exist_ok=True)
+        except OSError as error:
+            raise StateDirError(f"cannot make {self._folder}: {error.strerror}") from error
+
+    def _append(self, path: str, number: int) -> None:
+        line = b"%d\n" % number
+        self._make_folder()
+        try:
             is_long = append_to_file(path, line) > _LONG_BYTES
         except OSError as error:
             raise StateDirError(f"cannot write {path}: {error.strerror}") from error

@@ -28,6 +28,16 @@ class OrderedRuns(RunStore):
         """Return ``False``: no process of this machine is one's runner."""
         return False
 
+    def note_wait(self, run_id: str, why: str) -> None:
+        """Record why a run that was ordered has not begun.
+
+        :raises RecordError: there is no such run, or its record can't be understood.
+        :raises StateDirError: it can't be written.
+        """
+        record = self.read(run_id)
+        if record.state is RunState.QUEUED:
+            self.write(replace(record, reason=f"it waits: {why}"))
+
     def note_host(self, run_id: str, host: str) -> None:
         """Record that a host has begun a run, or has it now.
 
@@ -36,6 +46,6 @@ class OrderedRuns(RunStore):
         """
         record = self.read(run_id)
         if record.state is RunState.QUEUED:
-            self.write(record.advance(RunState.STARTING, host=host).advance(RunState.RUNNING))
+            self.write(record.advance(RunState.STARTING, host=host, reason=None).advance(RunState.RUNNING))
         elif not record.state.is_end and record.host != host:
             self.write(replace(record, host=host))

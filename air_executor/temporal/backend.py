@@ -26,6 +26,7 @@ from air_executor.config import Config
 from air_executor.errors import AirExecutorError, RecordError, StateDirError
 from air_executor.guard import Guard
 from air_executor.launcher.client.claims import Claims
+from air_executor.runs import limits as task_limits
 from air_executor.runs.backend import Boundless, EveryGpu, RunRequest
 from air_executor.runs.ordered import OrderedRuns
 from air_executor.runs.pruning import prune
@@ -58,6 +59,7 @@ class TemporalBackend:
         settings: Settings,
         judge: Callable[[Identity, float], str],
         give_back: Callable[[Identity, str], bool] = lambda *_: False,
+        waits: Callable[[str, str], None] = lambda *_: None,
     ) -> None:
         """Prepare, but open nothing.
 
@@ -65,6 +67,7 @@ class TemporalBackend:
             :mod:`.workflow`. It is called in threads of its own, as the next one.
         :param give_back: lets somebody order a workload again whose run (its id) has not begun, and is lost. It returns
             whether somebody will.
+        :param waits: is told, in another thread, why a run waits that was ordered: its id, and a sentence.
         """
         self._config = config
         self._settings = settings
@@ -78,6 +81,7 @@ class TemporalBackend:
             self._seen,
             self._take,
             self._note_host,
+            self._note_wait,
             self._dag_runs.add_successor,
             judge,
             give_back,
@@ -96,6 +100,7 @@ class TemporalBackend:
         self._ours, self._theirs = socket.socketpair()
         self._ours.setblocking(False)
         self._theirs.setblocking(False)
+        self._tell_wait = waits
         self._guard = Guard(log)
 
     # Life
@@ -132,6 +137,8 @@ class TemporalBackend:
         """See :meth:`air_executor.runs.backend.RunBackend.order`."""
         who = request.identity
         card = cards.card(request, record, self._settings)
+        if task_limits.parse(request.air).memory_rule is not None:
+            card["learned"] = self._store.learned.document(who)  # the last try may have been on another host
         workflow_id = self._dag_runs.workflow_id(who)
         order = Order(
             workflow_id,
@@ -309,6 +316,11 @@ class TemporalBackend:
 
     # In the link's thread
 
+    def _note_wait(self, run_id: str, why: str) -> None:
+        if run_id in self._live:
+            self._tell_wait(run_id, why)
+            self._store.note_wait(run_id, why)
+
     def _note_host(self, run_id: str, host: str) -> None:
         if run_id in self._live:
             self._store.note_host(run_id, host)
@@ -341,6 +353,7 @@ class TemporalBackend:
 
     def _ended_record(self, run_id: str, end: dict[str, Any]) -> RunRecord:
         end, files = job_files.without_files(end, self._settings)
+        ends_of_memory = end.pop("memory_ends", None)
         try:
             record = self._store.read(run_id)
         except RecordError:
@@ -351,11 +364,21 @@ class TemporalBackend:
         if "version" in end:
             if files and not record.state.is_end:
                 job_files.keep(files, self._store.path(run_id), record.log_file)
-            return replace(RunRecord.from_document(end), log_file=record.log_file)
+            record = replace(RunRecord.from_document(end), log_file=record.log_file)
+            if ends_of_memory is not None:
+                self._learn(record, ends_of_memory)
+            return record
         if record.state.is_end:
             return record
         outcome = UNWANTED if end.get("unwanted") else None
         return record.advance(RunState(end["state"]), reason=end["reason"], outcome=outcome)
+
+    def _learn(self, record: RunRecord, memory_ends: list[int]) -> None:
+        """Remember how much memory a run has held, for the next one, wherever that is."""
+        with contextlib.suppress(StateDirError):  # on a full disk: the next one has this one's limit
+            self._store.learned.take(record.identity, {"ends": memory_ends, "peaks": []})
+            if record.peak_memory_bytes:
+                self._store.learned.note_peak(record.identity, record.peak_memory_bytes)
 
     def _end(self, record: RunRecord) -> None:
         with self._lock:

@@ -23,6 +23,7 @@ from air_executor.machine import system
 from air_executor.runs import record as runs
 from air_executor.runs.backend import RunBackend
 from air_executor.runs.record import UNWANTED, RunRecord
+from air_executor.runs.store import RunStore
 from air_executor.temporal import asking, cards, job_files
 from air_executor.temporal.settings import Settings
 from air_executor.temporal.slots import HostSlots
@@ -65,6 +66,7 @@ class HostRuns:
         self._host = host
         self._queue = queue
         self._state_dir = state_dir
+        self._store = RunStore(state_dir)
         self._grace_s = grace_s
         self.client: Client
         self.slots: HostSlots | None = None
@@ -129,6 +131,9 @@ class HostRuns:
             if not self._backend.knows(request.id):
                 if request.identity.kind == "job":
                     request = job_files.at_home(request, self._state_dir, self._backend.folder(request.id))
+                if (learned := card.get("learned")) is not None:
+                    with contextlib.suppress(StateDirError):
+                        self._store.learned.take(request.identity, learned)
                 record = runs.queued(request.id, request.identity, limits=card["limits"], log_file=request.log_file)
                 self._backend.order(request, record)
                 with contextlib.suppress(OSError):
@@ -181,7 +186,7 @@ class HostRuns:
                 record = self._backend.record(run_id)
                 if record.state.is_end:
                     self._untold.discard(run_id)
-                    return await _uninterrupted(self._document(record))
+                    return await _uninterrupted(self._document(record, card))
                 self._backend.follow(record)
             except AirExecutorError as error:
                 return {"state": UNKNOWN, "reason": f"{self._host}: {error}"}
@@ -201,11 +206,13 @@ class HostRuns:
                 raise self._detached()
             self._beat(card)
         self._untold.discard(run_id)
-        return await _uninterrupted(self._document(end.result()))
+        return await _uninterrupted(self._document(end.result(), card))
 
-    async def _document(self, record: RunRecord) -> dict[str, Any]:
+    async def _document(self, record: RunRecord, card: dict[str, Any]) -> dict[str, Any]:
         """Return what Temporal is told of a run that has ended."""
         document = record.to_document()
+        if "learned" in card:
+            document["memory_ends"] = self._store.learned.ends(record.identity)
         if record.identity.kind == "job":
             try:
                 folder = self._backend.folder(record.id)

@@ -118,7 +118,8 @@ class Link:
         """Set when Temporal was reached, in the link's thread."""
         self._tasks: list[asyncio.Task[None]] = []
         self._outbox: asyncio.Queue[Order | Signal] = asyncio.Queue()
-        self._is_away = False
+        self.is_away = False
+        """Whether Temporal did not answer the last time it was told something."""
         self._has_attributes = False
         self._guard = Guard(log)
 
@@ -137,9 +138,9 @@ class Link:
             try:
                 self._client = await self._settings.connect()
             except ConfigError as error:
-                if not self._is_away:
+                if not self.is_away:
                     log.error("%s. Orders wait until it can.", error)
-                self._is_away = True
+                self.is_away = True
                 await asyncio.sleep(_FIRST_PAUSE_S)
         with self._guard("Looking for search attributes"):
             self._has_attributes = await attributes.are_registered(self._client)
@@ -168,7 +169,7 @@ class Link:
         self._thread.join(_CALL_S)
 
     async def _leave(self) -> None:
-        if not self._is_away:
+        if not self.is_away:
             with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self._outbox.join(), _CALL_S / 2)
         for task in self._tasks:
@@ -253,17 +254,17 @@ class Link:
                         continue
                     await self._refuse(group, error)
                     return
-                if not self._is_away:
+                if not self.is_away:
                     log.warning("Temporal can't be reached; orders wait: %s", error)
-                self._is_away = True
+                self.is_away = True
             except Exception as error:
                 log.exception("A message to Temporal can't be sent")
                 await self._refuse(group, error)
                 return
             else:
-                if self._is_away:
+                if self.is_away:
                     log.info("Temporal is back")
-                self._is_away = False
+                self.is_away = False
                 return
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, _LAST_PAUSE_S)

@@ -65,6 +65,7 @@ class Watch:
         live: Callable[[], dict[str, LiveRun]],
         end: Callable[[list[dict[str, Any]]], None],
         is_on: Callable[[str, str], None],
+        waits: Callable[[str, str], None],
         has_successor: Callable[[Identity, str], None],
         judge: Callable[[Identity, float], str],
         give_back: Callable[[Identity, str], bool],
@@ -74,13 +75,16 @@ class Watch:
         :param live: returns the live runs by their ids.
         :param end: takes ends, as workflows tell them.
         :param is_on: is told which machine has a run, as the run's id and the machine's name.
+        :param waits: is told why an order waits, as the run's id and a sentence: once for each reason.
         :param has_successor: is told the id of the workflow that takes later orders of a run's DAG run.
         """
         self._link, self._settings, self._live, self._end, self._is_on = link, settings, live, end, is_on
-        self._has_successor = has_successor
+        self._waits, self._has_successor = waits, has_successor
         self._judge, self._give_back = judge, give_back
         #: Queues that nobody serves, as was logged.
         self._unserved: set[str] = set()
+        #: Why runs wait, as was told.
+        self._told: dict[str, str] = {}
         #: Runs whose workflows Temporal has lost, and when that was found, on the monotonic clock.
         self._forgotten: dict[str, float] = {}
         self._guard = Guard(log)
@@ -88,8 +92,13 @@ class Watch:
     async def look(self) -> None:
         """Look once."""
         live = self._live()
+        self._told = {run_id: why for run_id, why in self._told.items() if run_id in live}
+        if self._link.is_away:
+            for run_id, run in live.items():
+                if run.order is not None and run.execution is None:
+                    self._tell(run_id, "Temporal can't be reached; the order waits until it can")
         with self._guard("Looking for queues that nobody serves"):
-            await self._warn_of_queues({self._settings.queue(run.identity.queue) for run in live.values()})
+            await self._warn_of_queues(live)
         executions: dict[tuple[str, str], list[str]] = {}
         for run_id, run in live.items():
             if run.execution is None and run.order is None:  # it is taken over
@@ -180,8 +189,15 @@ class Watch:
         end = {"state": state, "reason": reason, "unwanted": unwanted}
         self._end([{"id": run_id, "end": end} for run_id in run_ids])
 
-    async def _warn_of_queues(self, queues: set[str]) -> None:
-        """Log once that orders wait in a queue that no worker serves, and that one does again."""
+    def _tell(self, run_id: str, why: str) -> None:
+        if self._told.get(run_id) != why:
+            with self._guard(f"Telling why run {run_id} waits"):
+                self._waits(run_id, why)
+                self._told[run_id] = why
+
+    async def _warn_of_queues(self, live: dict[str, LiveRun]) -> None:
+        """Tell once that orders wait in a queue that no worker serves, and log that one does again."""
+        queues = {self._settings.queue(run.identity.queue) for run in live.values()}
         served = await self._link.served(queues) if queues else set()
         for queue in queues:
             if queue in served:
@@ -192,3 +208,7 @@ class Watch:
                 self._unserved.add(queue)
                 name = queue.removeprefix(f"{self._settings.prefix}.")
                 log.warning("No worker serves queue %s; its tasks wait: air-executor worker --queues %s", queue, name)
+        for run_id, run in live.items():
+            if (queue := self._settings.queue(run.identity.queue)) not in served and run.host is None:
+                name = queue.removeprefix(f"{self._settings.prefix}.")
+                self._tell(run_id, f"no worker serves queue {name}: air-executor worker --queues {name}")

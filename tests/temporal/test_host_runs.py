@@ -20,14 +20,17 @@ from temporalio.client import WorkflowExecutionStatus
 from temporalio.exceptions import ApplicationError
 from temporalio.testing import ActivityEnvironment
 
-from air_executor.errors import StateDirError
+from air_executor.errors import AirExecutorError, StateDirError
 from air_executor.runs.backend import RunRequest
-from air_executor.runs.record import RunRecord, RunState, queued
+from air_executor.runs.record import Identity, RunRecord, RunState, queued
 from air_executor.temporal import asking, cards, host_runs
+from air_executor.temporal.backend import TemporalBackend
 from air_executor.temporal.host_runs import HostRuns
+from air_executor.temporal.link import Order
 from air_executor.temporal.settings import Settings
 from air_executor.temporal.slots import HostSlots
 from air_executor.temporal.workflow import DETACHED, UNFIT
+from tests.support.airflow_env import config
 from tests.unit.documents import identity, record
 
 SETTINGS = Settings("localhost:1", "default", "q", ("new", "old"))
@@ -182,7 +185,7 @@ def test_an_end_is_told_whatever_is_asked_for_meanwhile(tmp_path: Path, monkeypa
         host = Host(tmp_path)
         begun, go_on = asyncio.Event(), asyncio.Event()
 
-        async def slow(record: RunRecord) -> dict[str, Any]:
+        async def slow(record: RunRecord, _: Any) -> dict[str, Any]:
             begun.set()
             await go_on.wait()
             return record.to_document()
@@ -269,3 +272,46 @@ def test_a_host_that_can_execute_nothing_leaves_orders_to_others(
         assert is_asking(), "the pause is a short one again"
 
     asyncio.run(check())
+
+
+def test_a_limit_that_depends_on_earlier_tries_does_so_on_another_host(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the host of the first try has learned goes to the executor, and from there to the host of the second."""
+    air = {"memory": ["1GiB", "2GiB"]}
+    backend = TemporalBackend(config(tmp_path / "executor"), SETTINGS, lambda *_: "alive")
+    sent: list[Order] = []
+    monkeypatch.setattr(backend._link, "open", lambda: None)
+    monkeypatch.setattr(backend._link, "begin", lambda work: work.close())
+    monkeypatch.setattr(backend._link, "send", sent.append)
+    backend.open(None)
+    first = identity()
+
+    def order(who: Identity) -> dict[str, Any]:
+        request = RunRequest(id=str(uuid.uuid4()), identity=who, workload={}, air=air)
+        backend.order(request, queued(request.id, who, limits={}, log_file=None))
+        return sent[-1].card
+
+    async def taken_by(host: HostRuns, card: dict[str, Any]) -> dict[str, Any]:
+        with contextlib.suppress(ApplicationError):  # its backend orders nothing
+            await ActivityEnvironment().run(host.run, card)
+        end = record(RunState.KILLED, card["id"], Identity(**card["identity"]), peak_memory_bytes=1 << 30)
+        return await host._document(end, card)
+
+    def host(name: str) -> HostRuns:
+        (folder := tmp_path / name).mkdir()
+        idle = Backend(folder)
+        idle.error = AirExecutorError("not here")
+        return HostRuns(cast(Any, idle), SETTINGS, name, "q@one", str(folder), 1.0)
+
+    one, two = host("one"), host("two")
+    one._store.learned.note_memory_end(first, 1 << 30)  # as the runner does
+    card = order(first)
+    assert card["learned"] == {"ends": [], "peaks": []}
+    end = asyncio.run(taken_by(one, card))
+    backend._take([{"id": card["id"], "end": end}])
+    assert [each.state for each in backend.take_ends()] == [RunState.KILLED]
+    second = dataclasses.replace(first, try_number=2, workload_id=str(uuid.uuid4()))
+    asyncio.run(taken_by(two, order(second)))
+    assert two._store.learned.memory_ends(second) == 1
+    assert two._store.learned.peaks(second) == [1 << 30]

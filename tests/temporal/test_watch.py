@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
 
-from air_executor.runs.record import Identity
+from air_executor.runs.ordered import OrderedRuns
+from air_executor.runs.record import Identity, queued
 from air_executor.temporal import cards
 from air_executor.temporal.asking import Known
 from air_executor.temporal.dag_runs import DagRuns
-from air_executor.temporal.link import Beat, Link, Seen
+from air_executor.temporal.link import Beat, Link, Order, Seen
 from air_executor.temporal.settings import Settings
 from air_executor.temporal.watch import LiveRun, Watch
 from air_executor.temporal.workflow import AGAIN
 
-WHO = Identity(kind="task", name="t", workload_id="w", dag_id="d", dag_run_id="r", task_id="t", try_number=1)
+WHO = Identity(
+    kind="task", name="t", workload_id=str(uuid.UUID(int=1)), dag_id="d", dag_run_id="r", task_id="t", try_number=1
+)
 ROOT = cards.workflow_id(WHO)
 NEXT = f"{ROOT}~2"
 
@@ -38,10 +43,12 @@ class FakeLink:
     """Temporal, with these workflows. The last execution of each is the one that counts."""
 
     queue = "executor"
+    is_away = False
 
     def __init__(self, **executions: Execution) -> None:
         self.workflows = {{"root": ROOT, "next": NEXT}[name]: each for name, each in executions.items()}
         self.sent: list[tuple[str, str, list[Any]]] = []
+        self.unserved: set[str] = set()
 
     async def look(self, workflow_id: str, execution: str) -> Seen | None:
         found = self.workflows.get(workflow_id)
@@ -58,7 +65,7 @@ class FakeLink:
         return None if (found := self.workflows.get(workflow_id)) is None else found.id
 
     async def served(self, queues: set[str]) -> set[str]:
-        return queues
+        return queues - self.unserved
 
     def send(self, message: Any) -> None:
         self.sent.append((message.workflow_id, message.name, message.arguments))
@@ -72,6 +79,7 @@ class Seeing:
     dag_runs: DagRuns = field(default_factory=DagRuns)
     ends: dict[str, dict[str, Any]] = field(default_factory=dict)
     hosts: dict[str, str] = field(default_factory=dict)
+    waits: list[tuple[str, str]] = field(default_factory=list)
 
     def look(self) -> None:
         asyncio.run(self.watch.look())
@@ -95,6 +103,7 @@ def see() -> Callable[..., Seeing]:
             lambda: dict(live),
             end,
             is_on,
+            lambda run_id, why: seeing.waits.append((run_id, why)),
             dag_runs.add_successor,
             lambda *_: verdict,
             lambda *_: True,
@@ -159,8 +168,42 @@ def test_an_executor_that_begins_orders_where_the_former_did() -> None:
     for workflow_id in (f"{ROOT}~10", ROOT, f"{ROOT}~9", f"{ROOT}~x"):
         dag_runs.add("d", "r", workflow_id)
     assert dag_runs.workflow_id(WHO) == f"{ROOT}~10"
-    other = Identity(kind="task", name="t", workload_id="w", dag_id="d", dag_run_id="r~7", task_id="t", try_number=1)
+    other = Identity(
+        kind="task",
+        name="t",
+        workload_id=str(uuid.UUID(int=1)),
+        dag_id="d",
+        dag_run_id="r~7",
+        task_id="t",
+        try_number=1,
+    )
     dag_runs.add("d", "r~7", cards.workflow_id(other))  # a run's own id may look like that
     assert dag_runs.workflow_id(other) == f"{ROOT}~7"
     assert dag_runs.remove("d", "r") == {f"{ROOT}~10", ROOT, f"{ROOT}~9", f"{ROOT}~x"}
     assert dag_runs.workflow_id(WHO) == ROOT
+
+
+def test_who_waits_is_told_once_for_each_reason(see: Callable[..., Seeing]) -> None:
+    order = Order(ROOT, {}, {}, 0, lambda _: None)
+    seeing = see({"run": LiveRun(WHO, ROOT, order)})
+    seeing.link.is_away = True
+    seeing.look()
+    seeing.look()
+    assert [why[:28] for _, why in seeing.waits] == ["Temporal can't be reached; t"]
+    seeing.link.is_away = False
+    seeing.link.unserved = {"airflow.default"}
+    seeing.look()
+    seeing.look()
+    assert [run_id for run_id, _ in seeing.waits] == ["run", "run"]
+    assert seeing.waits[1][1] == "no worker serves queue default: air-executor worker --queues default"
+
+
+def test_a_record_says_why_its_run_waits_until_it_begins(tmp_path: Path) -> None:
+    store = OrderedRuns.of(tmp_path)
+    store.prepare()
+    store.create(record := queued(str(uuid.uuid4()), WHO, limits={}, log_file=None))
+    store.note_wait(record.id, "no worker serves queue a")
+    assert store.read(record.id).reason == "it waits: no worker serves queue a"
+    store.note_host(record.id, "host-1")
+    store.note_wait(record.id, "too late")
+    assert store.read(record.id).reason is None and store.read(record.id).host == "host-1"

@@ -261,6 +261,17 @@ INTERNALS: dict[str, list[Internal]] = {
             "airflow.models.taskinstancehistory", "TaskInstanceHistory.task_instance_id TaskInstanceHistory.hostname"
         ),
     ],
+    "Serving logs": [
+        Internal("airflow.utils.serve_logs.log_server:create_app", takes="", says='"/log",'),
+        Internal("airflow.utils.serve_logs.log_server:JWTAuthStaticFiles.validate_jwt_token", takes="self request"),
+        Internal("airflow.utils.serve_logs.core:serve_logs", takes="port", says='host="",'),
+        Internal("airflow.api_fastapi.auth.tokens:JWTValidator.avalidated_claims", takes="self unvalidated"),
+        *_all(
+            "airflow.api_fastapi.auth.tokens",
+            "JWTValidator#secret_key JWTValidator#algorithm JWTValidator#audience JWTValidator#issuer "
+            "JWTValidator#required_claims JWTValidator#leeway",
+        ),
+    ],
     "Requests that are retried": [
         Internal("airflow.sdk.api.client:Client.request", takes="self args kwargs"),
         Internal("airflow.sdk.api.client:ServerResponseError"),
@@ -444,6 +455,12 @@ SOURCES: dict[str, str] = {
     "airflow.executors.workloads:ExecuteTask.generate_token": "- 003e470fb971 003e470fb971",
     "airflow._shared.observability.metrics.stats:_get_backend": "- - 6f4ccf6ec584",
     "airflow.sdk._shared.observability.metrics.stats:_get_backend": "- - 6f4ccf6ec584",
+    "airflow.utils.serve_logs.log_server:create_app": "561371ec2a0b 561371ec2a0b 561371ec2a0b",
+    "airflow.utils.serve_logs.log_server:JWTAuthStaticFiles.validate_jwt_token": (
+        "1ce72528a166 984bb92f1af5 984bb92f1af5"
+    ),
+    "airflow.utils.serve_logs.core:serve_logs": "38725c3ea583 a0be56212c4c a0be56212c4c",
+    "airflow.api_fastapi.auth.tokens:JWTValidator.avalidated_claims": "15ff50bd0a1f 4d0690e8bb7a 685b973e310a",
 }
 
 #: What stands in SOURCES.
@@ -451,7 +468,8 @@ _BEHAVIOUR = (
     "ActivitySubprocess. WatchedSubprocess. :_subprocess_main :_fork_main :make_buffered_socket_reader :forward_to_log "
     ":_configure_logs_over_json_channel :load_remote_log_handler :dispose_orm :reset_secrets_masker :finalize "
     "task_runner:main :_ResponseFrame.as_bytes :_get_backend :_secrets_masker without_heartbeats :Client.request "
-    "_instances_to_queued :get_signing_args :JWTReissueMiddleware. .on_kill .generate_token"
+    "_instances_to_queued :get_signing_args :JWTReissueMiddleware. .on_kill .generate_token "
+    ":create_app .validate_jwt_token :serve_logs .avalidated_claims"
 ).split()
 
 

@@ -70,3 +70,17 @@ def test_a_folder_that_can_not_be_written_is_said(tmp_path: Path) -> None:
     assert notes.peaks(identity()) == []
     with pytest.raises(StateDirError):
         notes.note_peak(identity(), 1)
+
+
+def test_what_one_host_knows_is_known_to_the_next(tmp_path: Path) -> None:
+    executor, first, second = (Learned(tmp_path / name) for name in ("executor", "first", "second"))
+    one = identity()
+    two = dataclasses.replace(one, try_number=2)
+    first.take(one, executor.document(one))
+    first.note_memory_end(one, 5)
+    executor.take(one, {"ends": first.ends(one), "peaks": []})
+    executor.note_peak(one, 5)
+    second.take(two, executor.document(two))
+    assert (second.memory_ends(two), second.peaks(two)) == (1, [5])
+    second.take(two, {"ends": [], "peaks": []})  # of an executor that knows less
+    assert (second.memory_ends(two), second.peaks(two)) == (1, [5])
