@@ -20,7 +20,9 @@ from temporalio.service import RPCError, RPCStatusCode
 from air_executor.errors import AirExecutorError, ProtocolError, StateDirError
 from air_executor.guard import Guard
 from air_executor.machine import system
+from air_executor.machine.sizes import mebibytes
 from air_executor.runs import record as runs
+from air_executor.runs import usage
 from air_executor.runs.backend import RunBackend
 from air_executor.runs.record import UNWANTED, RunRecord
 from air_executor.runs.store import RunStore
@@ -223,6 +225,8 @@ class HostRuns:
 
     def _beat(self, card: dict[str, Any]) -> None:
         details = {"host": self._host, "machine": system.host(), "queue": self._queue, "task": card["summary"]}
+        if (point := usage.last_point(self._backend.folder(card["id"]))) is not None:
+            details.update(memory=mebibytes(point.memory_bytes), cpu=f"{point.cpu_s:.1f} s")  # for people
         activity.heartbeat(details)
 
     def _detached(self) -> ApplicationError:

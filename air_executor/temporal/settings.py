@@ -35,6 +35,11 @@ MAX_ORDER = 1_500_000
 #: The token of an order is valid for so much longer than the order may wait, in seconds.
 _MARGIN_S = 600.0
 
+_NO_TEMPORAL = (
+    ". What answers there is no Temporal, or wants TLS: the address is that of Temporal's gRPC port, 7233 by default, "
+    "not that of its UI"
+)
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -134,7 +139,9 @@ class Settings:
             return client
         except (RuntimeError, RPCError, OSError, ValueError) as error:
             how = "with TLS" if found.get("tls") or found.get("api_key") else "without TLS"
-            raise ConfigError(f"Temporal at {found['target_host']}, {how}, cannot be used: {error}") from None
+            is_strange = "after connection" in str(error) and "transport::Error" in str(error)
+            hint = _NO_TEMPORAL if is_strange else ""
+            raise ConfigError(f"Temporal at {found['target_host']}, {how}, cannot be used: {error}{hint}") from None
 
     def seal(self, data: bytes) -> str:
         """Return data so that only who has a key can read it."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import datetime
+import http.server
 import ipaddress
 import json
 import os
@@ -139,3 +140,14 @@ def test_what_is_wrong_is_one_line_that_says_where_and_how(gate: Gate, authority
         assert gate.address in line and how in line and "cannot be used" in line
     done = ask(gate, tmp_path, **missing)
     assert done.returncode == 2 and "missing.pem" in done.stderr and len(done.stderr.strip().splitlines()) == 1
+
+
+def test_the_port_of_the_ui_is_not_that_of_temporal(gate: Gate, tmp_path: Path) -> None:
+    handler = http.server.SimpleHTTPRequestHandler
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as page:
+        threading.Thread(target=page.serve_forever, daemon=True).start()
+        address = f"127.0.0.1:{page.server_address[1]}"
+        done = ask(gate, tmp_path, TEMPORAL_ADDRESS=address)
+        page.shutdown()
+    (line,) = done.stderr.strip().splitlines()
+    assert done.returncode == 2 and address in line and "gRPC port, 7233 by default, not that of its UI" in line
