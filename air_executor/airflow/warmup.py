@@ -61,7 +61,7 @@ def warm_up(modules: Iterable[str]) -> None:
                 importlib.import_module(name)
             except ImportError as error:
                 print(f"not preloaded: {name}: {error}", flush=True)
-    attempt(share_type_adapters, logs.share_log_setup, _leave_database)
+    attempt(share_type_adapters, logs.share_log_setup, _leave_database, _find_certificates)
     with logs.loggers_of_tasks():
         for name in modules:
             try:
@@ -69,6 +69,16 @@ def warm_up(modules: Iterable[str]) -> None:
             except Exception:
                 print(f"[air_executor] preload: {name} cannot be imported; tasks will try themselves.", flush=True)
                 traceback.print_exc()
+
+
+def _find_certificates() -> None:
+    """Have ``certifi``, which Airflow imports, find its file: packages that make requests do so when they are imported.
+
+    It would be a change that they make, and they could not be imported ahead.
+    """
+    import certifi
+
+    certifi.where()
 
 
 def share_type_adapters() -> None:

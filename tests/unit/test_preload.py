@@ -10,9 +10,11 @@ import os
 import platform
 import signal
 import socket
+import subprocess
 import sys
 import sysconfig
 import tempfile
+import textwrap
 import uuid
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -477,3 +479,16 @@ def test_a_task_with_variables_of_its_own_finds_nothing_imported_ahead(
 
 def test_a_verdict_without_a_reason_is_not_cheap() -> None:
     assert not Verdict("p", ["p"], 1.0, None, "").is_cheap
+
+
+@pytest.mark.core
+def test_what_makes_requests_is_imported_ahead_where_airflow_is() -> None:
+    """Airflow imports ``certifi``, and ``requests`` has that find its file."""
+    look = """
+        from air_executor.airflow import warmup
+        from air_executor.launcher.preload.trial import hold
+        warmup.warm_up(())
+        print("refused:", hold(["requests"]).refused)
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(look)], capture_output=True, text=True, timeout=400)
+    assert done.stdout.splitlines()[-1:] == ["refused: None"], done.stdout + done.stderr
