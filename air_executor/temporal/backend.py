@@ -389,7 +389,10 @@ class TemporalBackend:
 
     async def _look(self) -> None:
         """Look for open workflows of former executors once, and after live runs regularly; remove old records."""
-        await self._link.connected.wait()
+        while not self._link.connected.is_set():
+            self._watch.tell_if_away()
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._link.connected.wait(), WATCH_S)
         has_found = False
         prune_s = 0.0
         while True:

@@ -93,10 +93,7 @@ class Watch:
         """Look once."""
         live = self._live()
         self._told = {run_id: why for run_id, why in self._told.items() if run_id in live}
-        if self._link.is_away:
-            for run_id, run in live.items():
-                if run.order is not None and run.execution is None:
-                    self._tell(run_id, "Temporal can't be reached; the order waits until it can")
+        self.tell_if_away()
         with self._guard("Looking for queues that nobody serves"):
             await self._warn_of_queues(live)
         executions: dict[tuple[str, str], list[str]] = {}
@@ -115,6 +112,13 @@ class Watch:
 
         await asyncio.gather(*(look_at(*key, run_ids) for key, run_ids in executions.items()))
         self._forgotten = {run_id: since_s for run_id, since_s in self._forgotten.items() if run_id in live}
+
+    def tell_if_away(self) -> None:
+        """Tell that orders wait because Temporal can't be reached."""
+        if self._link.is_away:
+            for run_id, run in self._live().items():
+                if run.order is not None and run.execution is None:
+                    self._tell(run_id, "Temporal can't be reached; the order waits until it can")
 
     def forget(self, run_id: str) -> None:
         """Note that Temporal does not know a run that was taken over; the next look does what is right for it."""
