@@ -9,6 +9,7 @@ import signal
 
 import pytest
 
+from air_executor.airflow.admission import WAITS_EVENT
 from air_executor.runs.record import RunRecord
 from air_executor.temporal.workflow import MOST_EVENTS
 from tests.support.airflow_env import Airflow
@@ -39,6 +40,15 @@ def test_orders_wait_for_a_worker_and_dag_runs_become_workflows(airflow: Airflow
     run = airflow.api.trigger("example_dag", run_id="first")
     wait_for(lambda: temporal.has("airflow-example_dag-first"), "the workflow")
     wait_for(lambda: "No worker serves queue airflow-tasks.default" in airflow.log_of("scheduler"), "a warning")
+    why = "no worker serves queue default: air-executor worker --queues default"
+    (first,) = [ti["task_id"] for ti in run.instances() if ti["state"] == "queued"]
+
+    def told() -> list[str]:
+        return [event["extra"] for event in run.events(first) if event["event"] == WAITS_EVENT]
+
+    assert why in wait_for(told, "the audit log to say why it waits")[0]
+    shown = airflow.run("air-executor", "show", "--dag", "example_dag", "--task", first, "--run", "first").stdout
+    assert f"it waits: {why}" in " ".join(shown.split())
     worker = Worker(airflow, "one")
     worker.start()
     assert run.wait() == "success"

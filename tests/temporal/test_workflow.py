@@ -118,6 +118,33 @@ async def history_of(
         return handle, await handle.fetch_history()
 
 
+async def serve(client: Client, hosts: Hosts, work: Callable[[], Awaitable[None]]) -> None:
+    """Do something while workflows and activities are executed."""
+    ours = Worker(client, task_queue="ours", workflows=[DagRunWorkflow], activities=[hosts.tell], debug_mode=True)
+    async with ours, Worker(client, task_queue="tasks", activities=[hosts.run]):
+        await work()
+
+
+async def send(client: Client, workflow_id: str, batch: list[dict[str, Any]], **header: Any) -> None:
+    """Order runs as an executor does."""
+    await client.start_workflow(
+        NAME,
+        {"dag": "d", "dag_run": "r", "rules": RULES, **header},
+        id=workflow_id,
+        task_queue="ours",
+        start_signal="order",
+        start_signal_args=["ours", batch],
+    )
+
+
+async def until(condition: Callable[[], Any], what: str) -> None:
+    for _ in range(3000):
+        if condition():
+            return
+        await asyncio.sleep(0.1)
+    raise AssertionError(f"still waiting for {what}")
+
+
 def test_ends_are_told_once_and_history_is_short(temporal: Temporal) -> None:
     hosts = Hosts()
     batch = cards(200)
@@ -163,76 +190,33 @@ def test_a_successor_that_is_gone_or_there_already_loses_no_order(temporal: Temp
 
     async def run() -> list[WorkflowHistory]:
         client = await Client.connect(temporal.address)
-        hosts = Hosts()
+        hosts, root = Hosts(), f"airflow-{uuid.uuid4()}"
         hosts.release.clear()
-        ours = Worker(client, task_queue="ours", workflows=[DagRunWorkflow], activities=[hosts.tell], debug_mode=True)
-        tasks = Worker(client, task_queue="tasks", activities=[hosts.run])
-        root = f"airflow-{uuid.uuid4()}"
         batches = [cards(3) for _ in range(4)]
+        handles = [client.get_workflow_handle(each) for each in (root, f"{root}~2")]
 
         async def order(batch: list[dict[str, Any]]) -> None:
-            await client.start_workflow(
-                NAME,
-                {"dag": "d", "dag_run": "r", "most_events": 8},
-                id=root,
-                task_queue="ours",
-                start_signal="order",
-                start_signal_args=["ours", batch],
-            )
-            for _ in range(3000):
-                if set(hosts.begun) >= {card["id"] for card in batch}:
-                    return
-                await asyncio.sleep(0.1)
-            raise AssertionError("an order was lost")
+            await send(client, root, batch, most_events=8)
+            await until(lambda: set(hosts.begun) >= {card["id"] for card in batch}, "an order to begin")
 
-        async with ours, tasks:
+        async def work() -> None:
             await order(batches[0])
             await order(batches[1])  # its successor's
-            await client.get_workflow_handle(f"{root}~2" if gone == "successor" else root).terminate()
+            await handles[gone == "successor"].terminate()
             await order(batches[2])
             await order(batches[3])
             hosts.release.set()
             lost = batches[1] if gone == "successor" else batches[0]
             left = {card["id"] for batch in batches for card in batch} - {card["id"] for card in lost}
-            for _ in range(3000):
-                if hosts.told.keys() >= left:
-                    break
-                await asyncio.sleep(0.1)
-            assert hosts.told.keys() >= left
-            await client.get_workflow_handle(root).signal("close", "success")
-            handles = [client.get_workflow_handle(each) for each in (root, f"{root}~2")]
+            await until(lambda: hosts.told.keys() >= left, "the ends")
+            await handles[0].signal("close", "success")
             assert [await handle.result() for handle in handles] == ["success", "success"]
-            return [await handle.fetch_history() for handle in handles]
+
+        await serve(client, hosts, work)
+        return [await handle.fetch_history() for handle in handles]
 
     for history in asyncio.run(run()):
         replay(history)
-
-
-async def serve(client: Client, hosts: Hosts, work: Callable[[], Awaitable[None]]) -> None:
-    """Do something while workflows and activities are executed."""
-    ours = Worker(client, task_queue="ours", workflows=[DagRunWorkflow], activities=[hosts.tell], debug_mode=True)
-    async with ours, Worker(client, task_queue="tasks", activities=[hosts.run]):
-        await work()
-
-
-async def send(client: Client, workflow_id: str, batch: list[dict[str, Any]], **header: Any) -> None:
-    """Order runs as an executor does."""
-    await client.start_workflow(
-        NAME,
-        {"dag": "d", "dag_run": "r", "rules": RULES, **header},
-        id=workflow_id,
-        task_queue="ours",
-        start_signal="order",
-        start_signal_args=["ours", batch],
-    )
-
-
-async def until(condition: Callable[[], Any], what: str) -> None:
-    for _ in range(3000):
-        if condition():
-            return
-        await asyncio.sleep(0.1)
-    raise AssertionError(f"still waiting for {what}")
 
 
 def test_an_order_that_comes_while_its_workflow_is_cancelled_is_executed(temporal: Temporal) -> None:
