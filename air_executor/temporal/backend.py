@@ -9,12 +9,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import socket
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import TimeoutError as FutureTimeoutError
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -23,7 +20,7 @@ import orjson
 from temporalio.exceptions import TemporalError
 
 from air_executor.config import Config
-from air_executor.errors import AirExecutorError, RecordError, StateDirError
+from air_executor.errors import AirExecutorError
 from air_executor.guard import Guard
 from air_executor.launcher.client.claims import Claims
 from air_executor.runs import limits as task_limits
@@ -31,8 +28,9 @@ from air_executor.runs.backend import Boundless, EveryGpu, RunRequest
 from air_executor.runs.ordered import OrderedRuns
 from air_executor.runs.pruning import prune
 from air_executor.runs.record import UNWANTED, Identity, RunRecord, RunState, moment, queued
-from air_executor.temporal import cards, job_files
+from air_executor.temporal import cards
 from air_executor.temporal.dag_runs import DagRuns
+from air_executor.temporal.followed import Followed
 from air_executor.temporal.link import Link, Order, Signal
 from air_executor.temporal.settings import Settings
 from air_executor.temporal.watch import WATCH_S, LiveRun, Watch
@@ -73,12 +71,13 @@ class TemporalBackend:
         self._settings = settings
         self._store = OrderedRuns.of(config.state_dir)
         self._claims = Claims(self._store)
+        self._followed = Followed(self._store, settings)
         self._link = Link(settings, self._take, lambda who, silent_s: judge(Identity(**who), silent_s))
         self._dag_runs = DagRuns()
         self._watch = Watch(
             self._link,
             settings,
-            self._seen,
+            self._followed.live,
             self._take,
             self._note_host,
             self._note_wait,
@@ -88,18 +87,10 @@ class TemporalBackend:
         )
         self.gpus = EveryGpu()
         self.room = Boundless()  # each host has its slots
-        self._lock = threading.Lock()
-        #: Followed runs that have not ended.
-        self._live: dict[str, LiveRun] = {}
-        #: Ends that nobody has taken yet.
-        self._ended: dict[str, RunRecord] = {}
         #: Temporal is not asked before this moment, on the monotonic clock: it did not answer.
         self._ask_at_s = 0.0
         #: The workflows of runs that :meth:`adopt` has found.
         self._found: dict[str, str] = {}
-        self._ours, self._theirs = socket.socketpair()
-        self._ours.setblocking(False)
-        self._theirs.setblocking(False)
         self._tell_wait = waits
         self._guard = Guard(log)
 
@@ -128,8 +119,7 @@ class TemporalBackend:
         """See :meth:`air_executor.runs.backend.RunBackend.close`."""
         self._link.close()
         self._claims.end()
-        for end in (self._ours, self._theirs):
-            end.close()
+        self._followed.close()
 
     # Orders
 
@@ -153,7 +143,7 @@ class TemporalBackend:
         self._link.send(order)
 
     def _note_execution(self, run_id: str, execution: str) -> None:
-        if (run := self._live.get(run_id)) is not None:
+        if (run := self._followed.get(run_id)) is not None:
             run.execution = execution
 
     def _header(self, who: Identity) -> dict[str, Any]:
@@ -166,19 +156,18 @@ class TemporalBackend:
         return {name: value for name, value in header.items() if value is not None}
 
     def _note(self, record: RunRecord, workflow_id: str, order: Order | None = None) -> None:
-        with self._lock:
-            self._live[record.id] = LiveRun(record.identity, workflow_id, order)
+        self._followed.add(record.id, LiveRun(record.identity, workflow_id, order))
         self._dag_runs.add(record.identity.dag_id, record.identity.dag_run_id, workflow_id)
 
     def stop(self, run_id: str, reason: str, *, unwanted: bool = False) -> None:
         """See :meth:`air_executor.runs.backend.RunBackend.stop`."""
-        if (run := self._live.get(run_id)) is not None:
+        if (run := self._followed.get(run_id)) is not None:
             run.is_stopping = True
             self._link.send(Signal(run.workflow_id, "stop", [run_id, reason, unwanted]))
 
     def is_stopping(self, run_id: str) -> bool:
         """See :meth:`air_executor.runs.backend.RunBackend.is_stopping`."""
-        return (run := self._live.get(run_id)) is not None and run.is_stopping
+        return (run := self._followed.get(run_id)) is not None and run.is_stopping
 
     def kill(self, run_id: str) -> None:
         """See :meth:`air_executor.runs.backend.RunBackend.kill`: its host kills what does not end."""
@@ -194,16 +183,12 @@ class TemporalBackend:
 
     def open_dag_runs(self) -> list[tuple[str, str]]:
         """Return the DAG runs, as DAG and run id, that have a workflow and no live run here."""
-        return self._dag_runs.without({run.workflow_id for run in self._seen().values()})
+        return self._dag_runs.without({run.workflow_id for run in self._followed.live().values()})
 
     def close_dag_run(self, dag_id: str, dag_run_id: str, state: str) -> None:
         """End a DAG run's workflow, with the state of the DAG run."""
         for workflow_id in self._dag_runs.remove(dag_id, dag_run_id):
             self._link.send(Signal(workflow_id, "close", [state]))
-
-    def _seen(self) -> dict[str, LiveRun]:
-        with self._lock:
-            return dict(self._live)
 
     # Taking over
 
@@ -240,7 +225,7 @@ class TemporalBackend:
         """See :meth:`air_executor.runs.backend.RunBackend.follow`."""
         self._claims.claim(record.id)
         if record.state.is_end:
-            self._end(record)
+            self._followed.end(record)
             return
         workflow_id = self._found.pop(record.id, None) or cards.workflow_id(record.identity)
         self._note(record, workflow_id)
@@ -274,12 +259,12 @@ class TemporalBackend:
 
     def is_alive(self, workload_id: str) -> bool:
         """See :meth:`air_executor.runs.backend.RunBackend.is_alive`."""
-        runs = [run for run in self._seen().values() if run.identity.workload_id == workload_id]
+        runs = [run for run in self._followed.live().values() if run.identity.workload_id == workload_id]
         return any(run.last_beat_s() is not None for run in runs)
 
     def last_beat_s(self, run_id: str) -> float | None:
         """See :meth:`air_executor.runs.backend.RunBackend.last_beat_s`: as its host tells Temporal."""
-        return None if (run := self._live.get(run_id)) is None else run.last_beat_s()
+        return None if (run := self._followed.get(run_id)) is None else run.last_beat_s()
 
     def launchers(self) -> None:
         """See :meth:`air_executor.runs.backend.RunBackend.launchers`: each host has metrics of its own."""
@@ -288,15 +273,11 @@ class TemporalBackend:
 
     def ends(self) -> list[str]:
         """See :meth:`air_executor.runs.backend.RunBackend.ends`."""
-        return list(self._ended)
+        return self._followed.ended()
 
     def take_ends(self) -> list[RunRecord]:
         """See :meth:`air_executor.runs.backend.RunBackend.take_ends`."""
-        with contextlib.suppress(BlockingIOError):
-            self._ours.recv(1 << 12)
-        with self._lock:
-            ended, self._ended = self._ended, {}
-        return list(ended.values())
+        return self._followed.take()
 
     def acknowledge(self, record: RunRecord) -> RunRecord:
         """See :meth:`air_executor.runs.backend.RunBackend.acknowledge`."""
@@ -304,11 +285,11 @@ class TemporalBackend:
 
     def has_news(self) -> bool:
         """See :meth:`air_executor.runs.backend.RunBackend.has_news`."""
-        return bool(self._ended)
+        return bool(self._followed.ended())
 
     def fileno(self) -> int | None:
         """See :meth:`air_executor.runs.backend.RunBackend.fileno`."""
-        return self._ours.fileno()
+        return self._followed.fileno()
 
     def due_in_s(self) -> float | None:
         """See :meth:`air_executor.runs.backend.RunBackend.due_in_s`."""
@@ -317,12 +298,12 @@ class TemporalBackend:
     # In the link's thread
 
     def _note_wait(self, run_id: str, why: str) -> None:
-        if run_id in self._live:
+        if self._followed.get(run_id) is not None:
             self._tell_wait(run_id, why)
             self._store.note_wait(run_id, why)
 
     def _note_host(self, run_id: str, host: str) -> None:
-        if run_id in self._live:
+        if self._followed.get(run_id) is not None:
             self._store.note_host(run_id, host)
 
     def _take(self, ends: list[dict[str, Any]]) -> None:
@@ -330,62 +311,19 @@ class TemporalBackend:
         failed: Exception | None = None
         for each in ends:
             run_id = str(each["id"])
-            if run_id not in self._live:
+            if (run := self._followed.get(run_id)) is None:
                 continue
             try:
                 if each["end"].get("is_unknown"):
                     self._watch.forget(run_id)
                     continue
                 if (successor := each.get("next")) is not None:
-                    self._dag_runs.add_successor(self._live[run_id].identity, successor)
-                try:
-                    record = self._ended_record(run_id, each["end"])
-                except StateDirError:
-                    raise  # as with a full disk: it is told again
-                except (AirExecutorError, KeyError, ValueError, TypeError, AttributeError) as error:
-                    reason = f"what its host says of its end can't be understood: {error}"
-                    record = self._ended_record(run_id, {"state": "failed", "reason": reason})
-                self._end(self._store.write(record))
+                    self._dag_runs.add_successor(run.identity, successor)
+                self._followed.end_as_told(run_id, run, each["end"])
             except Exception as error:
                 failed = error  # the others first
         if failed is not None:
             raise failed
-
-    def _ended_record(self, run_id: str, end: dict[str, Any]) -> RunRecord:
-        end, files = job_files.without_files(end, self._settings)
-        ends_of_memory = end.pop("memory_ends", None)
-        try:
-            record = self._store.read(run_id)
-        except RecordError:
-            record = queued(run_id, self._live[run_id].identity, limits={}, log_file=None)
-            if not self._store.has(run_id):  # somebody has removed it
-                self._store.prepare()
-                self._store.create(record)
-        if "version" in end:
-            if files and not record.state.is_end:
-                job_files.keep(files, self._store.path(run_id), record.log_file)
-            record = replace(RunRecord.from_document(end), log_file=record.log_file)
-            if ends_of_memory is not None:
-                self._learn(record, ends_of_memory)
-            return record
-        if record.state.is_end:
-            return record
-        outcome = UNWANTED if end.get("unwanted") else None
-        return record.advance(RunState(end["state"]), reason=end["reason"], outcome=outcome)
-
-    def _learn(self, record: RunRecord, memory_ends: list[int]) -> None:
-        """Remember how much memory a run has held, for the next one, wherever that is."""
-        with contextlib.suppress(StateDirError):  # on a full disk: the next one has this one's limit
-            self._store.learned.take(record.identity, {"ends": memory_ends, "peaks": []})
-            if record.peak_memory_bytes:
-                self._store.learned.note_peak(record.identity, record.peak_memory_bytes)
-
-    def _end(self, record: RunRecord) -> None:
-        with self._lock:
-            self._live.pop(record.id, None)
-            self._ended[record.id] = record
-        with contextlib.suppress(OSError):  # it is readable already, or closed
-            self._theirs.send(b"!")
 
     async def _look(self) -> None:
         """Look for open workflows of former executors once, and after live runs regularly; remove old records."""
@@ -413,7 +351,12 @@ class TemporalBackend:
         days, runs = self._config.keep_days, self._config.keep_runs
         for record in self._store.open_records():
             is_old = str(record.queued_at) < moment(time.time() - days * 86400)
-            if is_old and not record.state.is_end and record.id not in self._live and not self._is_known(record):
+            if (
+                is_old
+                and not record.state.is_end
+                and self._followed.get(record.id) is None
+                and not self._is_known(record)
+            ):
                 reason = "nobody here has heard of its end"
                 self._store.mark_reported(self._store.write(record.advance(RunState.LOST, reason=reason)))
         prune(self._store, keep_days=days, keep_runs=runs)
