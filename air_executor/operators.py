@@ -34,6 +34,9 @@ POLL_S = 1.0
 #: Placeholders that the job fills in itself: results of other tasks, and items.
 _FILLED_IN = re.compile(r"\$\{(tasks\.|item\})")
 
+#: The arguments of a trigger, which its events have, too.
+_ARGUMENTS = ("job_name", "state_dir", "owner")
+
 #: The method that Airflow names in place of ``resume`` when a trigger failed or timed out.
 _DEFERRAL_FAILED = "__fail__"
 
@@ -56,6 +59,27 @@ def results_of(state_dir: str | Path, name: str, owner: Owner | None = None) -> 
     if found.job.state is not JobState.COMPLETED:
         raise JobError(describe_failures(found))
     return found.values
+
+
+def defer(task: BaseOperator, trigger: AirJobTrigger, until_s: float | None) -> NoReturn:
+    """Defer a task until a job has ended.
+
+    SQLite gives the ids of deleted triggers to new ones, and Airflow tells events by them. So the task may be woken by
+    the event of a former try, or of another task, whose trigger was about to end. What it waits for comes back with the
+    event, see :func:`is_event_of`.
+
+    :param until_s: until when it may take, in seconds since the epoch.
+    """
+    timeout = None if until_s is None else timedelta(seconds=max(1.0, until_s - time.time()))
+    waits_for = {"waits_for": trigger.serialize()[1], "until_s": until_s}
+    task.defer(trigger=trigger, method_name="resume", kwargs=waits_for, timeout=timeout)
+
+
+def is_event_of(event: Any, waits_for: Mapping[str, Any]) -> bool:
+    """Tell whether an event is that of the trigger with these arguments."""
+    return isinstance(event, Mapping) and {name: event.get(name) for name in _ARGUMENTS} == {
+        name: waits_for.get(name) for name in _ARGUMENTS
+    }
 
 
 class AirJobOperator(BaseOperator):
@@ -117,7 +141,6 @@ class AirJobOperator(BaseOperator):
         self.deferrable = deferrable
         self._claim: Claim | None = None
         self._is_killed = False
-        self._is_noted = False
 
     def execute(self, context: Context) -> Any:
         """Submit the job and wait."""
@@ -147,18 +170,23 @@ class AirJobOperator(BaseOperator):
         if self._is_killed:
             self.on_kill()  # it was called before there was a job
         if self.deferrable:
-            self._defer(state_dir, name, claim.owner, owner.instance)
+            owned_by = claim.owner.to_document() if claim.owner else None
+            limit = self.execution_timeout
+            until_s = time.time() + limit.total_seconds() if isinstance(limit, timedelta) else None
+            trigger = AirJobTrigger(job_name=name, state_dir=state_dir, owner=owned_by)
+            self._defer(owner.instance, trigger, until_s)
         self._work(state_dir, Progress(store, name))
         return results_of(state_dir, name, claim.owner)
 
-    def _defer(self, state_dir: str, name: str, owner: Owner | None, instance: str) -> NoReturn:
-        """Wait for the job in the triggerer."""
-        timeout = self.execution_timeout if isinstance(self.execution_timeout, timedelta) else None
-        if owner is not None:
-            write_note(state_dir_of(None), instance, state_dir, name, owner)
-        owned_by = owner.to_document() if owner else None
-        trigger = AirJobTrigger(job_name=name, state_dir=state_dir, owner=owned_by)
-        self.defer(trigger=trigger, method_name="resume", timeout=timeout)
+    def _defer(self, instance: str, trigger: AirJobTrigger, until_s: float | None) -> NoReturn:
+        """Wait for the job in the triggerer.
+
+        :param instance: this task instance.
+        :param until_s: at most until then, in seconds since the epoch.
+        """
+        if (owner := Owner.from_document(trigger.owner)) is not None:
+            write_note(state_dir_of(None), instance, trigger.state_dir, trigger.job_name, owner)
+        defer(self, trigger, until_s)
 
     def _work(self, state_dir: str, progress: Progress) -> None:
         """Work on the job, or wait for its manager, and log its progress, until it has ended."""
@@ -178,24 +206,23 @@ class AirJobOperator(BaseOperator):
             except ManagedError:
                 time.sleep(POLL_S)  # another manager works on it; should it die, this one takes over
 
-    def resume(self, context: Context, event: dict[str, Any]) -> Any:
+    def resume(
+        self, context: Context, event: Any, waits_for: dict[str, Any] | None = None, until_s: float | None = None
+    ) -> Any:
         """Continue after the deferral.
 
-        SQLite gives the ids of deleted triggers to new ones, and Airflow tells events by them. So the event may be that
-        of a former try, or of another task, whose trigger was about to end; then this task goes on waiting.
+        :param waits_for: the arguments of this task's trigger, and until when it waits; not known of a former release.
         """
-        mine, whose = Owner.of(context), Owner.from_document(event.get("owner"))
-        name = self.job_name or mine.job_name()
-        if event["job_name"] != name if whose is None else whose.instance != mine.instance:
-            who = whose or "somebody else"
-            self.log.info("Job %s of %s has ended; this try goes on waiting for its own", event["job_name"], who)
-            self._defer(state_dir_of(self.state_dir), name, mine if self._is_noted else None, mine.instance)
-        return results_of(event["state_dir"], event["job_name"], mine if whose else None)
+        mine = Owner.of(context)
+        if waits_for is not None and not is_event_of(event, waits_for):
+            self.log.info("Another task's trigger has ended, and had the same id; this task goes on waiting: %s", event)
+            self._defer(mine.instance, AirJobTrigger(**waits_for), until_s)
+        return results_of(event["state_dir"], event["job_name"], mine if event.get("owner") else None)
 
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
         """Continue after the deferral. If it failed or timed out, cancel the job, as nobody waits for it any more."""
         mine = Owner.of(context)
-        self._is_noted = remove_note(state_dir_of(None), mine.instance)
+        remove_note(state_dir_of(None), mine.instance)
         if next_method == _DEFERRAL_FAILED:
             store = JobStore(state_dir_of(self.state_dir))
             name = self.job_name or mine.job_name()

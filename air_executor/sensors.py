@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
-from datetime import timedelta
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 from airflow.sdk.bases.sensor import BaseSensorOperator, PokeReturnValue
 
 from air_executor.jobs.progress import Progress
 from air_executor.jobs.store import JobStore
-from air_executor.operators import results_of, state_dir_of
+from air_executor.operators import defer, is_event_of, results_of, state_dir_of
 from air_executor.triggers import AirJobTrigger
 
 if TYPE_CHECKING:
@@ -37,7 +37,8 @@ class AirJobSensor(BaseSensorOperator):
     def execute(self, context: Context) -> Any:
         """Wait, here or in the triggerer."""
         if self.deferrable:
-            self._defer()
+            trigger = AirJobTrigger(job_name=self.job_name, state_dir=state_dir_of(self.state_dir))
+            defer(self, trigger, time.time() + self.timeout)
         return super().execute(context)
 
     def poke(self, context: Context) -> PokeReturnValue:  # noqa: ARG002
@@ -51,15 +52,15 @@ class AirJobSensor(BaseSensorOperator):
             return PokeReturnValue(is_done=False)
         return PokeReturnValue(is_done=True, xcom_value=results_of(state_dir, self.job_name))
 
-    def _defer(self) -> NoReturn:
-        trigger = AirJobTrigger(job_name=self.job_name, state_dir=state_dir_of(self.state_dir))
-        self.defer(trigger=trigger, method_name="resume", timeout=timedelta(seconds=self.timeout))
-
-    def resume(self, context: Context, event: dict[str, Any]) -> Any:  # noqa: ARG002
-        """Continue after the deferral, unless the event is another task's (see :meth:`.AirJobOperator.resume`)."""
-        if (event["state_dir"], event["job_name"]) != (state_dir_of(self.state_dir), self.job_name):
-            self.log.info(
-                "This is the end of job %s; this task goes on waiting for %s", event["job_name"], self.job_name
-            )
-            self._defer()
+    def resume(
+        self,
+        context: Context,  # noqa: ARG002
+        event: Any,
+        waits_for: dict[str, Any] | None = None,
+        until_s: float | None = None,
+    ) -> Any:
+        """Continue after the deferral, see :meth:`.AirJobOperator.resume`."""
+        if waits_for is not None and not is_event_of(event, waits_for):
+            self.log.info("Another task's trigger has ended, and had the same id; this task goes on waiting: %s", event)
+            defer(self, AirJobTrigger(**waits_for), until_s)
         return results_of(event["state_dir"], event["job_name"])

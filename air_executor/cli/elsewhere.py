@@ -33,15 +33,15 @@ def stop(record: RunRecord, reason: str) -> None:
 async def _stop(settings: Settings, record: RunRecord, reason: str) -> None:
     from temporalio.service import RPCError
 
-    from air_executor.temporal import asking, cards
+    from air_executor.temporal import asking, cards, dag_runs
 
     client = await settings.connect()
-    first = cards.workflow_id(record.identity)
     try:
         try:
-            workflow_id = await asking.workflow_of(client, record.id, first)
+            workflow_id = await dag_runs.workflow_of(client, record.id, record.identity)
         except RPCError:
-            workflow_id = first  # nobody answers questions now, as while no scheduler runs; a signal waits
+            # Nobody answers questions now, as while no scheduler runs; a signal waits.
+            workflow_id = cards.workflow_id(record.identity)
         if workflow_id is None:
             raise WrongStateError(f"Temporal has no open workflow with run {record.id}")
         handle = client.get_workflow_handle(workflow_id)

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,13 +49,10 @@ def write_note(state_dir: str | Path, instance: str, jobs_dir: str, job: str, ow
     replace_file(path, orjson.dumps({"state_dir": jobs_dir, "job": job, "owner": owner.to_document()}))
 
 
-def remove_note(state_dir: str | Path, instance: str) -> bool:
-    """Remove the note of a task instance that does not wait any more; return whether there was one."""
-    try:
-        _path(state_dir, instance).unlink()
-    except OSError:
-        return False
-    return True
+def remove_note(state_dir: str | Path, instance: str) -> None:
+    """Remove the note of a task instance that does not wait any more."""
+    with contextlib.suppress(OSError):
+        _path(state_dir, instance).unlink(missing_ok=True)
 
 
 def folder_of(state_dir: str | Path) -> Path:

@@ -64,7 +64,7 @@ class Learned:
         :raises StateDirError: that can't be written.
         """
         for path, numbers in ((self._of_work(who), document["ends"]), (self._of_task(who), document["peaks"])):
-            if numbers and len(numbers) >= len(self._numbers(path)[-RUNS:]):
+            if len(numbers) > len(self._numbers(path)[-RUNS:]):
                 self._make_folder()
                 replace_file(path, b"".join(b"%d\n" % int(each) for each in numbers))
 

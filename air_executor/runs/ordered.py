@@ -28,15 +28,20 @@ class OrderedRuns(RunStore):
         """Return ``False``: no process of this machine is one's runner."""
         return False
 
-    def note_wait(self, run_id: str, why: str) -> None:
-        """Record why a run that was ordered has not begun.
+    def note_wait(self, run_id: str, why: str | None) -> bool:
+        """Record why a run that was ordered has not begun; ``None``: nothing is known to be wrong.
 
+        :return: whether it has not begun, as far as is known.
         :raises RecordError: there is no such run, or its record can't be understood.
         :raises StateDirError: it can't be written.
         """
         record = self.read(run_id)
-        if record.state is RunState.QUEUED:
-            self.write(replace(record, reason=f"it waits: {why}"))
+        if record.state is not RunState.QUEUED:
+            return False
+        reason = None if why is None else f"it waits: {why}"
+        if record.reason != reason:
+            self.write(replace(record, reason=reason))
+        return True
 
     def note_host(self, run_id: str, host: str) -> None:
         """Record that a host has begun a run, or has it now.

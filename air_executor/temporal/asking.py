@@ -75,23 +75,10 @@ async def known(client: Client, workflow_id: str, execution: str | None = None) 
     try:
         found = await handle.query("known", rpc_timeout=ANSWER)
     except RPCError as error:
-        if error.status is RPCStatusCode.NOT_FOUND:
-            return None
+        if error.status is RPCStatusCode.NOT_FOUND or "closed before WorkflowTaskStarted" in error.message:
+            return None  # or there was one that ended before anybody executed it
         raise
     return Known(set(found["runs"]), found["next"])
-
-
-async def workflow_of(client: Client, run_id: str, workflow_id: str) -> str | None:
-    """Return the id of the open workflow that has a run: the one of this id, or a successor. ``None``: none has it.
-
-    :raises RPCError: Temporal can't be asked.
-    """
-    next_id: str | None = workflow_id
-    while next_id is not None and (found := await known(client, next_id)) is not None:
-        if run_id in found.runs:
-            return next_id
-        next_id = found.next_id
-    return None
 
 
 def open_query(prefix: str) -> str:

@@ -132,7 +132,7 @@ class TemporalBackend:
         workflow_id = self._dag_runs.workflow_id(who)
         order = Order(
             workflow_id,
-            self._header(who),
+            self._header(who, workflow_id),
             card,
             len(orjson.dumps(card)),
             lambda execution: self._note_execution(record.id, execution),
@@ -146,11 +146,13 @@ class TemporalBackend:
         if (run := self._followed.get(run_id)) is not None:
             run.execution = execution
 
-    def _header(self, who: Identity) -> dict[str, Any]:
+    def _header(self, who: Identity, workflow_id: str) -> dict[str, Any]:
         header: dict[str, Any] = {"dag": who.dag_id, "dag_run": who.dag_run_id, "team": who.team}
         header.update(rules=RULES, most_events=MOST_EVENTS)
         if who.dag_id is not None and who.dag_run_id is not None and self._settings.ui:
             header["airflow"] = f"{self._settings.ui}/dags/{quote(who.dag_id)}/runs/{quote(who.dag_run_id)}"
+        if (root := cards.workflow_id(who)) != workflow_id:  # should the successor have ended, it begins anew as that
+            header.update(root=root, number=cards.number(str(who.dag_id), str(who.dag_run_id), workflow_id))
         if who.dag_run_id is None:
             header.update(is_single=True, name=who.name)
         return {name: value for name, value in header.items() if value is not None}
@@ -202,7 +204,7 @@ class TemporalBackend:
         try:
             if time.monotonic() < self._ask_at_s:
                 raise AirExecutorError("it did not answer a moment ago")
-            workflow_id = self._link.call(self._link.workflow_of(run_id, str(workflow_id)), _ASK_S)
+            workflow_id = self._link.call(self._link.workflow_of(run_id, who), _ASK_S)
         except (AirExecutorError, TemporalError, FutureTimeoutError) as error:
             self._ask_at_s = max(self._ask_at_s, time.monotonic() + _ASK_AGAIN_S)
             log.warning(
@@ -297,10 +299,9 @@ class TemporalBackend:
 
     # In the link's thread
 
-    def _note_wait(self, run_id: str, why: str) -> None:
-        if self._followed.get(run_id) is not None:
+    def _note_wait(self, run_id: str, why: str | None) -> None:
+        if self._followed.get(run_id) is not None and self._store.note_wait(run_id, why) and why is not None:
             self._tell_wait(run_id, why)
-            self._store.note_wait(run_id, why)
 
     def _note_host(self, run_id: str, host: str) -> None:
         if self._followed.get(run_id) is not None:
@@ -351,12 +352,8 @@ class TemporalBackend:
         days, runs = self._config.keep_days, self._config.keep_runs
         for record in self._store.open_records():
             is_old = str(record.queued_at) < moment(time.time() - days * 86400)
-            if (
-                is_old
-                and not record.state.is_end
-                and self._followed.get(record.id) is None
-                and not self._is_known(record)
-            ):
+            is_open = not record.state.is_end and self._followed.get(record.id) is None
+            if is_old and is_open and not self._is_known(record):
                 reason = "nobody here has heard of its end"
                 self._store.mark_reported(self._store.write(record.advance(RunState.LOST, reason=reason)))
         prune(self._store, keep_days=days, keep_runs=runs)
@@ -364,8 +361,6 @@ class TemporalBackend:
     def _is_known(self, record: RunRecord) -> bool:
         """Tell whether Temporal may still have a run."""
         try:
-            return (
-                self._link.call(self._link.workflow_of(record.id, cards.workflow_id(record.identity)), 10) is not None
-            )
+            return self._link.call(self._link.workflow_of(record.id, record.identity), 10) is not None
         except (AirExecutorError, TemporalError, FutureTimeoutError):
             return True

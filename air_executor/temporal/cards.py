@@ -41,6 +41,13 @@ def number(dag_id: str, dag_run_id: str, workflow_id: str) -> int:
     return int(text) if text != workflow_id and text.isdecimal() else 1
 
 
+def successor_id(who: Identity, workflow_id: str) -> str | None:
+    """Return the id of the workflow after this one of a DAG run; ``None``: what is no DAG run's has but one."""
+    if who.dag_id is None or who.dag_run_id is None:
+        return None
+    return f"{_of_dag_run(who.dag_id, who.dag_run_id)}~{number(who.dag_id, who.dag_run_id, workflow_id) + 1}"
+
+
 def summary(who: Identity) -> str:
     """Return a run's title in Temporal's UI."""
     attempt = f" try {who.try_number}" if who.try_number is not None else ""

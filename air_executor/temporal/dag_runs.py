@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import threading
 
+from temporalio.client import Client
+
 from air_executor.runs.record import Identity
-from air_executor.temporal import cards
+from air_executor.temporal import asking, cards
 
 
 class DagRuns:
@@ -52,3 +54,22 @@ class DagRuns:
         with self._lock:
             self._newest.pop((dag_id, dag_run_id), None)
             return self._open.pop((dag_id, dag_run_id), set())
+
+
+async def workflow_of(client: Client, run_id: str, who: Identity) -> str | None:
+    """Return the id of the workflow that has a run: its DAG run's first, or a later one. ``None``: none has it.
+
+    :raises RPCError: Temporal can't be asked.
+    :raises WorkflowQueryFailedError: one of the workflows can't say.
+    """
+    first = cards.workflow_id(who)
+    next_id: str | None = first
+    while next_id is not None:
+        found = await asking.known(client, next_id)
+        if found is not None and run_id in found.runs:
+            return next_id
+        if found is None and next_id != first:
+            return None
+        # A workflow that was executed anew does not know of those that its former execution has begun.
+        next_id = (found.next_id if found is not None else None) or cards.successor_id(who, next_id)
+    return None

@@ -261,7 +261,8 @@ class HostRuns:
             found = await asking.workflow(self.client, str(info.workflow_id), info.workflow_run_id)
         except RPCError:
             return False  # it is away; the next time
-        pending = [] if found is None else found.raw_description.pending_activities
+        is_open = found is not None and found.status == WorkflowExecutionStatus.RUNNING
+        pending = found.raw_description.pending_activities if found is not None and is_open else []
         states = [each.state for each in pending if each.activity_id == info.activity_id]
         is_asked = PendingActivityState.PENDING_ACTIVITY_STATE_CANCEL_REQUESTED in states
         if is_asked or not states:

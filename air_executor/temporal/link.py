@@ -16,14 +16,15 @@ from typing import Any, TypeVar
 
 import orjson
 from temporalio import activity
-from temporalio.client import Client, WorkflowExecutionStatus, WorkflowQueryFailedError
+from temporalio.client import Client, WorkflowExecutionStatus
 from temporalio.common import WorkflowIDReusePolicy
 from temporalio.service import RPCError, RPCStatusCode
 from temporalio.worker import Worker
 
 from air_executor.errors import AirExecutorError, ConfigError
 from air_executor.guard import Guard
-from air_executor.temporal import asking, attributes, overview
+from air_executor.runs.record import Identity
+from air_executor.temporal import asking, attributes, dag_runs, overview
 from air_executor.temporal.settings import Settings
 from air_executor.temporal.succession import memo
 from air_executor.temporal.workflow import NAME
@@ -78,8 +79,6 @@ class Seen:
     """The ids of the runs that it offers to hosts, or that are on one."""
     beats: dict[str, Beat]
     """The last sign of life of each of these that has given one."""
-    successor: str | None
-    """The id of the open workflow that has what came later."""
 
 
 @dataclass
@@ -326,12 +325,12 @@ class Link:
                 raise
             # It is over. If it had runs that somebody follows, the watch finds that out.
 
-    async def workflow_of(self, run_id: str, workflow_id: str) -> str | None:
-        """Return the id of the open workflow that has a run: the one of this id, or a successor. ``None``: none has it.
+    async def workflow_of(self, run_id: str, who: Identity) -> str | None:
+        """Return the id of the workflow that has a run: its DAG run's first, or a later one. ``None``: none has it.
 
         :raises RPCError: Temporal can't be asked.
         """
-        return await asking.workflow_of(self.client, run_id, workflow_id)
+        return await dag_runs.workflow_of(self.client, run_id, who)
 
     async def execution(self, workflow_id: str) -> str | None:
         """Return the id of the last execution of a workflow; ``None``: Temporal knows none.
@@ -350,24 +349,20 @@ class Link:
         if found is None:
             return None
         # An activity has the id of its run, and a number if it is not the first for that.
+        if found.status != WorkflowExecutionStatus.RUNNING:
+            return Seen(False, set(), {})  # one that was terminated still shows what it had
         activities = {a.activity_id[:36]: a for a in found.raw_description.pending_activities}
         beats = {run_id: _beat(a) for run_id, a in activities.items() if a.HasField("last_heartbeat_time")}
-        successors = [child.workflow_id for child in found.raw_description.pending_children]
-        is_open = found.status == WorkflowExecutionStatus.RUNNING
-        return Seen(is_open, set(activities), beats, successors[-1] if successors else None)
+        return Seen(True, set(activities), beats)
 
     async def known(self, workflow_id: str, execution: str | None = None) -> asking.Known | None:
         """Ask an execution of a workflow for all its runs, the last one unless it is named; it may be over.
 
-        ``None``: there is none, or it can't say.
-
+        :return: ``None``: there is none.
         :raises RPCError: Temporal can't be asked.
+        :raises WorkflowQueryFailedError: the workflow can't say.
         """
-        try:
-            return await asking.known(self.client, workflow_id, execution)
-        except WorkflowQueryFailedError as error:
-            log.warning("Workflow %s does not say which runs it has: %s", workflow_id, error)
-            return None
+        return await asking.known(self.client, workflow_id, execution)
 
     async def served(self, queues: Iterable[str]) -> set[str]:
         """Return those of these task queues that workers serve, also while all of them are full.

@@ -76,7 +76,7 @@ class Succession:
         root = self._header.get("root") or workflow.info().workflow_id
         successor_id = f"{root}~{number}"
         try:
-            return await workflow.start_child_workflow(
+            successor = await workflow.start_child_workflow(
                 self._name,
                 {**self._header, "number": number, "root": root},
                 id=successor_id,
@@ -84,5 +84,8 @@ class Succession:
                 memo=memo(self._header),
                 search_attributes=workflow.info().typed_search_attributes,
             )
+            # How it ends is nothing to this workflow; unasked, it would be logged as an error.
+            successor.add_done_callback(lambda done: done.cancelled() or done.exception())
+            return successor
         except WorkflowAlreadyStartedError:  # by an earlier execution of this workflow, and it still has live runs
             return workflow.get_external_workflow_handle(successor_id)

@@ -10,8 +10,11 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from temporalio.client import WorkflowQueryFailedError
+
 from air_executor.guard import Guard
 from air_executor.runs.record import Identity
+from air_executor.temporal import cards
 from air_executor.temporal.link import Beat, Link, Order, Signal
 from air_executor.temporal.settings import Settings
 from air_executor.temporal.workflow import AGAIN, LOST, OVER
@@ -48,6 +51,11 @@ class LiveRun:
     beat: tuple[float, float] | None = None
     """The time of its last heartbeat as Temporal has it, and when that was first seen here, on the monotonic clock."""
 
+    @property
+    def is_unsent(self) -> bool:
+        """Whether Temporal does not have its order yet."""
+        return self.order is not None and self.execution is None
+
     def last_beat_s(self) -> float | None:
         """Return when it last showed that it lives, in seconds since the epoch; ``None``: it does not."""
         if self.beat is None or time.monotonic() - self.beat[1] > _STALE_S:
@@ -65,7 +73,7 @@ class Watch:
         live: Callable[[], dict[str, LiveRun]],
         end: Callable[[list[dict[str, Any]]], None],
         is_on: Callable[[str, str], None],
-        waits: Callable[[str, str], None],
+        waits: Callable[[str, str | None], None],
         has_successor: Callable[[Identity, str], None],
         judge: Callable[[Identity, float], str],
         give_back: Callable[[Identity, str], bool],
@@ -75,7 +83,8 @@ class Watch:
         :param live: returns the live runs by their ids.
         :param end: takes ends, as workflows tell them.
         :param is_on: is told which machine has a run, as the run's id and the machine's name.
-        :param waits: is told why an order waits, as the run's id and a sentence: once for each reason.
+        :param waits: is told why an order waits, as the run's id and a sentence, once for each reason; ``None`` when it
+            does not any more.
         :param has_successor: is told the id of the workflow that takes later orders of a run's DAG run.
         """
         self._link, self._settings, self._live, self._end, self._is_on = link, settings, live, end, is_on
@@ -84,7 +93,7 @@ class Watch:
         #: Queues that nobody serves, as was logged.
         self._unserved: set[str] = set()
         #: Why runs wait, as was told.
-        self._told: dict[str, str] = {}
+        self._told: dict[str, str | None] = {}
         #: Runs whose workflows Temporal has lost, and when that was found, on the monotonic clock.
         self._forgotten: dict[str, float] = {}
         self._guard = Guard(log)
@@ -92,10 +101,7 @@ class Watch:
     async def look(self) -> None:
         """Look once."""
         live = self._live()
-        self._told = {run_id: why for run_id, why in self._told.items() if run_id in live}
         self.tell_if_away()
-        with self._guard("Looking for queues that nobody serves"):
-            await self._warn_of_queues(live)
         executions: dict[tuple[str, str], list[str]] = {}
         for run_id, run in live.items():
             if run.execution is None and run.order is None:  # it is taken over
@@ -111,13 +117,15 @@ class Watch:
                     await self._look_at(workflow_id, execution, {run_id: live[run_id] for run_id in run_ids})
 
         await asyncio.gather(*(look_at(*key, run_ids) for key, run_ids in executions.items()))
+        with self._guard("Looking for queues that nobody serves"):
+            await self._look_for_workers(self._live())
         self._forgotten = {run_id: since_s for run_id, since_s in self._forgotten.items() if run_id in live}
 
     def tell_if_away(self) -> None:
-        """Tell that orders wait because Temporal can't be reached."""
+        """Tell that orders wait because Temporal can't be reached; the next look tells when they don't any more."""
         if self._link.is_away:
             for run_id, run in self._live().items():
-                if run.order is not None and run.execution is None:
+                if run.is_unsent:
                     self._tell(run_id, "Temporal can't be reached; the order waits until it can")
 
     def forget(self, run_id: str) -> None:
@@ -130,33 +138,35 @@ class Watch:
         if seen is None:
             await self._recover(workflow_id, runs)
             return
-        if seen.successor is not None:
-            for identity in [run.identity for run in runs.values()]:
-                self._has_successor(identity, seen.successor)
-        elsewhere = {run_id: run for run_id, run in runs.items() if run_id not in seen.runs}
-        if elsewhere and (seen.successor is not None or not seen.is_open):
+        if elsewhere := {run_id: run for run_id, run in runs.items() if run_id not in seen.runs}:
             await self._look_further(workflow_id, execution, elsewhere, is_over=not seen.is_open)
         for run_id in seen.beats.keys() & runs.keys():
             self._note_beat(run_id, runs[run_id], seen.beats[run_id])
 
     async def _look_further(self, workflow_id: str, execution: str, runs: dict[str, LiveRun], *, is_over: bool) -> None:
         """Find the workflow of runs that no host has through this one: it may have passed them on."""
-        known = await self._link.known(workflow_id, execution)
-        if known is None and not is_over:
-            return
+        try:
+            known = await self._link.known(workflow_id, execution)
+        except WorkflowQueryFailedError as error:
+            log.warning("Workflow %s does not say which runs it has: %s", workflow_id, error)
+            known = None
         mine = set() if known is None else known.runs & runs.keys()
         if is_over:
             self._end_all(mine, "killed", "its workflow is over: it was terminated or cancelled in Temporal")
         left = {run_id: run for run_id, run in runs.items() if run_id not in mine}
-        next_id = None if known is None else known.next_id
+        if not left:
+            return
+        who = next(iter(left.values())).identity
+        next_id = known.next_id if known is not None and known.next_id else cards.successor_id(who, workflow_id)
         while left and next_id is not None and (further := await self._link.known(next_id)) is not None:
+            self._has_successor(who, next_id)
             if there := further.runs & left.keys():
                 moved = await self._link.execution(next_id) or _NONE
                 for run in map(left.pop, there):
                     run.workflow_id, run.execution = next_id, moved
                 if is_over:  # what it was told of who follows them may not have been passed on
                     self._link.send(Signal(next_id, "follow", [self._link.queue, sorted(there)]))
-            next_id = further.next_id
+            next_id = further.next_id or cards.successor_id(who, next_id)
         if is_over and left:
             await self._recover(workflow_id, left)
 
@@ -177,7 +187,7 @@ class Watch:
             verdict = await asyncio.to_thread(self._judge, run.identity, time.monotonic() - self._forgotten[run_id])
             if verdict == AGAIN and run.order is not None:
                 log.warning("Ordering again run %s, which had not begun", run_id)
-                run.execution = None
+                run.workflow_id, run.execution = run.order.workflow_id, None
                 self._forgotten.pop(run_id, None)
                 self._link.send(run.order)
             elif verdict == AGAIN and await asyncio.to_thread(self._give_back, run.identity, run_id):
@@ -193,14 +203,14 @@ class Watch:
         end = {"state": state, "reason": reason, "unwanted": unwanted}
         self._end([{"id": run_id, "end": end} for run_id in run_ids])
 
-    def _tell(self, run_id: str, why: str) -> None:
+    def _tell(self, run_id: str, why: str | None) -> None:
         if self._told.get(run_id) != why:
             with self._guard(f"Telling why run {run_id} waits"):
                 self._waits(run_id, why)
                 self._told[run_id] = why
 
-    async def _warn_of_queues(self, live: dict[str, LiveRun]) -> None:
-        """Tell once that orders wait in a queue that no worker serves, and log that one does again."""
+    async def _look_for_workers(self, live: dict[str, LiveRun]) -> None:
+        """Tell once that orders wait in a queue that no worker serves, and when one does again."""
         queues = {self._settings.queue(run.identity.queue) for run in live.values()}
         served = await self._link.served(queues) if queues else set()
         for queue in queues:
@@ -210,9 +220,15 @@ class Watch:
                 self._unserved.discard(queue)
             elif queue not in self._unserved:
                 self._unserved.add(queue)
-                name = queue.removeprefix(f"{self._settings.prefix}.")
-                log.warning("No worker serves queue %s; its tasks wait: air-executor worker --queues %s", queue, name)
+                log.warning("No worker serves queue %s; its tasks wait: %s", queue, self._remedy(queue))
+        self._told = {run_id: why for run_id, why in self._told.items() if run_id in live}
         for run_id, run in live.items():
-            if (queue := self._settings.queue(run.identity.queue)) not in served and run.host is None:
-                name = queue.removeprefix(f"{self._settings.prefix}.")
-                self._tell(run_id, f"no worker serves queue {name}: air-executor worker --queues {name}")
+            if self._link.is_away and run.is_unsent:
+                continue
+            queue = self._settings.queue(run.identity.queue)
+            is_waiting = queue not in served and run.beat is None
+            name = queue.removeprefix(f"{self._settings.prefix}.")
+            self._tell(run_id, f"no worker serves queue {name}: {self._remedy(queue)}" if is_waiting else None)
+
+    def _remedy(self, queue: str) -> str:
+        return f"air-executor worker --queues {queue.removeprefix(f'{self._settings.prefix}.')}"

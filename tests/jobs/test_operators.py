@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 import uuid
 from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -312,44 +314,86 @@ def test_the_log_tells_how_many_tasks_the_job_has(
     assert f"has 3 tasks; its files are in {yard.store.root}" in said[0]
 
 
-def test_the_event_of_another_trigger_with_the_same_id_ends_no_waiting(yard: Yard, said: Any) -> None:
+@dataclass
+class Deferred:
+    """What a task has told Airflow as it deferred."""
+
+    trigger: AirJobTrigger
+    kwargs: dict[str, Any]
+    timeout: Any
+
+    @classmethod
+    def by(cls, work: Callable[[], Any]) -> Deferred:
+        with pytest.raises(TaskDeferred) as deferral:
+            work()
+        assert deferral.value.method_name == "resume"
+        assert isinstance(deferral.value.trigger, AirJobTrigger)
+        return cls(deferral.value.trigger, deferral.value.kwargs, deferral.value.timeout)
+
+    def resume(self, task: Any, context: Any, event: Any) -> Any:
+        """Wake the task by an event."""
+        return task.resume_execution("resume", {**self.kwargs, "event": event}, context)
+
+    def event(self) -> dict[str, Any]:
+        return dict(self.trigger._event("ended").payload)
+
+
+def test_the_event_of_another_trigger_with_the_same_id_ends_no_waiting(yard: Yard) -> None:
     """SQLite gives the ids of deleted triggers to new ones, and Airflow tells events by them."""
     instance, other = Instance(yard), Instance(yard, run_id="other")
 
     def operator() -> AirJobOperator:
         options: Any = {"state_dir": str(yard.state_dir), "folder": str(yard.folder), "deferrable": True}
-        return AirJobOperator(task_id="t", tasks=[say("a")], **options)
-
-    def deferred_by(work: Callable[[], Any]) -> AirJobTrigger:
-        with pytest.raises(TaskDeferred) as deferral:
-            work()
-        trigger = deferral.value.trigger
-        assert isinstance(trigger, AirJobTrigger) and deferral.value.method_name == "resume"
-        return trigger
-
-    def resumed_by(trigger: AirJobTrigger, state: str = "ended") -> Any:
-        return operator().resume_execution("resume", {"event": trigger._event(state).payload}, instance.context)
+        return AirJobOperator(task_id="t", tasks=[say("a")], execution_timeout=timedelta(hours=1), **options)
 
     yard.start_manager()
-    former = deferred_by(lambda: operator().execute(instance.context))
-    stranger = deferred_by(lambda: operator().execute(other.context))
+    former = Deferred.by(lambda: operator().execute(instance.context))
+    stranger = Deferred.by(lambda: operator().execute(other.context))
     instance.cleared()
-    mine = deferred_by(lambda: operator().execute(instance.context))
-    for event_of in (former, stranger, AirJobTrigger(job_name="anybody's", state_dir=str(yard.state_dir))):
-        again = deferred_by(lambda event_of=event_of: resumed_by(event_of))  # type: ignore[misc]
-        assert again.serialize() == mine.serialize()
+    mine = Deferred.by(lambda: operator().execute(instance.context))
+    anybody = AirJobTrigger(job_name="anybody's", state_dir=str(yard.state_dir))._event("ended").payload
+    timer = datetime.now(tz=timezone.utc)  # what Airflow's own triggers tell
+    for event in (former.event(), stranger.event(), anybody, timer, {"status": "success"}, None):
+        again = Deferred.by(lambda event=event: mine.resume(operator(), instance.context, event))  # type: ignore[misc]
+        assert again.trigger.serialize() == mine.trigger.serialize() and again.kwargs == mine.kwargs
+        assert again.timeout < mine.timeout  # it has the rest of its time
         notes = list(Path(state_dir_of(None), "deferred").glob(f"{instance.id}.json"))
         assert len(notes) == 1, "nobody would cancel the job of a task that is cleared"
-    wait_for(yard.store.open(mine.job_name).is_ended, "the job's end")
-    assert resumed_by(mine) == {}
+    wait_for(yard.store.open(mine.trigger.job_name).is_ended, "the job's end")
+    assert mine.resume(operator(), instance.context, mine.event()) == {}
 
 
-def test_the_event_of_another_trigger_with_the_same_id_ends_no_sensor(yard: Yard) -> None:
-    sensor = AirJobSensor(task_id="s", job_name="mine", state_dir=str(yard.state_dir), deferrable=True)
-    with pytest.raises(TaskDeferred) as first:
-        sensor.execute({})  # type: ignore[arg-type]
-    other = AirJobTrigger(job_name="other", state_dir=str(yard.state_dir))
-    with pytest.raises(TaskDeferred) as second:
-        sensor.resume({}, other._event("ended").payload)  # type: ignore[arg-type]
-    assert isinstance(first.value.trigger, AirJobTrigger) and isinstance(second.value.trigger, AirJobTrigger)
-    assert second.value.trigger.serialize() == first.value.trigger.serialize()
+def test_a_try_that_has_taken_a_job_over_takes_its_end(yard: Yard) -> None:
+    """The job still works as the next try begins, and belongs to the former one."""
+    instance = Instance(yard)
+    options: Any = {"state_dir": str(yard.state_dir), "folder": str(yard.folder), "deferrable": True}
+    operator = AirJobOperator(task_id="t", tasks=[{"id": "a", "command": "sleep", "args": ["2"]}], **options)
+    yard.start_manager()
+    Deferred.by(lambda: operator.execute(instance.context))
+    instance.retried()
+    second = Deferred.by(lambda: operator.execute(instance.context))
+    wait_for(yard.store.open(second.trigger.job_name).is_ended, "the job's end")
+    assert second.resume(operator, instance.context, second.event()) == {}
+
+
+def test_a_task_that_was_deferred_by_a_former_release_is_resumed(yard: Yard) -> None:
+    instance = Instance(yard)
+    options: Any = {"state_dir": str(yard.state_dir), "folder": str(yard.folder), "deferrable": True}
+    operator = AirJobOperator(task_id="t", tasks=[say("a")], **options)
+    yard.start_manager()
+    deferred = Deferred.by(lambda: operator.execute(instance.context))
+    wait_for(yard.store.open(deferred.trigger.job_name).is_ended, "the job's end")
+    assert operator.resume_execution("resume", {"event": deferred.event()}, instance.context) == {}
+
+
+def test_a_sensor_waits_for_what_it_waited_for_whatever_its_template_says_now(yard: Yard) -> None:
+    def sensor(name: str) -> AirJobSensor:
+        return AirJobSensor(task_id="s", job_name=name, state_dir=str(yard.state_dir), deferrable=True, timeout=3600)
+
+    yard.submit({"id": "a", "command": "true"}, name="yesterdays")
+    yard.finish("yesterdays")
+    first = Deferred.by(lambda: sensor("yesterdays").execute({}))  # type: ignore[arg-type]
+    other = AirJobTrigger(job_name="todays", state_dir=str(yard.state_dir))._event("ended").payload
+    again = Deferred.by(lambda: first.resume(sensor("todays"), {}, other))
+    assert again.trigger.serialize() == first.trigger.serialize() and again.timeout < first.timeout
+    assert first.resume(sensor("todays"), {}, first.event()) == {}

@@ -80,7 +80,7 @@ class Workflow:
 
     async def seen(self, *_: Any) -> Any:
         mine = [SimpleNamespace(activity_id="test", state=self.state)] if self.state else []
-        return SimpleNamespace(raw_description=SimpleNamespace(pending_activities=mine))
+        return SimpleNamespace(status=self.status, raw_description=SimpleNamespace(pending_activities=mine))
 
 
 class Host:

@@ -19,14 +19,19 @@ from temporalio.runtime import Runtime, TelemetryConfig
 from temporalio.service import RPCError, RPCStatusCode
 from temporalio.worker import Worker
 
-from air_executor.temporal import asking, overview
+from air_executor.runs.backend import RunRequest
+from air_executor.runs.record import RunState, queued
+from air_executor.temporal import asking, cards, dag_runs, overview
 from air_executor.temporal.backend import TemporalBackend
 from air_executor.temporal.link import Link, Order
 from air_executor.temporal.settings import WORKER, Settings
+from air_executor.temporal.watch import LiveRun
+from air_executor.temporal.workflow import NAME
 from air_executor.temporal.workflow_worker import workflow_worker
 from tests.support.airflow_env import config
 from tests.support.waiting import wait_for
 from tests.temporal.conftest import Temporal
+from tests.unit.documents import identity
 
 
 @pytest.fixture
@@ -169,3 +174,55 @@ def test_workflows_of_former_executors_are_looked_for_until_they_were_found(
     time.sleep(0.5)
     assert len(asked) == 3
     backend.close()
+
+
+def test_a_run_whose_workflow_was_terminated_ends(temporal: Temporal, settings: Settings, tmp_path: Path) -> None:
+    """No host has it yet; Temporal still shows it with the workflow that has ended."""
+    backend = TemporalBackend(config(tmp_path / "state"), settings, lambda *_: "alive")
+    backend.open(None)
+    try:
+        who = identity(dag_run_id=str(uuid.uuid4()))
+        request = RunRequest(id=str(uuid.uuid4()), identity=who, workload={})
+        backend.order(request, queued(request.id, who, limits={}, log_file=None))
+        workflow_id = cards.workflow_id(who)
+        run = backend._followed.live()[request.id]
+        wait_for(lambda: _offers(backend, run), "the run to be offered")
+        temporal.end_workflow(workflow_id, "terminate")
+        wait_for(lambda: backend._link.call(backend._watch.look(), 60) or backend.ends(), "the end", every_s=0.5)
+        (end,) = backend.take_ends()
+        assert (end.id, end.state) == (request.id, RunState.KILLED) and "terminated" in str(end.reason)
+    finally:
+        backend.close()
+
+
+def _offers(backend: TemporalBackend, run: LiveRun) -> bool:
+    if run.execution is None:
+        return False
+    seen = backend._link.call(backend._link.look(run.workflow_id, run.execution), 10)
+    return seen is not None and bool(seen.runs)
+
+
+def test_a_run_is_found_beyond_a_first_workflow_that_was_executed_anew(temporal: Temporal, link: Link) -> None:
+    async def check() -> None:
+        client = await Client.connect(temporal.address)
+        who = identity(dag_run_id=str(uuid.uuid4()))
+        first, later = cards.workflow_id(who), cards.successor_id(who, cards.workflow_id(who))
+        assert later is not None
+        for workflow_id in (first, later):
+            one = order(workflow_id, [])
+            await client.start_workflow(
+                NAME,
+                one.header,
+                id=workflow_id,
+                task_queue=link._settings.prefix,
+                start_signal="order",
+                start_signal_args=[link.queue, [one.card]],
+            )
+        assert await dag_runs.workflow_of(client, one.card["id"], who) == later
+        unborn = str(uuid.uuid4())  # ended before anybody executed it
+        await (await client.start_workflow(NAME, {}, id=unborn, task_queue="nobody's")).terminate()
+        assert await asking.known(client, unborn) is None
+        assert await dag_runs.workflow_of(client, str(uuid.uuid4()), who) is None
+
+    wait_for(link.connected.is_set, "the link")
+    asyncio.run(check())

@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
+from temporalio.client import WorkflowQueryFailedError
 
 from air_executor.runs.ordered import OrderedRuns
 from air_executor.runs.record import Identity, queued
 from air_executor.temporal import cards
 from air_executor.temporal.asking import Known
 from air_executor.temporal.dag_runs import DagRuns
-from air_executor.temporal.link import Beat, Link, Order, Seen
+from air_executor.temporal.link import Beat, Link, Order, Seen, Signal
 from air_executor.temporal.settings import Settings
 from air_executor.temporal.watch import LiveRun, Watch
 from air_executor.temporal.workflow import AGAIN
@@ -37,6 +38,7 @@ class Execution:
     is_open: bool = True
     next_id: str | None = None
     beats: dict[str, Beat] = field(default_factory=dict)
+    is_mute: bool = False
 
 
 class FakeLink:
@@ -47,19 +49,22 @@ class FakeLink:
 
     def __init__(self, **executions: Execution) -> None:
         self.workflows = {{"root": ROOT, "next": NEXT}[name]: each for name, each in executions.items()}
-        self.sent: list[tuple[str, str, list[Any]]] = []
+        self.sent: list[Any] = []
         self.unserved: set[str] = set()
 
     async def look(self, workflow_id: str, execution: str) -> Seen | None:
         found = self.workflows.get(workflow_id)
         if found is None or found.id != execution:
             return None
-        pending = found.runs if found.is_open else set[str]()
-        return Seen(found.is_open, pending, found.beats, found.next_id if found.is_open else None)
+        return Seen(found.is_open, found.runs if found.is_open else set[str](), found.beats)
 
     async def known(self, workflow_id: str, execution: str | None = None) -> Known | None:
         found = self.workflows.get(workflow_id)
-        return None if found is None or execution not in (None, found.id) else Known(found.runs, found.next_id)
+        if found is None or execution not in (None, found.id):
+            return None
+        if found.is_mute:
+            raise WorkflowQueryFailedError("it can't be replayed")
+        return Known(found.runs, found.next_id)
 
     async def execution(self, workflow_id: str) -> str | None:
         return None if (found := self.workflows.get(workflow_id)) is None else found.id
@@ -68,7 +73,7 @@ class FakeLink:
         return queues - self.unserved
 
     def send(self, message: Any) -> None:
-        self.sent.append((message.workflow_id, message.name, message.arguments))
+        self.sent.append(message)
 
 
 @dataclass
@@ -79,7 +84,7 @@ class Seeing:
     dag_runs: DagRuns = field(default_factory=DagRuns)
     ends: dict[str, dict[str, Any]] = field(default_factory=dict)
     hosts: dict[str, str] = field(default_factory=dict)
-    waits: list[tuple[str, str]] = field(default_factory=list)
+    waits: list[tuple[str, str | None]] = field(default_factory=list)
 
     def look(self) -> None:
         asyncio.run(self.watch.look())
@@ -146,9 +151,29 @@ def test_a_run_outlives_the_workflow_that_has_passed_it_on(see: Callable[..., Se
     )
     seeing.look()
     assert seeing.ends.keys() == {"here"} and "terminated or cancelled" in seeing.ends["here"]["reason"]
-    assert seeing.link.sent == [(NEXT, "follow", ["executor", ["there"]])]
+    assert seeing.link.sent == [Signal(NEXT, "follow", ["executor", ["there"]])]
     seeing.look()
     assert seeing.live.keys() == {"there"}
+
+
+def test_a_run_is_ordered_again_where_its_order_went(see: Callable[..., Seeing]) -> None:
+    order = Order(ROOT, {}, {}, 0, lambda _: None)
+    seeing = see({"run": LiveRun(WHO, NEXT, order, execution="two")})  # Temporal's data were lost
+    seeing.look()
+    assert seeing.link.sent == [order] and not seeing.ends
+    assert (seeing.live["run"].workflow_id, seeing.live["run"].execution) == (ROOT, None)
+
+
+def test_a_run_is_found_in_a_workflow_that_its_own_does_not_know_of(see: Callable[..., Seeing]) -> None:
+    """The first workflow was executed anew, or could not begin a successor again, or can't be asked."""
+    for is_mute in (False, True):
+        seeing = see(
+            followed("there"),
+            root=Execution("one", is_open=False, is_mute=is_mute),
+            next=Execution("two", {"there"}),
+        )
+        seeing.look()
+        assert seeing.live["there"].workflow_id == NEXT and not seeing.ends
 
 
 @pytest.mark.parametrize("is_taken_over", [True, False])
@@ -185,25 +210,38 @@ def test_an_executor_that_begins_orders_where_the_former_did() -> None:
 
 def test_who_waits_is_told_once_for_each_reason(see: Callable[..., Seeing]) -> None:
     order = Order(ROOT, {}, {}, 0, lambda _: None)
-    seeing = see({"run": LiveRun(WHO, ROOT, order)})
-    seeing.link.is_away = True
-    seeing.look()
-    seeing.look()
-    assert [why[:28] for _, why in seeing.waits] == ["Temporal can't be reached; t"]
-    seeing.link.is_away = False
-    seeing.link.unserved = {"airflow.default"}
-    seeing.look()
-    seeing.look()
-    assert [run_id for run_id, _ in seeing.waits] == ["run", "run"]
-    assert seeing.waits[1][1] == "no worker serves queue default: air-executor worker --queues default"
+    seeing = see({"run": LiveRun(WHO, ROOT, order)}, root=Execution("one", {"run"}))
+    away = "Temporal can't be reached; the order waits until it can"
+    unserved = "no worker serves queue default: air-executor worker --queues default"
+
+    def told(*, is_away: bool = False, queues: set[str] = frozenset()) -> list[str | None]:  # type: ignore[assignment]
+        seeing.link.is_away, seeing.link.unserved = is_away, set(queues)
+        seeing.waits.clear()
+        seeing.look()
+        seeing.look()
+        assert {run_id for run_id, _ in seeing.waits} <= {"run"}
+        return [why for _, why in seeing.waits]
+
+    assert told(is_away=True) == [away]
+    seeing.live["run"].execution = "one"
+    assert told() == [None]
+    assert told(queues={"airflow.default"}) == [unserved]
+    assert told() == [None]
+    seeing.live["run"].execution = None
+    assert told(is_away=True) == [away]
+    seeing.live["run"].execution = "one"
+    seeing.link.workflows[ROOT].beats = {"run": Beat(1.0, None)}  # of a worker that does not say its host
+    assert told(queues={"airflow.default"}) == [None], "what runs does not wait for a worker"
 
 
 def test_a_record_says_why_its_run_waits_until_it_begins(tmp_path: Path) -> None:
     store = OrderedRuns.of(tmp_path)
     store.prepare()
     store.create(record := queued(str(uuid.uuid4()), WHO, limits={}, log_file=None))
-    store.note_wait(record.id, "no worker serves queue a")
+    assert store.note_wait(record.id, "no worker serves queue a")
     assert store.read(record.id).reason == "it waits: no worker serves queue a"
+    assert store.note_wait(record.id, None) and store.read(record.id).reason is None
+    store.note_wait(record.id, "no worker serves queue a")
     store.note_host(record.id, "host-1")
-    store.note_wait(record.id, "too late")
+    assert not store.note_wait(record.id, "too late")
     assert store.read(record.id).reason is None and store.read(record.id).host == "host-1"

@@ -84,3 +84,15 @@ def test_what_one_host_knows_is_known_to_the_next(tmp_path: Path) -> None:
     assert (second.memory_ends(two), second.peaks(two)) == (1, [5])
     second.take(two, {"ends": [], "peaks": []})  # of an executor that knows less
     assert (second.memory_ends(two), second.peaks(two)) == (1, [5])
+
+
+def test_what_came_with_an_order_replaces_nothing_that_is_newer(tmp_path: Path) -> None:
+    executor, host, who = Learned(tmp_path / "executor"), Learned(tmp_path / "host"), identity()
+    for _ in range(learned.RUNS):
+        executor.note_peak(who, 1)
+    document = executor.document(who)
+    host.take(who, document)
+    for _ in range(3):  # of tasks that were ordered at once
+        host.note_peak(who, 500)
+        host.take(who, document)
+    assert host.peaks(who).count(500) == 3
