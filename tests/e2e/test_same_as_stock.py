@@ -42,7 +42,7 @@ OPTIONS = {
 }
 
 #: So many chances has LocalExecutor, and so many the others.
-ATTEMPTS, OTHERS_ATTEMPTS = 5, 2
+ATTEMPTS, OTHERS_ATTEMPTS = 10, 2
 
 #: What the API server answers to a success that is reported again, because its first answer came too late. That happens
 #: on a slow machine with SQLite, whatever the executor.
