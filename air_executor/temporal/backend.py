@@ -23,7 +23,6 @@ from air_executor.config import Config
 from air_executor.errors import AirExecutorError
 from air_executor.guard import Guard
 from air_executor.launcher.client.claims import Claims
-from air_executor.runs import limits as task_limits
 from air_executor.runs.backend import Boundless, EveryGpu, RunRequest
 from air_executor.runs.ordered import OrderedRuns
 from air_executor.runs.pruning import prune
@@ -127,7 +126,7 @@ class TemporalBackend:
         """See :meth:`air_executor.runs.backend.RunBackend.order`."""
         who = request.identity
         card = cards.card(request, record, self._settings)
-        if task_limits.parse(request.air).memory_rule is not None:
+        if not isinstance(record.limits.get("memory"), int | None):  # a rule, see :meth:`.MemoryRule.public`
             card["learned"] = self._store.learned.document(who)  # the last try may have been on another host
         workflow_id = self._dag_runs.workflow_id(who)
         order = Order(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import threading
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 from temporalio.client import Client
 
@@ -62,14 +64,28 @@ async def workflow_of(client: Client, run_id: str, who: Identity) -> str | None:
     :raises RPCError: Temporal can't be asked.
     :raises WorkflowQueryFailedError: one of the workflows can't say.
     """
-    first = cards.workflow_id(who)
-    next_id: str | None = first
-    while next_id is not None:
-        found = await asking.known(client, next_id)
-        if found is not None and run_id in found.runs:
-            return next_id
-        if found is None and next_id != first:
-            return None
-        # A workflow that was executed anew does not know of those that its former execution has begun.
-        next_id = (found.next_id if found is not None else None) or cards.successor_id(who, next_id)
+    first_id = cards.workflow_id(who)
+    first = await asking.known(client, first_id)
+    if first is not None and run_id in first.runs:
+        return first_id
+    async for workflow_id, known in successors(functools.partial(asking.known, client), who, first_id, first):
+        if run_id in known.runs:
+            return workflow_id
     return None
+
+
+async def successors(
+    ask: Callable[[str], Awaitable[asking.Known | None]], who: Identity, workflow_id: str, known: asking.Known | None
+) -> AsyncIterator[tuple[str, asking.Known]]:
+    """Yield the ids of the workflows after one of a DAG run, each with what it says of itself.
+
+    :param ask: asks a workflow for that.
+    :param known: what the first one says, if it says anything.
+    """
+    while True:
+        # A workflow that was executed anew does not know of those that its former execution has begun.
+        next_id = known.next_id if known is not None and known.next_id else cards.successor_id(who, workflow_id)
+        if next_id is None or (known := await ask(next_id)) is None:
+            return
+        yield next_id, known
+        workflow_id = next_id

@@ -14,7 +14,7 @@ from temporalio.client import WorkflowQueryFailedError
 
 from air_executor.guard import Guard
 from air_executor.runs.record import Identity
-from air_executor.temporal import cards
+from air_executor.temporal import dag_runs
 from air_executor.temporal.link import Beat, Link, Order, Signal
 from air_executor.temporal.settings import Settings
 from air_executor.temporal.workflow import AGAIN, LOST, OVER
@@ -26,6 +26,9 @@ WATCH_S = 10.0
 
 #: A heartbeat that has not changed for so many seconds is none.
 _STALE_S = 25.0
+
+#: What to do about a queue that nobody serves.
+_REMEDY = "air-executor worker --queues {}"
 
 #: So many workflows are looked at at once.
 _AT_ONCE = 20
@@ -157,8 +160,7 @@ class Watch:
         if not left:
             return
         who = next(iter(left.values())).identity
-        next_id = known.next_id if known is not None and known.next_id else cards.successor_id(who, workflow_id)
-        while left and next_id is not None and (further := await self._link.known(next_id)) is not None:
+        async for next_id, further in dag_runs.successors(self._link.known, who, workflow_id, known):
             self._has_successor(who, next_id)
             if there := further.runs & left.keys():
                 moved = await self._link.execution(next_id) or _NONE
@@ -166,7 +168,8 @@ class Watch:
                     run.workflow_id, run.execution = next_id, moved
                 if is_over:  # what it was told of who follows them may not have been passed on
                     self._link.send(Signal(next_id, "follow", [self._link.queue, sorted(there)]))
-            next_id = further.next_id or cards.successor_id(who, next_id)
+            if not left:
+                break
         if is_over and left:
             await self._recover(workflow_id, left)
 
@@ -220,15 +223,16 @@ class Watch:
                 self._unserved.discard(queue)
             elif queue not in self._unserved:
                 self._unserved.add(queue)
-                log.warning("No worker serves queue %s; its tasks wait: %s", queue, self._remedy(queue))
+                log.warning("No worker serves queue %s; its tasks wait: %s", queue, _REMEDY.format(self._name(queue)))
         self._told = {run_id: why for run_id, why in self._told.items() if run_id in live}
         for run_id, run in live.items():
             if self._link.is_away and run.is_unsent:
                 continue
             queue = self._settings.queue(run.identity.queue)
             is_waiting = queue not in served and run.beat is None
-            name = queue.removeprefix(f"{self._settings.prefix}.")
-            self._tell(run_id, f"no worker serves queue {name}: {self._remedy(queue)}" if is_waiting else None)
+            name = self._name(queue)
+            self._tell(run_id, f"no worker serves queue {name}: {_REMEDY.format(name)}" if is_waiting else None)
 
-    def _remedy(self, queue: str) -> str:
-        return f"air-executor worker --queues {queue.removeprefix(f'{self._settings.prefix}.')}"
+    def _name(self, queue: str) -> str:
+        """Return Airflow's name of a task queue."""
+        return queue.removeprefix(f"{self._settings.prefix}.")

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import itertools
 from collections import defaultdict
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -107,6 +107,15 @@ def _waits(run: _Run) -> timedelta | None:
     """Return how long an order may still wait for a host."""
     until_s = run.card.get("until")
     return None if until_s is None else timedelta(seconds=max(1.0, until_s - workflow.now().timestamp()))
+
+
+def _pauses() -> Iterator[timedelta]:
+    """Yield how long to wait before each further look at a run whose host is not known."""
+    yield from itertools.repeat(_ATTACH_TIMEOUT, _ATTEMPTS_IN_HASTE)
+    pause = _ATTACH_TIMEOUT
+    while True:
+        pause = min(2 * pause, _LAST_ATTACH_TIMEOUT)
+        yield pause
 
 
 def _stopped(run: _Run, when: str) -> dict[str, Any]:
@@ -315,13 +324,9 @@ class DagRunWorkflow:
             elif cause is None or isinstance(cause, TimeoutError):
                 silent_since = silent_since or workflow.now() - HEARTBEAT_TIMEOUT
                 verdict = await self._judge(run, silent_since)
-                pause = _ATTACH_TIMEOUT
-                for look in itertools.count(1):
-                    if verdict != ALIVE or (host is not None and cause is not None):
-                        break
-                    await workflow.sleep(pause)  # until it ends, or its last heartbeat is old
-                    if look >= _ATTEMPTS_IN_HASTE:
-                        pause = min(2 * pause, _LAST_ATTACH_TIMEOUT)
+                pauses = _pauses()
+                while verdict == ALIVE and (host is None or cause is None):
+                    await workflow.sleep(next(pauses))  # until it ends, or its last heartbeat is old
                     verdict = await self._judge(run, silent_since)
                 if verdict == LOST and run.stop_reason is not None:
                     return _stopped(run, "and its host is lost")

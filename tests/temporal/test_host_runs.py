@@ -21,6 +21,7 @@ from temporalio.exceptions import ApplicationError
 from temporalio.testing import ActivityEnvironment
 
 from air_executor.errors import AirExecutorError, StateDirError
+from air_executor.runs import limits
 from air_executor.runs.backend import RunRequest
 from air_executor.runs.record import Identity, RunRecord, RunState, queued
 from air_executor.temporal import asking, cards, host_runs
@@ -278,7 +279,7 @@ def test_a_limit_that_depends_on_earlier_tries_does_so_on_another_host(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What the host of the first try has learned goes to the executor, and from there to the host of the second."""
-    air = {"memory": ["1GiB", "2GiB"]}
+    rule = {"memory": ["1GiB", "2GiB"]}
     backend = TemporalBackend(config(tmp_path / "executor"), SETTINGS, lambda *_: "alive")
     sent: list[Order] = []
     monkeypatch.setattr(backend._link, "open", lambda: None)
@@ -287,9 +288,9 @@ def test_a_limit_that_depends_on_earlier_tries_does_so_on_another_host(
     backend.open(None)
     first = identity()
 
-    def order(who: Identity) -> dict[str, Any]:
+    def order(who: Identity, air: Any = rule) -> dict[str, Any]:
         request = RunRequest(id=str(uuid.uuid4()), identity=who, workload={}, air=air)
-        backend.order(request, queued(request.id, who, limits={}, log_file=None))
+        backend.order(request, queued(request.id, who, limits=limits.public(air), log_file=None))
         return sent[-1].card
 
     async def taken_by(host: HostRuns, card: dict[str, Any]) -> dict[str, Any]:
@@ -315,3 +316,5 @@ def test_a_limit_that_depends_on_earlier_tries_does_so_on_another_host(
     asyncio.run(taken_by(two, order(second)))
     assert two._store.learned.memory_ends(second) == 1
     assert two._store.learned.peaks(second) == [1 << 30]
+    for air in ({"memory": "1GiB"}, {"memory": "nonsense"}, "nonsense", None):
+        assert "learned" not in order(first, air)  # what makes no sense is refused on its host, with the reason

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -214,7 +214,7 @@ def test_who_waits_is_told_once_for_each_reason(see: Callable[..., Seeing]) -> N
     away = "Temporal can't be reached; the order waits until it can"
     unserved = "no worker serves queue default: air-executor worker --queues default"
 
-    def told(*, is_away: bool = False, queues: set[str] = frozenset()) -> list[str | None]:  # type: ignore[assignment]
+    def told(*, is_away: bool = False, queues: Collection[str] = ()) -> list[str | None]:
         seeing.link.is_away, seeing.link.unserved = is_away, set(queues)
         seeing.waits.clear()
         seeing.look()
