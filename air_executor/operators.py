@@ -66,7 +66,7 @@ def defer(task: BaseOperator, trigger: AirJobTrigger, until_s: float | None) -> 
 
     SQLite gives the ids of deleted triggers to new ones, and Airflow tells events by them. So the task may be woken by
     the event of a former try, or of another task, whose trigger was about to end. What it waits for comes back with the
-    event, see :func:`is_event_of`.
+    event, see :func:`is_awaited`.
 
     :param until_s: until when it may take, in seconds since the epoch.
     """
@@ -75,11 +75,12 @@ def defer(task: BaseOperator, trigger: AirJobTrigger, until_s: float | None) -> 
     task.defer(trigger=trigger, method_name="resume", kwargs=waits_for, timeout=timeout)
 
 
-def is_event_of(event: Any, waits_for: Mapping[str, Any]) -> bool:
-    """Tell whether an event is that of the trigger with these arguments."""
-    return isinstance(event, Mapping) and {name: event.get(name) for name in _ARGUMENTS} == {
-        name: waits_for.get(name) for name in _ARGUMENTS
-    }
+def is_awaited(task: BaseOperator, event: Any, waits_for: Mapping[str, Any]) -> bool:
+    """Tell whether an event is that of the trigger with these arguments, and log if it is not."""
+    if isinstance(event, Mapping) and all(event.get(name) == waits_for.get(name) for name in _ARGUMENTS):
+        return True
+    task.log.info("Another task's trigger has ended, and had the same id; this task goes on waiting: %s", event)
+    return False
 
 
 class AirJobOperator(BaseOperator):
@@ -214,8 +215,7 @@ class AirJobOperator(BaseOperator):
         :param waits_for: the arguments of this task's trigger, and until when it waits; not known of a former release.
         """
         mine = Owner.of(context)
-        if waits_for is not None and not is_event_of(event, waits_for):
-            self.log.info("Another task's trigger has ended, and had the same id; this task goes on waiting: %s", event)
+        if waits_for is not None and not is_awaited(self, event, waits_for):
             self._defer(mine.instance, AirJobTrigger(**waits_for), until_s)
         return results_of(event["state_dir"], event["job_name"], mine if event.get("owner") else None)
 

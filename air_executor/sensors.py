@@ -10,7 +10,7 @@ from airflow.sdk.bases.sensor import BaseSensorOperator, PokeReturnValue
 
 from air_executor.jobs.progress import Progress
 from air_executor.jobs.store import JobStore
-from air_executor.operators import defer, is_event_of, results_of, state_dir_of
+from air_executor.operators import defer, is_awaited, results_of, state_dir_of
 from air_executor.triggers import AirJobTrigger
 
 if TYPE_CHECKING:
@@ -60,7 +60,6 @@ class AirJobSensor(BaseSensorOperator):
         until_s: float | None = None,
     ) -> Any:
         """Continue after the deferral, see :meth:`.AirJobOperator.resume`."""
-        if waits_for is not None and not is_event_of(event, waits_for):
-            self.log.info("Another task's trigger has ended, and had the same id; this task goes on waiting: %s", event)
+        if waits_for is not None and not is_awaited(self, event, waits_for):
             defer(self, AirJobTrigger(**waits_for), until_s)
         return results_of(event["state_dir"], event["job_name"])

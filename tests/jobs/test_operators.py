@@ -7,6 +7,7 @@ import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -354,7 +355,7 @@ def test_the_event_of_another_trigger_with_the_same_id_ends_no_waiting(yard: Yar
     anybody = AirJobTrigger(job_name="anybody's", state_dir=str(yard.state_dir))._event("ended").payload
     timer = datetime.now(tz=timezone.utc)  # what Airflow's own triggers tell
     for event in (former.event(), stranger.event(), anybody, timer, {"status": "success"}, None):
-        again = Deferred.by(lambda event=event: mine.resume(operator(), instance.context, event))  # type: ignore[misc]
+        again = Deferred.by(partial(mine.resume, operator(), instance.context, event))
         assert again.trigger.serialize() == mine.trigger.serialize() and again.kwargs == mine.kwargs
         assert again.timeout < mine.timeout  # it has the rest of its time
         notes = list(Path(state_dir_of(None), "deferred").glob(f"{instance.id}.json"))

@@ -6,6 +6,7 @@ import asyncio
 import json
 import uuid
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -286,10 +287,13 @@ def test_runs_that_are_not_over_count_for_the_length_of_a_history(temporal: Temp
         client = await Client.connect(temporal.address)
         handles = [client.get_workflow_handle(each) for each in (root, f"{root}~2", f"{root}~3")]
 
+        def have_begun(count: int) -> bool:
+            return len(hosts.begun) == count
+
         async def work() -> None:
             for number, batch in enumerate(batches, 1):
                 await send(client, root, batch, most_events=100)
-                await until(lambda number=number: len(hosts.begun) == 20 * number, "the tasks")  # type: ignore[misc]
+                await until(partial(have_begun, 20 * number), "the tasks")
             hosts.release.set()
             await until(lambda: len(hosts.told) == 60, "the ends")
             await handles[0].signal("close", "success")
