@@ -126,6 +126,45 @@ def postgres_url(shared: Path) -> str:
     return server.get_uri().replace("postgresql://", "postgresql+psycopg2://")
 
 
+def own_database(env: Airflow, shared: Path, name: str) -> str:
+    """Return a database of its own on the tests' PostgreSQL, with Airflow's tables, made once and then copied.
+
+    An Airflow without DAG processor finds the DAGs in it.
+    """
+    import psycopg2
+
+    url = postgres_url(shared)
+
+    def url_of(database: str) -> str:
+        return url.replace("/postgres?", f"/{database}?")
+
+    def make(template: str) -> None:
+        cursor.execute("SELECT datname FROM pg_database WHERE datname = %s", (template,))
+        if cursor.fetchone() is not None:
+            return
+        option = "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN"
+        if template == "tables":
+            cursor.execute("CREATE DATABASE fresh")
+            env.run("airflow", "db", "migrate", **{option: url_of("fresh")})
+        else:
+            make("tables")
+            cursor.execute("CREATE DATABASE fresh TEMPLATE tables")
+            env.run("airflow", "dags", "reserialize", **{option: url_of("fresh")})
+        cursor.execute(f"ALTER DATABASE fresh RENAME TO {template}")
+
+    with FileLock(shared / "databases.lock"):
+        connection = psycopg2.connect(url.replace("postgresql+psycopg2://", "postgresql://"))
+        try:
+            connection.autocommit = True
+            with connection.cursor() as cursor:
+                template = "tables" if env.has_dag_processor else "dags"
+                make(template)
+                cursor.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
+        finally:
+            connection.close()
+    return url_of(name)
+
+
 @pytest.fixture(
     scope="session",
     params=[pytest.param("sqlite", marks=pytest.mark.core), "postgres"],

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from air_executor.runs.record import RunState
+from tests.conftest import own_database
 from tests.support import airflow_env
 from tests.support.airflow_env import Airflow
 from tests.support.waiting import wait_for
@@ -24,8 +25,9 @@ def env(
     tmp_path_factory: pytest.TempPathFactory, shared_dir: Path, request: pytest.FixtureRequest
 ) -> Iterator[Airflow]:
     options, _ = WAYS[request.param]
-    env = airflow_env.make(tmp_path_factory.mktemp(request.param) / "home", shared_dir, options)
-    env.split_api_server()
+    home, components = tmp_path_factory.mktemp(request.param) / "home", (*airflow_env.FEW, "triggerer")
+    env = airflow_env.make(home, shared_dir, options, components)
+    env.env["AIRFLOW__DATABASE__SQL_ALCHEMY_CONN"] = own_database(env, shared_dir, f"way_{request.param}")
     env.start()
     yield env
     env.end()

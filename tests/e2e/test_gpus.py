@@ -25,54 +25,10 @@ OPTIONS = {
     "AIRFLOW__SCHEDULER__NUM_STUCK_IN_QUEUED_RETRIES": "0",
 }
 
-DAG = """
-import os
-import time
-from pathlib import Path
-from airflow.sdk import dag, task
-
-@dag(schedule=None)
-def gpus():
-    @task(executor_config={"air": {"gpus": 1}})
-    def train(number):
-        while not (Path(os.environ["AIR_TEST_OUT"]) / "seen").exists():
-            time.sleep(0.1)
-        time.sleep(35)
-
-    @task
-    def cpu(number):
-        time.sleep(0.1)
-
-    train.expand(number=[1, 2, 3])
-    cpu.expand(number=list(range(6)))
-
-gpus()
-
-@dag(schedule=None)
-def line():
-    @task(executor_config={"air": {"gpus": 1}}, priority_weight=9)
-    def holds():
-        while not (Path(os.environ["AIR_TEST_OUT"]) / "release").exists():
-            time.sleep(0.1)
-
-    @task(executor_config={"air": {"gpus": 1}})
-    def given_up(): ...
-
-    @task(executor_config={"air": {"gpus": 1}})
-    def waits(number): ...
-
-    holds()
-    given_up()
-    waits.expand(number=[1, 2])
-
-line()
-"""
-
 
 @pytest.fixture(scope="module")
 def env(tmp_path_factory: pytest.TempPathFactory, shared_dir) -> Iterator[Airflow]:  # type: ignore[no-untyped-def]
-    env = airflow_env.make(tmp_path_factory.mktemp("gpus") / "home", shared_dir, OPTIONS)
-    (env.dags / "gpus.py").write_text(DAG)
+    env = airflow_env.make(tmp_path_factory.mktemp("gpus") / "home", shared_dir, OPTIONS, airflow_env.FEW)
     env.start()
     try:
         launcher(env)  # what is queued meanwhile would wait for it, too
@@ -106,8 +62,8 @@ def test_a_task_that_waits_for_a_gpu_is_neither_failed_for_it_nor_in_the_way_of_
 
 
 def test_those_that_wait_can_be_given_up_and_outlive_their_scheduler(env: Airflow) -> None:
-    env.api.unpause("line")
-    run = env.api.trigger("line")
+    env.api.unpause("line_for_gpus")
+    run = env.api.trigger("line_for_gpus")
 
     def waiting() -> list[str]:
         shown = json.loads(env.run("air-executor", "status", "--json").stdout)["waiting"]
@@ -125,4 +81,4 @@ def test_those_that_wait_can_be_given_up_and_outlive_their_scheduler(env: Airflo
     tries = {(each["task_id"], each["map_index"]): (each["state"], each["try_number"]) for each in run.instances()}
     assert tries.pop(("given_up", -1))[0] == "failed"
     assert tries == {("holds", -1): ("success", 1), ("waits", 0): ("success", 1), ("waits", 1): ("success", 1)}
-    assert "given_up" not in {record.identity.task_id for record in env.records("line")}
+    assert "given_up" not in {record.identity.task_id for record in env.records("line_for_gpus")}

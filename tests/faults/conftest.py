@@ -9,9 +9,8 @@ from typing import TypeAlias
 
 import psutil
 import pytest
-from filelock import FileLock
 
-from tests.conftest import postgres_url
+from tests.conftest import own_database
 from tests.support import airflow_env, flights
 from tests.support.airflow_env import Airflow
 from tests.support.flights import Flight
@@ -46,8 +45,8 @@ def options() -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def components() -> tuple[str, ...]:
-    """The components of this file's Airflow. Where nothing is deferred there is no triggerer."""
-    return tuple(name for name in airflow_env.COMPONENTS if name != "triggerer")
+    """The components of this file's Airflow."""
+    return airflow_env.FEW
 
 
 @pytest.fixture(scope="module")
@@ -61,11 +60,12 @@ def env(
 ) -> Iterator[Airflow]:
     """An Airflow on PostgreSQL whose runners reach the API server through the proxy."""
     name = request.module.__name__.rsplit(".", 1)[-1]
-    env = airflow_env.make(tmp_path_factory.mktemp(name) / "home", shared_dir, {**through(proxy), **options})
+    home = tmp_path_factory.mktemp(name) / "home"
+    env = airflow_env.make(home, shared_dir, {**through(proxy), **options}, components)
     env.env["AIRFLOW__DATABASE__SQL_ALCHEMY_CONN"] = own_database(env, shared_dir, name)
     proxy.upstream = ("127.0.0.1", env.port)
     try:
-        env.start(*components)
+        env.start()
         yield env
     finally:
         env.end()
@@ -106,12 +106,12 @@ def airflow(
     """The same, by default on SQLite, where tests see that nothing is left behind in the end."""
     # What is stopped and can't end is killed sooner than by default.
     grace = {"AIRFLOW__AIR_EXECUTOR__STOP_GRACE_SECONDS": "2"}
-    airflow = airflow_env.make(home, shared_dir, {**through(proxy), **grace, **options})
+    airflow = airflow_env.make(home, shared_dir, {**through(proxy), **grace, **options}, components)
     if has_postgres:
         airflow.env["AIRFLOW__DATABASE__SQL_ALCHEMY_CONN"] = own_database(airflow, shared_dir, home.parent.name)
     proxy.upstream = ("127.0.0.1", airflow.port)
     try:
-        airflow.start(*components)
+        airflow.start()
         yield airflow
         final_check(airflow)
     finally:
@@ -155,28 +155,3 @@ def _mended(request: pytest.FixtureRequest) -> Iterator[None]:
     yield
     if "proxy" in request.fixturenames:
         request.getfixturevalue("proxy").set("pass")
-
-
-def own_database(env: Airflow, shared: Path, name: str) -> str:
-    """Return a database of its own on the tests' PostgreSQL, with Airflow's tables, made once and then copied."""
-    import psycopg2
-
-    url = postgres_url(shared)
-
-    def url_of(database: str) -> str:
-        return url.replace("/postgres?", f"/{database}?")
-
-    with FileLock(shared / "databases.lock"):
-        connection = psycopg2.connect(url.replace("postgresql+psycopg2://", "postgresql://"))
-        try:
-            connection.autocommit = True
-            with connection.cursor() as cursor:
-                cursor.execute("SELECT datname FROM pg_database WHERE datname = 'migrated'")
-                if cursor.fetchone() is None:
-                    cursor.execute("CREATE DATABASE fresh")
-                    env.run("airflow", "db", "migrate", AIRFLOW__DATABASE__SQL_ALCHEMY_CONN=url_of("fresh"))
-                    cursor.execute("ALTER DATABASE fresh RENAME TO migrated")
-                cursor.execute(f"CREATE DATABASE {name} TEMPLATE migrated")
-        finally:
-            connection.close()
-    return url_of(name)

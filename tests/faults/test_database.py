@@ -21,6 +21,12 @@ from tests.support.waiting import wait_for
 
 pytestmark = pytest.mark.faults
 
+
+@pytest.fixture(scope="module")
+def components() -> tuple[str, ...]:
+    return (*airflow_env.FEW, "dag-processor")
+
+
 #: Each of these is how long a fault lasts, in seconds.
 REFUSED_S = 10.0
 SILENT_S = 10.0
@@ -41,10 +47,11 @@ def env(
         tmp_path_factory.mktemp("database-away") / "home",
         shared_dir,
         {"AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": url, **away.IMPATIENT_AIRFLOW},
+        components,
     )
     try:
         env.run("airflow", "db", "migrate")
-        env.start(*components)
+        env.start()
         yield env
     finally:
         env.end()

@@ -20,6 +20,12 @@ from tests.support.waiting import wait_for
 
 pytestmark = pytest.mark.faults
 
+
+@pytest.fixture(scope="module")
+def components() -> tuple[str, ...]:
+    return (*airflow_env.FEW, "dag-processor")
+
+
 #: Airflow fails a task of which it has heard nothing for so long, in seconds.
 HEARTBEAT_TIMEOUT_S = 15
 
@@ -43,10 +49,10 @@ def airflow(
         "AIRFLOW__AIR_EXECUTOR__API_PATIENCE_SECONDS": "25",
         "AIRFLOW__AIR_EXECUTOR__STOP_GRACE_SECONDS": "2",
     }
-    airflow = airflow_env.make(tmp_path_factory.mktemp("pause") / "home", shared_dir, options)
+    airflow = airflow_env.make(tmp_path_factory.mktemp("pause") / "home", shared_dir, options, components)
     airflow.run("airflow", "db", "migrate")
     try:
-        airflow.start(*components)
+        airflow.start()
         yield airflow
         check_nothing_left_behind(airflow)
     finally:

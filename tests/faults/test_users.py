@@ -10,7 +10,7 @@ import pytest
 
 from air_executor.runs.record import RunState
 from tests.faults.conftest import NO_SUCCESSOR, Fly
-from tests.support.airflow_env import COMPONENTS, Airflow
+from tests.support.airflow_env import FEW, Airflow
 from tests.support.api import DagRun, quote
 from tests.support.flights import Flight, frozen, kill_scheduler, launcher, start_scheduler, unfinished
 from tests.support.proxy import Proxy
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.faults
 
 @pytest.fixture(scope="module")
 def components() -> tuple[str, ...]:
-    return COMPONENTS
+    return (*FEW, "triggerer")
 
 
 @pytest.fixture(scope="module")

@@ -304,8 +304,12 @@ def test_a_part_that_dies_is_started_again(place: Place) -> None:
 
 
 def test_only_this_machine_reaches_it_and_it_has_one_launcher(place: Place) -> None:
-    # As a shell's "&" in a script: what is ignored here is not to be ignored by tasks.
-    process = place.start("run", str(DAGS / "slow.py"), preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN))
+    def ignore() -> None:
+        # As a shell's "&" in a script, and profilers: what is ignored here is not to be ignored by tasks.
+        for signum in (signal.SIGINT, signal.SIGUSR2):
+            signal.signal(signum, signal.SIG_IGN)
+
+    process = place.start("run", str(DAGS / "slow.py"), preexec_fn=ignore)
     place.wait_for_effect("begin 1")
     assert len(list(place.dags.glob("slow-1/state/launchers/*.sock"))) == 1  # the one that was warmed up
     listening = set()

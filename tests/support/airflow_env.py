@@ -16,7 +16,7 @@ import sys
 import tempfile
 import urllib.error
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,9 @@ from tests.support.waiting import wait_for
 
 REPOSITORY = Path(__file__).parent.parent.parent
 COMPONENTS = ("api-server", "scheduler", "dag-processor", "triggerer")
+
+#: Components of an Airflow that knows the DAGs already, and defers nothing: it starts with half as much work.
+FEW = ("api-server", "scheduler")
 
 #: What :meth:`Airflow.split_api_server` adds to them.
 _EXECUTION_API = "execution-api-server"
@@ -79,21 +82,20 @@ def free_port() -> int:
             return port
 
 
-def migrated_sqlite(base: Path) -> Path:
-    """Return a SQLite database with Airflow's tables, made once per test run and then copied."""
-    template = base / "template.db"
-    with FileLock(base / "template.lock"):
+def sqlite_template(base: Path, *, has_dags: bool) -> Path:
+    """Return a SQLite database with Airflow's tables, and the DAGs, made once per test run and then copied."""
+    template = base / ("dags.db" if has_dags else "tables.db")
+    with FileLock(f"{template}.lock"):
         if not template.exists():
-            fresh = base / "fresh.db"
-            env = {**os.environ, "AIRFLOW_HOME": str(base / "template-home")}
-            env["AIRFLOW__DATABASE__SQL_ALCHEMY_CONN"] = f"sqlite:///{fresh}"
-            subprocess.run(
-                [sys.executable, "-m", "airflow", "db", "migrate"],
-                env=env,
-                check=True,
-                capture_output=True,
-                timeout=600,
-            )
+            home = base / f"home-of-{template.stem}"
+            fresh = home / "airflow.db"
+            env = Airflow(home, f"sqlite:///{fresh}")
+            if has_dags:
+                env.copy_dags()
+                shutil.copy(sqlite_template(base, has_dags=False), fresh)
+                env.run("airflow", "dags", "reserialize")
+            else:
+                env.run("airflow", "db", "migrate")
             fresh.rename(template)
     return template
 
@@ -101,8 +103,15 @@ def migrated_sqlite(base: Path) -> Path:
 class Airflow:
     """An Airflow of the tests' own."""
 
-    def __init__(self, home: Path, database_url: str, options: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        home: Path,
+        database_url: str,
+        options: Mapping[str, str] | None = None,
+        components: Sequence[str] = COMPONENTS,
+    ) -> None:
         self.home = home
+        self.components = components
         self.out = home / "out"
         self.out.mkdir(parents=True)
         self.port = free_port()
@@ -166,6 +175,10 @@ class Airflow:
         """The folder of the dags, a copy of the tests' own that a test may change."""
         return self.home / "dags"
 
+    def copy_dags(self) -> None:
+        """Copy the tests' own dags to this Airflow's folder."""
+        shutil.copytree(REPOSITORY / "tests" / "dags", self.dags, ignore=shutil.ignore_patterns("__pycache__"))
+
     @property
     def store(self) -> RunStore:
         return RunStore(self.env.get("AIRFLOW__AIR_EXECUTOR__STATE_DIR") or self.home / ".air-executor")
@@ -185,20 +198,25 @@ class Airflow:
 
     def _arguments_of(self, component: str) -> list[str]:
         if component == _EXECUTION_API:
-            return ["api-server", "--apps", "execution", "--port", str(self._execution_port)]
+            return ["airflow", "api-server", "--apps", "execution", "--port", str(self._execution_port)]
         if component == "api-server" and self._execution_port != self.port:
-            return ["api-server", "--apps", "core"]
-        return [component]
+            return ["airflow", "api-server", "--apps", "core"]
+        return ["airflow" if self.has_dag_processor else "tests.support.quick_start", component]
+
+    @property
+    def has_dag_processor(self) -> bool:
+        """Whether DAGs are read as they change. Those of others are known from the beginning, and stay as they are."""
+        return "dag-processor" in self.components
 
     def start(self, *components: str) -> None:
-        names = list(components or COMPONENTS)
+        names = list(components or self.components)
         if "api-server" in names and self._execution_port != self.port:
             names.insert(0, _EXECUTION_API)
         for name in names:
             log = (self.home / f"{name}.log").open("ab")
             with log:
                 self.processes[name] = subprocess.Popen(
-                    [sys.executable, "-X", "faulthandler", "-m", "airflow", *self._arguments_of(name)],
+                    [sys.executable, "-X", "faulthandler", "-m", *self._arguments_of(name)],
                     env=self._env_of(name),
                     cwd=self.home,
                     stdin=subprocess.DEVNULL,
@@ -360,13 +378,18 @@ def _answers(port: int, path: str) -> bool:
         return int(answer.status) == 200
 
 
-def make(home: Path, base: Path, options: Mapping[str, str] | None = None) -> Airflow:
-    """Return an Airflow on SQLite that is not started yet."""
-    home.mkdir(parents=True)
+def make(
+    home: Path, base: Path, options: Mapping[str, str] | None = None, components: Sequence[str] = COMPONENTS
+) -> Airflow:
+    """Return an Airflow on SQLite that is not started yet.
+
+    :param components: what :meth:`Airflow.start` starts.
+    """
     database = home / "airflow.db"
-    shutil.copy(migrated_sqlite(base), database)
-    shutil.copytree(REPOSITORY / "tests" / "dags", home / "dags", ignore=shutil.ignore_patterns("__pycache__"))
-    return Airflow(home, f"sqlite:///{database}{_SQLITE_WAIT}", options)
+    env = Airflow(home, f"sqlite:///{database}{_SQLITE_WAIT}", options, components)
+    env.copy_dags()
+    shutil.copy(sqlite_template(base, has_dags=not env.has_dag_processor), database)
+    return env
 
 
 def config(state_dir: Path, **changes: Any) -> Config:

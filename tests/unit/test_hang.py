@@ -223,7 +223,7 @@ def test_a_launcher_whose_queue_is_full_has_not_died_and_is_replaced_when_that_l
     backend = bench.backend()
     full(backend._launchers.address.socket)
     request = bench.start(backend, bench.request())
-    assert backend._restarts._deaths == 0
+    assert backend._dispatcher._restarts._deaths == 0
     record = bench.end_of(backend, request)
     assert "'memory'" in (record.reason or ""), "the run was executed"
 

@@ -5,11 +5,9 @@ from __future__ import annotations
 import contextlib
 import gc
 import itertools
-import logging
 import os
 import platform
 import signal
-import socket
 import subprocess
 import sys
 import sysconfig
@@ -33,10 +31,11 @@ from air_executor.launcher.server.spares import Spares
 from air_executor.runner.imports import new_packaged_modules
 from air_executor.runner.stash import names, stash
 from air_executor.runs.backend import RunRequest
-from air_executor.runs.imported import write_imports, write_preload
+from air_executor.runs.imported import write_preload
 from air_executor.runs.store import RunStore
 from tests.support.airflow_env import config
 from tests.unit.documents import identity, record
+from tests.unit.trials import Trials, learn, seen_in_a_task
 
 SLOW = "sum(range(2_000_000))\n"
 
@@ -73,37 +72,18 @@ def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     forget_all()
 
 
+@pytest.fixture(scope="module")
+def trials() -> Iterator[Trials]:
+    with Trials() as trials:
+        yield trials
+
+
 def forget_all() -> None:
     """Let nothing have been imported ahead."""
     stash.__init__()  # type: ignore[misc]
     sys.meta_path[:] = [each for each in sys.meta_path if each is not stash]
     for name in [name for name in sys.modules if name.startswith("ahead_")]:
         del sys.modules[name]
-
-
-def seen_in_a_task(store: RunStore, *names: str) -> str:
-    """Return the id of a run whose task has imported ``names``."""
-    run = record()
-    store.create(run)
-    write_imports(store, run.id, list(names))
-    return run.id
-
-
-def learn(preloader: Preloader, store: RunStore, *names: str) -> None:
-    for _ in range(2):
-        preloader.take_note(seen_in_a_task(store, *names))
-    while (package := preloader.candidate()) is not None:
-        ours, theirs = socket.socketpair()
-        with ours, theirs:
-            pid = os.fork()
-            if not pid:
-                preloader.try_here(package, theirs)
-            theirs.close()
-            known = set(sys.modules)
-            if preloader.judge(package, ours.recv(1 << 16)):
-                assert set(sys.modules) == known, "who serves imports nothing"
-                preloader.import_remembered()  # as its successor does
-            os.waitpid(pid, 0)
 
 
 def test_new_modules_of_installed_packages_are_noted_in_the_process_of_a_task(packages: Path, tmp_path: Path) -> None:
@@ -350,17 +330,17 @@ if platform.machine() != "x86_64":  # others keep the processor's settings elsew
 
 @pytest.mark.parametrize("kind", HARMFUL)
 def test_what_an_import_changes_or_takes_from_outside_keeps_it_from_being_imported_ahead(
-    store: RunStore, packages: Path, kind: str
+    store: RunStore, packages: Path, trials: Trials, kind: str
 ) -> None:
     harm, why = HARMFUL[kind]
     # In a submodule, where it is seen as well.
     (packages / "ahead_harms").mkdir()
     (packages / "ahead_harms/__init__.py").write_text(SLOW + "from .inner import *")
     (packages / "ahead_harms/inner.py").write_text(harm)
-    learn(Preloader(store), store, "ahead_harms")
+    is_ahead = trials.accept(store, packages, "ahead_harms")
     [verdict] = read_verdicts(store)
     assert why in (verdict.refused or "imported ahead")
-    assert "ahead_harms" not in stash
+    assert not is_ahead
 
 
 #: What an import may do, as no task that does not import it can tell.
@@ -381,23 +361,24 @@ HARMLESS = {
 
 
 @pytest.mark.parametrize("kind", HARMLESS)
-def test_what_no_other_task_can_tell_is_imported_ahead(store: RunStore, packages: Path, kind: str) -> None:
-    logging.getLogger("asyncio").isEnabledFor(logging.DEBUG)  # is remembered in a cache of the logger
+def test_what_no_other_task_can_tell_is_imported_ahead(
+    store: RunStore, packages: Path, trials: Trials, kind: str
+) -> None:
     (packages / "ahead_fine.py").write_text(SLOW + HARMLESS[kind])
-    learn(Preloader(store), store, "ahead_fine")
+    is_ahead = trials.accept(store, packages, "ahead_fine")
     [verdict] = read_verdicts(store)
     assert verdict.refused is None
-    assert "ahead_fine" in stash
+    assert is_ahead
 
 
-def test_what_needs_a_package_that_sets_up_a_logger_is_imported_ahead_too(store: RunStore, packages: Path) -> None:
+def test_what_needs_a_package_that_sets_up_a_logger_is_imported_ahead_too(
+    store: RunStore, packages: Path, trials: Trials
+) -> None:
     (packages / "ahead_logs.py").write_text(
         SLOW + "import logging; logging.getLogger('of.ahead').addHandler(logging.NullHandler())"
     )
     (packages / "ahead_of_logs.py").write_text(SLOW + "import ahead_logs")
-    preloader = Preloader(store)
-    for package in ("ahead_logs", "ahead_of_logs"):
-        learn(preloader, store, package)
+    assert trials.accept(store, packages, "ahead_logs", "ahead_of_logs")
     assert [verdict.refused for verdict in read_verdicts(store)] == [None, None]
 
 

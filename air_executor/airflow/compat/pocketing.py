@@ -46,7 +46,7 @@ def make_database() -> None:
 def serve_execution_api(listener: socket.socket) -> None:
     """Be an API server for tasks only, as ``airflow api-server --apps execution`` is. Returns when it gets SIGTERM."""
     os.environ["AIRFLOW_API_APPS"] = "execution"
-    _serve_own_version_only()
+    serve_own_version_only()
     import uvicorn
     from airflow.api_fastapi.main import app
 
@@ -54,7 +54,7 @@ def serve_execution_api(listener: socket.socket) -> None:
     uvicorn.Server(uvicorn.Config(app, **options)).run(sockets=[listener])  # type: ignore[arg-type]
 
 
-def _serve_own_version_only() -> None:
+def serve_own_version_only() -> None:
     """Leave out the API's former versions: who asks is of this version. To make them takes seconds, once."""
     if AIRFLOW_VERSION >= (3, 4):
         return  # nobody has tried

@@ -27,6 +27,7 @@ def main(path: str) -> int:
     # As in the scheduler to come, whose launcher has to be the one that is started here.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGUSR2, lambda *_: None)
     folder = RunFolder(Path(path))
     try:
         request = folder.request()
