@@ -133,6 +133,7 @@ def own_database(env: Airflow, shared: Path, name: str) -> str:
     """
     import psycopg2
 
+    (env.home / "airflow.db").unlink()
     url = postgres_url(shared)
 
     def url_of(database: str) -> str:

@@ -23,6 +23,7 @@ from air_executor.machine.safe_files import is_fresh
 from air_executor.machine.sizes import mebibytes
 from air_executor.runner import imports
 from air_executor.runner.isolation import FENCE_GRACE_S, JOB_FENCE_S, Isolation
+from air_executor.runner.oom_kills import OomKills
 from air_executor.runner.usage import Usage
 from air_executor.runs import usage
 from air_executor.runs.limits import Limits
@@ -80,7 +81,6 @@ class ActiveRun:
         self.grace_s = config.stop_grace_seconds
         self.patience_s = config.api_patience_seconds
         self.may_sign_tokens = config.may_sign_tokens
-        self._oom_kills: int | None = None
         self.ending: Ending | None = None
         """Why the task was made to end, once it was."""
         self.outcome: Outcome | None = None
@@ -99,6 +99,7 @@ class ActiveRun:
         self._is_monitored = False
         self._renewed_s = time.monotonic()
         self.leftovers = Leftovers()
+        self.oom_kills = OomKills()
         self.is_out_of_memory = False
         """The task has reached its memory limit."""
         self.is_over = False
@@ -120,7 +121,7 @@ class ActiveRun:
         """Take note of the new task process."""
         self._task_pid = pid
         self._attached_s = time.monotonic()
-        self._oom_kills = system.oom_kills()
+        self.oom_kills.begin()
         self._usage.begin(self.record.gpus or ())
 
     def note_gpus(self, names: list[str]) -> None:
@@ -310,23 +311,6 @@ class ActiveRun:
     def peak_bytes(self) -> int:
         """The most memory that the task was seen to hold; 0 if it was not measured."""
         return self._usage.peak_bytes
-
-    def has_kernel_killed(self) -> bool:
-        """Tell whether the kernel has killed a process of this control group since the task began."""
-        kills = system.oom_kills()
-        return kills is not None and self._oom_kills is not None and kills > self._oom_kills
-
-    def memory_evidence(self, signal_name: str) -> str:
-        """Return what is known of the kernel's part in a task's death by ``signal_name``, as the end of a sentence."""
-        if signal_name != "SIGKILL":
-            return ""
-        peak = f"; its largest process held {mebibytes(system.peak_bytes())}"
-        kills = system.oom_kills()
-        if kills is not None and self._oom_kills is not None:
-            if kills > self._oom_kills:
-                return f" by the kernel, for lack of memory in its control group{peak}"
-            return f"; its control group had no lack of memory{peak}"
-        return f"; when nobody sent it, the kernel did, for lack of memory{peak}"
 
     # Signals
 

@@ -223,7 +223,7 @@ def _outcome(status: int | None, active: ActiveRun, error: str | None) -> Outcom
     if ending is not None:
         reason: str | None = ending.reason
     elif name:
-        reason = f"it was killed by {name} (signal {-code})" + active.memory_evidence(name)
+        reason = f"it was killed by {name} (signal {-code})" + active.oom_kills.evidence(name)
     else:
         reason = error or (f"it ended with exit code {code}" if code else None)
     was_killed = ending is not None or name is not None

@@ -164,7 +164,7 @@ def _learn(active: ActiveRun, outcome: Outcome, store: RunStore, config: Config)
             store.learned.note_seen(active.record.identity, peak_bytes)
             return
         store.learned.note_peak(active.record.identity, peak_bytes)
-        is_killed = outcome.state is not RunState.SUCCEEDED and active.has_kernel_killed()
+        is_killed = outcome.state is not RunState.SUCCEEDED and active.oom_kills.has_killed()
         if active.is_out_of_memory or is_killed:
             store.learned.note_memory_end(active.record.identity, peak_bytes)
 

@@ -27,7 +27,7 @@ gpus()
 
 
 @dag(schedule=None)
-def line_for_gpus():
+def gpu_line():
     @task(executor_config={"air": {"gpus": 1}}, priority_weight=9)
     def holds():
         while not (Path(os.environ["AIR_TEST_OUT"]) / "release").exists():
@@ -44,4 +44,4 @@ def line_for_gpus():
     waits.expand(number=[1, 2])
 
 
-line_for_gpus()
+gpu_line()

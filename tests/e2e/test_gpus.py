@@ -62,23 +62,23 @@ def test_a_task_that_waits_for_a_gpu_is_neither_failed_for_it_nor_in_the_way_of_
 
 
 def test_those_that_wait_can_be_given_up_and_outlive_their_scheduler(env: Airflow) -> None:
-    env.api.unpause("line_for_gpus")
-    run = env.api.trigger("line_for_gpus")
+    env.api.unpause("gpu_line")
+    run = env.api.trigger("gpu_line")
 
     def waiting() -> list[str]:
         shown = json.loads(env.run("air-executor", "status", "--json").stdout)["waiting"]
         return sorted(each["name"] for each in shown)
 
-    wait_for(lambda: waiting() == ["line.given_up", "line.waits", "line.waits"], "three to wait")
+    wait_for(lambda: waiting() == ["gpu_line.given_up", "gpu_line.waits", "gpu_line.waits"], "three to wait")
     run.mark("given_up", "failed")
-    wait_for(lambda: waiting() == ["line.waits", "line.waits"], "the one that was given up to leave the line")
+    wait_for(lambda: waiting() == ["gpu_line.waits", "gpu_line.waits"], "the one that was given up to leave the line")
     kill_scheduler(env)
     assert waiting() == []
     start_scheduler(env)
-    wait_for(lambda: waiting() == ["line.waits", "line.waits"], "the next scheduler to have them in line")
+    wait_for(lambda: waiting() == ["gpu_line.waits", "gpu_line.waits"], "the next scheduler to have them in line")
     (env.out / "release").touch()
     assert run.wait() == "failed"
     tries = {(each["task_id"], each["map_index"]): (each["state"], each["try_number"]) for each in run.instances()}
     assert tries.pop(("given_up", -1))[0] == "failed"
     assert tries == {("holds", -1): ("success", 1), ("waits", 0): ("success", 1), ("waits", 1): ("success", 1)}
-    assert "given_up" not in {record.identity.task_id for record in env.records("line_for_gpus")}
+    assert "given_up" not in {record.identity.task_id for record in env.records("gpu_line")}

@@ -68,12 +68,14 @@ def test_tasks_go_on_when_the_launcher_is_killed(airflow: Airflow) -> None:
     assert airflow.effects("long_running")[begun:] == ["begin 1", "end 1"]
 
 
+@ONE_DATABASE
 def test_dags_test_with_the_executor(airflow: Airflow) -> None:
     done = airflow.run("airflow", "dags", "test", "debugged", "--use-executor")
     assert "state=success" in done.stdout + done.stderr
     wait_for(lambda: any(r.state is RunState.SUCCEEDED for r in airflow.records("debugged")), "the run on record")
 
 
+@ONE_DATABASE
 def test_tasks_test_runs_in_the_terminal(airflow: Airflow) -> None:
     before = len(airflow.records("debugged"))
     done = airflow.run("airflow", "tasks", "test", "debugged", "bash")

@@ -20,7 +20,7 @@ import pytest
 
 from air_executor.runs.record import UNWANTED, RunRecord, RunState
 from tests.faults.conftest import Fly
-from tests.support import flights, hostile
+from tests.support import airflow_env, flights, hostile
 from tests.support.airflow_env import Airflow
 from tests.support.api import ENDED, DagRun
 from tests.support.hostile import Script
@@ -38,6 +38,11 @@ PATIENCE_S = 600.0
 @pytest.fixture(scope="module")
 def has_postgres() -> bool:
     return True
+
+
+@pytest.fixture(scope="module")
+def components() -> tuple[str, ...]:
+    return (*airflow_env.FEW, "dag-processor")  # which calls back
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,7 @@ def how_it_ended(supervisor: stock.ActivitySubprocess, run: ActiveRun) -> str | 
         if reported and is_in_overtime(supervisor):
             after = f"it still lived {stock.TASK_OVERTIME_THRESHOLD:g} s after the task had ended as {reported}"
             return f"Airflow killed the task process by {name}: {after} ([core] task_success_overtime)"
-        how = f"the task process was killed by {name} (signal {-code})" + run.memory_evidence(name)
+        how = f"the task process was killed by {name} (signal {-code})" + run.oom_kills.evidence(name)
     elif code:
         how = f"the task process ended with exit code {code}"
     elif reported:
