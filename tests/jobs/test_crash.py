@@ -1,4 +1,4 @@
-"""The engine is killed at random, a few hundred times: nothing is lost, and nothing that was completed is repeated."""
+"""The engine is killed at random, again and again: nothing is lost, and nothing that was completed is repeated."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from tests.support.waiting import wait_for
 
 pytestmark = pytest.mark.faults
 
-#: So often something is killed.
-KILLS = 200
+#: How often something is killed.
+KILLS = 120
 
 #: Each task of the job notes that it begins, queues one more until somebody says that it is enough, and notes its end.
 WORK = """

@@ -19,16 +19,20 @@ def wait_for(
     """Return the first true value of ``condition``; fail after ``timeout_s`` seconds, saying ``what`` did not come.
 
     The failure tells what ``seen`` returns then, by default the condition's last value.
+
+    :param every_s: the first pauses; later ones grow with the wait, and with what the condition costs.
     """
-    deadline = time.monotonic() + timeout_s
+    began = time.monotonic()
     while True:
+        asked = time.monotonic()
         value = condition()
         if value:
             return value
-        if time.monotonic() > deadline:
+        now = time.monotonic()
+        if now > began + timeout_s:
             try:
                 last = value if seen is None else seen()
             except Exception as error:
                 last = error
             raise AssertionError(f"after {timeout_s:.0f} s still waiting for {what}; last seen: {last!r}")
-        time.sleep(every_s)
+        time.sleep(min(max(every_s, (now - began) / 20, 4 * (now - asked)), 1.0))
