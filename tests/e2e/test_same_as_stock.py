@@ -26,7 +26,6 @@ AIR = {"AIRFLOW__CORE__EXECUTOR": "air_executor.AirExecutor"}
 WAYS = {
     "local": {"AIRFLOW__CORE__EXECUTOR": "LocalExecutor"},
     "rehearsed": AIR,
-    "unrehearsed": {**AIR, "AIRFLOW__AIR_EXECUTOR__PRELOAD": "auto,-rehearsal"},
     "fresh": {**AIR, "AIRFLOW__AIR_EXECUTOR__PRELOAD": "off"},
     "exec": {**AIR, "AIRFLOW__AIR_EXECUTOR__LAUNCH": "exec"},
 }

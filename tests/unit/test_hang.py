@@ -19,8 +19,7 @@ import pytest
 
 from air_executor.launcher import protocol
 from air_executor.launcher.address import service_address
-from air_executor.launcher.client import backend as client
-from air_executor.launcher.client import control, link, restarts
+from air_executor.launcher.client import control, dispatcher, link, restarts
 from air_executor.launcher.client.backend import LocalBackend
 from air_executor.runs.record import RunState
 from air_executor.runs.store import RunStore
@@ -40,7 +39,7 @@ def has_said_hello(backend: LocalBackend) -> bool:
 @pytest.fixture
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     """Deadlines of a second instead of many."""
-    for module in (link, client, restarts):
+    for module in (link, dispatcher, restarts):
         monkeypatch.setattr(module, "QUIET_S", 1.0)
     for module in (link, restarts):
         monkeypatch.setattr(module, "ANSWER_S", 1.0)
