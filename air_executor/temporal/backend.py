@@ -6,8 +6,6 @@ which host that is, and how it ended.
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -25,20 +23,17 @@ from air_executor.guard import Guard
 from air_executor.launcher.client.claims import Claims
 from air_executor.runs.backend import Boundless, EveryGpu, RunRequest
 from air_executor.runs.ordered import OrderedRuns
-from air_executor.runs.pruning import prune
-from air_executor.runs.record import UNWANTED, Identity, RunRecord, RunState, moment, queued
+from air_executor.runs.record import UNWANTED, Identity, RunRecord, RunState, queued
 from air_executor.temporal import cards
 from air_executor.temporal.dag_runs import DagRuns
 from air_executor.temporal.followed import Followed
-from air_executor.temporal.link import Link, Order, Signal
+from air_executor.temporal.link import Order, Signal
+from air_executor.temporal.news import News
 from air_executor.temporal.settings import Settings
-from air_executor.temporal.watch import WATCH_S, LiveRun, Watch
+from air_executor.temporal.watch import LiveRun
 from air_executor.temporal.workflow import MOST_EVENTS, RULES
 
 log = logging.getLogger(__name__)
-
-#: How often old records are removed, in seconds.
-_PRUNE_S = 600.0
 
 #: A scheduler that takes runs over waits so long for Temporal to say what it has, in seconds.
 _ASK_S = 5.0
@@ -71,26 +66,15 @@ class TemporalBackend:
         self._store = OrderedRuns.of(config.state_dir)
         self._claims = Claims(self._store)
         self._followed = Followed(self._store, settings)
-        self._link = Link(settings, self._take, lambda who, silent_s: judge(Identity(**who), silent_s))
         self._dag_runs = DagRuns()
-        self._watch = Watch(
-            self._link,
-            settings,
-            self._followed.live,
-            self._take,
-            self._note_host,
-            self._note_wait,
-            self._dag_runs.add_successor,
-            judge,
-            give_back,
-        )
+        self._news = News(config, settings, self._store, self._followed, self._dag_runs, judge, give_back, waits)
+        self._link = self._news.link
         self.gpus = EveryGpu()
         self.room = Boundless()  # each host has its slots
         #: Temporal is not asked before this moment, on the monotonic clock: it did not answer.
         self._ask_at_s = 0.0
         #: The workflows of runs that :meth:`adopt` has found.
         self._found: dict[str, str] = {}
-        self._tell_wait = waits
         self._guard = Guard(log)
 
     # Life
@@ -103,8 +87,7 @@ class TemporalBackend:
             self._store.mark_open()
         if owner is not None and not self._claims.begin(owner):
             return False
-        self._link.open()
-        self._link.begin(self._look())
+        self._news.begin()
         return True
 
     def warm_up(self) -> None:
@@ -295,71 +278,3 @@ class TemporalBackend:
     def due_in_s(self) -> float | None:
         """See :meth:`air_executor.runs.backend.RunBackend.due_in_s`."""
         return None
-
-    # In the link's thread
-
-    def _note_wait(self, run_id: str, why: str | None) -> None:
-        if self._followed.get(run_id) is not None and self._store.note_wait(run_id, why) and why is not None:
-            self._tell_wait(run_id, why)
-
-    def _note_host(self, run_id: str, host: str) -> None:
-        if self._followed.get(run_id) is not None:
-            self._store.note_host(run_id, host)
-
-    def _take(self, ends: list[dict[str, Any]]) -> None:
-        """Record ends. They are told again if that fails; one that can't be understood fails its run."""
-        failed: Exception | None = None
-        for each in ends:
-            run_id = str(each["id"])
-            if (run := self._followed.get(run_id)) is None:
-                continue
-            try:
-                if each["end"].get("is_unknown"):
-                    self._watch.forget(run_id)
-                    continue
-                if (successor := each.get("next")) is not None:
-                    self._dag_runs.add_successor(run.identity, successor)
-                self._followed.end_as_told(run_id, run, each["end"])
-            except Exception as error:
-                failed = error  # the others first
-        if failed is not None:
-            raise failed
-
-    async def _look(self) -> None:
-        """Look for open workflows of former executors once, and after live runs regularly; remove old records."""
-        while not self._link.connected.is_set():
-            self._watch.tell_if_away()
-            with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(self._link.connected.wait(), WATCH_S)
-        has_found = False
-        prune_s = 0.0
-        while True:
-            if not has_found:
-                with self._guard("Looking for open workflows") as looking:
-                    async for workflow_id, header in self._link.open_workflows():
-                        self._dag_runs.add(header.get("dag"), header.get("dag_run"), workflow_id)
-                has_found = looking.error is None
-            await asyncio.sleep(WATCH_S)
-            await self._watch.look()
-            if time.monotonic() >= prune_s:
-                prune_s = time.monotonic() + _PRUNE_S
-                with self._guard("Removing old records"):
-                    await asyncio.to_thread(self._prune)
-
-    def _prune(self) -> None:
-        """Remove old records. Those of runs whose ends were not told here get one, once Temporal knows them no more."""
-        days, runs = self._config.keep_days, self._config.keep_runs
-        for record in self._store.open_records():
-            is_old = str(record.queued_at) < moment(time.time() - days * 86400)
-            is_open = not record.state.is_end and self._followed.get(record.id) is None
-            if is_old and is_open and not self._is_known(record):
-                reason = "nobody here has heard of its end"
-                self._store.mark_reported(self._store.write(record.advance(RunState.LOST, reason=reason)))
-        prune(self._store, keep_days=days, keep_runs=runs)
-
-    def _is_known(self, record: RunRecord) -> bool:
-        """Tell whether Temporal may still have a run."""
-        try:
-            return self._link.call(self._link.workflow_of(record.id, record.identity), 10) is not None
-        except (AirExecutorError, TemporalError, FutureTimeoutError):
-            return True

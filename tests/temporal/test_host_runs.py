@@ -310,7 +310,7 @@ def test_a_limit_that_depends_on_earlier_tries_does_so_on_another_host(
     card = order(first)
     assert card["learned"] == {"ends": [], "peaks": []}
     end = asyncio.run(taken_by(one, card))
-    backend._take([{"id": card["id"], "end": end}])
+    backend._news._take([{"id": card["id"], "end": end}])
     assert [each.state for each in backend.take_ends()] == [RunState.KILLED]
     second = dataclasses.replace(first, try_number=2, workload_id=str(uuid.uuid4()))
     asyncio.run(taken_by(two, order(second)))

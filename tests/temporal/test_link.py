@@ -157,7 +157,7 @@ def test_a_server_without_heartbeats_knows_hosts_by_their_polls(
 def test_workflows_of_former_executors_are_looked_for_until_they_were_found(
     settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("air_executor.temporal.backend.WATCH_S", 0.1)
+    monkeypatch.setattr("air_executor.temporal.news.WATCH_S", 0.1)
     asked: list[int] = []
 
     async def open_workflows() -> AsyncIterator[tuple[str, dict[str, Any]]]:
@@ -188,7 +188,7 @@ def test_a_run_whose_workflow_was_terminated_ends(temporal: Temporal, settings: 
         run = backend._followed.live()[request.id]
         wait_for(lambda: _offers(backend, run), "the run to be offered")
         temporal.end_workflow(workflow_id, "terminate")
-        wait_for(lambda: backend._link.call(backend._watch.look(), 60) or backend.ends(), "the end", every_s=0.5)
+        wait_for(lambda: backend._link.call(backend._news.watch.look(), 60) or backend.ends(), "the end", every_s=0.5)
         (end,) = backend.take_ends()
         assert (end.id, end.state) == (request.id, RunState.KILLED) and "terminated" in str(end.reason)
     finally:
