@@ -117,7 +117,7 @@ def _prepared(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 
 def postgres_url(shared: Path) -> str:
-    """Return a database on a real PostgreSQL that is empty but for Airflow's tables."""
+    """Return the address of the tests' PostgreSQL, a real one."""
     note = shared / "postgres.folder"
     with FileLock(shared / "postgres.lock"):
         if not note.exists():
@@ -126,15 +126,16 @@ def postgres_url(shared: Path) -> str:
     return server.get_uri().replace("postgresql://", "postgresql+psycopg2://")
 
 
-def own_database(env: Airflow, shared: Path, name: str) -> str:
-    """Return a database of its own on the tests' PostgreSQL, with Airflow's tables, made once and then copied.
+def give_postgres(env: Airflow, shared: Path) -> None:
+    """Give an Airflow a database of its own on the tests' PostgreSQL, with its tables, made once and then copied.
 
     An Airflow without DAG processor finds the DAGs in it.
     """
     import psycopg2
 
     (env.home / "airflow.db").unlink()
-    url = postgres_url(shared)
+    url, name = postgres_url(shared), f"airflow_{env.port}"  # the port is nobody else's
+    option = "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN"
 
     def url_of(database: str) -> str:
         return url.replace("/postgres?", f"/{database}?")
@@ -143,7 +144,6 @@ def own_database(env: Airflow, shared: Path, name: str) -> str:
         cursor.execute("SELECT datname FROM pg_database WHERE datname = %s", (template,))
         if cursor.fetchone() is not None:
             return
-        option = "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN"
         if template == "tables":
             cursor.execute("CREATE DATABASE fresh")
             env.run("airflow", "db", "migrate", **{option: url_of("fresh")})
@@ -163,7 +163,7 @@ def own_database(env: Airflow, shared: Path, name: str) -> str:
                 cursor.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
         finally:
             connection.close()
-    return url_of(name)
+    env.env[option] = url_of(name)
 
 
 @pytest.fixture(
@@ -177,8 +177,7 @@ def airflow(
     home = tmp_path_factory.mktemp(request.param) / "home"
     env = airflow_env.make(home, shared_dir)
     if request.param == "postgres":
-        env.env["AIRFLOW__DATABASE__SQL_ALCHEMY_CONN"] = postgres_url(shared_dir)
-        env.run("airflow", "db", "migrate")
+        give_postgres(env, shared_dir)
     else:
         env.env["AIRFLOW__CORE__PARALLELISM"] = "8"  # with more at once, SQLite is waited for too long now and then
         env.split_api_server()

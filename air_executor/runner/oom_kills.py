@@ -18,16 +18,21 @@ class OomKills:
 
     def has_killed(self) -> bool:
         """Tell whether the kernel has killed a process of this control group since the task began."""
-        kills = system.oom_kills()
-        return kills is not None and self._before is not None and kills > self._before
+        return bool(self._number())
 
     def evidence(self, signal_name: str) -> str:
         """Return what is known of the kernel's part in a task's death by ``signal_name``, as the end of a sentence."""
         if signal_name != "SIGKILL":
             return ""
         peak = f"; its largest process held {mebibytes(system.peak_bytes())}"
-        if self.has_killed():
+        number = self._number()
+        if number is None:
+            return f"; when nobody sent it, the kernel did, for lack of memory{peak}"
+        if number:
             return f" by the kernel, for lack of memory in its control group{peak}"
-        if self._before is not None:
-            return f"; its control group had no lack of memory{peak}"
-        return f"; when nobody sent it, the kernel did, for lack of memory{peak}"
+        return f"; its control group had no lack of memory{peak}"
+
+    def _number(self) -> int | None:
+        """Return how many it has killed; ``None`` if it does not say."""
+        kills = system.oom_kills()
+        return None if kills is None or self._before is None else max(0, kills - self._before)

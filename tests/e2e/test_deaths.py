@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from air_executor.runs.record import RunRecord, RunState
-from tests.conftest import own_database
+from tests.conftest import give_postgres
 from tests.support import airflow_env
 from tests.support.airflow_env import Airflow
 from tests.support.api import DagRun
@@ -88,11 +88,10 @@ def env(tmp_path_factory: pytest.TempPathFactory, shared_dir: Any, mail_server: 
         # A callback that comes while its dag file is being read waits for the next time in Airflow 3.1.
         "AIRFLOW__DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": "5",
     }
-    components = tuple(name for name in airflow_env.COMPONENTS if name != "triggerer")
-    env = airflow_env.make(folder / "home", shared_dir, options, components)
+    env = airflow_env.make(folder / "home", shared_dir, options, airflow_env.READING)
     (env.home / "plugins").mkdir()
     (env.home / "plugins" / "alerts.py").write_text(PLUGIN)
-    env.env["AIRFLOW__DATABASE__SQL_ALCHEMY_CONN"] = own_database(env, shared_dir, "deaths")
+    give_postgres(env, shared_dir)
     env.start()
     yield env
     env.end()

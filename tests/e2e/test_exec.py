@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from air_executor.runs.record import RunState
-from tests.conftest import own_database
+from tests.conftest import give_postgres
 from tests.support import airflow_env
 from tests.support.airflow_env import Airflow
 from tests.support.waiting import wait_for
@@ -22,7 +22,7 @@ def env(tmp_path_factory: pytest.TempPathFactory, shared_dir: Path) -> Iterator[
         {"AIRFLOW__AIR_EXECUTOR__LAUNCH": "exec"},
         (*airflow_env.FEW, "triggerer"),
     )
-    env.env["AIRFLOW__DATABASE__SQL_ALCHEMY_CONN"] = own_database(env, shared_dir, "exec")
+    give_postgres(env, shared_dir)
     env.start()
     yield env
     env.end()

@@ -10,7 +10,7 @@ from typing import TypeAlias
 import psutil
 import pytest
 
-from tests.conftest import own_database
+from tests.conftest import give_postgres
 from tests.support import airflow_env, flights
 from tests.support.airflow_env import Airflow
 from tests.support.flights import Flight
@@ -51,18 +51,15 @@ def components() -> tuple[str, ...]:
 
 @pytest.fixture(scope="module")
 def env(
-    request: pytest.FixtureRequest,
     proxy: Proxy,
     options: dict[str, str],
     components: tuple[str, ...],
-    tmp_path_factory: pytest.TempPathFactory,
+    home: Path,
     shared_dir: Path,
 ) -> Iterator[Airflow]:
     """An Airflow on PostgreSQL whose runners reach the API server through the proxy."""
-    name = request.module.__name__.rsplit(".", 1)[-1]
-    home = tmp_path_factory.mktemp(name) / "home"
     env = airflow_env.make(home, shared_dir, {**through(proxy), **options}, components)
-    env.env["AIRFLOW__DATABASE__SQL_ALCHEMY_CONN"] = own_database(env, shared_dir, name)
+    give_postgres(env, shared_dir)
     proxy.upstream = ("127.0.0.1", env.port)
     try:
         env.start()
@@ -108,7 +105,7 @@ def airflow(
     grace = {"AIRFLOW__AIR_EXECUTOR__STOP_GRACE_SECONDS": "2"}
     airflow = airflow_env.make(home, shared_dir, {**through(proxy), **grace, **options}, components)
     if has_postgres:
-        airflow.env["AIRFLOW__DATABASE__SQL_ALCHEMY_CONN"] = own_database(airflow, shared_dir, home.parent.name)
+        give_postgres(airflow, shared_dir)
     proxy.upstream = ("127.0.0.1", airflow.port)
     try:
         airflow.start()

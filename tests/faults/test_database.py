@@ -24,7 +24,7 @@ pytestmark = pytest.mark.faults
 
 @pytest.fixture(scope="module")
 def components() -> tuple[str, ...]:
-    return (*airflow_env.FEW, "dag-processor")
+    return airflow_env.READING
 
 
 #: Each of these is how long a fault lasts, in seconds.

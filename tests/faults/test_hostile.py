@@ -42,7 +42,7 @@ def has_postgres() -> bool:
 
 @pytest.fixture(scope="module")
 def components() -> tuple[str, ...]:
-    return (*airflow_env.FEW, "dag-processor")  # which calls back
+    return airflow_env.READING  # which calls back
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.faults
 
 @pytest.fixture(scope="module")
 def components() -> tuple[str, ...]:
-    return (*airflow_env.FEW, "dag-processor")
+    return airflow_env.READING
 
 
 #: Airflow fails a task of which it has heard nothing for so long, in seconds.

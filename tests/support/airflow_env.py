@@ -36,6 +36,9 @@ COMPONENTS = ("api-server", "scheduler", "dag-processor", "triggerer")
 #: Components of an Airflow that knows the DAGs already, and defers nothing: it starts with half as much work.
 FEW = ("api-server", "scheduler")
 
+#: Those of one that reads DAGs, and defers nothing.
+READING = (*FEW, "dag-processor")
+
 #: What :meth:`Airflow.split_api_server` adds to them.
 _EXECUTION_API = "execution-api-server"
 

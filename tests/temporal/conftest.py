@@ -22,7 +22,7 @@ from temporalio.service import RPCError, RPCStatusCode
 
 from air_executor.machine import system
 from air_executor.runs.store import RunStore
-from tests.conftest import own_database
+from tests.conftest import give_postgres
 from tests.support import airflow_env
 from tests.support.airflow_env import Airflow
 from tests.support.waiting import wait_for
@@ -191,7 +191,7 @@ def airflow(tmp_path_factory: pytest.TempPathFactory, shared_dir: Path, temporal
         "AIRFLOW__CORE__PARALLELISM": "16",
     }
     env = airflow_env.make(tmp_path_factory.mktemp("airflow") / "home", shared_dir, options, airflow_env.FEW)
-    env.env["AIRFLOW__DATABASE__SQL_ALCHEMY_CONN"] = own_database(env, shared_dir, "with_temporal")
+    give_postgres(env, shared_dir)
     env.start()
     yield env
     env.end()

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from air_executor.runs.record import RunState
-from tests.conftest import own_database
+from tests.conftest import give_postgres
 from tests.e2e.test_company import SUDO
 from tests.support import airflow_env
 from tests.support.airflow_env import REPOSITORY, Airflow
@@ -40,7 +40,7 @@ def airflow(tmp_path_factory: pytest.TempPathFactory, shared_dir: Path, temporal
     env = airflow_env.make(base / "home", shared_dir, options)
     env.env["PATH"] = f"{tools}:{env.env['PATH']}"
     env.env["LOGNAME"] = "somebody-else"
-    env.env["AIRFLOW__DATABASE__SQL_ALCHEMY_CONN"] = own_database(env, shared_dir, "company_with_temporal")
+    give_postgres(env, shared_dir)
     env.start()
     yield env
     env.end()

@@ -130,7 +130,6 @@ class Cluster:
 def cluster(tmp_path_factory: pytest.TempPathFactory, shared_dir: Path) -> Iterator[Cluster]:
     folder = tmp_path_factory.mktemp("hosts")
     temporal, postgres = Temporal(folder, ip="0.0.0.0"), Postgres()
-    components = tuple(name for name in airflow_env.COMPONENTS if name != "triggerer")
     options = {
         "AIRFLOW__CORE__EXECUTOR": "air_executor.TemporalExecutor",
         "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": postgres.url,
@@ -139,7 +138,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory, shared_dir: Path) -> Itera
         "AIRFLOW__SCHEDULER__SCHEDULER_HEALTH_CHECK_THRESHOLD": "15",
         "AIRFLOW__SCHEDULER__ORPHANED_TASKS_CHECK_INTERVAL": "5",
     }
-    airflow = airflow_env.make(folder / "home", shared_dir, options, components)
+    airflow = airflow_env.make(folder / "home", shared_dir, options, airflow_env.READING)
     workers = [Worker(airflow, temporal, Host(name, folder / name)) for name in NAMES]
     try:
         temporal.start()

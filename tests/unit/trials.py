@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import csv
 import decimal
+import functools
 import json
 import mimetypes
 import multiprocessing
@@ -13,7 +14,6 @@ import socket
 import subprocess
 import sys
 import sysconfig
-import traceback
 import tracemalloc
 from pathlib import Path
 
@@ -23,11 +23,10 @@ from air_executor.runs.imported import write_imports
 from air_executor.runs.store import RunStore
 from tests.support.airflow_env import REPOSITORY
 from tests.unit.documents import record
+from tests.unit.processes import result_of
 
 #: What the tested packages change, and is there before them.
 _CHANGED = (asyncio, csv, decimal, json, mimetypes, multiprocessing, tracemalloc)
-
-_AHEAD, _LEFT = 0, 1
 
 
 class Trials:
@@ -49,9 +48,9 @@ class Trials:
         """
         assert self._process.stdin and self._process.stdout
         print(json.dumps([str(store.root), str(folder), packages]), file=self._process.stdin, flush=True)
-        code = int(self._process.stdout.readline())
-        assert code in (_AHEAD, _LEFT), f"the process of the trial ended with {code}"
-        return code == _AHEAD
+        answer = self._process.stdout.readline()
+        assert answer, "the process of the trials has failed; it says why on stderr"
+        return bool(json.loads(answer))
 
 
 def seen_in_a_task(store: RunStore, *names: str) -> str:
@@ -80,29 +79,22 @@ def learn(preloader: Preloader, store: RunStore, *names: str) -> None:
             os.waitpid(pid, 0)
 
 
-def _try(root: str, folder: str, packages: list[str]) -> int:
+def _try(root: str, folder: str, packages: list[str]) -> bool:
+    """Try packages in this process, which is thrown away."""
     sys.path.insert(0, folder)
     sysconfig.get_path = lambda _: folder  # type: ignore[assignment]
     store = RunStore(root)
     preloader = Preloader(store)
     for package in packages:
         learn(preloader, store, package)
-    return _AHEAD if packages[-1] in stash else _LEFT
+    return packages[-1] in stash
 
 
 def _serve() -> None:
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
     for line in sys.stdin:
-        pid = os.fork()
-        if not pid:
-            code = 2
-            try:
-                code = _try(*json.loads(line))
-            except BaseException:
-                traceback.print_exc()
-            os._exit(code)
-        print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), file=answers)
+        print(json.dumps(result_of(functools.partial(_try, *json.loads(line)))), file=answers)
 
 
 if __name__ == "__main__":
