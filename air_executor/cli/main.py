@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import io
 import os
+import signal
 import sys
 
 from air_executor.cli.commands import COMMANDS
@@ -19,6 +20,8 @@ def parser() -> argparse.ArgumentParser:
 def main() -> None:
     """Run the command line."""
     _open_closed_streams()
+    # The kernel keeps no exit codes of children for who ignores it, as the caller may.
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     # A log may hold any character, a terminal may not.
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):

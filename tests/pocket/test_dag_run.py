@@ -306,7 +306,7 @@ def test_a_part_that_dies_is_started_again(place: Place) -> None:
 def test_only_this_machine_reaches_it_and_it_has_one_launcher(place: Place) -> None:
     def ignore() -> None:
         # As a shell's "&" in a script, and profilers: what is ignored here is not to be ignored by tasks.
-        for signum in (signal.SIGINT, signal.SIGUSR2):
+        for signum in (signal.SIGINT, signal.SIGUSR2, signal.SIGCHLD):
             signal.signal(signum, signal.SIG_IGN)
 
     process = place.start("run", str(DAGS / "slow.py"), preexec_fn=ignore)
