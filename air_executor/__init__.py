@@ -32,7 +32,8 @@ def __getattr__(name: str) -> Any:
             if (error.name or "").partition(".")[0] not in ("temporalio", "cryptography"):
                 raise
             raise ImportError(
-                "TemporalExecutor needs the package temporalio: pip install 'air-executor[temporal]'"
+                'TemporalExecutor needs the package temporalio: install AirExecutor with its extra "temporal", in '
+                "a clone: pip install '.[temporal]'"
             ) from None
         return TemporalExecutor
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -7,7 +7,7 @@ class AirExecutorError(Exception):
     """Base of every error that AirExecutor raises on purpose."""
 
     retryable = False
-    """Whether the same call may work later, though nobody mends anything."""
+    """Whether the same call may work later without any repair."""
     hint: str | None = None
     """What to do about it, where the message does not say so itself."""
     exit_code = 2
@@ -20,7 +20,7 @@ class AirExecutorError(Exception):
 
 
 class WrongStateError(AirExecutorError):
-    """What was asked does not fit how things are, as to cancel a job that has ended."""
+    """The request does not fit the present state, such as cancelling a job that has ended."""
 
     exit_code = 1
 

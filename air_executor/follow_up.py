@@ -1,4 +1,4 @@
-"""Work that a dag finds while it runs: tasks queue items, which become mapped task instances, wave after wave.
+"""Work that a DAG finds while it runs: tasks queue items, which become mapped task instances, wave after wave.
 
 ::
 
@@ -42,7 +42,7 @@ QUEUED = "air_executor_queued"
 #: XCom in which a collecting task stores, for the next wave, what is more than Airflow maps a task over.
 LEFT = "air_executor_left"
 
-#: Key in the ``conf`` of a dag run that continues another one: the items that this one has left, by group id.
+#: Key in the ``conf`` of a DAG run that continues another one: the items that this one has left, by group id.
 CONTINUED = "air_executor_follow_up"
 
 #: How many items an error names when some are left.
@@ -148,7 +148,7 @@ def follow_up(
         a task over (``[core] max_map_length``, 1024 unless set) waits for the next wave. When items are left after the
         last wave, or more than the remaining waves can take, the run fails and names some.
     :param group_id: the id of the task group that this makes; by default it has the name of ``then``.
-    :param continue_in_new_run: do not fail then, but start another run of the dag with what is left. In that run
+    :param continue_in_new_run: do not fail then, but start another run of the DAG with what is left. In that run
         ``first`` is skipped, and what follows it runs.
     :return: a list of what all instances returned, wave after wave, for tasks downstream.
     :raises ValueError: ``waves`` is not at least 1.

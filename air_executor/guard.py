@@ -6,7 +6,7 @@ import logging
 from types import TracebackType
 from typing import Any
 
-#: So many series of failures are remembered. More are forgotten, and told again, rather than kept for ever.
+#: This many series of failures are remembered. More are forgotten, and told again, rather than kept for ever.
 _MAX_SERIES = 1000
 
 
@@ -37,7 +37,7 @@ class Guard:
         if len(self._failing) >= _MAX_SERIES:
             self._failing.clear()
         self._failing[what] = type(error)
-        self._log.error("%s failed; everything else goes on: %s", what, error, exc_info=error)
+        self._log.error("%s failed; everything else continues: %s", what, error, exc_info=error)
 
 
 class Attempt:

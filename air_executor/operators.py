@@ -1,4 +1,4 @@
-"""Jobs of the standalone engine as tasks of a dag: :class:`AirJobOperator`."""
+"""Jobs of the standalone engine as tasks of a DAG: :class:`AirJobOperator`."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ class AirJobOperator(BaseOperator):
     """Submits a job to the standalone engine, waits for its end, and returns what its functions returned.
 
     :param tasks: as in ``tasks.json``; templated.
-    :param job_name: name of the job; templated. By default it is made of the dag, the task and the dag run.
+    :param job_name: name of the job; templated. By default it is made of the DAG, the task and the DAG run.
     :param max_runners: how many of its tasks may run at once.
     :param folder: working directory of the tasks; templated. By default it is the Airflow task's.
     :param env: variables for the job's tasks; templated. Their values, and those of ``env`` in ``tasks``, are in no
@@ -97,12 +97,12 @@ class AirJobOperator(BaseOperator):
         fails. ``own``: this task works on the job itself.
     :param deferrable: wait in the triggerer, without a slot; needs a running manager.
 
-    The job belongs to one dag, task, run and map index. When the Airflow task runs again:
+    The job belongs to one DAG, task, run and map index. When the Airflow task runs again:
 
-    - Another try continues the job. Tasks that have completed are not repeated; the others run as the dag file
+    - Another try continues the job. Tasks that have completed are not repeated; the others run as the DAG file
       describes them now. A job that is still at work is waited for.
     - A task that was cleared after a success runs its whole job again.
-    - A task that was cleared after a failure, or while it was running, runs what has not completed, what the dag file
+    - A task that was cleared after a failure, or while it was running, runs what has not completed, what the DAG file
       describes differently now, and what depends on that. A job that is still at work is stopped first.
     - If ``job_name`` is the same in each run, a later run does the whole job again, provided that the earlier run's has
       ended. Otherwise, and if the job is another task's or map index's, the Airflow task fails and names the owner.

@@ -130,7 +130,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.asleep", description="Tasks that do nothing.")
     parser.add_argument("--tasks", type=int, default=1000)
     parser.add_argument("--settle", type=float, default=120.0, metavar="S", help="seconds until they are watched")
-    parser.add_argument("--watch", type=float, default=60.0, metavar="S", help="for so many seconds")
+    parser.add_argument("--watch", type=float, default=60.0, metavar="S", help="for this many seconds")
     parser.add_argument("--out", type=Path, default=REPOSITORY / "docs" / "benchmarks", metavar="FOLDER")
     options = parser.parse_args()
     text = report(measure(options), options)

@@ -51,25 +51,25 @@ class Database:
         return str(self.rows("SHOW server_version")[0][0])
 
     def state(self, run: DagRun) -> str:
-        """Return the state of a dag run."""
+        """Return the state of a DAG run."""
         return str(
             self.rows("SELECT state FROM dag_run WHERE dag_id = %s AND run_id = %s", run.dag_id, run.run_id)[0][0]
         )
 
     def duration_s(self, run: DagRun) -> float:
-        """Return how long a dag run took, from its first to its last moment."""
+        """Return how long a DAG run took, from its first to its last moment."""
         query = "SELECT extract(epoch FROM end_date - start_date) FROM dag_run WHERE dag_id = %s AND run_id = %s"
         return float(self.rows(query, run.dag_id, run.run_id)[0][0])
 
     def states(self, run: DagRun) -> dict[str, int]:
-        """Return how many task instances of a dag run are in which state."""
+        """Return how many task instances of a DAG run are in which state."""
         query = (
             "SELECT coalesce(state, 'none'), count(*) FROM task_instance WHERE dag_id = %s AND run_id = %s GROUP BY 1"
         )
         return dict(self.rows(query, run.dag_id, run.run_id))
 
     def instances(self, run: DagRun) -> Sequence[Instance]:
-        """Return the task instances of a dag run that has ended."""
+        """Return the task instances of a DAG run that has ended."""
         times = ", ".join(f"extract(epoch FROM {column})" for column in ("queued_dttm", "start_date", "end_date"))
         query = f"SELECT {times} FROM task_instance WHERE dag_id = %s AND run_id = %s"
         return [Instance(*map(float, row)) for row in self.rows(query, run.dag_id, run.run_id)]

@@ -39,14 +39,14 @@ def run():
     subprocess.run(["true"], check=True)
 """
 
-#: Waits until so many results are there.
+#: Waits until this many results are there.
 _HUEY_WAIT = "import sys, time, work\nwhile work.huey.result_count() < int(sys.argv[1]): time.sleep(0.1)"
 
 _QUEUE = (
     "from air_executor.jobs import queue_tasks; queue_tasks([{'command': 'true'}] * int(__import__('sys').argv[1]))"
 )
 
-#: Into so many parts a job is divided, to see whether it costs more as it grows.
+#: Into this many parts a job is divided, to see whether it costs more as it grows.
 _PARTS = 10
 
 _EXPLANATION = """\
@@ -121,7 +121,7 @@ def xargs(count: int, places: int) -> dict[str, Any]:
 
 
 def floor(count: int, places: int) -> dict[str, Any]:
-    """Start as many processes, so many at a time, and wait for them: nothing else."""
+    """Start as many processes, this many at a time, and wait for them: nothing else."""
     began_s = time.monotonic()
     live = 0
     for _ in range(count):

@@ -227,7 +227,7 @@ def _live_run(executor: Any, database: Database) -> KernelLock:
     store.heartbeat(record.id)
     lock: KernelLock = store.lock(identity.workload_id)
     assert lock.acquire(timeout_s=0)
-    # Without the dag, and the dag run, that the row would refer to.
+    # Without the DAG, and the DAG run, that the row would refer to.
     database.rows("SET session_replication_role = replica")
     database.rows(
         "INSERT INTO task_instance (id, task_id, dag_id, run_id, map_index, try_number, pool, pool_slots, state)"

@@ -19,14 +19,14 @@ class Sizes:
     sleepers: int = 32
     #: Tasks that sleep at once, with a parallelism to match. 24 GiB hold them, with little to spare when they end.
     crowd: int = 1000
-    #: Tasks in a row, in dag runs of so many.
+    #: Tasks in a row, in dag runs of this many.
     row: int = 5000
     row_step: int = 500
     #: For how many seconds an idle scheduler is watched.
     watch_s: int = 20
 
     def environment(self) -> dict[str, str]:
-        """Return the variables for the dags."""
+        """Return the variables for the DAGs."""
         return {f"BENCHMARK_{name.upper()}": str(value) for name, value in asdict(self).items()}
 
 

@@ -1,6 +1,6 @@
 """An Airflow with one of the executors, and what can be seen of it from outside.
 
-The same for all: PostgreSQL, the settings, the dags, the parts (API server, scheduler, dag processor, triggerer). What
+The same for all: PostgreSQL, the settings, the DAGs, the parts (API server, scheduler, DAG processor, triggerer). What
 an executor needs beyond that, it gets: CeleryExecutor a redis and a worker with as many processes as tasks may run,
 TemporalExecutor a development server of Temporal, whose data are in a file, and a worker with as many slots.
 """
@@ -60,7 +60,7 @@ SETTINGS = {
     "AIRFLOW__CORE__DEFAULT_POOL_TASK_SLOT_COUNT": "1000",
     # With the default of 5 the API server can't answer as many runners at once as there are.
     "AIRFLOW__DATABASE__SQL_ALCHEMY_POOL_SIZE": "40",
-    # Otherwise the dag processor's work would be in some measurements and not in others.
+    # Otherwise the DAG processor's work would be in some measurements and not in others.
     "AIRFLOW__DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": "3600",
     "AIRFLOW__DAG_PROCESSOR__REFRESH_INTERVAL": "3600",
     # The defaults again, where tests are in more of a hurry.
@@ -71,10 +71,10 @@ SETTINGS = {
 #: How long Airflow gets to come to rest, in seconds, before it is measured.
 REST_S = 8.0
 
-#: How long a dag run may take, in seconds, and how much longer for each of its tasks.
+#: How long a DAG run may take, in seconds, and how much longer for each of its tasks.
 RUN_S, TASK_S = 120.0, 5.0
 
-#: How often the database is asked whether a dag run has ended, in seconds.
+#: How often the database is asked whether a DAG run has ended, in seconds.
 LOOK_S = 0.1
 
 
@@ -93,11 +93,11 @@ class Stage:
     # Dags
 
     def start(self, dag_id: str) -> DagRun:
-        """Start a dag run."""
+        """Start a DAG run."""
         return self.airflow.api.trigger(dag_id)
 
     def finish(self, run: DagRun, tasks: int) -> DagRun:
-        """Wait for a dag run's end.
+        """Wait for a DAG run's end.
 
         :raises AssertionError: it does not end, or not with success of all its tasks.
         """
@@ -112,12 +112,12 @@ class Stage:
         return run
 
     def run(self, dag_id: str, tasks: int) -> DagRun:
-        """Run a dag to its end."""
+        """Run a DAG to its end."""
         return self.finish(self.start(dag_id), tasks)
 
     @contextlib.contextmanager
     def sleeping(self, tasks: int) -> Iterator[DagRun]:
-        """Within this, so many tasks sleep."""
+        """Within this, this many tasks sleep."""
         release = Path(self.airflow.env["BENCHMARK_RELEASE"])
         release.unlink(missing_ok=True)
         run = self.start("sleepers")
@@ -314,7 +314,7 @@ def stage(
         if executor == "TemporalExecutor":
             command = ["air_executor.cli", "worker", "--slots", str(sizes.parallelism), "--no-logs"]
             start_worker(airflow, "temporal-worker", command, "Host ")
-        wait_for(lambda: airflow.api.dag_ids() >= DAG_IDS, "the dags to be parsed", 120, every_s=1.0)
+        wait_for(lambda: airflow.api.dag_ids() >= DAG_IDS, "the DAGs to be parsed", 120, every_s=1.0)
         time.sleep(REST_S)
         check_parts(airflow)
         launchers = flights.launchers(airflow)

@@ -20,7 +20,7 @@ PAUSE_S = 1.0
 #: How often the no-ops are run; their figures are the medians.
 NOOP_RUNS = 3
 
-#: After so many seconds without work the launcher of the workload ``retired`` ends.
+#: After this many seconds without work the launcher of the workload ``retired`` ends.
 RETIRE_S = 15
 
 
@@ -212,7 +212,7 @@ WORKLOADS = (
         "chain",
         "chain of {chain} no-ops",
         measure_chain,
-        (Figure("duration_s", "duration of the dag run", "s", "≤ 0.35 x"),),
+        (Figure("duration_s", "duration of the DAG run", "s", "≤ 0.35 x"),),
     ),
     Workload(
         "sleep32",

@@ -56,7 +56,7 @@ def configure(port: int, executor: str = "air_executor.AirExecutor", temporal_ad
             "executor": executor,
             "dags_folder": str(REPOSITORY / "examples" / "dags"),
             "load_examples": "False",
-            # Somebody who triggers a dag wants it to run.
+            # Somebody who triggers a DAG wants it to run.
             "dags_are_paused_at_creation": "False",
         },
         # The demo ends its launcher, and what the launcher still runs.

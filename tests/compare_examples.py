@@ -1,20 +1,20 @@
-"""Run Airflow's own example dags under LocalExecutor and another executor, and compare how every task ended.
+"""Run Airflow's own example DAGs under LocalExecutor and another executor, and compare how every task ended.
 
 ``python -m tests.compare_examples [--executor NAME] [--dags REGEX] [--timeout S] [--json FILE]``
 
-The example dags use most of what a dag can use, and none of them was written with AirExecutor in mind: a task that
+The example DAGs use most of what a DAG can use, and none of them was written with AirExecutor in mind: a task that
 ends otherwise than under Airflow's own executor points to a mistake of ours. What is compared:
 
 - A run that this script triggers: the state of the run, and the state and the try number of each task instance.
-- What the logs of its tasks say: level, logger and event of each line, without numbers, in any order; not of dags that
+- What the logs of its tasks say: level, logger and event of each line, without numbers, in any order; not of DAGs that
   branch at random or make virtual environments, nor of runs that do not end.
 - A run that such a run starts, through an asset or an operator: likewise, see :data:`SCENARIOS`. Several events of an
   asset may or may not fall into one run of an unpartitioned dag, so of those only the first run is compared.
 - Not the runs that a schedule starts beside them: whether they end before their dag is paused again is chance.
-- A dag that fails by design, or for want of a package index or a network, is "same" if it fails in the same way.
+- A DAG that fails by design, or for want of a package index or a network, is "same" if it fails in the same way.
 - A run that does not end in time, as ``example_sensors`` with its sensor that waits for an hour: state "timeout", and
   its tasks as they are then.
-- A dag that branches at random: see :data:`RANDOM`.
+- A DAG that branches at random: see :data:`RANDOM`.
 
 LocalExecutor itself fails a task now and then: when a deferred task is resumed before the scheduler has read that its
 first part ended ("reported that the task instance finished with state success, but the task instance's state attribute
@@ -22,7 +22,7 @@ is queued"); and on a busy machine a run may be late. So what differs runs a sec
 under AirExecutor, and AirExecutor has to agree with one of the two; the table and the lines below it tell when it took
 the second.
 
-A few dags depend on the day or the hour; around midnight UTC they may differ for no fault of an executor.
+A few DAGs depend on the day or the hour; around midnight UTC they may differ for no fault of an executor.
 """
 
 from __future__ import annotations
@@ -141,7 +141,7 @@ class Scenario:
         return [*(dag_id for step in self.steps for dag_id in step), *self.follow]
 
     def only(self, present: set[str]) -> Scenario:
-        """Return the scenario without the dags that this version of Airflow does not have."""
+        """Return the scenario without the DAGs that this version of Airflow does not have."""
         steps = [tuple(dag_id for dag_id in step if dag_id in present) for step in self.steps]
         follow = {dag_id: keys for dag_id, keys in self.follow.items() if dag_id in present}
         return Scenario(tuple(step for step in steps if step), follow)
@@ -151,7 +151,7 @@ def week_from(first: str) -> tuple[str, ...]:
     return tuple(str(date.fromisoformat(first) + timedelta(days=day)) for day in range(7))
 
 
-#: Dags that belong together. Every other dag is a scenario of its own.
+#: Dags that belong together. Every other DAG is a scenario of its own.
 SCENARIOS = (
     Scenario(
         steps=(("asset_produces_1", "asset_produces_2"),),
@@ -248,7 +248,7 @@ class Stage:
     """Plays scenarios in one Airflow, a few at a time.
 
     All runs are triggered at the beginning, before there is a scheduler, and wait in state "queued": a run starts when
-    its dag is unpaused.
+    its DAG is unpaused.
     """
 
     def __init__(self, env: Airflow, scenarios: Sequence[Scenario], timeout_s: float) -> None:
@@ -327,7 +327,7 @@ class Stage:
 
     def _follower(self, dag_id: str, key: str | None) -> Iterator[None]:
         """Wait for the run that an asset or an operator starts, and for its end."""
-        label = f"{dag_id} <- {key or 'another dag'}"
+        label = f"{dag_id} <- {key or 'another DAG'}"
         deadline = time.monotonic() + self.timeout_s
         while (run := self._started_run(dag_id, key)) is None:
             if time.monotonic() > deadline:
@@ -344,7 +344,7 @@ class Stage:
 
 
 def scenarios_for(present: set[str], pattern: str) -> list[Scenario]:
-    """Return the scenarios with a dag whose name has ``pattern`` in it."""
+    """Return the scenarios with a DAG whose name has ``pattern`` in it."""
     present = present - set(EXCLUDED)
     together = [scenario.only(present) for scenario in SCENARIOS]
     known = {dag_id for scenario in together for dag_id in scenario.dag_ids}
@@ -357,7 +357,7 @@ def scenarios_for(present: set[str], pattern: str) -> list[Scenario]:
 
 
 def airflow_with(executor: str, home: Path, base: Path) -> Airflow:
-    """Return an Airflow that has the example dags and no others."""
+    """Return an Airflow that has the example DAGs and no others."""
     # Airflow adds the examples to the bundles only if there is one.
     empty = {
         "name": "none",
@@ -392,7 +392,7 @@ def outcomes_under(executor: str, home: Path, base: Path, pattern: str, timeout_
             temporal.start()
             env.env["AIRFLOW__AIR_EXECUTOR__TEMPORAL_ADDRESS"] = temporal.address
             Worker(env, "one").start()
-        # So that all dags are there to be chosen from.
+        # So that all DAGs are there to be chosen from.
         env.run("airflow", "dag-processor", "--num-runs", "1")
         env.start("api-server")
         dags = env.api.get("/dags?limit=1000")["dags"]
@@ -415,7 +415,7 @@ def outcomes_under(executor: str, home: Path, base: Path, pattern: str, timeout_
 
 
 def outcomes_by_command(files: Mapping[str, str], home: Path, timeout_s: float) -> dict[str, Outcome]:
-    """Run each dag by ``air-executor dag run``, and return how each run ended."""
+    """Run each DAG by ``air-executor dag run``, and return how each run ended."""
     with ThreadPoolExecutor(2) as pool:
         ends = pool.map(lambda item: _outcome_by_command(*item, home, timeout_s), sorted(files.items()))
         return dict(zip(sorted(files), ends, strict=True))
@@ -511,7 +511,7 @@ def report(outcomes: Mapping[str, Mapping[str, Outcome]], forgiven: Mapping[str,
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.compare_examples", description=__doc__.splitlines()[0])
     parser.add_argument("--executor", choices=OURS, default="AirExecutor", help="(%(default)s)")
-    parser.add_argument("--dags", default="", metavar="REGEX", help="only the dags whose names have this in them")
+    parser.add_argument("--dags", default="", metavar="REGEX", help="only the DAGs whose names have this in them")
     parser.add_argument(
         "--timeout", type=float, default=180, metavar="S", help="seconds that a run may take (%(default)s)"
     )

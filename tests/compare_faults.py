@@ -3,11 +3,11 @@
 ``python -m tests.compare_faults [--only REGEX] [--json FILE] [--write docs/reliability.md]``
 
 Each fault meets sixteen mapped tasks, each with a second try, that say when they begin and wait to be released; then it
-is mended, the tasks are released, and the dag run is followed to its end. Counted are, from what the tasks themselves
+is mended, the tasks are released, and the DAG run is followed to its end. Counted are, from what the tasks themselves
 have left in a file and from the REST API: how many tasks succeeded, how many executions began beyond the first of each
-task, how long the dag run took to end once all was mended and released, and how many processes were left that belong to
+task, how long the DAG run took to end once all was mended and released, and how many processes were left that belong to
 no component (one may be the log server of a scheduler that was killed). Airflow is configured alike for both,
-with its defaults for everything about time-outs, heartbeats and orphans. Components that end by themselves
+with its defaults for everything about timeouts, heartbeats and orphans. Components that end by themselves
 are started again, as a service manager does.
 """
 
@@ -40,7 +40,7 @@ EXECUTORS = {"LocalExecutor": "LocalExecutor", "AirExecutor": "air_executor.AirE
 
 TASKS = 16
 
-#: A dag run that takes longer than this to end, in seconds, is given up.
+#: A DAG run that takes longer than this to end, in seconds, is given up.
 PATIENCE_S = 900.0
 
 #: Tasks end this long, in seconds, after somebody began to stop the scheduler. Some executors wait for them.
@@ -66,7 +66,7 @@ class Outcome:
     fault: str
     executor: str
     state: str
-    """Of the dag run; "timeout" when it was given up."""
+    """Of the DAG run; "timeout" when it was given up."""
     succeeded: int
     executed_again: int
     """Executions that began beyond the first of each task."""
@@ -74,7 +74,7 @@ class Outcome:
     fault_s: float
     """From the beginning of the fault until it was mended."""
     recovery_s: float
-    """From then on until the dag run ended."""
+    """From then on until the DAG run ended."""
     left_processes: int
 
     def __str__(self) -> str:
@@ -149,7 +149,7 @@ FAULTS: dict[str, Fault] = {
 
 
 def measure(place: Site, fault: str, executor: str, number: int) -> Outcome:
-    """Let one fault happen to a dag run of sixteen tasks."""
+    """Let one fault happen to a DAG run of sixteen tasks."""
     mended(place)
     flight = Flight(place.airflow, place.airflow.api.trigger("flight_of_sixteen", run_id=f"fault-{number}"), TASKS)
     wait_for(lambda: len(flight.effects) == TASKS, "the tasks to begin", 120)
@@ -167,7 +167,7 @@ def measure(place: Site, fault: str, executor: str, number: int) -> Outcome:
             return now
         return "timeout" if time.monotonic() - mended_s > PATIENCE_S else None
 
-    end = wait_for(state, "the dag run to end", PATIENCE_S + 120, every_s=0.5)
+    end = wait_for(state, "the DAG run to end", PATIENCE_S + 120, every_s=0.5)
     ended_s = time.monotonic()
     time.sleep(3)  # what is still there then is left behind
     left = strays(place.airflow)

@@ -88,7 +88,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--faults-minutes", type=float, default=10.0, help="for so long")
     group = parser.getgroup("hostile tasks by chance")
     group.addoption("--hostile-seed", type=int, default=1, help="draw hostile tasks from this seed; 0 draws one")
-    group.addoption("--hostile-tasks", type=int, default=200, help="so many of them")
+    group.addoption("--hostile-tasks", type=int, default=200, help="this many of them")
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:

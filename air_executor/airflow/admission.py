@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 #: Name of the entry in Airflow's audit log for a task that waits.
 WAITS_EVENT = "air_executor waits for room"
 
-#: Of more than so many that were told of, those that wait no more are forgotten.
+#: Above this many reported tasks, those that no longer wait are forgotten.
 _MOST_TOLD = 1000
 
 
@@ -28,7 +28,7 @@ class Admission:
         self._work = work
         #: Keys of the task instances that were admitted and are not ordered yet, by their ids.
         self._admitted: dict[str, Any] = {}
-        #: Ids of those that wait, and of which that was told.
+        #: Ids of waiting task instances that were reported.
         self._told: set[str] = set()
 
     def admits(self, ti: TaskInstance) -> bool:

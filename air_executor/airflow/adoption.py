@@ -62,7 +62,8 @@ class Adoption:
         with work.guard("Counting what was taken over"):
             metrics.adopted(len(work.runs) - before[0])
         work.executor.log.info(
-            "Of %d tasks of schedulers that are gone: %d taken over, %d queued again, %d run elsewhere, %d given back",
+            "Adopting %d tasks of dead schedulers: %d adopted, %d queued again, %d running elsewhere, %d returned to "
+            "Airflow",
             len(instances),
             *(count - earlier for count, earlier in zip(self._counts(), before, strict=True)),
             len(given_back),
@@ -84,7 +85,7 @@ class Adoption:
                 return self._queue_again(ti)  # a scheduler ordered its next run, and died before it was noted
             self._work.follow(record, ti.key, compat.trace_carrier(ti))
         except AirExecutorError as error:
-            self._work.executor.log.warning("%s is given back: %s", ti, error)
+            self._work.executor.log.warning("%s can't be adopted and is returned to Airflow: %s", ti, error)
             return False
         return True
 
@@ -96,7 +97,7 @@ class Adoption:
         try:
             workload = compat.workload_of(ti, executor.jwt_generator, getattr(executor, "sentry_integration", ""))
         except Exception:
-            executor.log.exception("%s can't be queued again and is given back", ti)
+            executor.log.exception("%s can't be queued again, and is returned to Airflow", ti)
             return False
         executor.queued_tasks[ti.key] = workload
         # The scheduler saves it with the rest. With the old time, it could take the instance for stuck in the queue.

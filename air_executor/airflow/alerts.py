@@ -9,7 +9,7 @@ from air_executor.runs.record import RunRecord
 #: How many requests to remember. Airflow repeats a request within one loop of the scheduler.
 _MANY = 10_000
 
-#: Requests that Airflow's scheduler makes for one try of a task. Those for a dag run always pass.
+#: Requests that Airflow's scheduler makes for one try of a task. Those for a DAG run always pass.
 _KINDS = ("TaskCallbackRequest", "EmailRequest")
 
 #: States after which the task's own process runs the callbacks and sends the mails.

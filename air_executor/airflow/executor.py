@@ -53,7 +53,7 @@ class AirExecutor(BaseExecutor):
     #: The scheduler commits the run's id with the state "queued", so that another scheduler can find the runner.
     pre_assigns_external_executor_id = True
 
-    #: A heartbeat in the database that is younger than so many seconds is not renewed.
+    #: A heartbeat in the database that is younger than this many seconds is not renewed.
     _min_beat_age_s = 0.0
 
     #: The executors of this process that have started: each team may have one.
@@ -167,7 +167,7 @@ class AirExecutor(BaseExecutor):
                 fail_connection_test(str(key.id), str(info))
 
     def send_callback(self, request: Any) -> None:
-        """Have the dag processor run a callback or send a mail: once for each try of a task."""
+        """Have the DAG processor run a callback or send a mail: once for each try of a task."""
         is_wanted = True
         with self._work.guard("Looking whether a callback was asked for before"):
             is_wanted = self._alerts.are_wanted(request)

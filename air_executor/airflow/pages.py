@@ -140,7 +140,7 @@ class _Sight:
         return self._manager.is_authorized_connection(method="GET", user=self._user)
 
     def sees_dag(self, dag_id: str | None) -> bool:
-        """Tell whether the user may know of a dag's tasks."""
+        """Tell whether the user may know of a DAG's tasks."""
         return self.sees_others if dag_id is None else dag_id in self._dag_ids
 
     def sees(self, who: Identity) -> bool:

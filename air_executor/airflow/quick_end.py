@@ -3,7 +3,7 @@
 On SIGTERM, Airflow's task process calls the operator's ``on_kill``, and then continues. For an operator that has none,
 that means ten seconds of work that nobody wants, and then SIGKILL.
 
-Airflow also calls ``on_kill`` after a time-out, and then fails the task. That does not change.
+Airflow also calls ``on_kill`` after a timeout, and then fails the task. That does not change.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _HANDLER = "_on_term"
 def on_kill(operator: BaseOperator) -> None:
     """Override this method to clean up when a task instance is killed."""
     if sys._getframe(1).f_code.co_name != _HANDLER or has_own_on_kill(operator):
-        return  # called after a time-out, or by the operator's own ``on_kill``
+        return  # called after a timeout, or by the operator's own ``on_kill``
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(Exception):  # it may be in the middle of a write
             stream.flush()

@@ -32,14 +32,14 @@ log = logging.getLogger(__name__)
 #: Seconds between two passes: as often as Airflow's own supervisor would ask whether its task should still run.
 PASS_S = 5.0
 
-#: Seconds between two writes of heartbeats; or a quarter of Airflow's time-out for them, if that is shorter.
+#: Seconds between two writes of heartbeats; or a quarter of Airflow's timeout for them, if that is shorter.
 _BEAT_S = 15.0
 
-#: Seconds between two renewals of the queued time of instances that wait for GPUs; or a quarter of Airflow's time-out
+#: Seconds between two renewals of the queued time of instances that wait for GPUs; or a quarter of Airflow's timeout
 #: for queued instances, if that is shorter.
 _QUEUED_S = 60.0
 
-#: A runner without a heartbeat for this many seconds is not vouched for; Airflow's time-out then decides.
+#: A runner without a heartbeat for this many seconds is not vouched for; Airflow's timeout then decides.
 SILENT_S = 60.0
 
 
@@ -78,8 +78,8 @@ class Reconciler:
 
         :param state_dir: where the notes on jobs of deferred tasks are.
         :param job_id: of the scheduler's job in the database.
-        :param min_beat_age_s: a heartbeat in the database that is younger than so many seconds is not renewed. Runners
-            on other hosts send theirs to Airflow themselves, and need these only while it can't be reached.
+        :param min_beat_age_s: a heartbeat in the database that is younger than this many seconds is not renewed.
+            Runners on other hosts send theirs to Airflow themselves, and need these only while it can't be reached.
         """
         self._backend = backend
         self._job = str(job_id or "test")

@@ -38,7 +38,7 @@ from air_executor.runs.backend import RunRequest
 from air_executor.runs.record import Identity, RunState, queued
 from air_executor.runs.store import RunStore
 
-#: The dag file that is read, and its task that is executed.
+#: The DAG file that is read, and its task that is executed.
 _DAG_FILE = Path(__file__).with_name("rehearsed_dag.py")
 _DAG_ID, _TASK_ID = "rehearsed", "second"
 
@@ -71,14 +71,14 @@ CONTEXT: dict[str, Any] = {
 
 
 def rehearse() -> None:
-    """Make requests and read a dag file. Repeat it after imports: many new classes make CPython drop its caches."""
+    """Make requests and read a DAG file. Repeat it after imports: many new classes make CPython drop its caches."""
     attempt(_forget_imports)
     with traces.erased(), unheard.telemetry():
         attempt(_requests, _parsing, complaint=_COMPLAINT)
 
 
 def rehearse_runs(config: Config) -> None:
-    """Play runner and task process for a dag that is in no database. Only for processes without children and threads.
+    """Play runner and task process for a DAG that is in no database. Only for processes without children and threads.
 
     It also moves the code that was used together in memory. Where tasks run as another user, nothing is rehearsed.
     """
@@ -113,11 +113,11 @@ def _parsing() -> None:
                 dag_folder=str(_DAG_FILE), bundle_path=_DAG_FILE.parent, safe_mode=False, load_op_links=False
             )
         if bag.import_errors:
-            raise AirExecutorError(f"the rehearsed dag file has errors: {bag.import_errors}")
+            raise AirExecutorError(f"the rehearsed DAG file has errors: {bag.import_errors}")
 
 
 class _Rehearsal:
-    """Runs of a dag that is in no database, with a store and an API server of their own."""
+    """Runs of a DAG that is in no database, with a store and an API server of their own."""
 
     def __init__(self, config: Config) -> None:
         self._config = config

@@ -1,4 +1,4 @@
-"""The dag file of a rehearsal: a launcher reads it and executes its second task. No Airflow sees it."""
+"""The DAG file of a rehearsal: a launcher reads it and executes its second task. No Airflow sees it."""
 
 from airflow.providers.standard.operators.bash import BashOperator
 from airflow.sdk import dag, task

@@ -39,7 +39,7 @@ _UNENDED = WANTED | {TaskInstanceState.RESTARTING.value}
 def beat(ti_ids: Sequence[str], min_age_s: float = 0.0) -> set[str]:
     """Write heartbeats for these instances, and return those whose rows somebody else had locked.
 
-    :param min_age_s: only for those whose last heartbeat is older than so many seconds.
+    :param min_age_s: only for those whose last heartbeat is older than this many seconds.
     """
     unbeaten: set[str] = set()
     for some in _chunks([instance_id(ti_id) for ti_id in ti_ids]):
@@ -66,7 +66,7 @@ def keep_queued(ti_ids: Sequence[str]) -> None:
 def fail_connection_test(test_id: str, reason: str) -> None:
     """Fail a connection test, unless it has ended: Airflow ignores events about it, and would let the user wait.
 
-    :raises SQLAlchemyError: the database can't be reached. Then Airflow gives the test up after its time-out.
+    :raises SQLAlchemyError: the database can't be reached. Then Airflow gives the test up after its timeout.
     """
     models = importlib.import_module("airflow.models.connection_test")
     with create_session(scoped=False) as session:

@@ -40,7 +40,7 @@ from air_executor.runs.store import RunStore
 #: How often to look for output and for the end, in seconds.
 _LOOK_S = 0.2
 
-#: So many bytes of a command's output go into a JSON document: the last ones.
+#: This many bytes of a command's output go into a JSON document: the last ones.
 _OUTPUT_BYTES = 64 * 1024
 
 #: The exit codes of shells for a command that a signal has killed begin here.

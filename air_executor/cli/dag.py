@@ -62,7 +62,7 @@ def _run(args: argparse.Namespace) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         args.json = False
-        raise RunFailedError("nobody reads the output any more; the same command goes on with the run") from None
+        raise RunFailedError("the reader of the output is gone; the same command resumes the run") from None
     result = DagResult.of(folder)
     if args.json:
         print_line({"event": "result", **_document(result, args)})
@@ -193,7 +193,7 @@ def _clean(args: argparse.Namespace) -> int:
     removed = []
     for folder in folders:
         if not args.names and not folder.has_ended():
-            continue  # it can be gone on with
+            continue  # it can be resumed
         if not args.names and age_s(folder) < args.older_than * _DAY_S:
             continue
         try:
@@ -233,7 +233,7 @@ COMMANDS: tuple[Command, ...] = (
                     "choices": ["run", "list", "show", "logs", "clean"],
                     "help": "run FILE [DAG_ID]: a file, a folder or package.module:dag; the exit code is 0 if the run "
                     "succeeds, 1 if it fails, 2 if there is no such DAG or it can't be imported; an interrupted run is "
-                    "gone on with. list. show [NAME]. logs [NAME [TASK]]. clean [NAME...]: remove runs that have ended",
+                    "resumed. list. show [NAME]. logs [NAME [TASK]]. clean [NAME...]: remove runs that have ended",
                 },
             ),
             Argument(("names",), {"nargs": "*", "metavar": "NAME", "help": "what the action is for"}),
@@ -250,7 +250,7 @@ COMMANDS: tuple[Command, ...] = (
                     "metavar": "FILE|env",
                     "action": "append",
                     "default": [],
-                    "help": "run: an airflow.cfg whose options matter to the tasks, as for secrets backends and remote "
+                    "help": "run: an airflow.cfg whose options matter to tasks, such as secrets backends and remote "
                     "logs; `env` takes the AIRFLOW__... variables",
                 },
             ),
@@ -258,7 +258,7 @@ COMMANDS: tuple[Command, ...] = (
             Argument(("--logical-date",), {"metavar": "DATE", "help": "run: in ISO 8601 (default: now)"}),
             Argument(
                 ("--parallelism",),
-                {"type": _parallelism, "default": 32, "help": "run: so many tasks at a time (default: 32)"},
+                {"type": _parallelism, "default": 32, "help": "run: this many tasks at a time (default: 32)"},
             ),
             Argument(
                 ("--task",),

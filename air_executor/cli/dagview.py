@@ -40,7 +40,7 @@ _SYMBOLS = {"success": "✓", "failed": "✗", "upstream_failed": "✗", "runnin
 #: What a list of tasks leaves out first when it is too long.
 _DONE = frozenset({"success", "skipped", "removed"})
 
-#: So many lines of a failed task's log are shown, of so many that are read.
+#: This many lines of a failed task's log are shown, of this many that are read.
 _LAST_LINES, _READ_LINES = 10, 200
 
 #: Lines that say nothing of the task: Airflow's frames, and the marks of groups of lines.
@@ -94,7 +94,7 @@ class View:
                 if event["state"] in ("failed", "up_for_retry"):
                     self.show_end_of_log(event)
             case "interrupted":
-                self.say(Text("stopping; the same command goes on with this run", style="yellow"))
+                self.say(Text("stopping; the same command resumes this run", style="yellow"))
             case "warning":
                 self.say(Text(event["warning"], style="yellow"))
 

@@ -49,7 +49,7 @@ def examine() -> list[Check]:
         remedy = "Keep jobs in a folder of your own (`air-executor init`), or name one with --state-dir."
         return [*checks, Check("state directory", False, str(error), remedy)]
     except AirExecutorError as error:
-        remedy = "Correct the option; the scheduler does not start so."
+        remedy = "Correct the option: the scheduler refuses to start with this value."
         return [*checks, _airflow_version(is_needed=False), Check("options", False, str(error), remedy)]
     has_airflow = importlib.util.find_spec("airflow") is not None
     checks.append(_airflow_version(is_needed=is_airflows and statedir.has_airflow()))
@@ -118,13 +118,13 @@ def _budget() -> list[Check]:
     try:
         room = budget.look()
     except AirExecutorError as error:
-        return [Check("budget", False, str(error), "Mend the folder, or name another one: [air_executor] budget_dir.")]
+        return [Check("budget", False, str(error), "Fix the folder, or name another one: [air_executor] budget_dir.")]
     if room is None:
         return []
     memory = "off" if room.budget.memory is None else mebibytes(room.budget.memory)
     cpus = "off" if room.budget.cpus is None else f"{room.budget.cpus:g}"
     found = f"memory {memory}, CPUs {cpus}; {room.taken.runs} runs take {mebibytes(room.taken.memory)}"
-    remedy = "They have a budget that this shell has not: set the same in airflow.cfg, or in the environment."
+    remedy = "The running schedulers or managers use a budget that is not set here: set it in airflow.cfg, too."
     return [Check("budget", bool(room.budget), f"{found}, {len(room.waiting)} wait", remedy)]
 
 
@@ -148,7 +148,7 @@ def _state_dir(where: StateDir) -> Check:
             _use_sockets_and_locks(Path(folder) / "try")
     except (AirExecutorError, OSError) as error:
         return Check("state directory", False, f"{where}: {error}", remedy)
-    return Check("state directory", True, f"{where}, which is made when it is needed")
+    return Check("state directory", True, f"{where}, which will be created when needed")
 
 
 def _private_folder(state_dir: str) -> Check:
@@ -156,8 +156,9 @@ def _private_folder(state_dir: str) -> Check:
         private = PrivateStore(state_dir)
         is_there = private.check()
     except AirExecutorError as error:
-        return Check("private folder", False, str(error), f"Set {VARIABLE}, for the manager as for who submits.")
-    return Check("private folder", True, f"{private.root}{'' if is_there else ', which is made when it is needed'}")
+        remedy = f"Set {VARIABLE} to the same folder for the manager and for everyone who submits jobs."
+        return Check("private folder", False, str(error), remedy)
+    return Check("private folder", True, f"{private.root}{'' if is_there else ', which will be created when needed'}")
 
 
 def _use_sockets_and_locks(path: Path) -> None:
@@ -183,14 +184,14 @@ def _space(store: RunStore) -> Check:
 
 def _records(store: RunStore) -> Check:
     bad = store.unreadable()
-    remedy = "Look at them; what lies aside can be removed: " + ", ".join(str(path) for path in bad[:3])
+    remedy = "Inspect them; those called *.unreadable can be removed: " + ", ".join(str(path) for path in bad[:3])
     return Check("records", not bad, f"{len(store.ids())} runs, {len(bad)} unreadable documents", remedy)
 
 
 _NO_SERVICE = Check(
     "launcher",
     False,
-    "none, and [air_executor] launcher = service: all tasks wait for it",
+    "none, although [air_executor] launcher = service: tasks fail after waiting for it for a minute",
     "Start the service: `air-executor launcher`, with this state directory.",
 )
 
@@ -250,7 +251,7 @@ def _jobs(store: JobStore) -> Check:
             bad.append(str(error))
     if bad:
         return Check(
-            "jobs", False, f"{len(bad)} of {len(names)} can't be read: {bad[0]}", "Mend the file, or remove it."
+            "jobs", False, f"{len(bad)} of {len(names)} can't be read: {bad[0]}", "Fix the file, or remove it."
         )
     manager = store.manager()
     found = f"{len(names)}; " + (f"their manager has pid {manager}" if manager else "no manager works")

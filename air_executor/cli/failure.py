@@ -37,7 +37,7 @@ def _envelope(text: str, *, is_event: bool, retryable: bool, hint: str | None) -
 
 
 def is_retryable(error: BaseException) -> bool:
-    """Tell whether the same call may work later, though nobody mends anything."""
+    """Tell whether the same call may work later without any repair."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, OSError) and cause.errno in _SCARCE:

@@ -42,7 +42,7 @@ _EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
     "status": (("status --watch", "stay, and keep the display up to date"),),
     "runs": (
         ("runs --state failed", "what failed lately, and why"),
-        ("runs --dag sales -n 5 --json", "the last five runs of a dag, for a program"),
+        ("runs --dag sales -n 5 --json", "the last five runs of a DAG, for a program"),
     ),
     "show": (
         ("show 1f0c", "the run whose id begins so"),
@@ -57,7 +57,7 @@ _EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
         ("usage 1f0c", "memory and CPU of a run, as plots"),
         ("usage --dag sales --task load", "of a task's newest run"),
     ),
-    "advise": (("advise --dag sales", "the memory of a dag's tasks, and limits to set"),),
+    "advise": (("advise --dag sales", "the memory of a DAG's tasks, and limits to set"),),
     "stop": (
         ("stop 1f0c --wait", "stop one run, and wait for its end"),
         ("stop --dag sales", "stop all that runs of a dag"),
@@ -86,7 +86,7 @@ _EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
     ),
     "temporal": (
         ("temporal status", "show hosts, queues, and what runs where"),
-        ("temporal up", "be a server for development"),
+        ("temporal up", "start a development server"),
     ),
     "ui": (("ui --port 8800", "the same address each time, with another token"),),
     "metrics": (("metrics --listen 9400", "serve them to Prometheus"),),
@@ -115,7 +115,7 @@ _EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
     ),
     "shutdown": (("shutdown --wait", "end the manager; what runs, runs on"),),
     "launcher": (("launcher", "the main process of a systemd unit or a container"),),
-    "doctor": (("doctor", "1 as exit code if something is to be mended"),),
+    "doctor": (("doctor", "exit code 1 if something needs fixing"),),
     "prune": (
         ("prune --keep-days 1", "remove records of runs, and jobs, that ended before yesterday"),
         ("prune --keep-jobs 100", "keep the last hundred jobs"),

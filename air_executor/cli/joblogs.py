@@ -23,7 +23,7 @@ _LOOK_S = 0.2
 #: At most this share of the time goes into looking whether a task has ended.
 _SHARE = 0.05
 
-#: So many tasks are named to choose from.
+#: This many tasks are named to choose from.
 _NAMED = 10
 
 #: A longer line is taken for several: a progress bar is one line, however long its task runs.

@@ -32,7 +32,7 @@ from air_executor.runs.statedir import locate
 #: How often `wait` looks, in seconds.
 _LOOK_S = 0.2
 
-#: So many jobs that have ended are listed, unless the command line says how many.
+#: This many jobs that have ended are listed, unless the command line says how many.
 _SHOWN_ENDED = 50
 
 NAME = Argument(("name",), {"metavar": "NAME", "help": "name of the job"})
@@ -112,7 +112,7 @@ COMMANDS: tuple[Command, ...] = (
         (
             Argument(
                 ("-n", "--limit"),
-                {"type": count, "help": "so many that have ended; 0 for all (default 50, and all with --json)"},
+                {"type": count, "help": "show this many that have ended; 0 for all (default 50, and all with --json)"},
             ),
             JSON,
         ),
@@ -122,7 +122,7 @@ COMMANDS: tuple[Command, ...] = (
         "wait",
         "wait until a job has ended; the exit code tells what became of it, 124 that it has not ended in time",
         _wait,
-        (NAME, Argument(("--timeout",), {"type": at_least_zero, "help": "wait at most so many seconds"}), JSON),
+        (NAME, Argument(("--timeout",), {"type": at_least_zero, "help": "wait at most this many seconds"}), JSON),
     ),
     Command("results", "show what became of a job", _results, (NAME, JSON)),
 )

@@ -31,10 +31,10 @@ _COLOURS: dict[str, str] = {
     "cancelled": "yellow",
 }
 
-#: What a task executes is shown up to so many characters, and its result.
+#: What a task executes is shown up to this many characters, and its result.
 _SHOWN, _RESULT_SHOWN = 60, 1000
 
-#: Tasks that were queued by others in so many generations are not indented any more.
+#: Tasks that were queued by others in this many generations are not indented any more.
 _DEEPEST = 6
 
 NO_MANAGER = "no manager works on it: `air-executor start`"

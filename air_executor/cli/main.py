@@ -20,7 +20,7 @@ def parser() -> argparse.ArgumentParser:
 def main() -> None:
     """Run the command line."""
     _open_closed_streams()
-    # The kernel keeps no exit codes of children for who ignores it, as the caller may.
+    # A caller may ignore it; then the kernel keeps no exit codes of our children.
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     # A log may hold any character, a terminal may not.
     for stream in (sys.stdout, sys.stderr):

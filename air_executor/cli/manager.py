@@ -32,7 +32,7 @@ POLL = Argument(
     {
         "type": at_least_zero,
         "default": 5.0,
-        "help": "look at the files at least every so many seconds, though nothing has announced a change (default 5)",
+        "help": "look at the files at least once in this many seconds, even if no change was announced (default 5)",
     },
 )
 MAX_RUNNERS = Argument(
@@ -79,7 +79,7 @@ class _Greeting:
             if self._is_json:
                 print_json({"pid": os.getpid(), "jobs": self._root})
             print(
-                f"working on the jobs below {self._root}; Ctrl-C ends this, and not what runs",
+                f"running the jobs in {self._root}; Ctrl-C stops the manager, and running tasks continue",
                 file=sys.stderr,
                 flush=True,
             )
@@ -123,7 +123,7 @@ def _start_detached(args: argparse.Namespace) -> int:
     until_s = time.monotonic() + _START_S
     while store.manager() is None:
         if process.poll() is not None or time.monotonic() > until_s:
-            raise JobError(f"the manager does not begin; its log is {log}")
+            raise JobError(f"the manager did not start; see its log: {log}")
         time.sleep(_LOOK_S)
     if args.json:
         print_json({"pid": process.pid, "jobs": str(store.root), "log": str(log)})
@@ -153,7 +153,7 @@ def shutdown(args: argparse.Namespace) -> int:
 COMMANDS: tuple[Command, ...] = (
     Command(
         "start",
-        "work on jobs: be their manager",
+        "start the manager, which runs jobs",
         _start,
         (
             Argument(("-d", "--detach"), {"action": "store_true", "help": "in the background"}),

@@ -44,16 +44,16 @@ from air_executor.observe.query import observe_runs
 _MAX_WAIT_S = 300.0
 _LOOK_S = 0.2
 
-#: At most so many bytes of a log in one answer.
+#: At most this many bytes of a log in one answer.
 _MAX_LOG_BYTES = 256 * 1024
 
-#: At most so many jobs, runs or tasks in one answer.
+#: At most this many jobs, runs or tasks in one answer.
 _MAX_ITEMS = 500
 
 #: A list in an answer is cut when its JSON is longer than this.
 _MAX_LIST_BYTES = 256 * 1024
 
-#: A text in a list, as an error or a command, is cut to so many characters.
+#: A text in a list, as an error or a command, is cut to this many characters.
 _MAX_TEXT = 2000
 
 #: The manager begins within this time, in seconds, or its start fails.
@@ -75,7 +75,7 @@ _KEY = "Submit once: with the same key again, this returns the job that is there
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 _Name = Annotated[str, Field(description="The job's name")]
-_Limit = Annotated[int, Field(ge=1, le=_MAX_ITEMS, description="At most so many")]
+_Limit = Annotated[int, Field(ge=1, le=_MAX_ITEMS, description="At most this many")]
 _Tasks = Annotated[
     list[dict[str, Any]],
     Field(
@@ -191,7 +191,7 @@ class _Tools:
         self,
         name: Annotated[str | None, Field(description="A job: with its tasks. Without: all jobs")] = None,
         ended: Annotated[bool, Field(description="Of all jobs, also those that have ended")] = False,
-        offset: Annotated[int, Field(ge=0, description="Of a job's tasks, leave out so many first")] = 0,
+        offset: Annotated[int, Field(ge=0, description="Of a job's tasks, leave out this many first")] = 0,
         limit: _Limit = 100,
     ) -> dict[str, Any]:
         """Show all jobs and what runs, or one job with its tasks: status, tries, times, exit codes and errors."""
@@ -214,7 +214,7 @@ class _Tools:
     async def wait(
         self,
         name: _Name,
-        timeout_s: Annotated[float, Field(ge=0, le=_MAX_WAIT_S, description="Wait at most so many seconds")] = 30.0,
+        timeout_s: Annotated[float, Field(ge=0, le=_MAX_WAIT_S, description="Wait at most this many seconds")] = 30.0,
     ) -> dict[str, Any]:
         """Wait until a job has ended, or the time is over: has_ended says which. Call it again to wait longer.
 
@@ -239,7 +239,7 @@ class _Tools:
         self,
         name: _Name,
         task: Annotated[str, Field(description="The task's id")],
-        max_bytes: Annotated[int, Field(ge=1, le=_MAX_LOG_BYTES, description="At most so many bytes")] = 16 * 1024,
+        max_bytes: Annotated[int, Field(ge=1, le=_MAX_LOG_BYTES, description="At most this many bytes")] = 16 * 1024,
         offset: Annotated[
             int | None, Field(ge=0, description="Begin at this byte; without, the end of the log is returned")
         ] = None,
@@ -342,7 +342,7 @@ def _failed_start(said: bytes) -> AirExecutorError:
         document = orjson.loads(said)
         return WrongStateError(document["error"], hint=document["hint"])
     except (orjson.JSONDecodeError, KeyError, TypeError):
-        return WrongStateError("the manager does not begin", hint="`air-executor doctor --json` shows what is wrong")
+        return WrongStateError("the manager did not start", hint="`air-executor doctor --json` shows what is wrong")
 
 
 def _task(files: JobFiles, task_id: str) -> Task:

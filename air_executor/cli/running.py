@@ -21,7 +21,7 @@ from air_executor.observe.jobs import summary
 #: How often the display is renewed, in seconds.
 _LOOK_S = 0.2
 
-#: At most one part in so many of the time goes into reading the job for the display.
+#: At most one part in this many of the time goes into reading the job for the display.
 _SHARE = 20
 
 

@@ -209,7 +209,7 @@ COMMANDS: tuple[Command, ...] = (
             ),
             *select.FILTERS,
             Argument(
-                ("-n", "--limit"), {"type": count, "default": 50, "help": "at most so many, 0 for all (default 50)"}
+                ("-n", "--limit"), {"type": count, "default": 50, "help": "at most this many; 0 for all (default 50)"}
             ),
             JSON,
         ),

@@ -16,7 +16,7 @@ _NAMED = 5
 FILTERS = (
     Argument(("-d", "--dag"), {"metavar": "DAG_ID", "help": "only runs of this dag"}),
     Argument(("-t", "--task"), {"metavar": "TASK_ID", "dest": "task_id", "help": "only of this task"}),
-    Argument(("-r", "--run"), {"metavar": "RUN_ID", "dest": "run_id", "help": "only of this dag run"}),
+    Argument(("-r", "--run"), {"metavar": "RUN_ID", "dest": "run_id", "help": "only of this DAG run"}),
     Argument(
         ("-m", "--map-index"), {"metavar": "N", "type": whole_number, "help": "only of this mapped task instance"}
     ),
@@ -58,7 +58,7 @@ def matching(runs: AllRuns, args: argparse.Namespace, *, live: bool = False) -> 
 
 
 def is_wanted(record: RunRecord, args: argparse.Namespace) -> bool:
-    """Tell whether a run has the dag, task, dag run and map index that a command line names."""
+    """Tell whether a run has the DAG, task, dag run and map index that a command line names."""
     return all(_is(record, name, value) for name, value in _wanted(args).items())
 
 

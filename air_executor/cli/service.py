@@ -44,20 +44,19 @@ def _mcp(args: argparse.Namespace) -> int:
         if not (error.name or "").startswith("mcp"):
             raise
         raise AirExecutorError(
-            "the MCP server needs the package mcp, 2 or newer: pip install 'air-executor[mcp]'"
+            'the MCP server needs the package mcp, 2 or newer: install AirExecutor with its extra "mcp", in a '
+            "clone: pip install '.[mcp]'"
         ) from None
     serve(may_write=args.write)
     return EXIT_OK
 
 
 COMMANDS: tuple[Command, ...] = (
-    Command(
-        "launcher", "be the launcher, as a service of its own ([air_executor] launcher = service)", _launcher, (JSON,)
-    ),
-    Command("doctor", "check the installation and say how to mend it", _doctor, (JSON,)),
+    Command("launcher", "run the launcher as a service ([air_executor] launcher = service)", _launcher, (JSON,)),
+    Command("doctor", "check the installation, and say how to fix it", _doctor, (JSON,)),
     Command(
         "mcp",
-        "be an MCP server for AI agents, on stdin and stdout (needs the extra: pip install 'air-executor[mcp]')",
+        'run an MCP server for AI agents, on stdin and stdout (needs AirExecutor\'s extra "mcp")',
         _mcp,
         (
             Argument(("--write",), {"action": "store_true", "help": "agents may submit, queue, cancel, and so on"}),

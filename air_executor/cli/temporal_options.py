@@ -36,7 +36,10 @@ def with_temporal() -> Iterator[None]:
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in ("temporalio", "cryptography"):
             raise
-        raise AirExecutorError("this needs the package temporalio: pip install 'air-executor[temporal]'") from None
+        raise AirExecutorError(
+            'this needs the package temporalio: install AirExecutor with its extra "temporal", in a clone: '
+            "pip install '.[temporal]'"
+        ) from None
 
 
 async def look_around(settings: Settings, queues: Iterable[str] = ()) -> tuple[Client, Overview]:

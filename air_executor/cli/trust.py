@@ -1,4 +1,4 @@
-"""``air-executor trust``: jobs that were not submitted here, as of a repository, run only when somebody says so."""
+"""``air-executor trust``: jobs that were not submitted here (those of a repository) run only when somebody says so."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def warn(store: JobStore) -> None:
     if names:
         more = f" and {len(names) - 5} more" if len(names) > 5 else ""
         print(
-            f"left alone, as not submitted here: {', '.join(names[:5])}{more}; see `air-executor trust`",
+            f"not run, because they were not submitted here: {', '.join(names[:5])}{more}; see `air-executor trust`",
             file=sys.stderr,
         )
 

@@ -33,13 +33,13 @@ from air_executor.runs.store import RunStore
 if TYPE_CHECKING:
     from air_executor.temporal.worker import HostWorker, Shutdown
 
-#: In the state directory: held by its worker; there while the worker is asked to drain.
+#: Files in the state directory: the worker's lock, and a request to drain.
 _LOCK, _DRAIN = "worker.lock", "worker.drain"
 
 #: How often a worker looks for that, in seconds.
 _LOOK_S = 1.0
 
-#: A worker is well if it has reached Temporal within so many seconds.
+#: A worker is well if it has reached Temporal within this many seconds.
 _HEALTHY_S = 30.0
 
 #: Serves the logs of this host's tasks to Airflow's UI, as Airflow's own workers do. Importing Airflow logs a lot.
@@ -192,7 +192,7 @@ def _logs_served() -> Iterator[None]:
 COMMANDS: tuple[Command, ...] = (
     Command(
         "worker",
-        "run what TemporalExecutor orders on this host (needs the extra: pip install 'air-executor[temporal]')",
+        'run what TemporalExecutor orders on this host (needs AirExecutor\'s extra "temporal")',
         _worker,
         (
             Argument(

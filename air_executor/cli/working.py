@@ -19,7 +19,7 @@ ENDING = frozenset({signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
 
 
 def end_as_ctrl_c() -> None:
-    """Let all that asks this command to end do what Ctrl-C does, but what is ignored, as of nohup(1)."""
+    """Let every signal to end do what Ctrl-C does, except those that are ignored, as nohup(1) does with SIGHUP."""
     for signum in ENDING - {signal.SIGINT}:
         if signal.getsignal(signum) is not signal.SIG_IGN:
             signal.signal(signum, signal.default_int_handler)

@@ -143,7 +143,8 @@ OPTIONS: tuple[Option, ...] = (
         "string",
         "own",
         "Who starts the launcher. ``own``: the executor, when it needs one. ``service``: systemd, another container or "
-        "the like, with ``air-executor launcher``; the executor finds it through the state directory and waits for it.",
+        "the like, with ``air-executor launcher``; the executor finds it through the state directory. If it does not "
+        "run, orders wait for a minute; then their tasks fail, and are retried by their rules.",
         None,
         _one_of("own", "service"),
         Group.EXECUTOR,
@@ -175,10 +176,11 @@ OPTIONS: tuple[Option, ...] = (
         "memory_budget",
         "string",
         "off",
-        "How much memory all tasks of this machine may have together: a size, or ``auto`` for what the machine, or the "
-        "container, has, less a tenth and at least 512 MiB. A task counts for its memory limit, or else for a fifth "
-        "more than its earlier runs have held, or else for what it holds. One that finds no room stays *scheduled*; "
-        "``air-executor status`` says how much it waits for. While the machine lacks memory, no further task begins.",
+        "How much memory all tasks of this machine may have together: a size, or ``auto`` for the memory of the "
+        "machine or container minus a reserve: a tenth of it or 512 MiB, whichever is more, but at most half. A task "
+        "counts for its memory limit, or else for a fifth more than its earlier runs have held, or else for what it "
+        "holds. One that finds no room stays scheduled; ``air-executor status`` says how much it waits for. While the "
+        "machine lacks memory, no further task begins.",
         "auto",
         _memory_budget,
         Group.EXECUTOR,
@@ -378,8 +380,8 @@ OPTIONS: tuple[Option, ...] = (
         "temporal_key",
         "string",
         "",
-        "Secrets with which the orders in Temporal are sealed, separated by commas: the first seals, all open. All "
-        "hosts need the same. Empty: [api] secret_key.",
+        "Secrets from which the keys for orders in Temporal are derived, separated by commas: the first encrypts, all "
+        "can decrypt. All hosts need the same. Empty: [api] secret_key.",
         None,
         str,
         Group.TEMPORAL,

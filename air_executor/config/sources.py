@@ -13,7 +13,7 @@ from pathlib import Path
 from air_executor.config.options import OPTIONS, SECTION, env_var
 from air_executor.errors import ConfigError
 
-#: Variables in values are expanded at most so many times; Airflow never stops.
+#: Variables in values are expanded at most this many times; Airflow never stops.
 _MAX_EXPANSIONS = 20
 
 #: Returns the text of an option by its name; ``None`` when the user has not set it.

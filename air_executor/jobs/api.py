@@ -213,7 +213,7 @@ def wait(name: str, *, timeout_s: float | None = None, state_dir: str | Path | N
     warn_s = time.monotonic() + _NO_MANAGER_S
     while not _is_over(store, name):
         if time.monotonic() >= check_s:
-            # A job that can't be understood never ends. Check twice, as its manager may mend it.
+            # A job that can't be understood never ends. Check twice, as its manager may repair it.
             began_s, former, fault = time.monotonic(), fault, _fault(store, name)
             if fault is not None and former is not None:
                 raise fault

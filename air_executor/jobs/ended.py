@@ -18,7 +18,7 @@ from air_executor.machine.safe_files import replace_file
 
 _FOLDER, _NAME = ".ended", "index"
 
-#: The lines of jobs that are gone are removed whenever the file has grown by so many bytes.
+#: The lines of jobs that are gone are removed whenever the file has grown by this many bytes.
 _COMPACT_BYTES = 1 << 20
 
 #: A longer file is not ours.

@@ -18,7 +18,7 @@ from air_executor.machine.watch import Watch
 #: The least time between two looks at the files, in seconds.
 _LOOK_S = 0.05
 
-#: At most this share of the time goes into looking at settled jobs, but at least so many are looked at each time.
+#: At most this share of the time goes into looking at settled jobs, but at least this many are looked at each time.
 _SHARE = 0.005
 _AT_LEAST = 50
 

@@ -1,6 +1,6 @@
 """The owner of a job, a task instance of Airflow, and the name that the job gets from it.
 
-A job belongs to one dag, task, run and map index. Two of these never get the same name here, whatever letters and
+A job belongs to one DAG, task, run and map index. Two of these never get the same name here, whatever letters and
 lengths their ids have. The owner is recorded as ``made_by`` in ``state.json``.
 """
 
@@ -110,7 +110,7 @@ class Owner:
             not _FORBIDDEN.search(name)
             and re.match("[A-Za-z0-9_]", name)
             and all(len(each) <= _SHOWN for each in ids)
-            # With any of these, the name could be that of another dag, task or map index.
+            # With any of these, the name could be that of another DAG, task or map index.
             and "." not in self.dag_id + self.task_id
             and not (self.map_index < 0 and re.search(r"\.[0-9]+$", name))
             and not re.search(r"@[0-9a-f]{16}$", name)

@@ -45,7 +45,7 @@ _MAX_NAME = 100
 #: The file that says which state directory a folder belongs to.
 _FOLDER = ".folder"
 
-#: Values are stored before their job is made. Values without a job are removed after so many seconds.
+#: Values are stored before their job is made. Values without a job are removed after this many seconds.
 _BIRTH_S = 600.0
 
 

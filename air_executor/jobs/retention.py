@@ -1,6 +1,6 @@
 """Removing ended jobs: by name, or the old ones and those beyond a number.
 
-Below Airflow's state directory each run of a dag leaves its jobs, so the launcher removes old ones now and then, like
+Below Airflow's state directory each run of a DAG leaves its jobs, so the launcher removes old ones now and then, like
 the records of runs. In a folder of the user's own, which may be in git, nothing is removed unless the user asks.
 """
 
@@ -25,10 +25,10 @@ from air_executor.runs.lock import LOOKERS_S
 from air_executor.runs.pruning import Pruned
 from air_executor.runs.store import RunStore
 
-#: The launcher keeps a job for so many seconds after its end: somebody may be about to read it.
+#: The launcher keeps a job for this many seconds after its end: somebody may be about to read it.
 READ_S = 3600.0
 
-#: A job that was being made, and is older than so many seconds, was left by a process that died.
+#: A job that was being made, and is older than this many seconds, was left by a process that died.
 _STALE_S = 86400.0
 _REMOVED = ".removed-"
 _BEING_MADE = re.compile(r"\..+\.[0-9a-f]{8}-[0-9a-f-]{27}")
@@ -78,7 +78,7 @@ def prune(store: JobStore, kept: Retention, *, least_age_s: float = 0.0) -> Prun
 
     A job that has requests, or on which a manager works, stays.
 
-    :param least_age_s: jobs that ended less than so many seconds ago stay.
+    :param least_age_s: jobs that ended less than this many seconds ago stay.
     :raises StateDirError: something could not be removed; everything else was.
     """
     troubles: list[str] = []

@@ -18,7 +18,7 @@ from air_executor.jobs.places import Places
 from air_executor.jobs.restart import NOT_RUN, remove
 from air_executor.runs.record import now
 
-#: At most so many tasks of a job are passed over for lack of room: to try one costs time.
+#: At most this many tasks of a job are passed over for lack of room: to try one costs time.
 _MAX_ASIDE = 50
 
 
@@ -246,7 +246,7 @@ class ActiveJob:
         """
         stuck = [task.id for task in self.tasks.values() if not task.status.is_end]
         if stuck:
-            raise JobError(f"tasks wait for what never comes: {', '.join(stuck[:5])}")
+            raise JobError(f"tasks that can never start: {', '.join(stuck[:5])}")
         state, error = self.outcome_before_hooks()
         hooks = [f"its {task.hook} failed: {task.error}" for task in self._hooks() if task.status is TaskStatus.FAILED]
         return state, "; ".join(filter(None, (error, *hooks))) or None

@@ -27,7 +27,7 @@ _OF_JOB = ("folder", "env", "env_from", "env_file")
 
 _OF_TASK = ("command", "args", "function", "arguments", "shell", "cwd", "env", "env_from", "env_file", "limits")
 
-#: So many changes are named in a message.
+#: This many changes are named in a message.
 _NAMED = 3
 
 

@@ -35,7 +35,7 @@ def attempt(*steps: Callable[[], None], complaint: str = "does not work") -> Non
 
 @contextlib.contextmanager
 def imports_undone() -> Iterator[None]:
-    """Undo the imports of dag files afterwards."""
+    """Undo the imports of DAG files afterwards."""
     path, modules = list(sys.path), set(sys.modules)
     try:
         yield

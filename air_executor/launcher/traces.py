@@ -1,4 +1,4 @@
-"""Undoing what reading a dag file or executing a task changes in the interpreter.
+"""Undoing what reading a DAG file or executing a task changes in the interpreter.
 
 Airflow does these in a process that ends with the task, so it undoes nothing. A launcher does them before it forks, and
 each task should find Python as its first user would.
@@ -19,7 +19,7 @@ _LIMITS = tuple(number for name, number in vars(resource).items() if name.starts
 def erased() -> Iterator[None]:
     """Restore signal handlers, limits and the memory of warnings.
 
-    Signal handlers: those of a dag file's time-out and of SIGSEGV would stay, and a runner that crashes would call the
+    Signal handlers: those of a DAG file's timeout and of SIGSEGV would stay, and a runner that crashes would call the
     latter for ever. Warnings: those given here would not be shown again in the log of the task that causes them.
     Limits: one of them marks the processes of a run.
     """

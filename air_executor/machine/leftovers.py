@@ -88,7 +88,7 @@ class Leftovers:
         self.survivors = [p for p in map(look, self._given_up) if p is not None and not p.is_dead]
 
     def _has_time(self, pid: int, since_s: float) -> bool:
-        """Tell whether a process is not killed yet, so many seconds after the task's end."""
+        """Tell whether a process is not killed yet, this many seconds after the task's end."""
         if since_s < _YOUNG_S and (process := look(pid)) is not None and process.age_s() < _YOUNG_S:
             return True
         return since_s < CLEANS_UP_S and is_cleaner(pid)

@@ -11,7 +11,7 @@ from air_executor.runs.limits import ENOUGH_RUNS, MARGIN
 from air_executor.runs.record import RunRecord
 from air_executor.runs.usage import percentile
 
-#: A limit that is advised has so many significant digits, in MiB.
+#: A limit that is advised has this many significant digits, in MiB.
 _DIGITS = 2
 
 

@@ -39,11 +39,11 @@ class Metric:
 METRICS = (
     Metric("up", "1: the state directory can be read"),
     Metric("live_runs", "Runs that have not ended", ("kind", "state")),
-    Metric("live_runs_elsewhere", "Of these, those that other hosts execute, as far as they have begun"),
+    Metric("live_runs_elsewhere", "Live runs that have started on other hosts"),
     Metric("live_runs_memory_bytes", "Proportional set size of all live runs of this machine"),
     Metric("oldest_queued_seconds", "For how long the oldest run that has not begun has waited"),
     Metric("runs_on_record", "All runs whose records are kept, of this machine"),
-    Metric("ends_untold", "Ended runs of whose end nobody has taken note yet"),
+    Metric("ends_untold", "Ended runs whose end has not been acknowledged"),
     Metric("waiting_for_gpus", "Tasks that wait for GPUs"),
     Metric("waiting_for_room", "Runs that wait for memory or CPUs of the machine's budget"),
     Metric("budget_memory_bytes", "What all runs of this machine may have together; 0 without a budget"),
@@ -52,7 +52,9 @@ METRICS = (
     Metric("launcher_runners", "Runners of all launchers"),
     Metric("launchers_superseded", "Of these, former generations, which end with their last runs"),
     Metric("launcher_spare_deaths", "Processes that they had forked ahead and that died before their orders came"),
-    Metric("launcher_troubles", "What is wrong with launchers, as spares that die at birth; status says what"),
+    Metric(
+        "launcher_troubles", "Problems that launchers report, such as spares that die at birth; see air-executor status"
+    ),
     Metric("launcher_oldest_seconds", "Age of the oldest launcher"),
     Metric("jobs", "Jobs of the standalone engine that have not ended", ("state",)),
     Metric("jobs_unattended", "Of these, those on which no manager works"),

@@ -40,7 +40,7 @@ def dag_run(
     :param conf: the run's configuration; it is checked against the DAG's params.
     :param logical_date: now, unless another is given; text is ISO 8601.
     :param run_id: the run's id; Airflow makes one if none is given.
-    :param tasks: patterns of task ids, as of a shell: only these run, and those before them.
+    :param tasks: patterns of task ids, like a shell's: only these run, and those before them.
     :param parallelism: how many tasks run at a time.
     :param connections: a file as for ``airflow connections import``.
     :param variables: a file as for ``airflow variables import``.

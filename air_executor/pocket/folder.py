@@ -25,7 +25,7 @@ from air_executor.runs.statedir import FOLDER, VARIABLE
 #: A request or a result of more bytes is none of ours.
 _MAX_BYTES = 256 << 20
 
-#: So many characters of a file's name are the beginning of a run's name.
+#: This many characters of a file's name are the beginning of a run's name.
 _MAX_STEM = 60
 
 
@@ -158,8 +158,8 @@ def find(parent: Path, name: str | None) -> RunFolder:
 def claim(parent: Path, request: Request, *, restart: bool) -> tuple[RunFolder, KernelLock, bool]:
     """Return the folder for a request, its lock, which is held, and whether its run was begun before.
 
-    A run that was interrupted is gone on with, unless ``restart``, which removes it. Beside one that somebody works on,
-    another begins.
+    A run that was interrupted is resumed, unless ``restart``, which removes it. Beside one that is running, another
+    begins.
 
     :raises BusyError: a run of that id is being worked on.
     :raises DagError: a run of that id has ended, or was asked for otherwise.

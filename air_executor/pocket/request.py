@@ -57,7 +57,7 @@ class Request:
     logical_date: str | None = None
     """In ISO 8601; now, if it is not given."""
     tasks: tuple[str, ...] = ()
-    """Patterns of task ids, as of a shell: only these tasks run, and those whose results they need."""
+    """Patterns of task ids, like a shell's: only these tasks run, and those whose results they need."""
     on: str = "local"
     listen: str = "127.0.0.1"
     """The address of this machine at which tasks on other hosts reach the run's API."""

@@ -28,7 +28,7 @@ _END_S = 60.0
 #: A disk with less room than this is full: so much a database needs to write anything.
 _LEAST_BYTES = 1 << 20
 
-#: Of the log of each part of an Airflow that could not begin, so many lines are told.
+#: Of the log of each part of an Airflow that could not begin, this many lines are told.
 _LAST_LINES = 5
 
 #: What a run tells: an object with a name for what happened in ``event``.
@@ -61,7 +61,7 @@ def run(
         _work(folder, request, on_event)
     except BaseException:
         if not _has_run(folder):
-            shutil.rmtree(folder.path, ignore_errors=True)  # nothing has begun that could be gone on with
+            shutil.rmtree(folder.path, ignore_errors=True)  # nothing has begun that could be resumed
         raise
     finally:
         if folder.has_ended() and not request.keep:
@@ -102,7 +102,7 @@ def _work(folder: RunFolder, request: Request, on_event: Callable[[Event], None]
     if cause is None and (cause := _full_disk(folder)) is not None:
         error = f"{error or 'its Airflow has ended'}: {cause.strerror} for {folder.path}"
     if error is not None and _has_run(folder) and not folder.has_ended():
-        raise RunFailedError(f"{error}; the same command goes on with the run") from cause
+        raise RunFailedError(f"{error}; the same command resumes the run") from cause
     said = "".join(f"\n  {line}" for line in _last_lines(folder)) if not folder.has_ended() else ""
     if not folder.has_ended() and not _has_run(folder):
         what = error or f"the run's Airflow ended with {process.returncode}"
@@ -110,7 +110,7 @@ def _work(folder: RunFolder, request: Request, on_event: Callable[[Event], None]
     if not folder.has_ended():
         raise RunFailedError(
             f"the run's Airflow ended with {process.returncode}, and the run has not: see {folder.parts}; "
-            f"the same command goes on with it{':' if said else ''}{said}"
+            f"the same command resumes it{':' if said else ''}{said}"
         )
 
 

@@ -139,7 +139,7 @@ def _own(folder: RunFolder, request: Request) -> dict[tuple[str, str], str]:
         ("scheduler", "use_job_schedule"): "False",
         # There is one run to look at, and somebody waits for it.
         ("scheduler", "scheduler_idle_sleep_time"): "0.2",
-        # The run's folder is its own: whatever it finds unattended is its former self's.
+        # No other scheduler uses this database: orphans in it are from an interrupted Airflow of this run.
         ("scheduler", "scheduler_health_check_threshold"): "10",
         ("scheduler", "orphaned_tasks_check_interval"): "10",
         ("air_executor", "state_dir"): str(folder.state_dir),

@@ -235,7 +235,7 @@ class ActiveRun:
         if not self._host.is_possible or told:
             return None
         grace_s = min(self.grace_s, FENCE_GRACE_S)
-        if self.record.identity.kind == "job":  # nobody but the worker tells of it, and it is not given up so soon
+        if self.record.identity.kind == "job":  # only its worker can report it, so it is given up later
             if not self._host.is_job_cut_off():
                 return None
             reason = f"this host has not reached Temporal for {JOB_FENCE_S:.0f} s; the task may begin again elsewhere"
@@ -247,7 +247,7 @@ class ActiveRun:
     def guard_isolation(self, is_told: Callable[[], bool]) -> None:
         """Look after the task from a thread, too: whoever asks :meth:`check` may be waiting for an answer from outside.
 
-        A name that can't be resolved, for one, keeps it waiting beyond any time-out.
+        A name that can't be resolved, for one, keeps it waiting beyond any timeout.
 
         :param is_told: tells whether the task has reported its end, or is about to.
         """

@@ -18,19 +18,19 @@ from air_executor.machine import system
 from air_executor.machine.safe_files import append_to_file, replace_file
 from air_executor.runs.usage import Point, memory_percentile
 
-#: A sample is taken after a tenth of the time that has passed, but at least and at most after so many seconds.
+#: A sample is taken after a tenth of the time that has passed, but at least and at most after this many seconds.
 _LEAST_S, _MOST_S, _PART = 1.0, 10.0, 0.1
 
-#: On a crowded machine the first sample is taken after so many seconds.
+#: On a crowded machine the first sample is taken after this many seconds.
 _FIRST_S = 3.0
 
 #: Taking samples takes at most one part in this many of a CPU's time.
 _SHARE = 100
 
-#: Of so many samples of a task that rests, one is written down.
+#: Of this many samples of a task that rests, one is written down.
 _REPEATS = 6
 
-#: The file has at most so many points.
+#: The file has at most this many points.
 MAX_POINTS = 240
 
 #: A process that looks at something anyway does so at least this often; so for later samples none needs to wake up.

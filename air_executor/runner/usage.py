@@ -103,7 +103,7 @@ class Usage:
             if self._views is not None:
                 self._views.receive()  # forks may be many
             return False
-        # Of a task of which nothing but samples is taken, one that would be as the last is not.
+        # A task without limits: a sample that would equal the last one is skipped.
         may_rest = not (self._is_wanted or self._watches_memory or self._gpus.are_there)
         if may_rest and self._history is not None and self._history.is_begun and self._family.has_rested():
             self._history.repeat(cost_s=time.thread_time() - begin_s)

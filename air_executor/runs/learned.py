@@ -14,7 +14,7 @@ from air_executor.errors import RecordError, StateDirError
 from air_executor.machine.safe_files import append_to_file, read_document, replace_file
 from air_executor.runs.record import Identity
 
-#: So many of the last runs count.
+#: This many of the last runs count.
 RUNS = 50
 
 #: A file with more bytes is shortened to the last runs.

@@ -36,10 +36,10 @@ from air_executor.runs.line import MAX_BYTES, Line, Waiting
 from air_executor.runs.lock import KernelLock, is_held
 from air_executor.runs.pressure import Machine
 
-#: How the reason ends that begins with the name of another run.
+#: The suffix of a reason that starts with another run's name: the pages hide that name.
 BEFORE = " waits before it"
 
-#: A runner takes its workload's lock at most so many seconds after the claim; on a crowded machine it may take long.
+#: A runner takes its workload's lock at most this many seconds after the claim; on a crowded machine it may take long.
 _BIRTH_S = 120.0
 
 #: How long others may keep the folder from this process, in seconds: they work on a few small files.
@@ -245,7 +245,7 @@ class Ledger:
         return sorted(self._line.published(), key=lambda each: each.since_s)
 
     def _objection(self, asks: Waiting, lock: str) -> str | None:
-        """Return why there is no room for a run. Its own claim, as of a scheduler that has died, is no reason."""
+        """Return why there is no room for a run. Its own claim, left by a scheduler that died, is no reason."""
         own = _file_name(lock)
         claims = [claim for name, claim in self._claims.items() if name != own]
         budget, now, first = self.budget, Taken.by(claims), self._line.before(asks)

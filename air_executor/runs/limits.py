@@ -15,7 +15,7 @@ import psutil
 from air_executor.errors import LimitsError
 from air_executor.machine.sizes import parse_size
 
-#: Of a learned limit: from so many measured runs on, the most that they held and a fifth.
+#: Of a learned limit: from this many measured runs on, the most that they held and a fifth.
 ENOUGH_RUNS, MARGIN = 5, 1.2
 
 #: After an end for lack of memory it is doubled, but only so often.

@@ -18,16 +18,16 @@ from air_executor.machine.safe_files import is_fresh, read_document, replace_fil
 from air_executor.runs.budget import Need
 from air_executor.runs.lock import KernelLock, is_held
 
-#: After so many seconds, room is left for what waits. Until then the room that there is goes to whatever fits.
+#: After this many seconds, room is left for what waits. Until then the room that there is goes to whatever fits.
 _OVERTAKEN_S = 20.0
 
-#: Who waits and has not asked for so many seconds has no right to room, and is forgotten after so many.
+#: A waiter that has not asked for this many seconds loses its claim to room; after the second time it is dropped.
 _PATIENCE_S, _FORGOTTEN_S = 10.0, 600.0
 
 #: How often what waits is shown to others, in seconds, and how much of it.
 _PUBLISH_S, _MAX_PUBLISHED = 1.0, 200
 
-#: A longer file is no process's of this program.
+#: A longer file was not written by this program.
 MAX_BYTES = 1 << 18
 
 
@@ -46,7 +46,7 @@ class Waiting:
     asked_s: float
     """When it last did."""
     dag_id: str | None = None
-    """Of whose DAG it is, for who may not know all."""
+    """Its DAG, for those who may not see all."""
     why: str = ""
 
     @classmethod

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from air_executor.errors import StateDirError
 
-#: Who looks whether a lock is held has it for a moment, at most so many seconds. Who wants it waits that long.
+#: Who looks whether a lock is held has it for a moment, at most this many seconds. Who wants it waits that long.
 LOOKERS_S = 0.5
 
 #: How often a lock that is held is tried again while waiting for it, in seconds.

@@ -13,7 +13,7 @@ _LEAST_PART = 0.03
 #: ... when processes wait for memory for this part of the time, ...
 _MOST_STALL = 0.2
 
-#: ... or for so many seconds after the kernel has killed a process for it.
+#: ... or for this many seconds after the kernel has killed a process for it.
 _AFTER_KILL_S = 10.0
 
 

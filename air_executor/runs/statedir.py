@@ -17,8 +17,9 @@ FOLDER = ".air-executor"
 VARIABLE = "AIR_EXECUTOR_STATE_DIR"
 
 RULE = (
-    "It works on the state directory that --state-dir names, or AIR_EXECUTOR_STATE_DIR, or on the nearest "
-    ".air-executor from this folder upwards, or else on Airflow's ([air_executor] state_dir)."
+    "It works on the state directory that --state-dir names, or AIR_EXECUTOR_STATE_DIR, or "
+    "AIRFLOW__AIR_EXECUTOR__STATE_DIR, or the nearest .air-executor from this folder upwards, or else Airflow's "
+    "([air_executor] state_dir)."
 )
 
 

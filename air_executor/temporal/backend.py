@@ -38,7 +38,7 @@ log = logging.getLogger(__name__)
 #: A scheduler that takes runs over waits so long for Temporal to say what it has, in seconds.
 _ASK_S = 5.0
 
-#: When it does not say so in time, it is asked again after so many seconds.
+#: When it does not say so in time, it is asked again after this many seconds.
 _ASK_AGAIN_S = 30.0
 
 
@@ -55,8 +55,8 @@ class TemporalBackend:
     ) -> None:
         """Prepare, but open nothing.
 
-        :param judge: says what became of a run whose host has not answered for so many seconds: one of the verdicts in
-            :mod:`.workflow`. It is called in threads of its own, as the next one.
+        :param judge: says what became of a run whose host has not answered for this many seconds: one of the verdicts
+            in :mod:`.workflow`. It is called in threads of its own, as the next one.
         :param give_back: lets somebody order a workload again whose run (its id) has not begun, and is lost. It returns
             whether somebody will.
         :param waits: is told, in another thread, why a run waits that was ordered: its id, and a sentence.
@@ -133,7 +133,7 @@ class TemporalBackend:
         header.update(rules=RULES, most_events=MOST_EVENTS)
         if who.dag_id is not None and who.dag_run_id is not None and self._settings.ui:
             header["airflow"] = f"{self._settings.ui}/dags/{quote(who.dag_id)}/runs/{quote(who.dag_run_id)}"
-        if (root := cards.workflow_id(who)) != workflow_id:  # should the successor have ended, it begins anew as that
+        if (root := cards.workflow_id(who)) != workflow_id:  # a successor that has ended is started again as one
             header.update(root=root, number=cards.number(str(who.dag_id), str(who.dag_run_id), workflow_id))
         if who.dag_run_id is None:
             header.update(is_single=True, name=who.name)

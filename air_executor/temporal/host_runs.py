@@ -36,7 +36,7 @@ log = logging.getLogger(__name__)
 #: How often a run's life is shown to Temporal, in seconds; a request to stop comes with the answer.
 BEAT_S = 5.0
 
-#: A runner that has not ended so many seconds after its task's grace time is killed.
+#: A runner that has not ended this many seconds after its task's grace time is killed.
 _STUBBORN_S = 15.0
 
 #: How often to look for ends without news, in seconds.
@@ -164,7 +164,7 @@ class HostRuns:
         pause_s = self.slots.pause() if self.slots is not None else 0.0
         if not self._is_unfit:
             log.error(
-                "Host %s can execute no orders. It asks for none for %.0f s, longer each time until this is mended: %s",
+                "Host %s can execute no orders. It asks for none for %.0f s, longer each time, until this is fixed: %s",
                 self._host,
                 pause_s,
                 error,

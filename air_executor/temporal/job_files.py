@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 #: In a run's folder on its host: what the task printed.
 _LOG = "job.log"
 
-#: So many bytes at the end of a log come back, and at most so many of everything: Temporal's limit is 2 MB.
+#: This many bytes at the end of a log come back, and at most this many of everything: Temporal's limit is 2 MB.
 _MAX_LOG, _MAX_BYTES = 256 << 10, 1 << 20
 
 

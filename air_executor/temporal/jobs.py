@@ -8,7 +8,7 @@ from air_executor.temporal.backend import TemporalBackend
 from air_executor.temporal.settings import Settings
 from air_executor.temporal.workflow import ALIVE, LOST
 
-#: A run whose host does not answer is lost after so many seconds. Its runner has ended the task by then.
+#: A run whose host does not answer is lost after this many seconds. Its runner has ended the task by then.
 _LOST_S = 240.0
 
 

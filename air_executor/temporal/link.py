@@ -102,7 +102,7 @@ class Link:
         """Prepare, but connect to nothing.
 
         :param take: is given the ends that a workflow tells, in the link's thread. They are told again if it raises.
-        :param judge: says what became of a run whose host has not answered for so many seconds, in a thread of its
+        :param judge: says what became of a run whose host has not answered for this many seconds, in a thread of its
             own.
         """
         self._settings = settings

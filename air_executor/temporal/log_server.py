@@ -62,7 +62,7 @@ class Service:
 
 
 class _Logs(StaticFiles):
-    """Files, each for who has a token that names it."""
+    """Files, each for those who have a token that names it."""
 
     def __init__(self, service: Service) -> None:
         super().__init__(directory=service.folder)

@@ -16,10 +16,10 @@ from temporalio.service import RPCError, RPCStatusCode
 from air_executor.temporal import asking
 from air_executor.temporal.settings import WORKER, Settings
 
-#: A worker that has not reported for so many seconds is not shown; it reports four times in that time.
+#: A worker that has not reported for this many seconds is not shown; it reports four times in that time.
 _SILENT_S = 60.0
 
-#: At most so many workflows are looked into.
+#: At most this many workflows are looked into.
 _MAX_WORKFLOWS = 100
 
 

@@ -20,7 +20,7 @@ from temporalio.worker import (
 
 from air_executor.machine import room
 
-#: A host that can take nothing pauses for so many seconds, each time twice as long, up to the last.
+#: A host that can take nothing pauses for this many seconds, each time twice as long, up to the last.
 _FIRST_PAUSE_S, _LAST_PAUSE_S = 30.0, 240.0
 
 #: Without a number of slots, no order is taken while more than these parts of memory and CPUs are in use.
@@ -54,8 +54,8 @@ class HostSlots:
     def __init__(self, most: int | None, live: Callable[[], int], has_room: Callable[[], bool] | None = None) -> None:
         """Have no run yet. Make it in the event loop of the worker.
 
-        :param most: at most so many runs at a time. Each queue asks for one order ahead, so it may be one more for each
-            queue but the first. ``None``: one, and more while there is room.
+        :param most: at most this many runs at a time. Each queue asks for one order ahead, so it may be one more for
+            each queue but the first. ``None``: one, and more while there is room.
         :param live: returns how many runs the host has that have not ended.
         :param has_room: tells whether there is, if not :class:`Room` does.
         """

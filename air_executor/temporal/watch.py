@@ -24,17 +24,17 @@ log = logging.getLogger(__name__)
 #: How often to look, in seconds.
 WATCH_S = 10.0
 
-#: A heartbeat that has not changed for so many seconds is none.
+#: A heartbeat that has not changed for this many seconds counts as missing.
 _STALE_S = 25.0
 
 #: What to do about a queue that nobody serves.
 _REMEDY = "air-executor worker --queues {}"
 
-#: So many workflows are looked at at once.
+#: This many workflows are looked at at once.
 _AT_ONCE = 20
 
 
-#: Stands for an execution that there is not.
+#: Stands for an execution that does not exist.
 _NONE = str(uuid.UUID(int=0))
 
 
@@ -166,7 +166,7 @@ class Watch:
                 moved = await self._link.execution(next_id) or _NONE
                 for run in map(left.pop, there):
                     run.workflow_id, run.execution = next_id, moved
-                if is_over:  # what it was told of who follows them may not have been passed on
+                if is_over:  # its notes on who follows them may not have been passed on
                     self._link.send(Signal(next_id, "follow", [self._link.queue, sorted(there)]))
             if not left:
                 break

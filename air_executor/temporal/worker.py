@@ -38,7 +38,7 @@ _MOST = 100_000
 #: How often to try to connect, in seconds.
 _RETRY_S = 2.0
 
-#: A worker that is told to end leaves its runs to its successor after so many seconds.
+#: A worker that is told to end leaves its runs to its successor after this many seconds.
 _LEAVE_S = 1.0
 
 #: How often Temporal is told how the worker is, for those who ask it which hosts there are, in seconds.
@@ -91,7 +91,7 @@ class HostWorker:
     async def serve(self, queues: Sequence[str], slots: int | None, shutdown: Shutdown) -> None:
         """Serve queues until that is to end.
 
-        :param slots: at most so many runs at a time; ``None``: as many as memory and CPUs allow.
+        :param slots: at most this many runs at a time; ``None``: as many as memory and CPUs allow.
         """
         if not await self._connect(shutdown.asked):
             return

@@ -39,7 +39,7 @@ _ATTACH_TIMEOUT = timedelta(seconds=10)
 #: While the run still shows life there, its host is asked again, for longer each time, up to this.
 _LAST_ATTACH_TIMEOUT = timedelta(minutes=5)
 
-#: So many attempts are made before that: a lost host should be found soon.
+#: This many attempts are made before that: a lost host should be found soon.
 _ATTEMPTS_IN_HASTE = 6
 
 #: An executor may take so long to begin to look. Another one follows the run by then.
@@ -57,7 +57,7 @@ _UNTOLD = timedelta(minutes=1)
 #: The runs of a workflow that is cancelled have so long to end.
 _LAST_WAIT = timedelta(minutes=10)
 
-#: So many runs of a queue are offered to hosts at a time; Temporal advises against more than 500 activities. Queues
+#: This many runs of a queue are offered to hosts at a time; Temporal advises against more than 500 activities. Queues
 #: that nobody serves keep no others waiting.
 MOST_AT_ONCE = 500
 
@@ -67,7 +67,7 @@ MOST_EVENTS = 6_000
 _FORMER_MOST_EVENTS = 15_000
 _MOST_BYTES = 15 << 20
 
-#: A run that is not over adds about so many events to the history.
+#: A run that is not over adds about this many events to the history.
 _EVENTS_PER_RUN = 6
 
 #: What a workflow does follows from its history, so a new rule holds for those that begin with it; executors say which
@@ -77,7 +77,7 @@ RULES = 2
 #: The type of an activity's failure when its worker is shut down and leaves the run to its successor.
 DETACHED = "Detached"
 
-#: The type of an activity's failure when its host can't take orders, which others may; and so often that is believed.
+#: The type of an activity's failure when its host can't take orders, but others may. After this many, the run fails.
 UNFIT = "Unfit"
 _MOST_UNFIT = 10
 
@@ -319,7 +319,9 @@ class DagRunWorkflow:
                 host, patience, silent_since = str(cause.details[0]), _ATTACH_TIMEOUT, workflow.now()
             elif host is not None and isinstance(cause, TimeoutError) and cause.type is TimeoutType.HEARTBEAT:
                 patience = _ATTACH_TIMEOUT
-                if cause.last_heartbeat_details or silent_since is None:  # it was not just offered to who is gone
+                if (
+                    cause.last_heartbeat_details or silent_since is None
+                ):  # it was not only offered to a host that is gone
                     silent_since = workflow.now() - HEARTBEAT_TIMEOUT
             elif cause is None or isinstance(cause, TimeoutError):
                 silent_since = silent_since or workflow.now() - HEARTBEAT_TIMEOUT

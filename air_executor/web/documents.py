@@ -25,10 +25,10 @@ from air_executor.runs.ledger import BEFORE
 from air_executor.runs.record import Identity, RunRecord
 from air_executor.web.index import index_of
 
-#: Of ended runs and of ended jobs, a page has at most so many.
+#: Of ended runs and of ended jobs, a page has at most this many.
 MOST_ENDED = 200
 
-#: Of a job, a page has at most so many tasks.
+#: Of a job, a page has at most this many tasks.
 MOST_TASKS = 2000
 
 #: Tells whether the one who asks may see the runs of an identity.

@@ -1,4 +1,4 @@
-"""The pages without Airflow: a server on this machine alone, for who has its token."""
+"""The pages without Airflow: a server on this machine alone, for those who have its token."""
 
 from __future__ import annotations
 

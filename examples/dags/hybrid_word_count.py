@@ -10,7 +10,7 @@ from airflow.sdk import dag, task
 
 from air_executor.operators import AirJobOperator
 
-#: The functions of the job are modules beside the dags.
+#: The functions of the job are modules beside the DAGs.
 FOLDER = Path(__file__).parent
 
 

@@ -104,7 +104,7 @@ def clean() -> str:
     text = str(get_current_context()["params"]["text"])
     text = re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", text)).strip()
     if not text:
-        raise AirflowFailException('there is no text: trigger the dag with --conf \'{"text": "…"}\'')
+        raise AirflowFailException('there is no text: trigger the DAG with --conf \'{"text": "…"}\'')
     return text
 
 

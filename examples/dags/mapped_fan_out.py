@@ -1,4 +1,4 @@
-"""Fan out, fan in: a list that is only known when the dag runs, a process for each item, and a sum."""
+"""Fan out, fan in: a list that is only known when the DAG runs, a process for each item, and a sum."""
 
 from __future__ import annotations
 

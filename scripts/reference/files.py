@@ -100,7 +100,7 @@ def files() -> str:
     rows = [(f"[{name}](schemas/{name})", what) for name, (what, _) in shown.items()]
     run = shown["run.json"][1]
     parts = [
-        "Everything that AirExecutor writes is below the [state directory](../operations.md#the-state-directory). "
+        "Most of what AirExecutor writes is below the [state directory](../operations.md#the-state-directory). "
         "Which files there are, and who may read them, is on [Records and files](../concepts/files.md). All documents "
         "are JSON. A reader keeps the fields that it does not know.",
         "## JSON Schemas",

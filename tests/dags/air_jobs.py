@@ -82,7 +82,7 @@ def job_again():
 
 @dag(schedule=None, catchup=False)
 def job_mended():
-    """Fails until somebody has mended the dag's file."""
+    """Fails until somebody has mended the DAG's file."""
     IS_MENDED = False  # noqa: N806
     AirJobOperator(
         task_id="job",

@@ -1,4 +1,4 @@
-"""One dag for each thing that tasks do. They leave lines in files below $AIR_TEST_OUT, one per execution."""
+"""One DAG for each thing that tasks do. They leave lines in files below $AIR_TEST_OUT, one per execution."""
 
 from __future__ import annotations
 
@@ -226,7 +226,7 @@ def shell():
 
 @dag(schedule=None, is_paused_upon_creation=True)
 def debugged():
-    """For ``airflow tasks test`` and ``dags test``: of a dag that is not paused, the scheduler may take their runs."""
+    """For ``airflow tasks test`` and ``dags test``: of a DAG that is not paused, the scheduler may take their runs."""
     BashOperator(task_id="bash", bash_command='echo "from bash: {{ params.word }}"', params={"word": "rendered"})
 
 

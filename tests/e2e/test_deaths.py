@@ -47,7 +47,7 @@ class Plugin(AirflowPlugin):
     listeners = [Listener()]
 """
 
-#: Reasons of the deaths in the dag ``deaths``: mapped tasks first, in the order of their indexes.
+#: Reasons of the deaths in the DAG ``deaths``: mapped tasks first, in the order of their indexes.
 MAPPED = [
     "SIGSEGV (signal 11)",
     "SIGBUS (signal 7)",
@@ -85,7 +85,7 @@ def env(tmp_path_factory: pytest.TempPathFactory, shared_dir: Any, mail_server: 
         "AIRFLOW__EMAIL__FROM_EMAIL": "airflow@example.com",
         "AIRFLOW__AIR_EXECUTOR__STOP_GRACE_SECONDS": "1",
         "AIRFLOW__CORE__PARALLELISM": "6",
-        # A callback that comes while its dag file is being read waits for the next time in Airflow 3.1.
+        # A callback that comes while its DAG file is being read waits for the next time in Airflow 3.1.
         "AIRFLOW__DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": "5",
     }
     env = airflow_env.make(folder / "home", shared_dir, options, airflow_env.READING)
@@ -115,9 +115,9 @@ def of_a_task(task_id: str, map_index: int = -1) -> dict[tuple[str, str, int, in
 
 
 def settled(env: Airflow, run: DagRun, expected: dict[Any, int]) -> collections.Counter[Any]:
-    """Wait until there are as many alerts as expected, and the last one that was asked for, the dag's; return them.
+    """Wait until there are as many alerts as expected, and the last one that was asked for, the DAG's; return them.
 
-    The dag processor runs what it is asked for by a dag file one after the other.
+    The DAG processor runs what it is asked for by a DAG file one after the other.
     """
 
     def is_told() -> bool:
@@ -146,7 +146,7 @@ def test_each_callback_and_listener_is_called_once_for_each_try(env: Airflow, de
 
 
 def test_the_dag_is_told_of_once(env: Airflow, deaths: DagRun) -> None:
-    wait_for(lambda: [a for a in alerts(env, deaths) if a["kind"] == "dag failure"], "the dag's callback")
+    wait_for(lambda: [a for a in alerts(env, deaths) if a["kind"] == "dag failure"], "the DAG's callback")
     assert len([a for a in alerts(env, deaths) if a["kind"] == "dag failure"]) == 1
 
 

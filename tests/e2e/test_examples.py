@@ -1,4 +1,4 @@
-"""The example dags load without a warning and run to success."""
+"""The example DAGs load without a warning and run to success."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def test_every_example_runs_to_success(airflow: Airflow) -> None:
     assert {run.dag_id: run.wait() for run in runs} == dict.fromkeys(EXAMPLES, "success")
 
 
-#: Imports dag files and prints the warnings that they cause themselves, not those inside of Airflow.
+#: Imports DAG files and prints the warnings that they cause themselves, not those inside of Airflow.
 LOAD = """
 import runpy, sys, warnings
 with warnings.catch_warnings(record=True) as caught:

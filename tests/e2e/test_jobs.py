@@ -37,7 +37,7 @@ FOLLOW_UPS = (
 
 @pytest.fixture(scope="module")
 def runs(airflow: Airflow) -> dict[str, DagRun]:
-    """All dags with follow-up work, run side by side and ended."""
+    """All DAGs with follow-up work, run side by side and ended."""
     runs = {dag_id: airflow.api.trigger(dag_id) for dag_id in FOLLOW_UPS}
     for run in runs.values():
         run.wait()

@@ -91,7 +91,7 @@ def endpoint() -> Iterator[Endpoint]:
 
 @pytest.fixture
 def connect(airflow: Airflow, endpoint: Endpoint) -> Iterator[Any]:
-    """Make the connection that the dag looks for, with a key."""
+    """Make the connection that the DAG looks for, with a key."""
 
     def make(key: str) -> None:
         airflow.api.call(

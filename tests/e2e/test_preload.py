@@ -1,4 +1,4 @@
-"""What is imported ahead of tasks, and that an edited dag file takes effect with the next task all the same."""
+"""What is imported ahead of tasks, and that an edited DAG file takes effect with the next task all the same."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tests.support.airflow_env import Airflow
 from tests.support.flights import launcher
 from tests.support.waiting import wait_for
 
-#: A dag file that imports a package from the index, and a module beside it.
+#: A DAG file that imports a package from the index, and a module beside it.
 DAG = """
 import sys
 AHEAD = any("numpy" in finder for finder in sys.meta_path if type(finder).__name__ == "Stash")
@@ -41,7 +41,7 @@ def test_packages_are_imported_ahead_and_what_users_edit_is_not(airflow: Airflow
     dag_file, module = airflow.dags / "edited.py", airflow.dags / "edited_module.py"
 
     def edit(value: str) -> None:
-        module.write_text(f"VALUE = {value!r}\n")  # first: a dag file that can't import it is not soon read again
+        module.write_text(f"VALUE = {value!r}\n")  # first: a DAG file that can't import it is not soon read again
         dag_file.write_text(DAG.replace("DAG_VALUE", value))
 
     def told() -> dict[str, object]:

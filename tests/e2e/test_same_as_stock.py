@@ -40,7 +40,7 @@ OPTIONS = {
     "AIRFLOW_VAR_SAME_OPEN": "wide open",
 }
 
-#: So many chances has LocalExecutor, and so many the others.
+#: Attempts of LocalExecutor, and of the others.
 ATTEMPTS, OTHERS_ATTEMPTS = 10, 2
 
 #: What the API server answers to a success that is reported again, because its first answer came too late. That happens

@@ -45,7 +45,7 @@ def test_nothing_is_lost_when_the_clock_is_set_back(airflow: Airflow, fly: Fly, 
     for index in (1, 2, 3, 4):
         flight.release(index)
         wait_for(lambda index=index: states()[index] == "success", f"task {index} to succeed")
-    # Airflow does not look at a dag run before its time, and that has not come yet again.
+    # Airflow does not look at a DAG run before its time, and that has not come yet again.
     clock.shift("+0")
     flight.wait_for("begin 0 2")
     flight.release()

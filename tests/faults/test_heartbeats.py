@@ -18,7 +18,7 @@ pytestmark = pytest.mark.faults
 #: So long a task runs for the proof that it sends no heartbeats, in seconds. Airflow would send one each second.
 QUIET_S = 5.0
 
-#: So many heartbeats fail while neither the API server nor an executor is there. Airflow ends a task after three.
+#: This many heartbeats fail while neither the API server nor an executor is there. Airflow ends a task after three.
 UNHEARD = 6
 
 

@@ -28,10 +28,10 @@ from tests.support.waiting import wait_for
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(7200)]
 
-#: So many hostile tasks are mapped in one dag run, beside this many that only look around.
+#: This many hostile tasks are mapped in one DAG run, beside this many that only look around.
 BATCH, INNOCENTS = 20, 2
 
-#: A dag run of them takes no longer than this, in seconds.
+#: A DAG run of them takes no longer than this, in seconds.
 PATIENCE_S = 600.0
 
 
@@ -52,14 +52,14 @@ def options() -> dict[str, str]:
         "AIRFLOW__SCHEDULER__MAX_TIS_PER_QUERY": "24",
         # The end of a task's process waits for the processes of multiprocessing, and Airflow so long for its end.
         "AIRFLOW__CORE__TASK_SUCCESS_OVERTIME": "10",
-        # A callback that is asked for while its dag's file is processed waits until that is processed again.
+        # A callback that is asked for while its DAG's file is processed waits until that is processed again.
         "AIRFLOW__DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": "2",
     }
 
 
 @dataclass
 class Batch:
-    """A dag run of hostile tasks, by their map indexes."""
+    """A DAG run of hostile tasks, by their map indexes."""
 
     airflow: Airflow
     run: DagRun

@@ -25,7 +25,7 @@ from tests.support.waiting import wait_for
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(7200)]
 
-#: So many dag runs are kept going, of this many tasks each.
+#: This many dag runs are kept going, of this many tasks each.
 LOADS, TASKS = 4, 8
 
 #: What a run may say that could not be begun or recorded because the disk took nothing more.

@@ -26,7 +26,7 @@ def components() -> tuple[str, ...]:
 
 @pytest.fixture(scope="module")
 def has_postgres() -> bool:
-    """On SQLite, which locks no rows, Airflow's scheduler ends when a dag run is deleted that it is looking at."""
+    """On SQLite, which locks no rows, Airflow's scheduler ends when a DAG run is deleted that it is looking at."""
     return True
 
 
@@ -36,7 +36,7 @@ def options() -> dict[str, str]:
 
 
 def delete(run: DagRun) -> None:
-    """Delete a dag run. Airflow wants it to be over first."""
+    """Delete a DAG run. Airflow wants it to be over first."""
     run.api.call("PATCH", run.path, {"state": "failed"})
     run.api.call("DELETE", run.path)
 

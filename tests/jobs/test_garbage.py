@@ -27,7 +27,7 @@ from air_executor.observe.jobs import summaries
 from tests.support.airflow_env import config
 from tests.support.pretend import PretendedBackend
 
-#: So many steps a manager makes before it is decided that it does nothing more.
+#: This many steps a manager makes before it is decided that it does nothing more.
 STEPS = 40
 
 
@@ -47,7 +47,7 @@ class Pretended:
         api.submit(name, tasks, state_dir=self.state_dir, folder=self.folder, **options)
 
     def work(self, at: Callable[[int], None] = lambda _: None, steps: int = STEPS) -> Manager:
-        """Let a manager make so many steps. ``at`` is called before each with its number."""
+        """Let a manager make this many steps. ``at`` is called before each with its number."""
 
         options = config(self.state_dir)
         self.backend = PretendedBackend(options)

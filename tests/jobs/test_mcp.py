@@ -239,4 +239,4 @@ def test_without_the_sdk_one_line_says_what_to_install(yard: Yard) -> None:
     )
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
-    assert "pip install 'air-executor[mcp]'" in done.stderr
+    assert "pip install '.[mcp]'" in done.stderr

@@ -32,7 +32,7 @@ DAY_S = 86400.0
 
 
 def ended(store: JobStore, name: str, age_s: float = 0.0, state: JobState = JobState.COMPLETED) -> Path:
-    """Make a job that ended so many seconds ago."""
+    """Make a job that ended this many seconds ago."""
     task = Task.from_dict({"id": "a", "command": "true"}, job_name=name, where="test")
     task.status = TaskStatus.COMPLETED if state.is_end else TaskStatus.PENDING
     files = store.create(Job(id=f"id-{name}", name=name, state=state), [task])

@@ -187,7 +187,7 @@ def test_a_higher_priority_is_first_and_equals_keep_their_order(tmp_path: Path) 
 
 
 def starts(queue: Turns, count: int) -> list[str]:
-    """Let jobs start so many tasks in one round, and return whose they are."""
+    """Let jobs start this many tasks in one round, and return whose they are."""
     started = []
     while len(started) < count and (job := queue.next()) is not None:
         job.ready.pop()

@@ -54,7 +54,7 @@ def test_a_dag_may_have_whatever_airflow_has(place: Place) -> None:
         ("sums.double", index): "success" for index in range(4)
     }
     assert (result["state"], result["run_id"], result["dag_id"]) == ("success", "mine", "rich")
-    assert sorted(place.effects()) == ["cleaned up", "other", "other", "retry", "the dag's callback"]
+    assert sorted(place.effects()) == ["cleaned up", "other", "other", "retry", "the DAG's callback"]
     folder = Path(result["folder"])
     document = json.loads((folder / "result.json").read_text())
     values = {each["task_id"]: each["value"] for each in document["xcoms"] if each["key"] == "return_value"}
@@ -88,7 +88,7 @@ def test_a_failed_run_tells_why(place: Place) -> None:
     assert "RuntimeError: it went wrong here" in err
     rows = {tuple(line.split("\t")[:2]) for line in out.splitlines() if "\t" in line}
     assert rows == {("TASK", "STATE"), ("apart", "success"), ("breaks", "failed"), ("never", "upstream_failed")}
-    assert (place.folder / "told").exists()  # the callback of the dag
+    assert (place.folder / "told").exists()  # the callback of the DAG
     # What was kept is an Airflow that can be looked at.
     (folder,) = place.dags.glob("failing-*")
     env = {**place.env, "AIRFLOW_HOME": str(folder / "home")}
@@ -194,7 +194,7 @@ def test_who_stops_reading_stops_the_run(place: Place) -> None:
     assert process.stderr is not None
     with process.stderr:
         err = process.stderr.read()
-    assert "nobody reads the output any more" in err and "Traceback" not in err
+    assert "the reader of the output is gone" in err and "Traceback" not in err
     place.check_nothing_runs()
 
 
@@ -247,7 +247,7 @@ def test_what_still_runs_of_a_run_that_is_given_up_is_stopped(place: Place) -> N
     again.terminate()  # as of timeout(1): the same as Ctrl-C
     out, err = again.communicate(timeout=600)
     assert again.returncode == 130, (out, err)
-    assert "the same command goes on with this run" in err
+    assert "the same command resumes this run" in err
     place.check_nothing_runs()
     (place.folder / "release").touch()
     place.call("clean", "slow-1")
@@ -353,7 +353,7 @@ def test_a_full_disk_is_said_and_the_run_is_gone_on_with_when_there_is_room(plac
             place.wait_for_effect("end 1")
             out, err = process.communicate(timeout=600)
         assert process.returncode == 1, (out, err)
-        assert "the same command goes on with" in err and "No space left" in err, err
+        assert "the same command resumes it" in err and "No space left" in err, err
         place.check_nothing_runs()
         out, _ = place.call(*run)
         assert "success" in out

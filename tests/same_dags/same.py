@@ -24,10 +24,10 @@ std = logging.getLogger("of.the.standard.library")
 struct = structlog.get_logger("of.structlog")
 bound = structlog.get_logger("of.structlog.bound").bind(bound="at import")
 
-warnings.warn("the dag file warns", UserWarning, stacklevel=1)
-std.info("the dag file says")
-struct.warning("the dag file says", kind="structlog")
-print("the dag file prints")
+warnings.warn("the DAG file warns", UserWarning, stacklevel=1)
+std.info("the DAG file says")
+struct.warning("the DAG file says", kind="structlog")
+print("the DAG file prints")
 
 
 def note(context, text):

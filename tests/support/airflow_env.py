@@ -42,16 +42,15 @@ READING = (*FEW, "dag-processor")
 #: What :meth:`Airflow.split_api_server` adds to them.
 _EXECUTION_API = "execution-api-server"
 
-#: For how many seconds others than the API server wait for SQLite's write lock. The server itself waits for 5 s, as by
-#: default, when it stands still as told below; a scheduler or triggerer that waits no longer than that ends.
+#: Seconds that components other than the API server wait for SQLite's write lock. The server keeps the default of 5 s;
+#: a scheduler or triggerer with that would exit when the server stands still, as described below.
 _SQLITE_WAIT = "?timeout=120"
 
-#: Where a component says that it has lost a signal to end: the handler raises an exception in whatever code runs then,
-#: and Python ignores those in callbacks of weak references. SQLAlchemy has such: 2 % of a scheduler's loop.
+#: Logged by a component that lost SIGTERM: the handler raises an exception in whatever code runs then, and Python
+#: ignores exceptions in callbacks of weak references. SQLAlchemy has such callbacks: 2 % of a scheduler's loop.
 _LOST = re.compile(r"^SystemExit", re.MULTILINE)
 
-#: How the stack of a component begins whose handler logs the signal, and waits for the very lock that the interrupted
-#: code has: that component never ends by itself.
+#: The stack of a component that deadlocked in its signal handler: it waits for a lock that the interrupted code holds.
 _WAITS_FOR_ITSELF = re.compile(r"structlog/_output\.py.*_exit_gracefully.*structlog/_output\.py", re.DOTALL)
 
 #: The locks of the ports that this process has: see :func:`free_port`.
@@ -175,11 +174,11 @@ class Airflow:
 
     @property
     def dags(self) -> Path:
-        """The folder of the dags, a copy of the tests' own that a test may change."""
+        """The folder of the DAGs, a copy of the tests' own that a test may change."""
         return self.home / "dags"
 
     def copy_dags(self) -> None:
-        """Copy the tests' own dags to this Airflow's folder."""
+        """Copy the tests' own DAGs to this Airflow's folder."""
         shutil.copytree(REPOSITORY / "tests" / "dags", self.dags, ignore=shutil.ignore_patterns("__pycache__"))
 
     @property
@@ -366,7 +365,7 @@ class Airflow:
         return [record for record in self.store.records() if dag_id in (None, record.identity.dag_id)]
 
     def ended_records(self, dag_id: str) -> list[RunRecord]:
-        """Return a dag's records when all have their end. Airflow knows of the end of a task a moment earlier."""
+        """Return a DAG's records when all have their end. Airflow knows of the end of a task a moment earlier."""
         wait_for(lambda: all(record.state.is_end for record in self.records(dag_id)), f"the ends of {dag_id}")
         return self.records(dag_id)
 

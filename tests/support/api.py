@@ -27,7 +27,7 @@ def quote(text: str) -> str:
 
 @dataclass(frozen=True)
 class DagRun:
-    """A run of a dag, with what the API says of it."""
+    """A run of a DAG, with what the API says of it."""
 
     api: Api
     dag_id: str
@@ -152,7 +152,7 @@ class Api:
         return {dag["dag_id"] for dag in self.get("/dags?limit=1000")["dags"]}
 
     def unpause(self, dag_id: str) -> None:
-        """Have a dag's runs run, once it is known. Nothing is written if they do already, see ``airflow_env``."""
+        """Have a DAG's runs run, once it is known. Nothing is written if they do already, see ``airflow_env``."""
         dag = wait_for(lambda: self._dag(dag_id), f"dag {dag_id!r} to be parsed", 400, every_s=0.3)
         if dag["is_paused"]:
             self.call("PATCH", f"/dags/{quote(dag_id)}", {"is_paused": False})

@@ -24,7 +24,7 @@ IMPATIENT_AIRFLOW = {
 
 @dataclass(frozen=True)
 class Work:
-    """A dag run of ``tests/dags/away.py`` with one task, ``work``."""
+    """A DAG run of ``tests/dags/away.py`` with one task, ``work``."""
 
     env: Airflow
     run: DagRun

@@ -64,7 +64,7 @@ FAULTS: dict[Fault, signal.Signals] = {
     illegal_instruction: signal.SIGILL,
 }
 
-#: How tasks of the dag ``trouble`` die: the task, the state of its run, and the reason that is told.
+#: How tasks of the DAG ``trouble`` die: the task, the state of its run, and the reason that is told.
 DEATHS = [
     ("exits_at_once", RunState.FAILED, "exit code 0 without telling"),
     ("exits_with_a_code", RunState.FAILED, "exit code 42"),

@@ -22,7 +22,7 @@ DAGS = {1: "flight_of_one", 5: "flight_of_five", 16: "flight_of_sixteen"}
 
 @dataclasses.dataclass(frozen=True)
 class Flight:
-    """A dag run whose tasks wait for :meth:`release`."""
+    """A DAG run whose tasks wait for :meth:`release`."""
 
     airflow: Airflow
     run: DagRun

@@ -40,7 +40,7 @@ class Script:
     """When the victim is killed, in seconds after the task has begun; ``None``: when its deeds are done."""
 
     def conf(self) -> dict[str, Any]:
-        """Return it as the dag wants it."""
+        """Return it as the DAG wants it."""
         return {"deeds": self.deeds, "end": self.end}
 
     @property

@@ -166,7 +166,7 @@ def _process() -> Iterator[tuple[str, Any]]:
         if name.startswith("RLIMIT_"):
             yield name, resource.getrlimit(getattr(resource, name))
     yield "locale", locale.setlocale(locale.LC_ALL)
-    yield "socket time-out", socket.getdefaulttimeout()
+    yield "socket timeout", socket.getdefaulttimeout()
 
 
 def _interpreter() -> Iterator[tuple[str, Any]]:

@@ -23,7 +23,7 @@ from tests.support.waiting import wait_for
 #: How long a scheduler may take to stop, in seconds, before it is killed.
 _STOP_S = 600.0
 
-#: After so many seconds without an answer an API server is taken for hung.
+#: After this many seconds without an answer an API server is taken for hung.
 _SILENT_S = 90.0
 
 

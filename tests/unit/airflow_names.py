@@ -1,4 +1,4 @@
-"""Finds what ``air_executor.airflow``, and what dags import, use of Airflow that is not its public interface."""
+"""Finds what ``air_executor.airflow``, and what DAGs import, use of Airflow that is not its public interface."""
 
 from __future__ import annotations
 

@@ -68,7 +68,7 @@ def cli(store: RunStore, tmp_path: Path) -> Cli:
 
 @pytest.fixture
 def filled(store: RunStore) -> dict[RunState, RunRecord]:
-    """One run of each state, queued in this order, in two dags. The live ones are of a runner that holds no lock."""
+    """One run of each state, queued in this order, in two DAGs. The live ones are of a runner that holds no lock."""
     filled = {}
     for number, state in enumerate(RunState):
         filled[state] = kept(

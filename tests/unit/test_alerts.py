@@ -21,7 +21,7 @@ TI_ID = uuid.uuid4()
 
 
 class Sink:
-    """Keeps what the dag processor would be asked for."""
+    """Keeps what the DAG processor would be asked for."""
 
     def __init__(self) -> None:
         self.requests: list[Any] = []

@@ -78,7 +78,7 @@ def test_a_state_directory_that_can_not_be_made_is_not_ok(cli: Cli, tmp_path: Pa
 def test_one_that_can_be_made_is_not_made(cli: Cli, tmp_path: Path) -> None:
     check = found(cli, "state directory", **{env_var("state_dir"): str(tmp_path / "new" / "er")})
     assert check["ok"]
-    assert "made when it is needed" in check["found"]
+    assert "created when needed" in check["found"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["home", "state"]
 
 

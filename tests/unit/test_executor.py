@@ -267,7 +267,7 @@ def test_runs_of_a_scheduler_that_is_gone_are_adopted(executor: AirExecutor, mon
             patch.setattr(AirExecutor, "log", SimpleNamespace(info=lambda text, *args: said.append(text % args)))
             assert heir.try_adopt_task_instances([lost, mine]) == [lost]  # type: ignore[list-item]
         assert [line for line in said if line.startswith("Of ")] == [
-            "Of 2 tasks of schedulers that are gone: 1 taken over, 0 queued again, 0 run elsewhere, 1 given back"
+            "Adopting 2 tasks of dead schedulers: 1 adopted, 0 queued again, 0 running elsewhere, 1 returned to Airflow"
         ]
         assert heir.running == {workload.ti.key}
         os.kill(store(executor).read(record.id).pid or 0, signal.SIGKILL)

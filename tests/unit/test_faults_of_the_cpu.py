@@ -1,4 +1,4 @@
-"""Faults of the CPU end a process at once, also one that has read a dag file, and it shows where it was."""
+"""Faults of the CPU end a process at once, also one that has read a DAG file, and it shows where it was."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.support.airflow_env import REPOSITORY
 
 pytestmark = pytest.mark.core
 
-#: Forks, for each fault, a process that reads a dag file as Airflow does it for a task, and has the fault.
+#: Forks, for each fault, a process that reads a DAG file as Airflow does it for a task, and has the fault.
 PROCESSES = """
 import json, os, resource
 from air_executor.machine import system

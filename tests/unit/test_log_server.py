@@ -35,7 +35,7 @@ pytestmark = pytest.mark.core
 KEY = "a key for logs, of 64 bytes at least" * 2
 AUDIENCE = "task-instance-logs"
 
-#: Airflow accepts clocks that differ by so many seconds.
+#: Airflow accepts clocks that differ by this many seconds.
 LEEWAY_S = 30
 
 LOG = "dag_id=d/task.log"

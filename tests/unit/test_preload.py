@@ -217,7 +217,7 @@ def test_what_is_excluded_is_never_imported_ahead(store: RunStore, packages: Pat
     assert "ahead_slow" not in stash
 
 
-#: What an import may do that every task of every dag would find, or that a later task would work with; and the reason.
+#: What an import may do that every task of every DAG would find, or that a later task would work with; and the reason.
 HARMFUL = {
     "time.sleep": ("import time; time.sleep = lambda seconds: None", "replaces time.sleep"),
     "a builtin": ("import builtins; builtins.print = lambda *_: None", "replaces builtins.print"),

@@ -78,7 +78,7 @@ def state() -> dict[str, Any]:
         "number of descriptors": len(os.listdir("/proc/self/fd")),
         "handlers": {name: str(signal.getsignal(getattr(signal, name))) for name in ("SIGTERM", "SIGINT", "SIGALRM")},
         "blocked": sorted(signal.pthread_sigmask(signal.SIG_BLOCK, ())),
-        "dag files": [name for name in sys.modules if name.startswith("unusual_prefix_")],
+        "DAG files": [name for name in sys.modules if name.startswith("unusual_prefix_")],
         "in a task": hasattr(task_runner, "SUPERVISOR_COMMS"),
         "listeners": str(task_runner.get_listener_manager),
         "bundles": str(task_runner.DagBundlesManager),

@@ -83,7 +83,7 @@ MEANT = {
     r"structlog\._output\.WRITE_LOCKS.*": "locks that nobody holds, a file each",
     r".*metrics\.stats\..*(NoStatsLogger|_instance_pid|Stats\.factory).*": "counts nothing",
     r"tempfile\._name_sequence.*": "made anew in each process",
-    r"module (?!unusual_prefix_).*": "Airflow's imports to read any dag file",
+    r"module (?!unusual_prefix_).*": "Airflow's imports to read any DAG file",
     r"(cache typing|sqlalchemy|linecache|attr|airflow\.models\.base\.metadata)\..*": "of classes that were imported",
     r"(airflow\.|cache airflow\.|cache importlib_metadata\.)\S*(entry_points|FastPath).*": "of installed packages",
     r"airflow\.\S*(ProvidersManager|ProvidersManagerTaskRuntime)\.\S*_init\S*: .*": "of installed packages",

@@ -54,7 +54,7 @@ def read(memory: Any) -> int:
 
 
 def fork(count: int, work: Callable[[], Any], say: Say) -> None:
-    """Fork so many children that do ``work``, say so, and stay."""
+    """Fork this many children that do ``work``, say so, and stay."""
     for _ in range(count):
         if not os.fork():
             try:
@@ -89,7 +89,7 @@ def task(work: Callable[[Say], Any], usage: Usage) -> Iterator[int]:
 
 
 def peak(work: Callable[[Say], Any], *, says: int = 1, limit: str = "4GiB", user: int = 0, times: int = 6) -> float:
-    """Return the peak in MiB of a task that does ``work``, a while after so many of its processes have said that
+    """Return the peak in MiB of a task that does ``work``, a while after this many of its processes have said that
     they are there."""
 
     def run() -> float:

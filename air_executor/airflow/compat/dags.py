@@ -1,4 +1,4 @@
-"""What the tasks of a dag need."""
+"""What the tasks of a DAG need."""
 
 from __future__ import annotations
 

@@ -69,7 +69,7 @@ class _Signals:
 
 
 def let_faults_kill() -> None:
-    """Let a segmentation fault end a process, also after Airflow has read a dag file in it.
+    """Let a segmentation fault end a process, also after Airflow has read a DAG file in it.
 
     Before Airflow reads one, it sets a handler in Python and never resets it. Such a handler returns to the instruction
     that failed, which fails again: the process would run for ever without doing anything.

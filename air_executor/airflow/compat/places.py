@@ -9,7 +9,7 @@ _IS_31 = AIRFLOW_VERSION < (3, 2)
 #: The class ``BundleDagBag``.
 DAG_BAG = "airflow.models.dagbag" if _IS_31 else "airflow.dag_processing.dagbag"
 
-#: What reads a dag file, and sets a handler of SIGSEGV before it does.
+#: What reads a DAG file, and sets a handler of SIGSEGV before it does.
 DAG_FILE_IMPORTER = "airflow.models.dagbag" if _IS_31 else "airflow.dag_processing.importers.python_importer"
 
 #: Exceptions for tasks.

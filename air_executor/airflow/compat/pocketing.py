@@ -94,7 +94,7 @@ def be_triggerer() -> None:
 
 
 def be_dag_processor(files: Sequence[str]) -> None:
-    """Be a dag processor, until it has executed the callbacks that wait.
+    """Be a DAG processor, until it has executed the callbacks that wait.
 
     :param files: the only ones that it reads, whether Airflow would list them or not.
     """
@@ -111,7 +111,7 @@ def be_dag_processor(files: Sequence[str]) -> None:
             return sorted(path.relative_to(bundle.path) for path in found if path.is_relative_to(bundle.path))
 
         def _add_callback_to_queue(self, request: Any) -> None:
-            # Airflow asks for the file in an archive, which it can't read; the archive it can.
+            # Airflow asks for the file inside an archive, which the processor can't read; give it the archive.
             for file in files:
                 inside = len(file) - len(str(correct_maybe_zipped(file)))
                 if inside and file.endswith(os.sep + request.filepath):
@@ -190,7 +190,7 @@ def needs_triggerer(session: Session) -> bool:
 
 
 def has_callbacks(session: Session) -> bool:
-    """Tell whether callbacks wait for a dag processor."""
+    """Tell whether callbacks wait for a DAG processor."""
     from airflow.models.db_callback_request import DbCallbackRequest
     from sqlalchemy import select
 

@@ -59,10 +59,10 @@ def use_vouching(vouch: Callable[[Callable[[], list[Any]]], list[Any]]) -> None:
 def use_admission(admits: Callable[[Any, Any], bool]) -> None:
     """Let the scheduler of this process, if it has one, ask ``admits`` before it queues a task.
 
-    Of an executor it knows only the number of free slots, so it would queue a task that has to wait for more than that.
-    Its last question about a task that it could queue is for the executor. Without an answer the task stays scheduled,
-    and the scheduler goes on with the next one. It asks the same elsewhere, and Airflow 3.1 does not say for which
-    task, so who asks is looked up.
+    The scheduler knows only an executor's number of free slots, so it would queue tasks that do not fit. Its last step
+    before it queues a task is to look up the executor: where that returns ``None``, the task stays scheduled, and the
+    scheduler continues with the next one. The method has other callers, and Airflow 3.1 does not pass it the task, so
+    the caller's frame is inspected.
 
     :param admits: takes an executor and a task instance, and returns whether that may be queued.
     """

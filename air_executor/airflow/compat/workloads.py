@@ -171,7 +171,7 @@ def with_new_token(workload: Any, generator: Any) -> Any:
 
 
 def with_lasting_token(workload: Any, generator: Any, valid_s: float) -> Any:
-    """Return a workload whose token is as good as its own, for so many seconds.
+    """Return a workload whose token is as good as its own, for this many seconds.
 
     From Airflow 3.2 on it is good for nothing but to begin the workload.
     """

@@ -20,7 +20,7 @@ from air_executor.pocket.request import DagError, Request
 #: How long another process may take to make the template, in seconds.
 _MAKE_S = 120.0
 
-#: So many tasks may run at a time that name no pool, or as many as may run at all.
+#: This many tasks may run at a time that name no pool, or as many as may run at all.
 _DEFAULT_SLOTS = 128
 
 #: Distributions that decide what is in a new database.

@@ -26,13 +26,13 @@ from air_executor.pocket.request import Request, RunFailedError
 #: How often to look for processes that have ended, in seconds.
 _LOOK_S = 0.1
 
-#: A part that has ended so often in a row is not started again; one that has lasted for so many seconds begins anew.
+#: A part that exits this often in a row is not restarted; one that ran for this many seconds starts the count again.
 _MAX_DEATHS, _LASTS_S = 5, 60.0
 
-#: A part that has ended is started again after so many seconds.
+#: A part that has ended is started again after this many seconds.
 _AGAIN_S = 1.0
 
-#: How a part ends that has met what it could not know of.
+#: The exit code of a part that raised an unexpected exception.
 _CRASHED = 70
 
 #: How long the scheduler has to end, and the others, in seconds. Then they are killed: nothing is lost by that.

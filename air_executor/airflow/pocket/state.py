@@ -12,7 +12,7 @@ from air_executor.runs.record import RunRecord
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
-#: A larger result than so many bytes is not kept, nor more than so many of all results.
+#: A larger result than this many bytes is not kept, nor more than this many of all results.
 _MAX_RESULT_BYTES, _MAX_BYTES = 1 << 20, 64 << 20
 
 #: States of a run that has ended, and of a task that Airflow takes for running.

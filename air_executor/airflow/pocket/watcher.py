@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 #: How often to look at the database, in seconds: less often when that takes long, but at least so often.
 _LOOK_S, _SHARE, _MOST_S = 0.2, 20, 2.0
 
-#: Airflow asks for a DAG's callback so many seconds after it has committed the end of the run, at most.
+#: Airflow asks for a DAG's callback this many seconds after it has committed the end of the run, at most.
 _ASKED_S = 5.0
 
 #: How long callbacks may take when all else has ended, in seconds.
@@ -56,7 +56,8 @@ class _Watcher:
     def __init__(self, folder: RunFolder, request: Request, main: socket.socket) -> None:
         self._folder, self._request, self._main = folder, request, main
         self._dag_id = self._run_id = ""
-        #: Whether the dag processor, which ends by itself, executes callbacks; and whether it was asked since the end.
+        #: Whether a DAG processor is executing callbacks (it exits by itself), and whether one was started after the
+        #: run ended.
         self._is_calling_back = self._was_asked = False
         #: When the run was seen to have ended, on the monotonic clock.
         self._ended_s: float | None = None
@@ -158,9 +159,10 @@ class _Watcher:
         return None if others else own
 
     def _call_back(self, session: Session) -> None:
-        """Have the dag processor execute callbacks that wait.
+        """Have the DAG processor execute callbacks that wait.
 
-        It saves the DAG anew; one of which only some tasks run would get the rest of them by that before it has ended.
+        The DAG processor saves the whole DAG again. Where only some tasks are to run, that would add the others to a
+        run that has not ended, so callbacks wait until then.
         """
         has_ended = self._ended_s is not None
         if self._is_calling_back or (self._request.tasks and not has_ended) or not pocketing.has_callbacks(session):
@@ -193,7 +195,7 @@ class _Watcher:
         return True
 
     def _stop(self) -> int:
-        """Stop what runs, so that the same command goes on with it."""
+        """Stop what runs, so that the same command can resume it."""
         from airflow.utils.session import create_session
 
         if self._request.on != "local":

@@ -9,7 +9,7 @@ from air_executor.airflow.compat import tokens
 from air_executor.airflow.patience import Patience
 from air_executor.runner.active import ActiveRun
 
-#: While it waits for the API server, the runner leaves a sign of life every so many seconds.
+#: While it waits for the API server, the runner leaves a sign of life at this interval, in seconds.
 BEAT_S = 5.0
 
 

@@ -206,7 +206,7 @@ class ActiveJobs:
             self._complain(name, error)
             return
         except JobError as error:
-            self._lookout.watch(name)  # somebody may mend it
+            self._lookout.watch(name)  # somebody may fix it
             self._lookout.settle(name, glance)
             self._release(name)
             self.complaints.log(name, str(error), f"Job {jsontext.shown(name)} can't be worked on: {error}")

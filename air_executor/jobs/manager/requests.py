@@ -59,7 +59,7 @@ class Requests:
         elif ask.action in ("retry", "reset"):
             self._restart(job, ask)
         else:
-            raise JobError(f"it is not known how to {ask.action!r}")
+            raise JobError(f"unknown request {ask.action!r}")
 
     def _queue(self, job: ActiveJob, ask: Ask) -> None:
         where = "a request to queue"

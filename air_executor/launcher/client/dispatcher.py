@@ -87,7 +87,7 @@ class Dispatcher:
             except EOFError:
                 self._lost_connection(link)
             except ProtocolError as error:
-                log.error("The launcher does not make sense: %s", error)
+                log.error("Invalid message from the launcher; closing the connection: %s", error)
                 self._lost_connection(link)
             if hung and not link.hangs:
                 log.info("The launcher %s answers again", link.address.key)

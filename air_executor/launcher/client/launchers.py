@@ -36,7 +36,7 @@ log = logging.getLogger(__name__)
 #: How often to look whether packages were installed or upgraded, in seconds.
 _PACKAGES_S = 5.0
 
-#: How long to wait for another process that starts the same launcher, and in the end for orders to go out, in seconds.
+#: Seconds to wait for another process that starts the same launcher, and on close for queued orders to be sent.
 _WAIT_S = 2.0
 
 #: A log of more than this many bytes is removed before a launcher starts.

@@ -36,7 +36,7 @@ with DAG(
     catchup=True,
     is_paused_upon_creation=True,
     params={"n": Param(3, type="integer", minimum=1)},
-    on_success_callback=lambda context: note("the dag's callback"),
+    on_success_callback=lambda context: note("the DAG's callback"),
 ) as dag:
 
     @setup
