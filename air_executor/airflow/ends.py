@@ -6,7 +6,7 @@ from typing import Any
 
 from airflow.models.taskinstancekey import TaskInstanceKey
 
-from air_executor.airflow import compat, metrics, spans
+from air_executor.airflow import compat, metrics, spans, task_instances
 from air_executor.airflow.alerts import Alerts
 from air_executor.airflow.reports import Report
 from air_executor.airflow.work import Work
@@ -58,7 +58,8 @@ class Ends:
         if record.tokens_signed:
             how = f"its token was not valid any more; its runner has signed another, {record.tokens_signed} times"
             executor.log_task_event(event=_TOKEN_EVENT, extra=f"run {record.id}: {how}", ti_key=key)
-        if record.outcome == UNWANTED or (record.delivered and record.outcome in _CONTINUES_LATER):
+        is_unwanted = record.outcome == UNWANTED and not self._is_waited_for(key, record)
+        if is_unwanted or (record.delivered and record.outcome in _CONTINUES_LATER):
             # An event would make the scheduler fail an instance that somebody else may be running, or that is scheduled
             # again already, and still waits for a slot.
             if is_last:
@@ -67,11 +68,20 @@ class Ends:
         states = compat.states_of(record.identity.kind)
         # For a task whose runner has reported its state to Airflow, the scheduler only needs to know that the slot is
         # free; "failed" would mean that the task's state is wrong.
-        ok = record.delivered or (record.identity.kind != "task" and record.state is RunState.SUCCEEDED)
+        ok = record.delivered or record.outcome == UNWANTED
+        ok = ok or (record.identity.kind != "task" and record.state is RunState.SUCCEEDED)
         if not ok:
             self._alerts.are_told_by(record)
         info = None if ok else record.reason
         executor.change_state(key, states.SUCCESS if ok else states.FAILED, info, remove_running=is_last)
+
+    @staticmethod
+    def _is_waited_for(key: Any, record: RunRecord) -> bool:
+        """Tell whether the scheduler waits for the end of an unwanted run: one that was cleared while it ran.
+
+        Its ``process_executor_events`` then begins the instance again.
+        """
+        return record.running_at is not None and isinstance(key, TaskInstanceKey) and task_instances.is_restarting(key)
 
     def fail(self, key: Any, reason: str) -> None:
         """Fail a workload. If even that can't be reported, its slot is free."""

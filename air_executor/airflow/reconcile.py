@@ -35,8 +35,8 @@ PASS_S = 5.0
 #: Seconds between two writes of heartbeats; or a quarter of Airflow's timeout for them, if that is shorter.
 _BEAT_S = 15.0
 
-#: Seconds between two renewals of the queued time of instances that wait for GPUs; or a quarter of Airflow's timeout
-#: for queued instances, if that is shorter.
+#: Seconds between two renewals of the queued time of instances that wait for GPUs, or whose runners wait for the API
+#: server; or a quarter of Airflow's timeout for queued instances, if that is shorter.
 _QUEUED_S = 60.0
 
 #: A runner without a heartbeat for this many seconds is not vouched for; Airflow's timeout then decides.
@@ -104,6 +104,8 @@ class Reconciler:
         self._unbeaten: set[str] = set()
         #: Instances that wait for GPUs. Airflow must not take them for stuck.
         self.waiting: Sequence[str] = ()
+        #: Instances that were queued at the last renewal, though their runners live.
+        self._starting: set[str] = set()
         self._next_queued_s = 0.0
         self._queued_s = min(_QUEUED_S, conf.getfloat("scheduler", "task_queued_timeout") / 4)
         self._deferrals = Deferrals(Path(state_dir))
@@ -207,13 +209,23 @@ class Reconciler:
         running = [ti_id for ti_id in beating if states.get(ti_id) == TaskInstanceState.RUNNING]
         self._unbeaten = task_instances.beat(running, self._min_beat_age_s)
         if time.monotonic() >= self._next_queued_s:
-            queued = [ti_id for ti_id in self.waiting if states.get(ti_id) == TaskInstanceState.QUEUED]
-            task_instances.keep_queued(queued)
+            queued = {run_id for run_id, ti_id in runs.items() if states.get(ti_id) == TaskInstanceState.QUEUED}
+            self._keep_queued({run_id: runs[run_id] for run_id in queued})
             self._next_queued_s = time.monotonic() + self._queued_s
         if is_time:
             self._next_beat_s = time.monotonic() + self._beat_s
             self._beaten_at_s = time.time()
         return states
+
+    def _keep_queued(self, queued: Mapping[str, str]) -> None:
+        """Renew the queued time of those instances that wait for GPUs, or whose runners have waited for some time.
+
+        :param queued: the ids of all that are queued, by the ids of their runs.
+        """
+        starting = {ti_id for run_id, ti_id in queued.items() if run_id in self._signs and not self.is_silent(run_id)}
+        kept = (starting & self._starting) | (set(self.waiting) & set(queued.values()))
+        self._starting = starting
+        task_instances.keep_queued(sorted(kept))
 
     def _beats(self, run_id: str) -> bool:
         """Look at the heartbeat of a run, and tell whether it is to be written."""

@@ -11,6 +11,7 @@ from typing import Any
 
 from airflow.models.taskinstance import TaskInstance
 from airflow.models.taskinstancehistory import TaskInstanceHistory
+from airflow.models.taskinstancekey import TaskInstanceKey
 from airflow.utils.session import create_session
 from airflow.utils.sqlalchemy import with_row_locks
 from airflow.utils.state import TaskInstanceState
@@ -106,6 +107,15 @@ def is_beating(ti_id: str, limit_s: float) -> bool:
         log.warning("Whether task instance %s lives can't be looked up now: %s", ti_id, error)
         return False
     return last is not None and is_fresh(last.timestamp(), limit_s)
+
+
+def is_restarting(key: TaskInstanceKey) -> bool:
+    """Tell whether a task instance was cleared while it ran, and waits for the end of that run."""
+    columns = TaskInstance.dag_id, TaskInstance.run_id, TaskInstance.task_id, TaskInstance.map_index
+    wanted = key.dag_id, key.run_id, key.task_id, key.map_index
+    query = select(TaskInstance.state).where(*(column == value for column, value in zip(columns, wanted, strict=True)))
+    with create_session(scoped=False) as session:
+        return session.scalar(query) == TaskInstanceState.RESTARTING
 
 
 def given_up(runs: Mapping[str, str]) -> list[str]:

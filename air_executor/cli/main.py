@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 import io
 import os
-import signal
 import sys
 
 from air_executor.cli.commands import COMMANDS
 from air_executor.cli.parser import build
+from air_executor.machine import system
 
 
 def parser() -> argparse.ArgumentParser:
@@ -20,8 +20,7 @@ def parser() -> argparse.ArgumentParser:
 def main() -> None:
     """Run the command line."""
     _open_closed_streams()
-    # A caller may ignore it; then the kernel keeps no exit codes of our children.
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    system.hear_signals()
     # A log may hold any character, a terminal may not.
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):

@@ -53,6 +53,7 @@ def serve(
     if former is None:
         _take(listener)
     system.prepare()
+    system.hear_signals()
     system.outlive_full_disks()
     system.show_faults()
     children.leave_older_alone()

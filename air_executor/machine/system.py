@@ -162,6 +162,12 @@ def prepare() -> None:
     pid_namespace()
 
 
+def hear_signals() -> None:
+    """Have ends of children and requests to end arrive here, though the caller may ignore the former, or block both."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # of children that are ignored, the kernel keeps no exit codes
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGUSR2))
+
+
 def set_title(title: str) -> None:
     """Show ``title`` as this process's name."""
     if sys.platform == "darwin":

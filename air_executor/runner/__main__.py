@@ -16,6 +16,7 @@ from air_executor.runs.store import RunStore
 def main(argv: list[str]) -> int:
     """Execute the run that is described on standard input."""
     os.setsid()
+    system.hear_signals()
     system.keep_memory_private()  # before the token comes into it
     config = Config.from_json(argv[0])
     request = RunRequest.from_message(jsontext.loads(sys.stdin.buffer.read()))

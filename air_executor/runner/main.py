@@ -32,9 +32,12 @@ from air_executor.runs.record import UNWANTED, RunRecord, RunState
 from air_executor.runs.store import RunStore
 from air_executor.runs.tasklog import append_to_log
 
-#: A task instance may come back from a deferral before its former runner has ended. Its new runner waits for the lock
-#: this long, in seconds.
-LOCK_WAIT_S = 60.0
+#: A task instance may come back from a deferral before its former runner has ended, which may be uploading the log. Its
+#: new runner waits this long for the lock, in seconds. A job's task has no deferrals; its runner waits for the second.
+LOCK_WAIT_S, JOB_LOCK_WAIT_S = 600.0, 60.0
+
+#: It leaves a heartbeat this often meanwhile, in seconds.
+_BEAT_S = 5.0
 
 #: A try waits at most this long, in seconds, for processes of an earlier try that can't be killed. Airflow gives up on
 #: a task that is queued for longer than ``task_queued_timeout``, ten minutes by default.
@@ -67,7 +70,7 @@ def run(request: RunRequest, store: RunStore, config: Config) -> int:
     system.adopt_orphans()
     lock = store.lock(request.identity.workload_id)
     try:
-        if not lock.acquire(LOCK_WAIT_S):
+        if not _acquire(lock, request, store):
             record = store.read(request.id)
             if record.state is not RunState.QUEUED:
                 return EXIT_ELSEWHERE  # the other runner executes this very run
@@ -84,6 +87,21 @@ def run(request: RunRequest, store: RunStore, config: Config) -> int:
     finally:
         # The next runs of a job use the same few lock files; its manager removes them in the end.
         lock.release(keep_file=request.identity.kind == "job")
+
+
+def _acquire(lock: KernelLock, request: RunRequest, store: RunStore) -> bool:
+    """Take the lock of a workload, and return whether that was possible."""
+    until_s = time.monotonic() + (JOB_LOCK_WAIT_S if request.identity.kind == "job" else LOCK_WAIT_S)
+    is_said = False
+    while not lock.acquire(max(0.0, min(_BEAT_S, until_s - time.monotonic()))):
+        if time.monotonic() >= until_s:
+            return False
+        if not is_said:
+            print("another runner has the lock of this workload, and is waited for", flush=True)
+            is_said = True
+        with contextlib.suppress(OSError):
+            store.heartbeat(request.id)
+    return True
 
 
 def execute(request: RunRequest, record: RunRecord, store: RunStore, config: Config) -> int:

@@ -1,11 +1,11 @@
-"""A task's own log, from outside the task: to append what the task can no longer say, and to find why it failed."""
+"""A task's own log, from outside the task: to write to it, and to find in it why the task failed."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import orjson
 
@@ -20,6 +20,60 @@ _FAILED = "Task failed"
 _FLAGS = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 
 
+class LossyLog:
+    """A task's log, open for appending. A line that its disk can't take is lost, and no error.
+
+    The next line that can be written is preceded by one that says how many are missing.
+    """
+
+    def __init__(self, file: IO[Any]) -> None:
+        """Write to ``file`` from now on."""
+        self._file = file
+        self._lost = 0
+        self._why = ""
+        self._is_cut = False
+        """The last line is not whole."""
+
+    @property
+    def name(self) -> str:
+        """The path of the file."""
+        return str(self._file.name)
+
+    def fileno(self) -> int:
+        """Return its descriptor."""
+        return self._file.fileno()
+
+    def write(self, line: bytes) -> int:
+        """Append a line, which ends with a newline."""
+        note = b""
+        if self._lost:
+            note = _event(f"{self._lost} lines are missing here: {self._why}") + b"\n"
+        data, written = (b"\n" if self._is_cut else b"") + note + line, 0
+        try:
+            while written < len(data):
+                written += os.write(self._file.fileno(), data[written:])
+        except OSError as error:
+            self._lost += 1
+            self._why = error.strerror or str(error)
+            if written:
+                self._is_cut = data[written - 1 : written] != b"\n"
+        else:
+            self._lost, self._is_cut = 0, False
+        return len(line)
+
+    def flush(self) -> None:
+        """Do nothing: nothing is kept back."""
+
+    def close(self) -> None:
+        """Close the file."""
+        with contextlib.suppress(OSError):
+            self._file.close()
+
+
+def _event(message: str) -> bytes:
+    return orjson.dumps({"timestamp": now(), "level": "error", "event": message, "logger": "air_executor"})
+
+
 def append_to_log(log_file: str | None, message: str, *, kind: str = "") -> None:
     """Append ``message`` as an error to a task's log, in the JSON lines that Airflow writes and shows.
 
@@ -29,7 +83,6 @@ def append_to_log(log_file: str | None, message: str, *, kind: str = "") -> None
     """
     if log_file is None:
         return
-    line = orjson.dumps({"timestamp": now(), "level": "error", "event": message, "logger": "air_executor"})
     path = Path(log_file)
     try:
         path.parent.mkdir(mode=0o700 if kind == "job" else 0o777, parents=True, exist_ok=True)
@@ -37,7 +90,7 @@ def append_to_log(log_file: str | None, message: str, *, kind: str = "") -> None
     except OSError:
         return
     try:
-        os.write(fd, line + b"\n")
+        os.write(fd, _event(message) + b"\n")
     except OSError:
         return
     finally:

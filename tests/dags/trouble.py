@@ -163,6 +163,21 @@ def stubborn():
     ignores_sigterm()
 
 
+@dag(schedule=None)
+def calls_back():
+    """Has a callback, which takes a moment."""
+
+    def note(_context):
+        time.sleep(0.5)
+        (OUT / "called-back").touch()
+
+    @task(on_success_callback=note)
+    def succeeds():
+        return None
+
+    succeeds()
+
+
 @dag(schedule=None, dag_id="ünïcode.d-a_g." + "x" * 230)
 def odd_names():
     @task(task_id="täsk-" + "y" * 200)
@@ -175,4 +190,5 @@ def odd_names():
 trouble()
 limited()
 stubborn()
+calls_back()
 odd_names()

@@ -60,7 +60,9 @@ class FakeApi(socketserver.ThreadingTCPServer):
         self.xcoms: dict[tuple[str, ...], Any] = {}
         """By dag, run, task and key."""
         self.variables: dict[str, str] = {}
-        self._refusal: int | None = None
+        self.refused = 0
+        """How many requests were refused."""
+        self._refusal: tuple[int, str | None] | None = None
 
     @contextmanager
     def serving(self) -> Iterator[FakeApi]:
@@ -80,17 +82,18 @@ class FakeApi(socketserver.ThreadingTCPServer):
             yield
 
     @contextmanager
-    def refusing(self, status: int) -> Iterator[None]:
-        """Within this, all requests are answered with this status."""
-        self._refusal = status
+    def refusing(self, status: int, only: str | None = None) -> Iterator[None]:
+        """Within this, all requests are answered with this status, or those whose path ends with ``only``."""
+        self._refusal = status, only
         try:
             yield
         finally:
             self._refusal = None
 
     def answer(self, method: str, path: list[str], body: Any) -> tuple[int, Any]:
-        if self._refusal is not None:
-            return self._refusal, {"detail": {"reason": "not_running", "message": "not now"}}
+        if self._refusal is not None and self._refusal[1] in (None, path[-1]):
+            self.refused += 1
+            return self._refusal[0], {"detail": {"reason": "not_running", "message": "not now"}}
         match path:
             case ["task-instances", ti_id, "run"]:
                 self.told[ti_id].started.append(body)

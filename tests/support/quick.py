@@ -7,7 +7,7 @@ import json
 import os
 import select
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -82,15 +82,24 @@ class Quick:
         self.ended: dict[str, RunRecord] = {}
 
     def start(
-        self, file: str, dag_id: str, task_id: str, *, air: Any = None, try_number: int = 1, **context: Any
+        self,
+        file: str,
+        dag_id: str,
+        task_id: str,
+        *,
+        air: Any = None,
+        try_number: int = 1,
+        log_file: Path | None = None,
+        **context: Any,
     ) -> Task:
         """Order a task.
 
         :param file: below ``tests/dags``.
+        :param log_file: its log; by default one of its own.
         :param context: what the execution API says of it, beside what it says of all.
         """
         ti_id, run_id = str(uuid.uuid4()), str(uuid.uuid4())
-        log_file = self.folder / "logs" / f"{dag_id}.{task_id}.{run_id}.log"
+        log_file = log_file or self.folder / "logs" / f"{dag_id}.{task_id}.{run_id}.log"
         instance: dict[str, Any] = {
             "id": ti_id,
             "dag_version_id": str(uuid.uuid4()),
@@ -143,8 +152,11 @@ class Quick:
 
 
 @contextmanager
-def quick(folder: Path, **options: Any) -> Iterator[Quick]:
-    """A launcher in an Airflow home of its own, which ends with the context. Processes are left to the caller."""
+def quick(folder: Path, airflow: Mapping[str, str] | None = None, **options: Any) -> Iterator[Quick]:
+    """A launcher in an Airflow home of its own, which ends with the context. Processes are left to the caller.
+
+    :param airflow: settings of Airflow, as variables.
+    """
     bundle = {
         "name": "tests",
         "classpath": "airflow.dag_processing.bundles.local.LocalDagBundle",
@@ -160,6 +172,7 @@ def quick(folder: Path, **options: Any) -> Iterator[Quick]:
         "AIR_TEST_OUT": str(folder / "out"),
         "PYTHONPATH": str(REPOSITORY),
         "NO_PROXY": "*",
+        **(airflow or {}),
     }
     with pytest.MonkeyPatch.context() as patched, FakeApi().serving() as api:
         for name in [name for name in os.environ if name.startswith(("PYTEST_", "AIRFLOW_"))]:

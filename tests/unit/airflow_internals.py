@@ -139,6 +139,7 @@ INTERNALS: dict[str, list[Internal]] = {
             "MIN_HEARTBEAT_INTERVAL SERVER_TERMINATED TASK_OVERTIME_THRESHOLD",
         ),
         Internal(f"{_SUPERVISOR}:ActivitySubprocess#_pending_terminal_state_msg", since=(3, 2)),
+        Internal(f"{_SUPERVISOR}:ActivitySubprocess._send_terminal_state_msg", takes="self msg", since=(3, 2)),
         Internal(f"{_SUPERVISOR}:_subprocess_main", takes=""),
         Internal(f"{_SUPERVISOR}:_fork_main", takes="target", says="_configure_logs_over_json_channel(log_fd)"),
         Internal(f"{_SUPERVISOR}:supervise", says="ActivitySubprocess.start(", before=(3, 3)),
@@ -161,6 +162,8 @@ INTERNALS: dict[str, list[Internal]] = {
     "What a task prints": [
         Internal(f"{_SUPERVISOR}:make_buffered_socket_reader", takes="gen on_close"),
         Internal(f"{_SUPERVISOR}:forward_to_log", takes="target_loggers logger level"),
+        Internal(f"{_SUPERVISOR}:_configure_logging", says="structlog.BytesLogger("),
+        Internal("airflow.sdk.log:upload_to_remote", says='getattr(logger, "_logger")'),
     ],
     "Set-up that all task processes share": [
         Internal(f"{_SUPERVISOR}:_configure_logs_over_json_channel", takes="log_fd"),
@@ -237,6 +240,11 @@ INTERNALS: dict[str, list[Internal]] = {
         *(
             Internal(f"{_TI}.{name}")
             for name in "id state last_heartbeat_at queued_dttm external_executor_id queued_by_job_id".split()
+        ),
+        *(Internal(f"{_TI}.{name}") for name in "dag_id run_id task_id map_index".split()),
+        Internal(
+            f"{_SCHEDULER}:SchedulerJobRunner.process_executor_events",
+            says="ti.state == TaskInstanceState.RESTARTING and state == TaskInstanceState.SUCCESS",
         ),
         *_all("airflow.models.dagrun", "DagRun.dag_id DagRun.run_id DagRun.state"),
         *_all("airflow.jobs.job", "Job.id Job.state Job.job_type Job.start_date Job.latest_heartbeat"),
@@ -427,6 +435,7 @@ SOURCES: dict[str, str] = {
         "0d4a5d8ad3eb 0d4a5d8ad3eb 0d4a5d8ad3eb"
     ),
     "airflow.sdk.execution_time.supervisor:WatchedSubprocess.kill": "9dd1fc53629e 9dd1fc53629e 846980754353",
+    "airflow.sdk.execution_time.supervisor:ActivitySubprocess._send_terminal_state_msg": "- dcb8cfc0da6d 6dfd05de480d",
     "airflow.sdk.execution_time.supervisor:_subprocess_main": "0ebf3f83d27a 0ebf3f83d27a 0ebf3f83d27a",
     "airflow.sdk.execution_time.supervisor:_fork_main": "a713014dacd0 a713014dacd0 a713014dacd0",
     "airflow.sdk.execution_time.supervisor:make_buffered_socket_reader": "9e4ed9870b15 9e4ed9870b15 0da84fe12187",

@@ -10,7 +10,7 @@ from typing import Any
 
 import sqlalchemy
 from airflow.models.taskinstance import TaskInstance
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, configure_mappers
 
 from air_executor.airflow import task_instances
 
@@ -21,6 +21,7 @@ class Database:
     """A database with task instances: their table alone, without what it refers to."""
 
     def __init__(self, url: str, **options: Any) -> None:
+        configure_mappers()  # here, where warnings about Airflow's own are no errors
         self.engine = sqlalchemy.create_engine(url, **options)
         columns = [sqlalchemy.Column(c.name, c.type, primary_key=c.primary_key) for c in TaskInstance.__table__.columns]
         sqlalchemy.Table(TaskInstance.__tablename__, sqlalchemy.MetaData(), *columns).create(self.engine)

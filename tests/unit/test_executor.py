@@ -19,6 +19,7 @@ from typing import Any
 
 import psutil
 import pytest
+from airflow.models.taskinstancekey import TaskInstanceKey
 from airflow.utils.state import TaskInstanceState
 
 from air_executor import AirExecutor
@@ -32,6 +33,7 @@ from air_executor.runs.record import UNWANTED, RunState
 from air_executor.runs.store import RunStore
 from tests.support.waiting import wait_for
 from tests.unit.documents import identity
+from tests.unit.instances import Database
 from tests.unit.processes import family, result_of
 from tests.unit.test_compat import task_workload
 
@@ -266,7 +268,7 @@ def test_runs_of_a_scheduler_that_is_gone_are_adopted(executor: AirExecutor, mon
         with monkeypatch.context() as patch:
             patch.setattr(AirExecutor, "log", SimpleNamespace(info=lambda text, *args: said.append(text % args)))
             assert heir.try_adopt_task_instances([lost, mine]) == [lost]  # type: ignore[list-item]
-        assert [line for line in said if line.startswith("Of ")] == [
+        assert [line for line in said if line.startswith("Adopting ")] == [
             "Adopting 2 tasks of dead schedulers: 1 adopted, 0 queued again, 0 running elsewhere, 1 returned to Airflow"
         ]
         assert heir.running == {workload.ti.key}
@@ -427,3 +429,27 @@ def test_the_scheduler_hears_of_no_end_after_which_a_task_goes_on(
     executor._ends.report("key-0", ended)
     assert "key-0" not in executor.running
     assert executor.event_buffer == ({} if event is None else {"key-0": (event, None)})
+
+
+@pytest.mark.parametrize(
+    ("state", "has_begun", "is_told"),
+    [("restarting", True, True), ("queued", True, False), ("restarting", False, False)],
+)
+def test_the_scheduler_hears_of_the_end_of_what_was_cleared_while_it_ran(
+    many: tuple[AirExecutor, Runs],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    state: str,
+    has_begun: bool,
+    is_told: bool,
+) -> None:
+    database = Database(f"sqlite:///{tmp_path}/airflow.db")
+    monkeypatch.setattr(task_instances, "create_session", database.session)
+    executor, _ = many
+    key = TaskInstanceKey("d", "t", "r", 1, -1)
+    database.add(state, task_id="t")
+    began = runs.queued(str(uuid.uuid4()), identity(), limits={}, log_file=None).advance(RunState.STARTING)
+    began = began.advance(RunState.RUNNING) if has_begun else began
+    executor._ends.report(key, began.advance(RunState.KILLED, outcome=UNWANTED, reason="killed while it was stopped"))
+    assert executor.event_buffer == ({key: (TaskInstanceState.SUCCESS, None)} if is_told else {})
+    database.engine.dispose()

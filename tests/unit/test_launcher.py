@@ -345,6 +345,44 @@ def test_a_second_run_of_a_workload_that_is_executed_already_ends_unwanted(
     assert bench.store.read(request.id) == first
 
 
+# What an executor hands down
+
+
+def test_signals_that_an_executor_blocks_or_ignores_reach_launchers_and_runners(bench: Bench) -> None:
+    backend = bench.backend()
+    signals = (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT)
+    before = signal.getsignal(signal.SIGCHLD)
+    signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    try:
+        request = bench.start(backend, bench.waiting())
+        record = bench.wait_for_state(backend, request, RunState.STARTING)
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
+    for pid, names in ((bench.status()["pid"], (b"SigBlk", b"SigIgn")), (record.pid, (b"SigBlk",))):
+        lines = dict(line.split(b":\t", 1) for line in Path(f"/proc/{pid}/status").read_bytes().splitlines())
+        for name in names:
+            found = int(lines[name], 16)
+            assert not [signum for signum in (signal.SIGCHLD, signal.SIGTERM) if found & 1 << (signum - 1)], name
+    backend.stop(request.id, "seen enough")
+    assert bench.end_of(backend, request).reason == "stopped: seen enough"
+
+
+def test_a_working_directory_that_was_removed_keeps_no_launcher_from_beginning(bench: Bench, tmp_path: Path) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    before = Path.cwd()
+    os.chdir(gone)
+    gone.rmdir()
+    try:
+        backend = bench.backend("fork")
+        request = bench.start(backend, bench.request())
+        assert "memory" in (bench.end_of(backend, request).reason or "")
+    finally:
+        os.chdir(before)
+
+
 # Stopping
 
 

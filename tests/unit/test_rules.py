@@ -239,6 +239,17 @@ def test_a_task_that_waits_for_gpus_counts_as_queued_just_now(site: Site) -> Non
     assert site.database.value(other, "queued_dttm") == LONG_AGO
 
 
+def test_a_task_whose_runner_waits_for_the_server_counts_as_queued_just_now(site: Site) -> None:
+    waits, ti_id = site.live("queued", queued_dttm=LONG_AGO)
+    _, other = site.live("queued", queued_dttm=LONG_AGO, has_beat=False)
+    site.make_pass()
+    assert site.database.value(ti_id, "queued_dttm") == LONG_AGO  # it may just have begun
+    site.let_time_pass(reconcile._QUEUED_S, waits)
+    site.make_pass()
+    assert site.database.value(ti_id, "queued_dttm") > LONG_AGO + timedelta(minutes=1)
+    assert site.database.value(other, "queued_dttm") == LONG_AGO
+
+
 def test_a_task_that_waits_for_gpus_is_unwanted_by_its_own_id(site: Site) -> None:
     waits = site.database.add("queued")
     site.reconciler.waiting = [waits]

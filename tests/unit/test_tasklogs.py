@@ -8,13 +8,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import orjson
 import pytest
 
 from air_executor.cli.tasklogs import LogReader
 from air_executor.config import env_var
 from air_executor.runs.record import RunState
 from air_executor.runs.store import RunStore
+from air_executor.runs.tasklog import LossyLog
 from tests.unit.documents import kept
+from tests.unit.processes import result_of
 
 #: More than the reader may use of memory, and enough to be read in an instant.
 BIG_BYTES = 600 << 20
@@ -73,3 +76,26 @@ def test_a_log_that_is_larger_than_the_memory_is_shown(arguments: list[str], sto
     assert reading.wait(60) == 0
     assert tail.returncode == 0
     assert (tmp_path / "out").read_text().splitlines()[-1] == "the last one"
+
+
+def test_a_log_loses_what_has_no_room_and_says_so_when_there_is_room_again(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+
+    def write() -> None:
+        with path.open("ab") as file:
+            log, (_, hard) = LossyLog(file), resource.getrlimit(resource.RLIMIT_FSIZE)
+            assert (log.name, log.fileno()) == (str(path), file.fileno())
+            log.write(b"first\n")
+            resource.setrlimit(resource.RLIMIT_FSIZE, (10, hard))
+            for line in (b"second\n", b"third\n", b"fourth\n"):
+                assert log.write(line) == len(line)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+            for line in (b"fifth\n", b"sixth\n"):
+                log.write(line)
+            log.close()
+
+    result_of(write)
+    first, cut, note, *rest = path.read_bytes().splitlines()
+    assert (first, cut, rest) == (b"first", b"seco", [b"fifth", b"sixth"])
+    told = orjson.loads(note)
+    assert (told["level"], told["event"]) == ("error", "3 lines are missing here: File too large")

@@ -11,6 +11,7 @@ from typing import Any
 
 import psutil
 import pytest
+from airflow.sdk.execution_time.supervisor import SERVER_TERMINATED
 
 from air_executor.runs.record import UNWANTED, RunState
 from tests.support.deaths import DEATHS
@@ -202,6 +203,18 @@ def test_a_start_that_airflow_does_not_want_is_left_alone(tasks: Quick, status: 
     assert not (tasks.out / "must-not-run").exists()
 
 
+@pytest.mark.parametrize(("task_id", "ended"), [("closes_stdout", "success"), ("raises", "failed")])
+def test_an_end_that_airflow_does_not_take_is_no_failure(tasks: Quick, task_id: str, ended: str) -> None:
+    # The instance was cleared, for one: Airflow waits for the end of this run, and begins it again.
+    with tasks.api.refusing(404, "state"):
+        refused = tasks.run("trouble.py", "trouble", task_id)
+    record = refused.record
+    assert (record.state, record.outcome, record.delivered) == (RunState.FAILED, SERVER_TERMINATED, True), ended
+    assert "Airflow did not take the task's end" in (record.reason or "")
+    assert "Airflow did not take the task's end" in refused.text
+    assert refused.told.states == []
+
+
 def test_a_server_that_is_away_is_waited_for_at_the_start_and_at_the_end(tasks: Quick, tmp_path: Path) -> None:
     with tasks.api.away():
         task = tasks.start("trouble.py", "trouble", "closes_stdout")
@@ -212,3 +225,38 @@ def test_a_server_that_is_away_is_waited_for_at_the_start_and_at_the_end(tasks: 
     assert (record.state, record.delivered) == (RunState.SUCCEEDED, True)
     assert task.told.states == ["success"]
     assert len(task.told.started) == 1
+
+
+def test_waiting_for_the_server_is_not_the_overtime_of_a_task(tmp_path: Path) -> None:
+    settings = {"AIRFLOW__CORE__TASK_SUCCESS_OVERTIME": "1"}
+    with family(), quick(tmp_path, settings, preload=("off",)) as own:
+        with own.api.refusing(503, "state"):
+            task = own.start("trouble.py", "calls_back", "succeeds")
+            began_s = wait_for(lambda: time.monotonic() if own.api.refused else None, "the first report of its end")
+            wait_for(
+                lambda: own.take_ends() is not None and time.monotonic() - began_s > 1.5, "the overtime to be over"
+            )
+        record = task.wait()
+        assert (record.state, record.reason) == (RunState.SUCCEEDED, None)
+        assert (own.out / "called-back").exists()
+
+
+def test_a_runner_shows_its_life_whatever_airflow_s_interval_of_heartbeats(tmp_path: Path) -> None:
+    settings = {"AIRFLOW__WORKERS__MIN_HEARTBEAT_INTERVAL": "3600"}
+    with family(), quick(tmp_path, settings, preload=("off",)) as own:
+        task = own.start("trouble.py", "limited", "too_long")
+        task.begun()
+        first_s = own.store.last_heartbeat_s(task.run_id)
+        wait_for(lambda: own.store.last_heartbeat_s(task.run_id) != first_s, "another sign of life", 60)
+        own.backend.kill(task.run_id)
+        task.wait()
+
+
+# A log that can't be written
+
+
+def test_a_disk_without_room_for_its_log_ends_no_task(tasks: Quick, tmp_path: Path) -> None:
+    log = tmp_path / "full.log"
+    log.symlink_to("/dev/full")
+    task = tasks.run("trouble.py", "trouble", "prints_much", log_file=log)
+    assert (task.record.state, task.record.reason, task.told.states) == (RunState.SUCCEEDED, None, ["success"])

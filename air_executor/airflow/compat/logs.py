@@ -59,6 +59,24 @@ def loggers_of_tasks() -> Iterator[None]:
         structlog.configure(**before)
 
 
+def outlive_full_disks() -> None:
+    """Let supervisors in this process lose what a task's log has no room for. Airflow's end the task for it."""
+    import structlog
+    from airflow.sdk.execution_time import supervisor
+
+    from air_executor.runs.tasklog import LossyLog
+
+    configure = supervisor._configure_logging
+
+    def configure_lossy(*args: Any, **kwargs: Any) -> tuple[Any, Any]:
+        logger, file = configure(*args, **kwargs)
+        log = LossyLog(file)  # whose name and descriptor are for upload_to_remote
+        logger._logger = structlog.BytesLogger(log)  # type: ignore[arg-type,attr-defined]
+        return logger, log
+
+    supervisor._configure_logging = configure_lossy  # type: ignore[assignment]
+
+
 def share_log_setup() -> None:
     """Set logging up once as every task process does, for forks of this process to take over.
 

@@ -73,6 +73,15 @@ def has_reported(supervisor: Any) -> bool:
     return not is_reporting(supervisor) and supervisor._terminal_state is not None
 
 
+def give_report_up(supervisor: Any) -> None:
+    """Let Airflow's supervisor not report the task's state (any more), as for a task that the server has ended."""
+    from airflow.sdk.execution_time.supervisor import SERVER_TERMINATED
+
+    supervisor._terminal_state = SERVER_TERMINATED
+    if is_reporting(supervisor):
+        supervisor._pending_terminal_state_msg = None
+
+
 def is_in_overtime(supervisor: Any) -> bool:
     """Return whether a task process lives, or lived, so long after its task's end that Airflow kills it."""
     from airflow.sdk.execution_time.supervisor import TASK_OVERTIME_THRESHOLD

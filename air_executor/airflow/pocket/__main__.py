@@ -28,7 +28,7 @@ def main(path: str) -> int:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGUSR2, lambda *_: None)
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # otherwise the kernel keeps no exit codes
+    system.hear_signals()
     folder = RunFolder(Path(path))
     try:
         request = folder.request()

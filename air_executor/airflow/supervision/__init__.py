@@ -5,7 +5,7 @@ first fork.
 """
 
 from air_executor.airflow import quick_end
-from air_executor.airflow.compat import execution
+from air_executor.airflow.compat import execution, logs
 from air_executor.airflow.compat import supervisor as airflows
 from air_executor.airflow.supervision.ahead import dismiss as dismiss
 from air_executor.airflow.supervision.ahead import fork_ahead as fork_ahead
@@ -17,4 +17,5 @@ airflows.use_supervisor(AirSupervisor)
 airflows.use_output_reader()
 execution.let_faults_kill()
 execution.quieten_imports()
+logs.outlive_full_disks()
 quick_end.install()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 import os
 import selectors
 import signal
@@ -23,7 +24,7 @@ import psutil
 from airflow.sdk.execution_time import supervisor as stock
 
 from air_executor.airflow.compat import api, tokens
-from air_executor.airflow.compat.supervisor import has_reported, is_reporting, reported_state
+from air_executor.airflow.compat.supervisor import give_report_up, has_reported, is_reporting, reported_state
 from air_executor.airflow.supervision import ahead, current, task, verdict
 from air_executor.airflow.supervision.current import TaskGoneError
 from air_executor.airflow.supervision.pidfd import PidFd
@@ -35,6 +36,10 @@ _TRY_S = 2.0
 
 #: Without a pidfd, how often to check whether the task process has ended, in seconds.
 _LOOK_S = 0.25
+
+#: Bounds of one wait for something to happen, in seconds. Airflow waits for ``[workers] min_heartbeat_interval``, in
+#: which a pause of the machine may not be noticed, and not at all once heartbeats have failed for long.
+_LONGEST_S, _SHORTEST_S = current.BEAT_S, 1.0
 
 #: When something that outlives the task keeps printing, how long to read what the task printed last, in seconds.
 _LAST_OUTPUT_S = 1.0
@@ -50,6 +55,10 @@ class AirSupervisor(stock.ActivitySubprocess):
     """What leads to a task process that was forked ahead, until it begins."""
     is_finishing: bool = attrs.field(init=False, default=False)
     """The task process has ended, and its end is being reported to Airflow."""
+    refusal: str | None = attrs.field(init=False, default=None)
+    """Why Airflow did not take the state that the task reported."""
+    _beaten_s: float = attrs.field(init=False, default=0.0)
+    """When the last heartbeat was left, on the monotonic clock."""
 
     # The start
 
@@ -143,7 +152,7 @@ class AirSupervisor(stock.ActivitySubprocess):
         super()._on_child_started(*args, **kwargs)
         self._run.started()
         # The request for the start was a sign of life, so the next one is due after a heartbeat's interval.
-        self._last_heartbeat_attempt = self._run.heard_s = time.monotonic()
+        self._last_heartbeat_attempt = self._run.heard_s = self._beaten_s = time.monotonic()
         self._run.guard_isolation(self._is_told)
 
     # While the task runs
@@ -168,9 +177,10 @@ class AirSupervisor(stock.ActivitySubprocess):
     def _service_subprocess(
         self, max_wait_time: float, raise_on_timeout: bool = False, expect_signal: int | None = None
     ) -> int | None:
+        if max_wait_time <= 0.0 and expect_signal is None:
+            max_wait_time = _SHORTEST_S
         due_s = self._run.due_in_s()
-        if due_s is not None:
-            max_wait_time = min(max_wait_time, due_s)
+        max_wait_time = min(max_wait_time, _LONGEST_S, math.inf if due_s is None else due_s)
         if not self._has_pidfd:
             max_wait_time = min(max_wait_time, _LOOK_S)
         code: int | None = super()._service_subprocess(max_wait_time, raise_on_timeout, expect_signal)
@@ -213,9 +223,11 @@ class AirSupervisor(stock.ActivitySubprocess):
 
     def _send_heartbeat_if_needed(self) -> None:
         now_s = time.monotonic()
+        if now_s - self._beaten_s >= min(stock.MIN_HEARTBEAT_INTERVAL, current.BEAT_S):
+            self._beaten_s = now_s
+            self._run.beat()
         if now_s - self._last_heartbeat_attempt < stock.MIN_HEARTBEAT_INTERVAL:
             return
-        self._run.beat()
         if self._run.is_reconciled() and not tokens.is_token_old(self.client):
             # The executor writes the heartbeats of all its runs to the database, and stops what should not run.
             self._last_heartbeat_attempt = self._last_successful_heartbeat = now_s
@@ -260,12 +272,20 @@ class AirSupervisor(stock.ActivitySubprocess):
     # The end
 
     def _handle_request(self, msg: Any, log: Any, req_id: int) -> None:
-        before = self._terminal_state
+        before, began_s = self._terminal_state, time.monotonic()
         try:
             super()._handle_request(msg, log, req_id)
-        except (httpx.HTTPError, TaskGoneError):
-            self._terminal_state = before  # Airflow 3.1 sets it before the request that has failed
+            if self._terminal_state != before:
+                self.refusal = None
+        except (httpx.HTTPError, TaskGoneError) as error:
+            if self._terminal_state != before:  # Airflow 3.1 sets it before the request that has failed
+                self._note_refusal(error)
+            self._terminal_state = before
             raise
+        finally:
+            if self._task_end_time_monotonic is not None:
+                # What waits for the API server is not the task's overtime.
+                self._task_end_time_monotonic += time.monotonic() - began_s
 
     @property
     def final_state(self) -> Any:
@@ -283,11 +303,35 @@ class AirSupervisor(stock.ActivitySubprocess):
     def update_task_state_if_needed(self) -> None:
         """Report the task's state to Airflow, unless Airflow knows it or the task reported none."""
         self.is_finishing = True
-        if self._died():
-            if self._run.ending is None:
-                self.process_log.error("The task process died", reason=verdict.how_it_ended(self, self._run))
-            return
-        super().update_task_state_if_needed()
+        if self.refusal is None:
+            if self._died():
+                if self._run.ending is None:
+                    self.process_log.error("The task process died", reason=verdict.how_it_ended(self, self._run))
+                return
+            try:
+                super().update_task_state_if_needed()
+            except httpx.HTTPStatusError as error:
+                self._note_refusal(error)
+                if self.refusal is None:
+                    raise
+        if self.refusal is not None:
+            give_report_up(self)
+
+    def _send_terminal_state_msg(self, msg: Any) -> None:
+        """Report the state of a task; from Airflow 3.2 on."""
+        try:
+            super()._send_terminal_state_msg(msg)
+        except httpx.HTTPStatusError as error:
+            self._note_refusal(error)
+            raise
+
+    def _note_refusal(self, error: httpx.HTTPError | TaskGoneError) -> None:
+        """Take note if Airflow does not want the state that the task reports: the instance was cleared, for one."""
+        if (refusal := api.refusal(error)) is not None:
+            self.refusal = (
+                f"Airflow did not take the task's end, as the instance was cleared, marked or deleted: {refusal}"
+            )
+            self.process_log.warning(self.refusal)
 
     def wait(self) -> int:
         """Wait for the task's end, report it to Airflow, and give the run its outcome.

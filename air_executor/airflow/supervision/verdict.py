@@ -16,6 +16,8 @@ def how_it_ended(supervisor: stock.ActivitySubprocess, run: ActiveRun) -> str | 
     code, reported = supervisor._exit_code or 0, reported_state(supervisor)
     if run.ending is not None:
         return run.ending.reason
+    if refusal := getattr(supervisor, "refusal", None):
+        return str(refusal)
     if supervisor._terminal_state == stock.SERVER_TERMINATED:
         return "Airflow ended it: the task instance was marked, cleared or deleted while it ran"
     if code < 0:
@@ -44,9 +46,10 @@ def outcome_of(supervisor: stock.ActivitySubprocess, run: ActiveRun, unreported:
     reported = reported_state(supervisor)
     reason = "; ".join(filter(None, (how_it_ended(supervisor, run), unreported))) or None
     name = system.signal_name(-code) if code < 0 else None
-    if run.ending is not None or name or reported == stock.SERVER_TERMINATED:
+    is_refused = getattr(supervisor, "refusal", None) is not None
+    if run.ending is not None or name or (reported == stock.SERVER_TERMINATED and not is_refused):
         state = RunState.KILLED
-    elif unreported or reported in (None, "failed", "up_for_retry"):
+    elif unreported or is_refused or reported in (None, "failed", "up_for_retry"):
         state = RunState.FAILED
     else:
         state = RunState.SUCCEEDED

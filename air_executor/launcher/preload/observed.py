@@ -208,8 +208,11 @@ class Observer:
         return f"{os.sep}__pycache__" in _text(path) and self._is_allowed(path)
 
 
-#: Where relative paths start.
-_START = os.getcwd()
+#: Where relative paths start; if the working directory was removed, at the root, where nothing of ours is.
+try:
+    _START = os.getcwd()
+except FileNotFoundError:
+    _START = os.sep
 
 
 class _Order:
