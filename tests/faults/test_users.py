@@ -12,7 +12,7 @@ from air_executor.runs.record import RunState
 from tests.faults.conftest import NO_SUCCESSOR, Fly
 from tests.support.airflow_env import FEW, Airflow
 from tests.support.api import DagRun, quote
-from tests.support.flights import Flight, frozen, kill_scheduler, launcher, start_scheduler, query, unfinished
+from tests.support.flights import Flight, frozen, kill_scheduler, launcher, query, start_scheduler, unfinished
 from tests.support.proxy import Proxy
 from tests.support.waiting import wait_for
 
