@@ -18,6 +18,7 @@ from air_executor.machine import system
 from air_executor.runs.store import RunStore
 from tests.support import airflow_env, postgres
 from tests.support.airflow_env import Airflow
+from tests.support.postgres import Postgres
 
 # Examples take as long as they take, and each run of the tests has the same.
 hypothesis.settings.register_profile("tests", deadline=None, derandomize=True)
@@ -124,6 +125,20 @@ def postgres_url(shared: Path) -> str:
             note.write_text(str(postgres.new_folder()))
         server = postgres.serve(Path(note.read_text()), is_kept=False)
     return server.get_uri().replace("postgresql://", "postgresql+psycopg2://")
+
+
+def own_postgres(shared: Path) -> Postgres:
+    """Start a server of a test's own, whose database has Airflow's tables and the DAGs, made once and then copied."""
+    template = shared / "own-postgres"
+    with FileLock(f"{template}.lock"):
+        if not template.exists():
+            server = Postgres()
+            env = Airflow(shared / "home-of-own-postgres", server.url)
+            env.copy_dags()
+            env.run("airflow", "db", "migrate")
+            env.run("airflow", "dags", "reserialize")
+            server.stop(save_as=template)
+    return Postgres(template)
 
 
 def give_postgres(env: Airflow, shared: Path) -> None:

@@ -88,7 +88,7 @@ def env(tmp_path_factory: pytest.TempPathFactory, shared_dir: Any, mail_server: 
         # A callback that comes while its DAG file is being read waits for the next time in Airflow 3.1.
         "AIRFLOW__DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": "5",
     }
-    env = airflow_env.make(folder / "home", shared_dir, options, airflow_env.READING)
+    env = airflow_env.make(folder / "home", shared_dir, options, airflow_env.READING, ["deaths.py"])
     (env.home / "plugins").mkdir()
     (env.home / "plugins" / "alerts.py").write_text(PLUGIN)
     give_postgres(env, shared_dir)

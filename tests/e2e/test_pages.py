@@ -119,7 +119,7 @@ def site(tmp_path_factory: pytest.TempPathFactory, shared_dir: Path, chromium: A
         "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS": ",".join(f"{user}:{role}" for user, role in USERS.items()),
         "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE": str(home / "passwords.json"),
     }
-    env = airflow_env.make(home, shared_dir, options)
+    env = airflow_env.make(home, shared_dir, options, dags=[])
     (home / "passwords.json").write_text(json.dumps(passwords))
     (env.dags / "watched.py").write_text(DAG)
     env.start()

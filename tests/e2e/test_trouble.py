@@ -31,7 +31,7 @@ OPTIONS = {
 def env(tmp_path_factory: pytest.TempPathFactory, shared_dir) -> Iterator[Airflow]:  # type: ignore[no-untyped-def]
     # A state directory whose socket path is longer than the kernel takes.
     home = tmp_path_factory.mktemp("trouble") / ("deep" * 30)
-    env = airflow_env.make(home, shared_dir, OPTIONS, airflow_env.READING)
+    env = airflow_env.make(home, shared_dir, OPTIONS, airflow_env.READING, ["trouble.py", "features.py"])
     env.start()
     yield env
     env.end()

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeAlias
 
 import psutil
 import pytest
 
-from tests.conftest import give_postgres
+from tests.conftest import give_postgres, own_postgres
 from tests.support import airflow_env, flights
 from tests.support.airflow_env import Airflow
 from tests.support.flights import Flight
@@ -24,9 +24,9 @@ NO_SUCCESSOR = {"AIRFLOW__AIR_EXECUTOR__PRELOAD": "auto,-airflow.providers.stand
 
 
 @pytest.fixture(scope="module")
-def postgres() -> Iterator[Postgres]:
+def postgres(shared_dir: Path) -> Iterator[Postgres]:
     """A database server of the module's own, to be frozen and cut off."""
-    server = Postgres()
+    server = own_postgres(shared_dir)
     yield server
     server.stop()
 
@@ -47,6 +47,12 @@ def options() -> dict[str, str]:
 def components() -> tuple[str, ...]:
     """The components of this file's Airflow."""
     return airflow_env.FEW
+
+
+@pytest.fixture(scope="module")
+def dags() -> Sequence[str] | None:
+    """The files with DAGs of this file's Airflow, see :func:`airflow_env.make`."""
+    return None
 
 
 @pytest.fixture(scope="module")
@@ -99,11 +105,12 @@ def airflow(
     home: Path,
     shared_dir: Path,
     has_postgres: bool,
+    dags: Sequence[str] | None,
 ) -> Iterator[Airflow]:
     """The same, by default on SQLite, where tests see that nothing is left behind in the end."""
     # What is stopped and can't end is killed sooner than by default.
     grace = {"AIRFLOW__AIR_EXECUTOR__STOP_GRACE_SECONDS": "2"}
-    airflow = airflow_env.make(home, shared_dir, {**through(proxy), **grace, **options}, components)
+    airflow = airflow_env.make(home, shared_dir, {**through(proxy), **grace, **options}, components, dags)
     if has_postgres:
         give_postgres(airflow, shared_dir)
     proxy.upstream = ("127.0.0.1", airflow.port)

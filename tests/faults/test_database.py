@@ -22,11 +22,6 @@ from tests.support.waiting import wait_for
 pytestmark = pytest.mark.faults
 
 
-@pytest.fixture(scope="module")
-def components() -> tuple[str, ...]:
-    return airflow_env.READING
-
-
 #: Each of these is how long a fault lasts, in seconds.
 REFUSED_S = 10.0
 SILENT_S = 10.0
@@ -50,7 +45,6 @@ def env(
         components,
     )
     try:
-        env.run("airflow", "db", "migrate")
         env.start()
         yield env
     finally:

@@ -12,7 +12,7 @@ import random
 import signal
 import time
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -43,6 +43,11 @@ def has_postgres() -> bool:
 @pytest.fixture(scope="module")
 def components() -> tuple[str, ...]:
     return airflow_env.READING  # which calls back
+
+
+@pytest.fixture(scope="module")
+def dags() -> Sequence[str]:
+    return ["hostile.py", "faults.py"]
 
 
 @pytest.fixture(scope="module")

@@ -21,11 +21,6 @@ from tests.support.waiting import wait_for
 pytestmark = pytest.mark.faults
 
 
-@pytest.fixture(scope="module")
-def components() -> tuple[str, ...]:
-    return airflow_env.READING
-
-
 #: Airflow fails a task of which it has heard nothing for so long, in seconds.
 HEARTBEAT_TIMEOUT_S = 15
 
@@ -50,7 +45,6 @@ def airflow(
         "AIRFLOW__AIR_EXECUTOR__STOP_GRACE_SECONDS": "2",
     }
     airflow = airflow_env.make(tmp_path_factory.mktemp("pause") / "home", shared_dir, options, components)
-    airflow.run("airflow", "db", "migrate")
     try:
         airflow.start()
         yield airflow

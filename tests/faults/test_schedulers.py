@@ -15,7 +15,7 @@ import sqlalchemy
 from air_executor.runs.record import RunState
 from tests.faults.conftest import NO_SUCCESSOR, Fly
 from tests.support.airflow_env import Airflow, LockedUpError
-from tests.support.flights import frozen, is_known, kill_scheduler, last_job, launcher, probe, query, start_scheduler
+from tests.support.flights import frozen, is_known, kill_scheduler, last_job, launcher, probe, start_scheduler
 from tests.support.waiting import wait_for
 
 pytestmark = pytest.mark.faults
@@ -48,7 +48,7 @@ def terminate(airflow: Airflow, until: str | None = None) -> int | None:
         airflow.stop("scheduler")
     job = start_scheduler(airflow)
     running = "SELECT queued_by_job_id FROM task_instance WHERE state = 'running'"
-    wait_for(lambda: {row["queued_by_job_id"] for row in query(airflow, running)} == {job}, "it to take the tasks over")
+    wait_for(lambda: {row["queued_by_job_id"] for row in airflow.query(running)} == {job}, "it to take the tasks over")
     return airflow.terminate("scheduler", until=until)
 
 
@@ -163,7 +163,7 @@ def test_of_two_schedulers_one_may_be_killed(airflow: Airflow, fly: Fly) -> None
     airflow.stop(first, signum=signal.SIGKILL)
 
     def first_is_failed() -> bool:
-        (row,) = query(airflow, "SELECT state FROM job WHERE id = :id", id=job)
+        (row,) = airflow.query("SELECT state FROM job WHERE id = :id", id=job)
         return bool(row["state"] == "failed")
 
     # Airflow itself would look for it after 300 s.

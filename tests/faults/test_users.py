@@ -12,7 +12,7 @@ from air_executor.runs.record import RunState
 from tests.faults.conftest import NO_SUCCESSOR, Fly
 from tests.support.airflow_env import FEW, Airflow
 from tests.support.api import DagRun, quote
-from tests.support.flights import Flight, frozen, kill_scheduler, launcher, query, start_scheduler, unfinished
+from tests.support.flights import Flight, frozen, kill_scheduler, launcher, start_scheduler, unfinished
 from tests.support.proxy import Proxy
 from tests.support.waiting import wait_for
 
@@ -96,7 +96,7 @@ def test_what_is_cleared_and_then_ends_by_itself_begins_again_and_has_not_failed
     flight.release()  # before the executor has seen it
     assert flight.run.wait() == "success"
     assert flight.effects == ["begin 0 1", "end 0 1", "begin 0 2", "end 0 2"]
-    (row,) = query(airflow, "SELECT max_tries FROM task_instance WHERE run_id = :run_id", run_id=flight.run.run_id)
+    (row,) = airflow.query("SELECT max_tries FROM task_instance WHERE run_id = :run_id", run_id=flight.run.run_id)
     assert row["max_tries"] == 2  # a failure would have used its retry
     (first,) = [record for record in flight.records() if record.identity.try_number == 1]
     assert "Airflow did not take the task's end" in (first.reason or "")

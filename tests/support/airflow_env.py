@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import sqlalchemy
 from filelock import BaseFileLock, FileLock
 
 from air_executor.config import Config
@@ -111,15 +112,21 @@ class Airflow:
         database_url: str,
         options: Mapping[str, str] | None = None,
         components: Sequence[str] = COMPONENTS,
+        dags: Sequence[str] | None = None,
     ) -> None:
+        """Prepare it, and start nothing.
+
+        :param dags: files of ``tests/dags`` that it has; ``None``: all, and the examples.
+        """
         self.home = home
         self.components = components
+        self._dag_files = dags
         self.out = home / "out"
         self.out.mkdir(parents=True)
         self.port = free_port()
         self.url = f"http://localhost:{self.port}"
         self._execution_port = self.port
-        self.api = Api(self.url)
+        self.api = Api(self.url, self.query)
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
         bundles = [
             {
@@ -128,6 +135,7 @@ class Airflow:
                 "kwargs": {"path": str(path)},
             }
             for name, path in (("dags-folder", self.dags), ("examples", REPOSITORY / "examples" / "dags"))
+            if name == "dags-folder" or dags is None
         ]
         settings = {
             "AIRFLOW_HOME": str(home),
@@ -178,8 +186,11 @@ class Airflow:
         return self.home / "dags"
 
     def copy_dags(self) -> None:
-        """Copy the tests' own DAGs to this Airflow's folder."""
-        shutil.copytree(REPOSITORY / "tests" / "dags", self.dags, ignore=shutil.ignore_patterns("__pycache__"))
+        """Copy those of the tests' own DAGs that it has to this Airflow's folder."""
+        self.dags.mkdir()
+        for path in (REPOSITORY / "tests" / "dags").glob("*.py"):
+            if self._dag_files is None or path.name in self._dag_files:
+                shutil.copy(path, self.dags)
 
     @property
     def store(self) -> RunStore:
@@ -203,7 +214,7 @@ class Airflow:
             return ["airflow", "api-server", "--apps", "execution", "--port", str(self._execution_port)]
         if component == "api-server" and self._execution_port != self.port:
             return ["airflow", "api-server", "--apps", "core"]
-        return ["airflow" if self.has_dag_processor else "tests.support.quick_start", component]
+        return ["airflow" if tuple(self.components) == COMPONENTS else "tests.support.quick_start", component]
 
     @property
     def has_dag_processor(self) -> bool:
@@ -359,6 +370,19 @@ class Airflow:
             raise AssertionError(f"{command} ended with {done.returncode}:\n{done.stdout}\n{done.stderr}")
         return done
 
+    # What it knows
+
+    @functools.cached_property
+    def _engine(self) -> sqlalchemy.Engine:
+        url = self.env["AIRFLOW__DATABASE__SQL_ALCHEMY_CONN"]
+        patience = {"connect_timeout": 5} if url.startswith("postgresql") else {}
+        return sqlalchemy.create_engine(url, poolclass=sqlalchemy.NullPool, connect_args=patience)
+
+    def query(self, statement: str, **values: Any) -> list[dict[str, Any]]:
+        """Return rows of its database."""
+        with self._engine.connect() as connection:
+            return [dict(row) for row in connection.execute(sqlalchemy.text(statement), values).mappings()]
+
     # What is left of it on disk
 
     def records(self, dag_id: str | None = None) -> list[RunRecord]:
@@ -381,14 +405,20 @@ def _answers(port: int, path: str) -> bool:
 
 
 def make(
-    home: Path, base: Path, options: Mapping[str, str] | None = None, components: Sequence[str] = COMPONENTS
+    home: Path,
+    base: Path,
+    options: Mapping[str, str] | None = None,
+    components: Sequence[str] = COMPONENTS,
+    dags: Sequence[str] | None = None,
 ) -> Airflow:
     """Return an Airflow on SQLite that is not started yet.
 
     :param components: what :meth:`Airflow.start` starts.
+    :param dags: files of ``tests/dags`` for it, each of which costs its DAG processor half a second; ``None``: all, and
+        the examples.
     """
     database = home / "airflow.db"
-    env = Airflow(home, f"sqlite:///{database}{_SQLITE_WAIT}", options, components)
+    env = Airflow(home, f"sqlite:///{database}{_SQLITE_WAIT}", options, components, dags)
     env.copy_dags()
     shutil.copy(sqlite_template(base, has_dags=not env.has_dag_processor), database)
     return env

@@ -7,9 +7,12 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
+
+from sqlalchemy.exc import SQLAlchemyError
 
 from tests.support.waiting import wait_for
 
@@ -45,6 +48,9 @@ class DagRun:
         """Return the end state."""
 
         def ended() -> str | None:
+            states = self._look("dag_run")
+            if states and not states & ENDED:
+                return None
             state = self.state
             return state if state in ENDED else None
 
@@ -52,6 +58,19 @@ class DagRun:
             return wait_for(ended, f"the end of {self.dag_id}", timeout_s, every_s=0.3)
         except AssertionError as error:
             raise AssertionError(f"{error}; its tasks: {self.states()}") from None
+
+    def _look(self, table: str, task_id: str | None = None) -> set[str | None]:
+        """Return the states in the database, where it can be reached: that costs a tenth of a request to the API."""
+        if self.api.look is None:
+            return set()
+        statement = f"SELECT state FROM {table} WHERE dag_id = :dag_id AND run_id = :run_id"
+        values = {"dag_id": self.dag_id, "run_id": self.run_id}
+        if task_id is not None:
+            statement, values = f"{statement} AND task_id = :task_id", {**values, "task_id": task_id}
+        try:
+            return {row["state"] for row in self.api.look(statement, **values)}
+        except SQLAlchemyError:
+            return set()
 
     def instances(self) -> list[dict[str, Any]]:
         return self.api.get(f"{self.path}/taskInstances?limit=1000")["task_instances"]
@@ -71,6 +90,9 @@ class DagRun:
 
     def wait_for_state(self, task_id: str, *states: str | None, timeout_s: float = 300.0) -> dict[str, Any]:
         def there() -> dict[str, Any] | None:
+            found = self._look("task_instance", task_id)
+            if found and not found & set(states):
+                return None
             ti = self.instance(task_id)
             return ti if ti["state"] in states else None
 
@@ -114,6 +136,8 @@ class Api:
     """The REST API of an Airflow without authentication."""
 
     url: str
+    look: Callable[..., list[dict[str, Any]]] | None = None
+    """Queries its database, where that can be reached, with a statement and its values."""
 
     @cached_property
     def authorization(self) -> dict[str, str]:

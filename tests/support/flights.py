@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import psutil
-import sqlalchemy
 
 from air_executor.runs.record import UNWANTED, RunRecord, RunState
 from tests.support.airflow_env import Airflow
@@ -66,8 +65,7 @@ class Flight:
         return record
 
     def rows(self) -> list[dict[str, Any]]:
-        return query(
-            self.airflow,
+        return self.airflow.query(
             "SELECT state, try_number, map_index, queued_by_job_id FROM task_instance WHERE run_id = :run_id",
             run_id=self.run.run_id,
         )
@@ -78,12 +76,6 @@ class Flight:
         assert self.run.wait() == "success"
         assert sorted(self.effects) == sorted(f"{w} {i} 1" for w in ("begin", "end") for i in range(self.tasks))
         assert [row["try_number"] for row in self.rows()] == [1] * self.tasks
-
-
-def query(airflow: Airflow, statement: str, **values: Any) -> list[dict[str, Any]]:
-    engine = sqlalchemy.create_engine(airflow.env["AIRFLOW__DATABASE__SQL_ALCHEMY_CONN"], poolclass=sqlalchemy.NullPool)
-    with engine.connect() as connection:
-        return [dict(row) for row in connection.execute(sqlalchemy.text(statement), values).mappings()]
 
 
 def launchers(airflow: Airflow) -> list[psutil.Process]:
@@ -146,7 +138,7 @@ def is_known(record: RunRecord) -> bool:
 
 
 def last_job(airflow: Airflow) -> int:
-    (row,) = query(airflow, "SELECT max(id) AS id FROM job WHERE job_type = 'SchedulerJob'")
+    (row,) = airflow.query("SELECT max(id) AS id FROM job WHERE job_type = 'SchedulerJob'")
     return int(row["id"])
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import shutil
+import subprocess
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -48,8 +49,14 @@ def serve(folder: Path, *, is_kept: bool = True) -> Any:
 class Postgres:
     """A PostgreSQL of the tests' own, that they may stop."""
 
-    def __init__(self) -> None:
+    def __init__(self, template: Path | None = None) -> None:
+        """Start it.
+
+        :param template: the folder of another one, see :meth:`stop`, to begin with a copy of.
+        """
         self._folder = new_folder()
+        if template is not None:
+            subprocess.run(["cp", "-a", f"{template}/.", str(self._folder)], check=True)
         self._server = serve(self._folder)
 
     @property
@@ -112,6 +119,13 @@ class Postgres:
             for connection in taken:
                 connection.close()
 
-    def stop(self) -> None:
+    def stop(self, save_as: Path | None = None) -> None:
+        """End it.
+
+        :param save_as: where to keep its folder.
+        """
         self._server.cleanup()
+        if save_as is not None:
+            (self._folder / ".handle_pids.json").unlink(missing_ok=True)  # the server's users
+            subprocess.run(["cp", "-a", str(self._folder), str(save_as)], check=True)
         shutil.rmtree(self._folder, ignore_errors=True)

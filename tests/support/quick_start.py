@@ -15,6 +15,7 @@ from air_executor.airflow.compat import pocketing
 
 _MODULES = {
     "api-server": "airflow.api_fastapi.main",
+    "dag-processor": "airflow.jobs.dag_processor_job_runner",
     "scheduler": "airflow.jobs.scheduler_job_runner",
     "triggerer": "airflow.jobs.triggerer_job_runner",
 }
