@@ -24,8 +24,8 @@ from air_executor.guard import Guard
 from air_executor.runs.backend import RunBackend
 from air_executor.runs.record import Identity
 from air_executor.temporal.backend import TemporalBackend
+from air_executor.temporal.execution import AGAIN, ALIVE, LOST, OVER
 from air_executor.temporal.settings import Settings
-from air_executor.temporal.workflow import AGAIN, ALIVE, LOST, OVER
 
 log = logging.getLogger(__name__)
 

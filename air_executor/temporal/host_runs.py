@@ -27,9 +27,9 @@ from air_executor.runs.backend import RunBackend
 from air_executor.runs.record import UNWANTED, RunRecord
 from air_executor.runs.store import RunStore
 from air_executor.temporal import asking, cards, job_files
+from air_executor.temporal.execution import DETACHED, UNFIT, UNKNOWN
 from air_executor.temporal.settings import Settings
 from air_executor.temporal.slots import HostSlots
-from air_executor.temporal.workflow import DETACHED, UNFIT, UNKNOWN
 
 log = logging.getLogger(__name__)
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from air_executor.config import Config
 from air_executor.runs.record import Identity
 from air_executor.temporal.backend import TemporalBackend
+from air_executor.temporal.execution import ALIVE, LOST
 from air_executor.temporal.settings import Settings
-from air_executor.temporal.workflow import ALIVE, LOST
 
 #: A run whose host does not answer is lost after this many seconds. Its runner has ended the task by then.
 _LOST_S = 240.0

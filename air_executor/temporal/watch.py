@@ -15,9 +15,9 @@ from temporalio.client import WorkflowQueryFailedError
 from air_executor.guard import Guard
 from air_executor.runs.record import Identity
 from air_executor.temporal import dag_runs
+from air_executor.temporal.execution import AGAIN, LOST, OVER
 from air_executor.temporal.link import Beat, Link, Order, Signal
 from air_executor.temporal.settings import Settings
-from air_executor.temporal.workflow import AGAIN, LOST, OVER
 
 log = logging.getLogger(__name__)
 

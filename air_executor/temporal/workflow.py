@@ -8,45 +8,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
 from collections import defaultdict
-from collections.abc import Coroutine, Iterator
-from dataclasses import dataclass
-from datetime import datetime, timedelta
+from collections.abc import Coroutine
+from datetime import timedelta
 from typing import Any
 
 from temporalio import workflow
-from temporalio.common import Priority, RetryPolicy
-from temporalio.exceptions import (
-    ActivityError,
-    ApplicationError,
-    CancelledError,
-    TimeoutError,
-    TimeoutType,
-)
-from temporalio.workflow import ActivityCancellationType
+from temporalio.exceptions import ApplicationError
 
+from air_executor.temporal.execution import Execution, Run, stopped
 from air_executor.temporal.succession import Succession
 
 NAME = "AirflowDagRun"
-
-#: A worker that shows no life of a run for so long is asked for it through its host's own queue.
-HEARTBEAT_TIMEOUT = timedelta(seconds=20)
-
-#: When nobody answers there for so long, an executor looks in Airflow's database what became of the run.
-_ATTACH_TIMEOUT = timedelta(seconds=10)
-
-#: While the run still shows life there, its host is asked again, for longer each time, up to this.
-_LAST_ATTACH_TIMEOUT = timedelta(minutes=5)
-
-#: This many attempts are made before that: a lost host should be found soon.
-_ATTEMPTS_IN_HASTE = 6
-
-#: An executor may take so long to begin to look. Another one follows the run by then.
-_JUDGE_TIMEOUT = timedelta(minutes=1)
-
-#: Airflow limits how long a task runs, Temporal does not; it wants a number.
-_NO_LIMIT = timedelta(days=3650)
 
 #: A workflow that nothing happened in for so long ends. The next order of its DAG run starts another.
 _IDLE = timedelta(hours=24)
@@ -74,54 +47,8 @@ _EVENTS_PER_RUN = 6
 #: they know. 2: room for each queue, live runs count for the length, and one that is cancelled takes nothing new.
 RULES = 2
 
-#: The type of an activity's failure when its worker is shut down and leaves the run to its successor.
-DETACHED = "Detached"
-
-#: The type of an activity's failure when its host can't take orders, but others may. After this many, the run fails.
-UNFIT = "Unfit"
-_MOST_UNFIT = 10
-
-#: The state that a worker returns for a run that its host does not have, or not any more.
-UNKNOWN = "unknown"
-
-#: What an executor says of a run: it shows life; it does not; it has not begun, so it can be ordered again; nobody
-#: waits for it any more.
-ALIVE, LOST, AGAIN, OVER = "alive", "lost", "again", "over"
-
 #: At most this many ends are told at once.
 _BATCH = 100
-
-
-@dataclass
-class _Run:
-    card: dict[str, Any]
-    follower: str
-    """The task queue of the executor that wants to know the end."""
-    number: int
-    handle: workflow.ActivityHandle[Any] | None = None
-    stop_reason: dict[str, Any] | None = None
-    end: dict[str, Any] | None = None
-
-
-def _waits(run: _Run) -> timedelta | None:
-    """Return how long an order may still wait for a host."""
-    until_s = run.card.get("until")
-    return None if until_s is None else timedelta(seconds=max(1.0, until_s - workflow.now().timestamp()))
-
-
-def _pauses() -> Iterator[timedelta]:
-    """Yield how long to wait before each further look at a run whose host is not known."""
-    yield from itertools.repeat(_ATTACH_TIMEOUT, _ATTEMPTS_IN_HASTE)
-    pause = _ATTACH_TIMEOUT
-    while True:
-        pause = min(2 * pause, _LAST_ATTACH_TIMEOUT)
-        yield pause
-
-
-def _stopped(run: _Run, when: str) -> dict[str, Any]:
-    why = run.stop_reason or {}
-    reason = f"stopped {when}: {why.get('reason', 'cancelled')}"
-    return {"state": "killed", "reason": reason, "unwanted": why.get("unwanted", False)}
 
 
 @workflow.defn(name=NAME)
@@ -131,11 +58,11 @@ class DagRunWorkflow:
     @workflow.init
     def __init__(self, header: dict[str, Any]) -> None:
         self._header = header
-        self._runs: dict[str, _Run] = {}
+        self._runs: dict[str, Run] = {}
         #: Those of them that have no end yet, and those whose end is to be told. There may be thousands of others; what
         #: happens often must not look through them all: a replay does it all at once.
-        self._live: dict[str, _Run] = {}
-        self._untold: dict[str, _Run] = {}
+        self._live: dict[str, Run] = {}
+        self._untold: dict[str, Run] = {}
         self._tellers: dict[str, asyncio.Task[None]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._rules: int = header.get("rules", 1)
@@ -145,6 +72,7 @@ class DagRunWorkflow:
         #: Nobody asks for the ends that are still to be told.
         self._is_impatient = False
         self._changes = 0
+        self._execution = Execution()
         self._succession = Succession(NAME, header, self._begin)
 
     @workflow.run
@@ -262,11 +190,11 @@ class DagRunWorkflow:
 
     # Runs
 
-    def _add(self, card: dict[str, Any], follower: str) -> _Run:
-        run = self._runs[card["id"]] = self._live[card["id"]] = _Run(card, follower, len(self._runs))
+    def _add(self, card: dict[str, Any], follower: str) -> Run:
+        run = self._runs[card["id"]] = self._live[card["id"]] = Run(card, follower, len(self._runs))
         return run
 
-    def _end(self, run: _Run, end: dict[str, Any]) -> None:
+    def _end(self, run: Run, end: dict[str, Any]) -> None:
         run.end = end
         self._untold[run.card["id"]] = self._live.pop(run.card["id"])
 
@@ -275,115 +203,21 @@ class DagRunWorkflow:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    def _stop(self, run: _Run, reason: dict[str, Any]) -> None:
+    def _stop(self, run: Run, reason: dict[str, Any]) -> None:
         run.stop_reason = run.stop_reason or reason
         if run.handle is not None:
             run.handle.cancel()
 
-    async def _execute(self, run: _Run) -> None:
+    async def _execute(self, run: Run) -> None:
         async with self._rooms[run.card["queue"] if self._rules > 1 else ""]:
-            end = _stopped(run, "before it began") if run.stop_reason is not None else await self._end_of(run)
+            end = stopped(run, "before it began") if run.stop_reason is not None else await self._execution.end_of(run)
         self._end(run, end)
         self._tell(run.follower)
         self._show()
 
-    async def _end_of(self, run: _Run) -> dict[str, Any]:
-        """Have a run executed, and return its end: its record, or the state and reason if there is none."""
-        host: str | None = None
-        patience = _ATTACH_TIMEOUT
-        silent_since: datetime | None = None
-        unfit = 0
-        for attempt in itertools.count(1):
-            run.handle = self._start(run, host, patience, attempt)
-            why = f"no worker answers on {host}" if host is not None else "its worker died as it began"
-            try:
-                end: dict[str, Any] = await run.handle
-                if end["state"] != UNKNOWN:
-                    return end
-                cause, why = None, end["reason"]
-            except (ActivityError, asyncio.CancelledError) as error:
-                cause = error.cause if isinstance(error, ActivityError) else error
-            if isinstance(cause, TimeoutError) and cause.last_heartbeat_details:
-                host = str(cause.last_heartbeat_details[0]["queue"])
-            if isinstance(cause, CancelledError | asyncio.CancelledError):
-                if host is None:
-                    return _stopped(run, "before it began")
-                # Its worker was away. The request to attach to it says that it is to stop.
-            elif host is None and isinstance(cause, TimeoutError) and cause.type is TimeoutType.SCHEDULE_TO_START:
-                return {"state": "failed", "reason": f"no worker of {run.card['queue']} had a slot for it in time"}
-            elif isinstance(cause, ApplicationError) and cause.type == UNFIT and unfit < _MOST_UNFIT:
-                unfit += 1
-                await workflow.sleep(min(_ATTACH_TIMEOUT * unfit, timedelta(minutes=1)))
-                host = None
-            elif isinstance(cause, ApplicationError) and cause.type == DETACHED:
-                host, patience, silent_since = str(cause.details[0]), _ATTACH_TIMEOUT, workflow.now()
-            elif host is not None and isinstance(cause, TimeoutError) and cause.type is TimeoutType.HEARTBEAT:
-                patience = _ATTACH_TIMEOUT
-                if (
-                    cause.last_heartbeat_details or silent_since is None
-                ):  # it was not only offered to a host that is gone
-                    silent_since = workflow.now() - HEARTBEAT_TIMEOUT
-            elif cause is None or isinstance(cause, TimeoutError):
-                silent_since = silent_since or workflow.now() - HEARTBEAT_TIMEOUT
-                verdict = await self._judge(run, silent_since)
-                pauses = _pauses()
-                while verdict == ALIVE and (host is None or cause is None):
-                    await workflow.sleep(next(pauses))  # until it ends, or its last heartbeat is old
-                    verdict = await self._judge(run, silent_since)
-                if verdict == LOST and run.stop_reason is not None:
-                    return _stopped(run, "and its host is lost")
-                if verdict == LOST:
-                    return {"state": "lost", "reason": f"its host was lost: {why}"}
-                if verdict == OVER:
-                    return {"state": "lost", "reason": "Airflow does not wait for it", "unwanted": True}
-                if attempt >= _ATTEMPTS_IN_HASTE:
-                    patience = min(2 * patience, _LAST_ATTACH_TIMEOUT)
-                host = None if verdict == AGAIN else host
-            else:
-                return {"state": "failed", "reason": getattr(cause, "message", None) or str(cause)}
-        raise AssertionError
-
-    def _start(
-        self, run: _Run, host: str | None, patience: timedelta, attempt: int
-    ) -> workflow.ActivityHandle[dict[str, Any]]:
-        handle: workflow.ActivityHandle[dict[str, Any]] = workflow.start_activity(
-            "run" if host is None else "attach",
-            run.card if host is None else {**run.card, "stop": run.stop_reason},
-            task_queue=run.card["queue"] if host is None else host,
-            activity_id=run.card["id"] if attempt == 1 else f"{run.card['id']}-{attempt}",
-            summary=run.card["summary"],
-            schedule_to_start_timeout=_waits(run) if host is None else patience,
-            start_to_close_timeout=_NO_LIMIT,
-            heartbeat_timeout=HEARTBEAT_TIMEOUT,
-            # Airflow decides whether there is another try.
-            retry_policy=RetryPolicy(maximum_attempts=1),
-            cancellation_type=ActivityCancellationType.WAIT_CANCELLATION_COMPLETED,
-            priority=Priority(priority_key=run.card.get("priority"), fairness_key=run.card.get("fairness")),
-        )
-        if host is None and run.stop_reason is not None:
-            handle.cancel()
-        return handle
-
-    async def _judge(self, run: _Run, silent_since: datetime) -> str:
-        """Return what Airflow's database says of a run whose host has not answered since then."""
-        while True:
-            try:
-                verdict: str = await workflow.execute_activity(
-                    "judge",
-                    args=[run.card["identity"], (workflow.now() - silent_since).total_seconds()],
-                    task_queue=run.follower,
-                    schedule_to_start_timeout=_JUDGE_TIMEOUT,
-                    start_to_close_timeout=_JUDGE_TIMEOUT,
-                    retry_policy=RetryPolicy(maximum_attempts=1),
-                    summary=run.card["summary"],
-                )
-                return verdict
-            except ActivityError:
-                await workflow.sleep(_ATTACH_TIMEOUT)  # nobody looks now: the database, or every executor, is away
-
     # Ends
 
-    def _to_tell(self, follower: str) -> list[_Run]:
+    def _to_tell(self, follower: str) -> list[Run]:
         return sorted((r for r in self._untold.values() if r.follower == follower), key=lambda run: run.number)
 
     def _tell(self, follower: str) -> None:

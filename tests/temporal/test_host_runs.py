@@ -26,11 +26,11 @@ from air_executor.runs.backend import RunRequest
 from air_executor.runs.record import Identity, RunRecord, RunState, queued
 from air_executor.temporal import asking, cards, host_runs
 from air_executor.temporal.backend import TemporalBackend
+from air_executor.temporal.execution import DETACHED, UNFIT
 from air_executor.temporal.host_runs import HostRuns
 from air_executor.temporal.link import Order
 from air_executor.temporal.settings import Settings
 from air_executor.temporal.slots import HostSlots
-from air_executor.temporal.workflow import DETACHED, UNFIT
 from tests.support.airflow_env import config
 from tests.unit.documents import identity, record
 

@@ -14,7 +14,7 @@ from air_executor.airflow import temporal_executor
 from air_executor.airflow.temporal_executor import Judge, give_back
 from air_executor.runs.record import Identity
 from air_executor.temporal import jobs
-from air_executor.temporal.workflow import AGAIN, ALIVE, LOST, OVER
+from air_executor.temporal.execution import AGAIN, ALIVE, LOST, OVER
 from tests.unit.documents import identity
 from tests.unit.instances import Database
 

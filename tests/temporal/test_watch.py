@@ -17,10 +17,10 @@ from air_executor.runs.record import Identity, queued
 from air_executor.temporal import cards
 from air_executor.temporal.asking import Known
 from air_executor.temporal.dag_runs import DagRuns
+from air_executor.temporal.execution import AGAIN
 from air_executor.temporal.link import Beat, Link, Order, Seen, Signal
 from air_executor.temporal.settings import Settings
 from air_executor.temporal.watch import LiveRun, Watch
-from air_executor.temporal.workflow import AGAIN
 
 WHO = Identity(
     kind="task", name="t", workload_id=str(uuid.UUID(int=1)), dag_id="d", dag_run_id="r", task_id="t", try_number=1

@@ -16,7 +16,8 @@ from temporalio.client import Client, WorkflowExecutionStatus, WorkflowFailureEr
 from temporalio.exceptions import ApplicationError
 from temporalio.worker import Replayer, Worker
 
-from air_executor.temporal.workflow import DETACHED, MOST_AT_ONCE, MOST_EVENTS, NAME, RULES, UNFIT, DagRunWorkflow
+from air_executor.temporal.execution import DETACHED, UNFIT
+from air_executor.temporal.workflow import MOST_AT_ONCE, MOST_EVENTS, NAME, RULES, DagRunWorkflow
 from tests.temporal.conftest import Temporal
 
 #: Recorded histories, each by the version of the workflow that wrote it. They must replay for ever: a workflow that is
