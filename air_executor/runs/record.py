@@ -32,7 +32,7 @@ _FIRST = frozenset(
 #: How :class:`uuid.UUID` writes an id.
 _CANONICAL_ID = re.compile("[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 
-#: A reason is cut to this many characters.
+#: A reason, or an exception, is cut to this many bytes of UTF-8.
 _MAX_REASON = 8000
 
 #: ``outcome`` of a run that Airflow, or another runner, made superfluous. It is reported to nobody.
@@ -190,9 +190,8 @@ class RunRecord:
         if state not in _FOLLOWERS[self.state]:
             raise IllegalTransitionError(f"run {self.id} is {self.state.value} and can not become {state.value}")
         for name in ("reason", "exception"):
-            text = changes.get(name)
-            if text is not None and len(text) > _MAX_REASON:
-                changes[name] = text[:_MAX_REASON] + " [shortened]"
+            if (text := changes.get(name)) is not None:
+                changes[name] = _shortened(text)
         return dataclasses.replace(self, state=state, **{**changes, _MOMENT[state]: now()})
 
     def to_json(self) -> bytes:
@@ -308,6 +307,11 @@ def _is_moment(text: Any) -> bool:
 
 def _filled(values: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None}
+
+
+def _shortened(text: str) -> str:
+    data = text.encode("utf-8", "surrogatepass")
+    return text if len(data) <= _MAX_REASON else data[:_MAX_REASON].decode("utf-8", "ignore") + " [shortened]"
 
 
 def queued(run_id: str, identity: Identity, *, limits: dict[str, Any], log_file: str | None) -> RunRecord:

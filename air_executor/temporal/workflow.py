@@ -17,6 +17,7 @@ from temporalio import workflow
 from temporalio.exceptions import ApplicationError
 
 from air_executor.temporal.execution import Execution, Run, stopped
+from air_executor.temporal.sizes import first_of
 from air_executor.temporal.succession import Succession
 
 NAME = "AirflowDagRun"
@@ -45,10 +46,11 @@ _EVENTS_PER_RUN = 6
 
 #: What a workflow does follows from its history, so a new rule holds for those that begin with it; executors say which
 #: they know. 2: room for each queue, live runs count for the length, and one that is cancelled takes nothing new.
-RULES = 2
+#: 3: what is told at once is limited in bytes.
+RULES = 3
 
-#: At most this many ends are told at once.
-_BATCH = 100
+#: At most this many ends are told at once, and from rules 3 on about this many bytes of them: Temporal takes 2 MB.
+_BATCH, _BATCH_BYTES = 100, 500_000
 
 
 @workflow.defn(name=NAME)
@@ -227,14 +229,17 @@ class DagRunWorkflow:
     async def _tell_all(self, follower: str) -> None:
         try:
             while runs := self._to_tell(follower)[:_BATCH]:
+                ends = [{"id": run.card["id"], "end": run.end, "next": self._succession.next_id} for run in runs]
+                if self._rules > 2:
+                    ends = first_of(ends, _BATCH_BYTES)
                 await workflow.execute_activity(
                     "tell",
-                    [{"id": run.card["id"], "end": run.end, "next": self._succession.next_id} for run in runs],
+                    ends,
                     task_queue=follower,
                     start_to_close_timeout=timedelta(seconds=30),
-                    summary=f"{len(runs)} ends",
+                    summary=f"{len(ends)} ends",
                 )
-                for run in runs:
+                for run in runs[: len(ends)]:
                     if run.follower == follower:
                         self._untold.pop(run.card["id"], None)
         finally:

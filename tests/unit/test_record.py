@@ -46,6 +46,17 @@ def test_a_run_can_take_no_other_state_and_the_error_names_both(before: str, aft
         old.advance(RunState(after))
 
 
+@pytest.mark.parametrize("text", ["a" * 9000, "字" * 3000, "a" + "😀" * 2500, "\udc80" * 3000])
+def test_a_long_reason_is_cut_by_its_bytes(text: str) -> None:
+    ended = record(RunState.RUNNING).advance(RunState.FAILED, reason=text, exception=text)
+    for said in (ended.reason, ended.exception):
+        assert said is not None and said.endswith(" [shortened]")
+        kept = said.removesuffix(" [shortened]")
+        assert text.startswith(kept) and len(kept.encode()) <= 8000
+    short = text[:2000]
+    assert record(RunState.RUNNING).advance(RunState.FAILED, reason=short).reason == short
+
+
 def test_ends_are_the_states_that_nothing_follows() -> None:
     assert {state.value for state in RunState if state.is_end} == {name for name in LEGAL if not LEGAL[name]}
 

@@ -1,0 +1,70 @@
+"""Temporal takes 2 MB in one payload and 4 MB in one call, and ends a workflow whose history is too long."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import uuid
+from typing import Any
+
+import pytest
+from temporalio import activity
+from temporalio.client import Client, WorkflowHistory
+
+from air_executor.temporal.sizes import first_of, size
+from tests.temporal.conftest import Temporal
+from tests.temporal.test_workflow import Hosts, cards, replay, send, serve, until
+
+MANY = 120
+
+
+def test_sizes_are_those_of_temporals_json() -> None:
+    assert [size(text) for text in ("aa", "é", "字", "😀", "\n")] == [4, 8, 8, 14, 4]
+    assert first_of(["a" * 8] * 5, 25) == ["a" * 8] * 2
+    assert first_of(["a" * 100, "a"], 25) == ["a" * 100]
+
+
+class Verbose(Hosts):
+    """Hosts whose tasks end with long reasons, and an executor that is slow to take the first end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ended = 0
+        self.batches: list[int] = []
+
+    @activity.defn(name="run")
+    async def run(self, card: dict[str, Any]) -> dict[str, Any]:
+        self.ended += 1
+        return {"state": "failed", "reason": "字" * 8000}
+
+    @activity.defn(name="tell")
+    async def tell(self, ends: list[dict[str, Any]]) -> None:
+        await until(lambda: self.ended == MANY, "all tasks")
+        await super().tell(ends)
+        self.batches.append(len(json.dumps(ends)))
+
+
+@pytest.fixture
+def root() -> str:
+    return f"airflow-{uuid.uuid4()}"
+
+
+def test_long_ends_are_told_in_several_parts(temporal: Temporal, root: str) -> None:
+    hosts = Verbose()
+
+    async def run() -> WorkflowHistory:
+        client = await Client.connect(temporal.address)
+        handle = client.get_workflow_handle(root)
+
+        async def work() -> None:
+            await send(client, root, cards(MANY))
+            await until(lambda: len(hosts.told) == MANY, "the ends")
+            await handle.signal("close", "success")
+            assert await handle.result() == "success"
+
+        await serve(client, hosts, work)
+        return await handle.fetch_history()
+
+    history = asyncio.run(run())
+    assert max(hosts.batches) < 600_000
+    replay(history)
