@@ -20,6 +20,8 @@ from temporalio.exceptions import (
 )
 from temporalio.workflow import ActivityCancellationType
 
+from air_executor.temporal.sizes import Portions, size
+
 #: A worker that shows no life of a run for so long is asked for it through its host's own queue.
 HEARTBEAT_TIMEOUT = timedelta(seconds=20)
 
@@ -81,6 +83,13 @@ def _pauses() -> Iterator[timedelta]:
         yield pause
 
 
+def _card(run: Run, host: str | None) -> dict[str, Any]:
+    """Return what a host is given: the order, or what one that has the run already needs to go on with it."""
+    if host is None:
+        return run.card
+    return {**{name: value for name, value in run.card.items() if name != "sealed"}, "stop": run.stop_reason}
+
+
 def stopped(run: Run, when: str) -> dict[str, Any]:
     """Return the end of a run that was stopped."""
     why = run.stop_reason or {}
@@ -91,6 +100,14 @@ def stopped(run: Run, when: str) -> dict[str, Any]:
 class Execution:
     """Has the runs of a workflow executed."""
 
+    def __init__(self, rules: int) -> None:
+        """Execute nothing yet.
+
+        :param rules: the workflow's.
+        """
+        self._rules = rules
+        self._portions = Portions()
+
     async def end_of(self, run: Run) -> dict[str, Any]:
         """Have a run executed, and return its end: its record, or the state and reason if there is none."""
         host: str | None = None
@@ -98,6 +115,7 @@ class Execution:
         silent_since: datetime | None = None
         unfit = 0
         for attempt in itertools.count(1):
+            await self._has_room(_card(run, host))
             run.handle = self._start(run, host, patience, attempt)
             why = f"no worker answers on {host}" if host is not None else "its worker died as it began"
             try:
@@ -147,12 +165,17 @@ class Execution:
                 return {"state": "failed", "reason": getattr(cause, "message", None) or str(cause)}
         raise AssertionError
 
+    async def _has_room(self, value: Any) -> None:
+        """Return when the present workflow task has room for an activity that is given this."""
+        if self._rules > 2:
+            await self._portions.wait(size(value))
+
     def _start(
         self, run: Run, host: str | None, patience: timedelta, attempt: int
     ) -> workflow.ActivityHandle[dict[str, Any]]:
         handle: workflow.ActivityHandle[dict[str, Any]] = workflow.start_activity(
             "run" if host is None else "attach",
-            run.card if host is None else {**run.card, "stop": run.stop_reason},
+            _card(run, host),
             task_queue=run.card["queue"] if host is None else host,
             activity_id=run.card["id"] if attempt == 1 else f"{run.card['id']}-{attempt}",
             summary=run.card["summary"],
@@ -171,6 +194,7 @@ class Execution:
     async def _judge(self, run: Run, silent_since: datetime) -> str:
         """Return what Airflow's database says of a run whose host has not answered since then."""
         while True:
+            await self._has_room(run.card["identity"])
             try:
                 verdict: str = await workflow.execute_activity(
                     "judge",

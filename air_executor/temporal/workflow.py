@@ -46,7 +46,7 @@ _EVENTS_PER_RUN = 6
 
 #: What a workflow does follows from its history, so a new rule holds for those that begin with it; executors say which
 #: they know. 2: room for each queue, live runs count for the length, and one that is cancelled takes nothing new.
-#: 3: what is told at once is limited in bytes.
+#: 3: what is told, or ordered, at once is limited in bytes.
 RULES = 3
 
 #: At most this many ends are told at once, and from rules 3 on about this many bytes of them: Temporal takes 2 MB.
@@ -74,7 +74,7 @@ class DagRunWorkflow:
         #: Nobody asks for the ends that are still to be told.
         self._is_impatient = False
         self._changes = 0
-        self._execution = Execution()
+        self._execution = Execution(self._rules)
         self._succession = Succession(NAME, header, self._begin)
 
     @workflow.run

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from temporalio import activity
 from temporalio.client import Client, WorkflowHistory
+from temporalio.worker import Worker
 
 from air_executor.temporal.sizes import first_of, size
 from tests.temporal.conftest import Temporal
@@ -44,6 +45,19 @@ class Verbose(Hosts):
         self.batches.append(len(json.dumps(ends)))
 
 
+class Detached(Hosts):
+    """Hosts whose workers leave all runs to the next ones."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attached: list[dict[str, Any]] = []
+
+    @activity.defn(name="attach")
+    async def attach(self, card: dict[str, Any]) -> dict[str, Any]:
+        self.attached.append(card)
+        return {"state": "succeeded", "reason": None}
+
+
 @pytest.fixture
 def root() -> str:
     return f"airflow-{uuid.uuid4()}"
@@ -67,4 +81,29 @@ def test_long_ends_are_told_in_several_parts(temporal: Temporal, root: str) -> N
 
     history = asyncio.run(run())
     assert max(hosts.batches) < 600_000
+    replay(history)
+
+
+def test_large_orders_that_come_at_once_are_offered_one_after_the_other(temporal: Temporal, root: str) -> None:
+    """As after an outage of all workers; their hosts are asked for the runs again without what was sealed."""
+    hosts = Detached()
+    batches = [[{**card, "sealed": "x" * 190_000} for card in cards(1, "detached")] for _ in range(40)]
+
+    async def run() -> WorkflowHistory:
+        client = await Client.connect(temporal.address)
+        handle = client.get_workflow_handle(root)
+
+        async def work() -> None:
+            await until(lambda: len(hosts.told) == 40, "the ends")
+            await handle.signal("close", "success")
+            assert await handle.result() == "success"
+
+        for batch in batches:
+            await send(client, root, batch)
+        async with Worker(client, task_queue="host", activities=[hosts.attach]):
+            await serve(client, hosts, work)
+        return await handle.fetch_history()
+
+    history = asyncio.run(run())
+    assert [card.keys() & {"sealed", "stop"} for card in hosts.attached] == [{"stop"}] * 40
     replay(history)
