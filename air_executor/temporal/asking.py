@@ -81,6 +81,27 @@ async def known(client: Client, workflow_id: str, execution: str | None = None) 
     return Known(set(found["runs"]), found["next"])
 
 
+@dataclass(frozen=True)
+class RunStatus:
+    """What a workflow says of one of its runs."""
+
+    id: str
+    follower: str
+    """The task queue of the executor that is told its end."""
+    end: dict[str, Any] | None
+    """Its end, as that one is told it."""
+
+
+async def status(client: Client, workflow_id: str, execution: str, run_ids: list[str]) -> list[RunStatus]:
+    """Ask an execution of a workflow for some of its runs. It answers for the first ones, if its answer is long.
+
+    :raises RPCError: Temporal can't be asked, or knows no such execution.
+    :raises WorkflowQueryFailedError: the workflow can't say.
+    """
+    handle = client.get_workflow_handle(workflow_id, run_id=execution)
+    return [RunStatus(**each) for each in await handle.query("status", run_ids, rpc_timeout=ANSWER)]
+
+
 def open_query(prefix: str) -> str:
     """Return Temporal's query for all workflows of ours that run.
 

@@ -364,6 +364,10 @@ class Link:
         """
         return await asking.known(self.client, workflow_id, execution)
 
+    async def status(self, workflow_id: str, execution: str, run_ids: list[str]) -> list[asking.RunStatus]:
+        """Ask an execution of a workflow for some of its runs; see :func:`.asking.status`."""
+        return await asking.status(self.client, workflow_id, execution, run_ids)
+
     async def served(self, queues: Iterable[str]) -> set[str]:
         """Return those of these task queues that workers serve, also while all of them are full.
 

@@ -34,6 +34,9 @@ _REMEDY = "air-executor worker --queues {}"
 _AT_ONCE = 20
 
 
+#: The end of a run that its workflow has not outlived. One that completes has no such runs.
+_OVER = {"state": "killed", "reason": "its workflow is over: it was terminated or cancelled in Temporal"}
+
 #: Stands for an execution that does not exist.
 _NONE = str(uuid.UUID(int=0))
 
@@ -154,8 +157,9 @@ class Watch:
             log.warning("Workflow %s does not say which runs it has: %s", workflow_id, error)
             known = None
         mine = set() if known is None else known.runs & runs.keys()
-        if is_over:
-            self._end_all(mine, "killed", "its workflow is over: it was terminated or cancelled in Temporal")
+        if is_over and mine:
+            found = await self._link.status(workflow_id, execution, sorted(mine))
+            self._end([{"id": each.id, "end": each.end or _OVER} for each in found])
         left = {run_id: run for run_id, run in runs.items() if run_id not in mine}
         if not left:
             return

@@ -25,7 +25,7 @@ NAME = "AirflowDagRun"
 #: A workflow that nothing happened in for so long ends. The next order of its DAG run starts another.
 _IDLE = timedelta(hours=24)
 
-#: A workflow whose DAG run has ended waits so long for an executor that takes the last ends.
+#: A workflow whose DAG run has ended, and all its runs, waits so long for an executor that takes the last ends.
 _UNTOLD = timedelta(minutes=1)
 
 #: The runs of a workflow that is cancelled have so long to end.
@@ -46,7 +46,7 @@ _EVENTS_PER_RUN = 6
 
 #: What a workflow does follows from its history, so a new rule holds for those that begin with it; executors say which
 #: they know. 2: room for each queue, live runs count for the length, and one that is cancelled takes nothing new.
-#: 3: what is told, or ordered, at once is limited in bytes.
+#: 3: what is told, or ordered, at once is limited in bytes; no end is given up while anything lives.
 RULES = 3
 
 #: At most this many ends are told at once, and from rules 3 on about this many bytes of them: Temporal takes 2 MB.
@@ -111,6 +111,8 @@ class DagRunWorkflow:
 
     async def _lose_patience(self) -> None:
         before = self._changes
+        if self._rules > 2:
+            await workflow.wait_condition(lambda: not self._live)
         await workflow.sleep(_UNTOLD)
         self._is_impatient = self._closed is not None and before == self._changes
 
@@ -172,6 +174,12 @@ class DagRunWorkflow:
     def known(self) -> dict[str, Any]:
         """Return the ids of all ``runs``, and the id of the workflow that has later ones, if any (``next``)."""
         return {"runs": list(self._runs), "next": self._succession.next_id}
+
+    @workflow.query
+    def status(self, run_ids: list[str]) -> list[dict[str, Any]]:
+        """Return ``id``, ``follower`` and ``end``, if there is one, of these runs: of the first ones, if it is much."""
+        runs = [run for run_id in run_ids if (run := self._runs.get(run_id)) is not None]
+        return first_of([{"id": r.card["id"], "follower": r.follower, "end": r.end} for r in runs], _BATCH_BYTES)
 
     @workflow.query
     def stop_reason(self, run_id: str) -> dict[str, Any]:

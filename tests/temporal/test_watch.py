@@ -15,7 +15,7 @@ from temporalio.client import WorkflowQueryFailedError
 from air_executor.runs.ordered import OrderedRuns
 from air_executor.runs.record import Identity, queued
 from air_executor.temporal import cards
-from air_executor.temporal.asking import Known
+from air_executor.temporal.asking import Known, RunStatus
 from air_executor.temporal.dag_runs import DagRuns
 from air_executor.temporal.execution import AGAIN
 from air_executor.temporal.link import Beat, Link, Order, Seen, Signal
@@ -39,6 +39,7 @@ class Execution:
     next_id: str | None = None
     beats: dict[str, Beat] = field(default_factory=dict)
     is_mute: bool = False
+    ends: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
 class FakeLink:
@@ -65,6 +66,11 @@ class FakeLink:
         if found.is_mute:
             raise WorkflowQueryFailedError("it can't be replayed")
         return Known(found.runs, found.next_id)
+
+    async def status(self, workflow_id: str, execution: str, run_ids: list[str]) -> list[RunStatus]:
+        found = self.workflows[workflow_id]
+        assert execution == found.id and run_ids
+        return [RunStatus(each, self.queue, found.ends.get(each)) for each in run_ids if each in found.runs][:2]
 
     async def execution(self, workflow_id: str) -> str | None:
         return None if (found := self.workflows.get(workflow_id)) is None else found.id
@@ -154,6 +160,16 @@ def test_a_run_outlives_the_workflow_that_has_passed_it_on(see: Callable[..., Se
     assert seeing.link.sent == [Signal(NEXT, "follow", ["executor", ["there"]])]
     seeing.look()
     assert seeing.live.keys() == {"there"}
+
+
+def test_an_end_that_was_not_told_is_taken_from_a_workflow_that_is_over(see: Callable[..., Seeing]) -> None:
+    told = {run_id: {"state": "succeeded", "reason": run_id} for run_id in ("a", "b", "c")}
+    seeing = see(followed(*told, "alive"), root=Execution("one", {*told, "alive"}, is_open=False, ends=told))
+    seeing.look()
+    assert len(seeing.ends) == 2  # a workflow does not say everything at once
+    seeing.look()
+    assert seeing.ends.pop("alive")["state"] == "killed"
+    assert seeing.ends == told
 
 
 def test_a_run_is_ordered_again_where_its_order_went(see: Callable[..., Seeing]) -> None:

@@ -1,0 +1,98 @@
+"""Ends reach the executor that waits for them, however late it is, and whoever else follows runs there."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import Awaitable, Callable
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from temporalio.client import Client, WorkflowExecutionStatus, WorkflowHandle
+from temporalio.worker import Worker
+
+from air_executor.temporal import asking, workflow
+from air_executor.temporal.workflow import NAME, RULES
+from air_executor.temporal.workflow_worker import workflow_worker
+from tests.temporal.conftest import Temporal
+from tests.temporal.test_workflow import Hosts, cards, replay, until
+
+
+class Place:
+    """Hosts, workers for workflows, and a workflow whose executors come and go."""
+
+    def __init__(self, client: Client, hosts: Hosts) -> None:
+        self.client, self.hosts = client, hosts
+        self.handle: WorkflowHandle[Any, Any] = client.get_workflow_handle(f"airflow-{uuid.uuid4()}")
+
+    async def order(self, follower: str, batch: list[dict[str, Any]], **header: Any) -> None:
+        await self.client.start_workflow(
+            NAME,
+            {"dag": "d", "dag_run": "r", "rules": RULES, **header},
+            id=self.handle.id,
+            task_queue="workflows",
+            start_signal="order",
+            start_signal_args=[follower, batch],
+        )
+
+    def executor(self, queue: str) -> Worker:
+        return Worker(self.client, task_queue=queue, activities=[self.hosts.tell])
+
+    async def events(self) -> list[str]:
+        return [type_name(event) async for event in self.handle.fetch_history_events()]
+
+    async def until_events(self, kind: str, count: int) -> None:
+        for _ in range(600):
+            if (await self.events()).count(kind) >= count:
+                return
+            await asyncio.sleep(0.1)
+        raise AssertionError(f"{await self.events()} lack {kind}")
+
+    async def is_running(self) -> bool:
+        return (await self.handle.describe()).status == WorkflowExecutionStatus.RUNNING
+
+
+def type_name(event: Any) -> str:
+    return str(event.WhichOneof("attributes")).removesuffix("_event_attributes")
+
+
+def at(temporal: Temporal, do: Callable[[Place], Awaitable[None]]) -> None:
+    """Do something, and replay what became of the workflow."""
+
+    async def run() -> Any:
+        client = await Client.connect(temporal.address)
+        place = Place(client, Hosts())
+        # Not in the sandbox, which would not see the times that tests set.
+        tasks = Worker(client, task_queue="tasks", activities=[place.hosts.run])
+        async with workflow_worker(client, "workflows"), tasks:
+            await do(place)
+        return await place.handle.fetch_history()
+
+    replay(asyncio.run(run()))
+
+
+def test_a_workflow_is_patient_once_nothing_lives_and_then_still_knows_the_ends(
+    temporal: Temporal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another executor's long callback, whose DAG run has ended; nobody takes its end in time."""
+    monkeypatch.setattr(workflow, "_UNTOLD", timedelta(seconds=0.5))
+    (callback,) = cards(1)
+
+    async def do(place: Place) -> None:
+        place.hosts.release.clear()
+        await place.order("nobody's", [callback])
+        await until(lambda: place.hosts.begun, "the callback")
+        await place.handle.signal("close", "success")
+        await asking.known(place.client, place.handle.id)  # the signal has arrived
+        place.hosts.release.set()
+        assert await place.handle.result() == "success"
+        idle, patience = [number for number, kind in enumerate(await place.events()) if kind == "timer_started"]
+        assert idle < (await place.events()).index("activity_task_completed") < patience
+        execution = str((await place.handle.describe()).run_id)
+        asked = [callback["id"], str(uuid.uuid4())]
+        (found,) = await asking.status(place.client, place.handle.id, execution, asked)
+        assert (found.id, found.follower) == (callback["id"], "nobody's")
+        assert found.end == {"state": "succeeded", "reason": None}
+
+    at(temporal, do)
