@@ -46,7 +46,8 @@ _EVENTS_PER_RUN = 6
 
 #: What a workflow does follows from its history, so a new rule holds for those that begin with it; executors say which
 #: they know. 2: room for each queue, live runs count for the length, and one that is cancelled takes nothing new.
-#: 3: what is told, or ordered, at once is limited in bytes; no end is given up while anything lives.
+#: 3: what is told, or ordered, at once is limited in bytes; no end is given up while anything lives, or after
+#: a day.
 RULES = 3
 
 #: At most this many ends are told at once, and from rules 3 on about this many bytes of them: Temporal takes 2 MB.
@@ -86,7 +87,7 @@ class DagRunWorkflow:
                 try:
                     await workflow.wait_condition(self._may_end, timeout=_IDLE)
                 except asyncio.TimeoutError:
-                    if before == self._changes and not self._live and not self._succession.has_begun:
+                    if before == self._changes and self._is_idle():
                         return "nothing happened for a day"
         except asyncio.CancelledError:
             self._is_cancelled = True
@@ -98,6 +99,11 @@ class DagRunWorkflow:
         if self._closed == "failed":
             raise ApplicationError("the DAG run has failed", type="DagRunFailed", non_retryable=True)
         return self._closed or "done"
+
+    def _is_idle(self) -> bool:
+        if self._rules > 2 and self._untold:
+            return False  # their executor may be away for longer
+        return not self._live and not self._succession.has_begun
 
     def _has_told_all(self) -> bool:
         return not self._live and not self._untold and not self._succession.is_sending

@@ -96,3 +96,21 @@ def test_a_workflow_is_patient_once_nothing_lives_and_then_still_knows_the_ends(
         assert found.end == {"state": "succeeded", "reason": None}
 
     at(temporal, do)
+
+
+def test_an_end_waits_for_its_executor_for_longer_than_a_day(
+    temporal: Temporal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As over a weekend without the manager of a job."""
+    monkeypatch.setattr(workflow, "_IDLE", timedelta(seconds=0.5))
+    batch = cards(1)
+
+    async def do(place: Place) -> None:
+        await place.order("manager", batch)
+        await place.until_events("timer_fired", 3)
+        assert await place.is_running() and not place.hosts.told
+        async with place.executor("manager"):
+            assert await place.handle.result() == "nothing happened for a day"
+        assert place.hosts.told.keys() == {batch[0]["id"]}
+
+    at(temporal, do)
