@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import timedelta, timezone
 from typing import Any
 
+import orjson
 from temporalio.api.enums.v1 import TaskQueueType
 from temporalio.api.taskqueue.v1 import TaskQueue
 from temporalio.api.workflowservice.v1 import DescribeNamespaceRequest, DescribeTaskQueueRequest
-from temporalio.client import Client, WorkflowExecutionDescription
+from temporalio.client import Client, WorkflowExecutionDescription, WorkflowExecutionStatus
 from temporalio.service import RPCError, RPCStatusCode
 
-from air_executor.temporal.workflow import NAME
+from air_executor.temporal.workflow import NAME, TAKEOVERS
 
 #: An answer may take so long.
 ANSWER = timedelta(seconds=10)
@@ -53,6 +54,51 @@ async def workflow(
         if error.status is RPCStatusCode.NOT_FOUND:
             return None
         raise
+
+
+@dataclass(frozen=True)
+class Beat:
+    """A sign of life of a run, as its host has given it to Temporal."""
+
+    time_s: float
+    """In seconds since the epoch."""
+    host: str | None
+    """The machine's name; ``None``: a worker of a former version does not say."""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """An execution of a workflow, as Temporal knows it."""
+
+    is_open: bool
+    runs: set[str]
+    """The ids of the runs that it offers to hosts, or that are on one."""
+    beats: dict[str, Beat]
+    """The last sign of life of each of these that has given one."""
+    takeovers: int = 0
+    """How often executors have taken runs of it over from others."""
+
+
+async def look(client: Client, workflow_id: str, execution: str) -> Seen | None:
+    """Look at an execution of a workflow; ``None``: Temporal does not know it.
+
+    :raises RPCError: it can't be asked.
+    """
+    found = await workflow(client, workflow_id, execution)
+    if found is None:
+        return None
+    # An activity has the id of its run, and a number if it is not the first for that.
+    if found.status != WorkflowExecutionStatus.RUNNING:
+        return Seen(False, set(), {})  # one that was terminated still shows what it had
+    activities = {a.activity_id[:36]: a for a in found.raw_description.pending_activities}
+    beats = {run_id: _beat(a) for run_id, a in activities.items() if a.HasField("last_heartbeat_time")}
+    return Seen(True, set(activities), beats, (await found.memo()).get(TAKEOVERS, 0))
+
+
+def _beat(pending: Any) -> Beat:
+    details = [orjson.loads(payload.data) for payload in pending.heartbeat_details.payloads]
+    host = details[0].get("machine") if details else None
+    return Beat(pending.last_heartbeat_time.ToDatetime(timezone.utc).timestamp(), host)
 
 
 @dataclass(frozen=True)

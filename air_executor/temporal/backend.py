@@ -30,7 +30,7 @@ from air_executor.temporal.followed import Followed
 from air_executor.temporal.link import Order, Signal
 from air_executor.temporal.news import News
 from air_executor.temporal.settings import Settings
-from air_executor.temporal.watch import LiveRun
+from air_executor.temporal.watch import LiveRun, follow
 from air_executor.temporal.workflow import MOST_EVENTS, RULES
 
 log = logging.getLogger(__name__)
@@ -126,7 +126,7 @@ class TemporalBackend:
 
     def _note_execution(self, run_id: str, execution: str) -> None:
         if (run := self._followed.get(run_id)) is not None:
-            run.execution = execution
+            run.execution, run.is_followed = execution, True
 
     def _header(self, who: Identity, workflow_id: str) -> dict[str, Any]:
         header: dict[str, Any] = {"dag": who.dag_id, "dag_run": who.dag_run_id, "team": who.team}
@@ -139,9 +139,11 @@ class TemporalBackend:
             header.update(is_single=True, name=who.name)
         return {name: value for name, value in header.items() if value is not None}
 
-    def _note(self, record: RunRecord, workflow_id: str, order: Order | None = None) -> None:
-        self._followed.add(record.id, LiveRun(record.identity, workflow_id, order))
+    def _note(self, record: RunRecord, workflow_id: str, order: Order | None = None) -> LiveRun:
+        run = LiveRun(record.identity, workflow_id, order)
+        self._followed.add(record.id, run)
         self._dag_runs.add(record.identity.dag_id, record.identity.dag_run_id, workflow_id)
+        return run
 
     def stop(self, run_id: str, reason: str, *, unwanted: bool = False) -> None:
         """See :meth:`air_executor.runs.backend.RunBackend.stop`."""
@@ -212,8 +214,8 @@ class TemporalBackend:
             self._followed.end(record)
             return
         workflow_id = self._found.pop(record.id, None) or cards.workflow_id(record.identity)
-        self._note(record, workflow_id)
-        self._link.send(Signal(workflow_id, "follow", [self._link.queue, [record.id]]))
+        run = self._note(record, workflow_id)
+        follow(self._link, workflow_id, {record.id: run})
 
     def orphans(self, is_ours: Callable[[str], bool]) -> Iterator[RunRecord]:
         """See :meth:`air_executor.runs.backend.RunBackend.orphans`."""
@@ -239,7 +241,7 @@ class TemporalBackend:
 
     def is_mine(self, run_id: str) -> bool:
         """See :meth:`air_executor.runs.backend.RunBackend.is_mine`."""
-        return self._claims.is_mine(run_id)
+        return not self._followed.is_left(run_id) and self._claims.is_mine(run_id)
 
     def is_alive(self, workload_id: str) -> bool:
         """See :meth:`air_executor.runs.backend.RunBackend.is_alive`."""

@@ -25,6 +25,7 @@ class Followed:
         self._lock = threading.Lock()
         self._live: dict[str, LiveRun] = {}
         self._ended: dict[str, RunRecord] = {}
+        self._left: set[str] = set()
         self._ours, self._theirs = socket.socketpair()
         self._ours.setblocking(False)
         self._theirs.setblocking(False)
@@ -38,6 +39,17 @@ class Followed:
         """Follow a run."""
         with self._lock:
             self._live[run_id] = run
+            self._left.discard(run_id)
+
+    def leave(self, run_id: str) -> None:
+        """Leave a run to another executor, which has taken it over."""
+        with self._lock:
+            self._live.pop(run_id, None)
+            self._left.add(run_id)
+
+    def is_left(self, run_id: str) -> bool:
+        """Tell whether a run was left to another executor."""
+        return run_id in self._left
 
     def live(self) -> dict[str, LiveRun]:
         """Return the runs that have not ended, by their ids."""

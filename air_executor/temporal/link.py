@@ -11,12 +11,11 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import dataclass, field
-from datetime import timedelta, timezone
+from datetime import timedelta
 from typing import Any, TypeVar
 
-import orjson
 from temporalio import activity
-from temporalio.client import Client, WorkflowExecutionStatus
+from temporalio.client import Client
 from temporalio.common import WorkflowIDReusePolicy
 from temporalio.service import RPCError, RPCStatusCode
 from temporalio.worker import Worker
@@ -60,27 +59,6 @@ class Order:
     """Called with the id of the workflow's execution when Temporal has the order."""
 
 
-@dataclass(frozen=True)
-class Beat:
-    """A sign of life of a run, as its host has given it to Temporal."""
-
-    time_s: float
-    """In seconds since the epoch."""
-    host: str | None
-    """The machine's name; ``None``: a worker of a former version does not say."""
-
-
-@dataclass(frozen=True)
-class Seen:
-    """An execution of a workflow, as Temporal knows it."""
-
-    is_open: bool
-    runs: set[str]
-    """The ids of the runs that it offers to hosts, or that are on one."""
-    beats: dict[str, Beat]
-    """The last sign of life of each of these that has given one."""
-
-
 @dataclass
 class Signal:
     """Something else to tell a workflow."""
@@ -88,6 +66,8 @@ class Signal:
     workflow_id: str
     name: str
     arguments: list[Any] = field(default_factory=list)
+    is_sent: Callable[[], None] = field(default=lambda: None, compare=False)
+    """Called when the workflow has it, unless that is over."""
 
 
 class Link:
@@ -324,6 +304,8 @@ class Link:
             if error.status is not RPCStatusCode.NOT_FOUND:
                 raise
             # It is over. If it had runs that somebody follows, the watch finds that out.
+        else:
+            signal.is_sent()
 
     async def workflow_of(self, run_id: str, who: Identity) -> str | None:
         """Return the id of the workflow that has a run: its DAG run's first, or a later one. ``None``: none has it.
@@ -340,20 +322,12 @@ class Link:
         found = await asking.workflow(self.client, workflow_id)
         return None if found is None else found.run_id
 
-    async def look(self, workflow_id: str, execution: str) -> Seen | None:
+    async def look(self, workflow_id: str, execution: str) -> asking.Seen | None:
         """Look at an execution of a workflow; ``None``: Temporal does not know it.
 
         :raises RPCError: Temporal can't be asked.
         """
-        found = await asking.workflow(self.client, workflow_id, execution)
-        if found is None:
-            return None
-        # An activity has the id of its run, and a number if it is not the first for that.
-        if found.status != WorkflowExecutionStatus.RUNNING:
-            return Seen(False, set(), {})  # one that was terminated still shows what it had
-        activities = {a.activity_id[:36]: a for a in found.raw_description.pending_activities}
-        beats = {run_id: _beat(a) for run_id, a in activities.items() if a.HasField("last_heartbeat_time")}
-        return Seen(True, set(activities), beats)
+        return await asking.look(self.client, workflow_id, execution)
 
     async def known(self, workflow_id: str, execution: str | None = None) -> asking.Known | None:
         """Ask an execution of a workflow for all its runs, the last one unless it is named; it may be over.
@@ -384,12 +358,6 @@ class Link:
         """
         async for each in self.client.list_workflows(asking.open_query(self._settings.prefix)):
             yield each.id, dict(await each.memo())
-
-
-def _beat(pending: Any) -> Beat:
-    details = [orjson.loads(payload.data) for payload in pending.heartbeat_details.payloads]
-    host = details[0].get("machine") if details else None
-    return Beat(pending.last_heartbeat_time.ToDatetime(timezone.utc).timestamp(), host)
 
 
 def _groups(batch: list[Order | Signal]) -> list[list[Order] | Signal]:

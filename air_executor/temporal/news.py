@@ -91,6 +91,9 @@ class News:
                 if each["end"].get("is_unknown"):
                     self.watch.forget(run_id)
                     continue
+                if each["end"].get("is_taken"):
+                    self._followed.leave(run_id)
+                    continue
                 if (successor := each.get("next")) is not None:
                     self._dag_runs.add_successor(run.identity, successor)
                 self._followed.end_as_told(run_id, run, each["end"])

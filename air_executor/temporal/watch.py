@@ -15,8 +15,9 @@ from temporalio.client import WorkflowQueryFailedError
 from air_executor.guard import Guard
 from air_executor.runs.record import Identity
 from air_executor.temporal import dag_runs
+from air_executor.temporal.asking import Beat, RunStatus
 from air_executor.temporal.execution import AGAIN, LOST, OVER
-from air_executor.temporal.link import Beat, Link, Order, Signal
+from air_executor.temporal.link import Link, Order, Signal
 from air_executor.temporal.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -51,6 +52,10 @@ class LiveRun:
     """To send it again, if Temporal loses it; ``None``: another executor has ordered it."""
     execution: str | None = None
     """Id of the workflow's execution that has it, once it is known."""
+    is_followed: bool = False
+    """Whether that workflow knows that its end is to be told here."""
+    takeovers: int = 0
+    """Of how many takeovers of that workflow's runs it is known that they do not concern this one."""
     is_stopping: bool = False
     host: str | None = None
     """The machine that has it, once it is known."""
@@ -62,11 +67,26 @@ class LiveRun:
         """Whether Temporal does not have its order yet."""
         return self.order is not None and self.execution is None
 
+    def move(self, workflow_id: str, execution: str | None) -> None:
+        """Note that another workflow has it, or will."""
+        self.workflow_id, self.execution = workflow_id, execution
+        self.is_followed, self.takeovers = self.order is not None and execution is not None, 0
+
     def last_beat_s(self) -> float | None:
         """Return when it last showed that it lives, in seconds since the epoch; ``None``: it does not."""
         if self.beat is None or time.monotonic() - self.beat[1] > _STALE_S:
             return None
         return self.beat[0]
+
+
+def follow(link: Link, workflow_id: str, runs: dict[str, LiveRun]) -> None:
+    """Ask a workflow to tell the ends of runs here that another executor has ordered."""
+
+    def note() -> None:
+        for run in runs.values():
+            run.is_followed = run.is_followed or run.workflow_id == workflow_id  # it may have moved on
+
+    link.send(Signal(workflow_id, "follow", [link.queue, sorted(runs)], note))
 
 
 class Watch:
@@ -148,6 +168,19 @@ class Watch:
             await self._look_further(workflow_id, execution, elsewhere, is_over=not seen.is_open)
         for run_id in seen.beats.keys() & runs.keys():
             self._note_beat(run_id, runs[run_id], seen.beats[run_id])
+        asked = [run_id for run_id, run in runs.items() if run.is_followed and run.takeovers != seen.takeovers]
+        if seen.is_open and asked:
+            for each in await self._link.status(workflow_id, execution, sorted(asked)):
+                if not self._leaves(each, runs[each.id]):
+                    runs[each.id].takeovers = seen.takeovers
+
+    def _leaves(self, status: RunStatus, run: LiveRun) -> bool:
+        """Leave a run to another executor that has taken it over, if one has."""
+        is_taken = run.is_followed and status.follower != self._link.queue
+        if is_taken:
+            log.info("Run %s was taken over by another scheduler", status.id)
+            self._end([{"id": status.id, "end": {"is_taken": True}}])
+        return is_taken
 
     async def _look_further(self, workflow_id: str, execution: str, runs: dict[str, LiveRun], *, is_over: bool) -> None:
         """Find the workflow of runs that no host has through this one: it may have passed them on."""
@@ -159,7 +192,7 @@ class Watch:
         mine = set() if known is None else known.runs & runs.keys()
         if is_over and mine:
             found = await self._link.status(workflow_id, execution, sorted(mine))
-            self._end([{"id": each.id, "end": each.end or _OVER} for each in found])
+            self._end([{"id": r.id, "end": r.end or _OVER} for r in found if not self._leaves(r, runs[r.id])])
         left = {run_id: run for run_id, run in runs.items() if run_id not in mine}
         if not left:
             return
@@ -168,10 +201,11 @@ class Watch:
             self._has_successor(who, next_id)
             if there := further.runs & left.keys():
                 moved = await self._link.execution(next_id) or _NONE
-                for run in map(left.pop, there):
-                    run.workflow_id, run.execution = next_id, moved
-                if is_over:  # its notes on who follows them may not have been passed on
-                    self._link.send(Signal(next_id, "follow", [self._link.queue, sorted(there)]))
+                for run_id in there:
+                    left.pop(run_id).move(next_id, moved)
+                # The note on who has taken them over may still be on its way, or lost.
+                if adopted := {run_id: runs[run_id] for run_id in there if runs[run_id].order is None}:
+                    follow(self._link, next_id, adopted)
             if not left:
                 break
         if is_over and left:
@@ -194,7 +228,7 @@ class Watch:
             verdict = await asyncio.to_thread(self._judge, run.identity, time.monotonic() - self._forgotten[run_id])
             if verdict == AGAIN and run.order is not None:
                 log.warning("Ordering again run %s, which had not begun", run_id)
-                run.workflow_id, run.execution = run.order.workflow_id, None
+                run.move(run.order.workflow_id, None)
                 self._forgotten.pop(run_id, None)
                 self._link.send(run.order)
             elif verdict == AGAIN and await asyncio.to_thread(self._give_back, run.identity, run_id):

@@ -22,6 +22,9 @@ from air_executor.temporal.succession import Succession
 
 NAME = "AirflowDagRun"
 
+#: In a workflow's memo: how often another executor has taken runs over. Then former followers ask which.
+TAKEOVERS = "takeovers"
+
 #: A workflow that nothing happened in for so long ends. The next order of its DAG run starts another.
 _IDLE = timedelta(hours=24)
 
@@ -46,8 +49,8 @@ _EVENTS_PER_RUN = 6
 
 #: What a workflow does follows from its history, so a new rule holds for those that begin with it; executors say which
 #: they know. 2: room for each queue, live runs count for the length, and one that is cancelled takes nothing new.
-#: 3: what is told, or ordered, at once is limited in bytes; no end is given up while anything lives, or after
-#: a day.
+#: 3: what is told, or ordered, at once is limited in bytes; no end is given up while anything lives, or after a day;
+#: the memo counts takeovers.
 RULES = 3
 
 #: At most this many ends are told at once, and from rules 3 on about this many bytes of them: Temporal takes 2 MB.
@@ -75,6 +78,8 @@ class DagRunWorkflow:
         #: Nobody asks for the ends that are still to be told.
         self._is_impatient = False
         self._changes = 0
+        self._takeovers = 0
+        self._is_counting = False
         self._execution = Execution(self._rules)
         self._succession = Succession(NAME, header, self._begin)
 
@@ -152,11 +157,23 @@ class DagRunWorkflow:
                 continue
             if run.follower != follower:
                 former, run.follower = run.follower, follower
+                self._count_takeover()
                 if run.end is not None:
                     self._untold[run_id] = run
                 if (teller := self._tellers.get(former)) is not None and not self._to_tell(former):
                     teller.cancel()  # nobody serves that queue any more
             self._tell(follower)
+
+    def _count_takeover(self) -> None:
+        """Let former followers see in the memo that some of their runs are another's now; once for many signals."""
+        if self._rules > 2 and not self._is_counting:
+            self._is_counting = True
+            self._begin(self._count())
+
+    async def _count(self) -> None:
+        self._is_counting = False
+        self._takeovers += 1
+        workflow.upsert_memo({TAKEOVERS: self._takeovers})
 
     @workflow.signal
     def stop(self, run_id: str, reason: str, unwanted: bool) -> None:

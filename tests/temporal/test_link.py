@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 import uuid
@@ -193,6 +194,43 @@ def test_a_run_whose_workflow_was_terminated_ends(temporal: Temporal, settings: 
         assert (end.id, end.state) == (request.id, RunState.KILLED) and "terminated" in str(end.reason)
     finally:
         backend.close()
+
+
+def test_a_scheduler_that_stood_still_leaves_to_another_what_that_has_taken_over(
+    temporal: Temporal, settings: Settings, tmp_path: Path
+) -> None:
+    former, other = (
+        TemporalBackend(config(tmp_path / name), settings, lambda *_: "alive") for name in ("former", "other")
+    )
+    with contextlib.ExitStack() as at_end:
+        for backend in (former, other):
+            backend.open(None)
+            at_end.callback(backend.close)
+        who, run_ids = identity(dag_run_id=str(uuid.uuid4())), [str(uuid.uuid4()) for _ in range(2)]
+        for run_id in run_ids:
+            request = RunRequest(id=run_id, identity=who, workload={})
+            former.order(request, queued(run_id, who, limits={}, log_file=None))
+        taken, kept = run_ids
+        runs = former._followed.live()
+        wait_for(lambda: all(_offers(former, run) for run in runs.values()), "the runs to be offered")
+        record = other.adopt(taken, lambda: who)
+        assert record is not None
+        other.follow(record)
+
+        def looks() -> bool:
+            for backend in (former, other):
+                backend._link.call(backend._news.watch.look(), 60)
+            return not former.is_mine(taken)
+
+        wait_for(looks, "the former to notice", every_s=0.5)
+        assert former.is_mine(kept) and other.is_mine(taken)
+        assert former._followed.live().keys() == {kept} and other._followed.live().keys() == {taken}
+        assert not former.ends()
+        former.follow(former.record(taken))  # as when the other one dies
+        assert former.is_mine(taken)
+        wait_for(lambda: looks() or not other.is_mine(taken), "the other to notice", every_s=0.5)
+        assert former._followed.live().keys() == {kept, taken}
+        temporal.end_workflow(cards.workflow_id(who), "terminate")
 
 
 def _offers(backend: TemporalBackend, run: LiveRun) -> bool:

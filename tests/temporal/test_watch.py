@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import uuid
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
@@ -15,10 +16,10 @@ from temporalio.client import WorkflowQueryFailedError
 from air_executor.runs.ordered import OrderedRuns
 from air_executor.runs.record import Identity, queued
 from air_executor.temporal import cards
-from air_executor.temporal.asking import Known, RunStatus
+from air_executor.temporal.asking import Beat, Known, RunStatus, Seen
 from air_executor.temporal.dag_runs import DagRuns
 from air_executor.temporal.execution import AGAIN
-from air_executor.temporal.link import Beat, Link, Order, Seen, Signal
+from air_executor.temporal.link import Link, Order, Signal
 from air_executor.temporal.settings import Settings
 from air_executor.temporal.watch import LiveRun, Watch
 
@@ -40,6 +41,9 @@ class Execution:
     beats: dict[str, Beat] = field(default_factory=dict)
     is_mute: bool = False
     ends: dict[str, dict[str, Any]] = field(default_factory=dict)
+    takeovers: int = 0
+    others: set[str] = field(default_factory=set)
+    """The runs that another executor follows."""
 
 
 class FakeLink:
@@ -52,12 +56,14 @@ class FakeLink:
         self.workflows = {{"root": ROOT, "next": NEXT}[name]: each for name, each in executions.items()}
         self.sent: list[Any] = []
         self.unserved: set[str] = set()
+        self.asked: list[list[str]] = []
 
     async def look(self, workflow_id: str, execution: str) -> Seen | None:
         found = self.workflows.get(workflow_id)
         if found is None or found.id != execution:
             return None
-        return Seen(found.is_open, found.runs if found.is_open else set[str](), found.beats)
+        has_it = found.runs - found.ends.keys() if found.is_open else set[str]()
+        return Seen(found.is_open, has_it, found.beats, found.takeovers)
 
     async def known(self, workflow_id: str, execution: str | None = None) -> Known | None:
         found = self.workflows.get(workflow_id)
@@ -70,7 +76,12 @@ class FakeLink:
     async def status(self, workflow_id: str, execution: str, run_ids: list[str]) -> list[RunStatus]:
         found = self.workflows[workflow_id]
         assert execution == found.id and run_ids
-        return [RunStatus(each, self.queue, found.ends.get(each)) for each in run_ids if each in found.runs][:2]
+        self.asked.append(run_ids)
+        return [
+            RunStatus(each, "another" if each in found.others else self.queue, found.ends.get(each))
+            for each in run_ids
+            if each in found.runs
+        ][:2]
 
     async def execution(self, workflow_id: str) -> str | None:
         return None if (found := self.workflows.get(workflow_id)) is None else found.id
@@ -127,7 +138,13 @@ def see() -> Callable[..., Seeing]:
 
 def followed(*run_ids: str) -> dict[str, LiveRun]:
     """Return runs that were ordered in the first execution of the DAG run's workflow."""
-    return {run_id: LiveRun(WHO, ROOT, execution="one") for run_id in run_ids}
+    order = Order(ROOT, {}, {}, 0, lambda _: None)
+    return {run_id: LiveRun(WHO, ROOT, order, execution="one", is_followed=True) for run_id in run_ids}
+
+
+def adopted(*run_ids: str) -> dict[str, LiveRun]:
+    """Return such runs of an executor that has taken them over."""
+    return {run_id: dataclasses.replace(run, order=None) for run_id, run in followed(*run_ids).items()}
 
 
 def test_a_run_that_was_passed_on_is_looked_for_where_it_is(see: Callable[..., Seeing]) -> None:
@@ -151,7 +168,7 @@ def test_a_run_that_was_passed_on_is_looked_for_where_it_is(see: Callable[..., S
 
 def test_a_run_outlives_the_workflow_that_has_passed_it_on(see: Callable[..., Seeing]) -> None:
     seeing = see(
-        followed("here", "there"),
+        adopted("here", "there"),
         root=Execution("one", {"here"}, is_open=False, next_id=NEXT),
         next=Execution("two", {"there"}),
     )
@@ -170,6 +187,31 @@ def test_an_end_that_was_not_told_is_taken_from_a_workflow_that_is_over(see: Cal
     seeing.look()
     assert seeing.ends.pop("alive")["state"] == "killed"
     assert seeing.ends == told
+
+
+@pytest.mark.parametrize("is_open", [True, False])
+def test_a_run_that_another_has_taken_over_is_left_to_it(see: Callable[..., Seeing], is_open: bool) -> None:
+    ends = {run_id: {"state": "failed", "reason": run_id} for run_id in ("theirs, ended", "mine, ended")}
+    live = followed("theirs", "mine", *ends) | adopted("mine, asked for")
+    live["mine, asked for"].is_followed = False  # the signal is on its way
+    others = {"theirs", "theirs, ended", "mine, asked for"}
+    root = Execution("one", set(live), is_open, ends=ends, takeovers=1, others=others)
+    seeing = see(live, root=root)
+    for _ in range(3):
+        seeing.look()
+    taken = {run_id for run_id, end in seeing.ends.items() if end.get("is_taken")}
+    assert taken == {"theirs", "theirs, ended"}
+    if is_open:
+        assert seeing.live.keys() == {"mine", "mine, ended", "mine, asked for"}
+        asked = len(seeing.link.asked)
+        seeing.look()
+        assert len(seeing.link.asked) == asked, "once for each takeover"
+        root.takeovers, root.others = 2, {*others, "mine"}
+        seeing.look()
+        assert seeing.ends["mine"] == {"is_taken": True}
+    else:
+        assert not seeing.live and seeing.ends["mine, ended"] == ends["mine, ended"]
+        assert [seeing.ends[run_id]["state"] for run_id in ("mine", "mine, asked for")] == ["killed"] * 2
 
 
 def test_a_run_is_ordered_again_where_its_order_went(see: Callable[..., Seeing]) -> None:
@@ -195,7 +237,7 @@ def test_a_run_is_found_in_a_workflow_that_its_own_does_not_know_of(see: Callabl
 @pytest.mark.parametrize("is_taken_over", [True, False])
 def test_a_run_that_no_workflow_has_was_never_ordered(see: Callable[..., Seeing], is_taken_over: bool) -> None:
     """Its scheduler died before it could order it, or the workflow was terminated before it could pass it on."""
-    live = followed("lost")
+    live = adopted("lost")
     if is_taken_over:
         live["lost"].execution = None
     seeing = see(live, root=Execution("one", {"another"}, is_open=False))

@@ -39,6 +39,9 @@ class Place:
     def executor(self, queue: str) -> Worker:
         return Worker(self.client, task_queue=queue, activities=[self.hosts.tell])
 
+    async def execution(self) -> str:
+        return str((await self.handle.describe()).run_id)
+
     async def events(self) -> list[str]:
         return [type_name(event) async for event in self.handle.fetch_history_events()]
 
@@ -89,11 +92,39 @@ def test_a_workflow_is_patient_once_nothing_lives_and_then_still_knows_the_ends(
         assert await place.handle.result() == "success"
         idle, patience = [number for number, kind in enumerate(await place.events()) if kind == "timer_started"]
         assert idle < (await place.events()).index("activity_task_completed") < patience
-        execution = str((await place.handle.describe()).run_id)
         asked = [callback["id"], str(uuid.uuid4())]
-        (found,) = await asking.status(place.client, place.handle.id, execution, asked)
+        (found,) = await asking.status(place.client, place.handle.id, await place.execution(), asked)
         assert (found.id, found.follower) == (callback["id"], "nobody's")
         assert found.end == {"state": "succeeded", "reason": None}
+
+    at(temporal, do)
+
+
+def test_those_who_followed_see_that_others_do_now(temporal: Temporal) -> None:
+    batch = cards(50)
+    ids = [card["id"] for card in batch]
+
+    async def do(place: Place) -> None:
+        place.hosts.release.clear()
+        await place.order("former", batch)
+        await until(lambda: len(place.hosts.begun) == 50, "the tasks")
+        seen = await asking.look(place.client, place.handle.id, await place.execution())
+        assert seen is not None and seen.takeovers == 0
+        for run_id in ids[:40]:
+            await place.handle.signal("follow", args=["other", [run_id]])
+        found = await asking.status(place.client, place.handle.id, await place.execution(), ids)
+        assert [each.follower for each in found] == ["other"] * 40 + ["former"] * 10
+        seen = await asking.look(place.client, place.handle.id, await place.execution())
+        assert seen is not None and 0 < seen.takeovers <= 40
+        before = seen.takeovers
+        await place.handle.signal("follow", args=["other", ids[:40]])  # again, as by a scheduler that was in doubt
+        await asking.known(place.client, place.handle.id)
+        seen = await asking.look(place.client, place.handle.id, await place.execution())
+        assert seen is not None and seen.takeovers == before
+        place.hosts.release.set()
+        async with place.executor("former"), place.executor("other"):
+            await place.handle.signal("close", "success")
+            await place.handle.result()
 
     at(temporal, do)
 
