@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from temporalio.exceptions import (
 )
 from temporalio.workflow import ActivityCancellationType
 
-from air_executor.temporal.sizes import Portions, size
+from air_executor.temporal.sizes import Portions, size, slowness
 
 #: A worker that shows no life of a run for so long is asked for it through its host's own queue.
 HEARTBEAT_TIMEOUT = timedelta(seconds=20)
@@ -107,9 +108,17 @@ class Execution:
         """
         self._rules = rules
         self._portions = Portions()
+        #: Runs for which no host answers.
+        self._missing: set[str] = set()
 
     async def end_of(self, run: Run) -> dict[str, Any]:
         """Have a run executed, and return its end: its record, or the state and reason if there is none."""
+        try:
+            return await self._end_of(run)
+        finally:
+            self._missing.discard(run.card["id"])
+
+    async def _end_of(self, run: Run) -> dict[str, Any]:
         host: str | None = None
         patience = _ATTACH_TIMEOUT
         silent_since: datetime | None = None
@@ -139,18 +148,20 @@ class Execution:
                 host = None
             elif isinstance(cause, ApplicationError) and cause.type == DETACHED:
                 host, patience, silent_since = str(cause.details[0]), _ATTACH_TIMEOUT, workflow.now()
+                self._missing.discard(run.card["id"])
             elif host is not None and isinstance(cause, TimeoutError) and cause.type is TimeoutType.HEARTBEAT:
                 patience = _ATTACH_TIMEOUT
-                if (
-                    cause.last_heartbeat_details or silent_since is None
-                ):  # it was not only offered to a host that is gone
+                # It was not only offered to a host that is gone.
+                if cause.last_heartbeat_details or silent_since is None:
+                    self._missing.discard(run.card["id"])
                     silent_since = workflow.now() - HEARTBEAT_TIMEOUT
             elif cause is None or isinstance(cause, TimeoutError):
                 silent_since = silent_since or workflow.now() - HEARTBEAT_TIMEOUT
+                self._missing.add(run.card["id"])
                 verdict = await self._judge(run, silent_since)
                 pauses = _pauses()
                 while verdict == ALIVE and (host is None or cause is None):
-                    await workflow.sleep(next(pauses))  # until it ends, or its last heartbeat is old
+                    await workflow.sleep(self._slowed(next(pauses)))  # until it ends, or its last heartbeat is old
                     verdict = await self._judge(run, silent_since)
                 if verdict == LOST and run.stop_reason is not None:
                     return stopped(run, "and its host is lost")
@@ -164,6 +175,14 @@ class Execution:
             else:
                 return {"state": "failed", "reason": getattr(cause, "message", None) or str(cause)}
         raise AssertionError
+
+    def _slowed(self, pause: timedelta) -> timedelta:
+        """Return a pause between two looks for a run: a longer one if the history is long."""
+        if self._rules < 3:
+            return pause
+        info = workflow.info()
+        used = info.get_current_history_length(), info.get_current_history_size()
+        return pause * slowness(*used, len(self._missing))
 
     async def _has_room(self, value: Any) -> None:
         """Return when the present workflow task has room for an activity that is given this."""
@@ -179,7 +198,7 @@ class Execution:
             task_queue=run.card["queue"] if host is None else host,
             activity_id=run.card["id"] if attempt == 1 else f"{run.card['id']}-{attempt}",
             summary=run.card["summary"],
-            schedule_to_start_timeout=_waits(run) if host is None else patience,
+            schedule_to_start_timeout=_waits(run) if host is None else self._slowed(patience),
             start_to_close_timeout=_NO_LIMIT,
             heartbeat_timeout=HEARTBEAT_TIMEOUT,
             # Airflow decides whether there is another try.
@@ -193,13 +212,15 @@ class Execution:
 
     async def _judge(self, run: Run, silent_since: datetime) -> str:
         """Return what Airflow's database says of a run whose host has not answered since then."""
+        pauses = _pauses()
         while True:
+            asked = run.follower
             await self._has_room(run.card["identity"])
             try:
                 verdict: str = await workflow.execute_activity(
                     "judge",
                     args=[run.card["identity"], (workflow.now() - silent_since).total_seconds()],
-                    task_queue=run.follower,
+                    task_queue=asked,
                     schedule_to_start_timeout=_JUDGE_TIMEOUT,
                     start_to_close_timeout=_JUDGE_TIMEOUT,
                     retry_policy=RetryPolicy(maximum_attempts=1),
@@ -207,4 +228,13 @@ class Execution:
                 )
                 return verdict
             except ActivityError:
-                await workflow.sleep(_ATTACH_TIMEOUT)  # nobody looks now: the database, or every executor, is away
+                # Nobody looks now: the database, or every executor, is away.
+                if self._rules < 3:
+                    await workflow.sleep(_ATTACH_TIMEOUT)
+                else:
+                    await self._wait_for_another(run, asked, next(pauses))
+
+    async def _wait_for_another(self, run: Run, follower: str, pause: timedelta) -> None:
+        """Wait until another executor follows a run, at most for this long."""
+        with contextlib.suppress(asyncio.TimeoutError):
+            await workflow.wait_condition(lambda: run.follower != follower, timeout=self._slowed(pause))

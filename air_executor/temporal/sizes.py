@@ -17,6 +17,15 @@ _PORTION = 1_000_000
 #: An activity has about this many bytes more than what it is given.
 _ACTIVITY = 500
 
+#: Looking for runs shall not give a history more events, or bytes. From 51,200 or 50 MB on, Temporal ends its workflow.
+_MOST_EVENTS, _MOST_BYTES = 40_000, 40 << 20
+
+#: Two more looks for a run that no host answers for add about so many.
+_EVENTS_OF_LOOKS, _BYTES_OF_LOOKS = 16, 6_000
+
+#: Pauses between two looks double with each 25th part of that beyond the twelfth: ordinary histories are shorter.
+_PARTS, _FAST_PARTS, _MOST_DOUBLINGS = 25, 12, 20
+
 _MOMENT = timedelta(milliseconds=1)
 
 
@@ -29,6 +38,20 @@ def first_of(values: list[Any], most: int) -> list[Any]:
     """Return as many of these values, from the first on, as have this many bytes together; at least one."""
     sums = itertools.accumulate(map(size, values))
     return values[: max(1, sum(1 for _ in itertools.takewhile(lambda total: total <= most, sums)))]
+
+
+def slowness(events: int, size: int, missing: int) -> int:
+    """Return how many times as long as else to wait between two looks for runs: the history must not get too long.
+
+    :param events: how many it has.
+    :param size: how many bytes it has.
+    :param missing: how many runs are looked for.
+    """
+    used = max(
+        (events + _EVENTS_OF_LOOKS * missing) / _MOST_EVENTS,
+        (size + _BYTES_OF_LOOKS * missing) / _MOST_BYTES,
+    )
+    return 1 << min(max(0, int(_PARTS * used) - _FAST_PARTS), _MOST_DOUBLINGS)
 
 
 class Portions:

@@ -50,7 +50,7 @@ _EVENTS_PER_RUN = 6
 #: What a workflow does follows from its history, so a new rule holds for those that begin with it; executors say which
 #: they know. 2: room for each queue, live runs count for the length, and one that is cancelled takes nothing new.
 #: 3: what is told, or ordered, at once is limited in bytes; no end is given up while anything lives, or after a day;
-#: the memo counts takeovers.
+#: the memo counts takeovers; looking for missing runs slows down as the history grows.
 RULES = 3
 
 #: At most this many ends are told at once, and from rules 3 on about this many bytes of them: Temporal takes 2 MB.

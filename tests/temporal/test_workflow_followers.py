@@ -9,10 +9,11 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from temporalio.client import Client, WorkflowExecutionStatus, WorkflowHandle
+from temporalio import activity
+from temporalio.client import Client, WorkflowExecutionStatus, WorkflowFailureError, WorkflowHandle
 from temporalio.worker import Worker
 
-from air_executor.temporal import asking, workflow
+from air_executor.temporal import asking, execution, workflow
 from air_executor.temporal.workflow import NAME, RULES
 from air_executor.temporal.workflow_worker import workflow_worker
 from tests.temporal.conftest import Temporal
@@ -125,6 +126,37 @@ def test_those_who_followed_see_that_others_do_now(temporal: Temporal) -> None:
         async with place.executor("former"), place.executor("other"):
             await place.handle.signal("close", "success")
             await place.handle.result()
+
+    at(temporal, do)
+
+
+def test_whoever_comes_is_asked_at_once_for_a_run_that_nobody_has_looked_at(
+    temporal: Temporal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All executors are away, and a host is lost; the next look would be in an hour."""
+    monkeypatch.setattr(execution, "HEARTBEAT_TIMEOUT", timedelta(seconds=1))
+    monkeypatch.setattr(execution, "_JUDGE_TIMEOUT", timedelta(seconds=1))
+    monkeypatch.setattr(execution, "_ATTACH_TIMEOUT", timedelta(hours=1))
+    (lost,) = cards(1)
+
+    async def do(place: Place) -> None:
+        @activity.defn(name="run")
+        async def run(card: dict[str, Any]) -> None:
+            await asyncio.Event().wait()
+
+        @activity.defn(name="judge")
+        async def judge(identity: dict[str, Any], silent_s: float) -> str:
+            return execution.LOST
+
+        async with Worker(place.client, task_queue="dying", activities=[run]):
+            await place.order("away", [{**lost, "queue": "dying"}])
+            await place.until_events("timer_started", 2)  # after that for a day without news
+        await place.handle.signal("follow", args=["here", [lost["id"]]])
+        async with Worker(place.client, task_queue="here", activities=[judge, place.hosts.tell]):
+            await place.handle.signal("close", "failed")
+            with pytest.raises(WorkflowFailureError):
+                await place.handle.result()
+        assert place.hosts.told[lost["id"]]["state"] == "lost"
 
     at(temporal, do)
 

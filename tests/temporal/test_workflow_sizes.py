@@ -12,7 +12,7 @@ from temporalio import activity
 from temporalio.client import Client, WorkflowHistory
 from temporalio.worker import Worker
 
-from air_executor.temporal.sizes import first_of, size
+from air_executor.temporal.sizes import first_of, size, slowness
 from tests.temporal.conftest import Temporal
 from tests.temporal.test_workflow import Hosts, cards, replay, send, serve, until
 
@@ -23,6 +23,23 @@ def test_sizes_are_those_of_temporals_json() -> None:
     assert [size(text) for text in ("aa", "é", "字", "😀", "\n")] == [4, 8, 8, 14, 4]
     assert first_of(["a" * 8] * 5, 25) == ["a" * 8] * 2
     assert first_of(["a" * 100, "a"], 25) == ["a" * 100]
+
+
+@pytest.mark.parametrize(
+    ("events", "missing"), [(100, 1), (12_000, 1), (100, 64), (12_000, 64), (100, 500), (12_000, 500), (6_000, 1000)]
+)
+def test_who_looks_for_runs_for_a_year_has_no_history_that_is_too_long(events: int, missing: int) -> None:
+    """A look every 10 s at first, then every 5 minutes; each adds 6 events for each run."""
+    pauses, now_s = [10.0] * 6 + [20.0, 40.0, 80.0, 160.0], 0.0
+    while now_s < 365 * 86400:
+        now_s += (pauses.pop(0) if pauses else 300.0) * slowness(events, 800 * events, missing)
+        events += 6 * missing
+    assert events < 50_000
+
+
+def test_a_host_that_is_dead_is_found_as_soon_as_ever() -> None:
+    assert slowness(12_000, 15 << 20, 64) == slowness(6_000, 15 << 20, 500) == 1
+    assert [slowness(30_000, 0, 1), slowness(0, 30 << 20, 1)] == [2**6, 2**6]
 
 
 class Verbose(Hosts):
