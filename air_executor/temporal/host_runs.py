@@ -14,7 +14,7 @@ from typing import Any
 from temporalio import activity
 from temporalio.api.enums.v1 import PendingActivityState
 from temporalio.client import Client, WorkflowExecutionStatus
-from temporalio.exceptions import ApplicationError
+from temporalio.exceptions import ApplicationError, TemporalError
 from temporalio.service import RPCError, RPCStatusCode
 
 from air_executor.errors import AirExecutorError, ProtocolError, StateDirError
@@ -287,9 +287,10 @@ class HostRuns:
             # If it timed out, as when Temporal was away, the run is asked for again. Or the whole workflow is over.
             elif (await workflow.describe(rpc_timeout=timeout)).status == WorkflowExecutionStatus.RUNNING:
                 raise asyncio.CancelledError
-        except RPCError as error:
+        except TemporalError as error:  # or the workflow can't say, as when nobody here can replay it
             log.warning("Temporal does not say why run %s is to end: %s", run_id, error)
-            is_lost_job = card["identity"]["kind"] == "job" and error.status is RPCStatusCode.NOT_FOUND
+            is_lost = isinstance(error, RPCError) and error.status is RPCStatusCode.NOT_FOUND
+            is_lost_job = is_lost and card["identity"]["kind"] == "job"
             if is_gone and not is_lost_job:
                 # It is away, or has lost its data: the run goes on, and tells Airflow its end. A job's could tell none.
                 raise asyncio.CancelledError from None

@@ -16,8 +16,9 @@ from typing import Any, cast
 import pytest
 from temporalio.activity import ActivityCancellationDetails
 from temporalio.api.enums.v1 import PendingActivityState
-from temporalio.client import WorkflowExecutionStatus
+from temporalio.client import WorkflowExecutionStatus, WorkflowQueryFailedError, WorkflowQueryRejectedError
 from temporalio.exceptions import ApplicationError
+from temporalio.service import RPCError, RPCStatusCode
 from temporalio.testing import ActivityEnvironment
 
 from air_executor.errors import AirExecutorError, StateDirError
@@ -68,12 +69,15 @@ class Workflow:
     def __init__(self) -> None:
         self.is_answering = asyncio.Event()
         self.asked = 0
+        self.error: Exception | None = None
         self.status = WorkflowExecutionStatus.RUNNING
         self.state = PendingActivityState.PENDING_ACTIVITY_STATE_STARTED
 
     async def query(self, *_: Any, **__: Any) -> dict[str, Any]:
         self.asked += 1
         await self.is_answering.wait()
+        if self.error is not None:
+            raise self.error
         return {"reason": "marked failed", "unwanted": False}
 
     async def describe(self, **_: Any) -> Any:
@@ -160,6 +164,31 @@ def test_a_run_is_stopped_after_its_activity_was_paused(tmp_path: Path, monkeypa
         with pytest.raises(asyncio.CancelledError):
             await host.task
         assert [reason for _, reason in host.backend.stopped] == ["its workflow was ended in Temporal"]
+
+    asyncio.run(check())
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        WorkflowQueryFailedError("it can't be replayed"),
+        WorkflowQueryRejectedError(WorkflowExecutionStatus.FAILED),
+        RPCError("away", RPCStatusCode.UNAVAILABLE, b""),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_a_run_is_stopped_though_nobody_can_say_why(error: Exception, tmp_path: Path) -> None:
+    async def check() -> None:
+        host = Host(tmp_path)
+        host.workflow.error = error
+        host.workflow.is_answering.set()
+        await host.beaten()
+        host.environment.cancel(ActivityCancellationDetails(cancel_requested=True))
+        await host.beaten()
+        assert host.backend.stopped == [(host.record.id, "its workflow was ended in Temporal")]
+        assert not host.task.done()
+        await host.ends()
+        await host.task
 
     asyncio.run(check())
 
