@@ -37,7 +37,7 @@ def _temporal(args: argparse.Namespace) -> int:
         if args.action == "setup":
             asyncio.run(_set_up(settings))
         else:
-            _, found = asyncio.run(look_around(settings, _queues(args)))
+            _, found = asyncio.run(look_around(settings, _queues(args, settings)))
             _show(found, settings, is_json=args.json)
     return EXIT_OK
 
@@ -70,11 +70,11 @@ async def _set_up(settings: Settings) -> None:
         print(line)
 
 
-def _queues(args: argparse.Namespace) -> set[str]:
+def _queues(args: argparse.Namespace, settings: Settings) -> set[str]:
     """Return the queues to show even if nobody serves them: those named, and those of this machine's live orders."""
     named = {name.strip() for name in args.queues.split(",") if name.strip()}
     ordered = OrderedRuns.of(config.plain_state_dir()).open_records()
-    return named | {record.identity.queue or "default" for record in ordered}
+    return named | {record.identity.queue or settings.default_queue for record in ordered}
 
 
 def _show(found: Overview, settings: Settings, *, is_json: bool) -> None:

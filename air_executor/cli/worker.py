@@ -31,6 +31,7 @@ from air_executor.runs.statedir import VARIABLE, locate
 from air_executor.runs.store import RunStore
 
 if TYPE_CHECKING:
+    from air_executor.temporal.settings import Settings
     from air_executor.temporal.worker import HostWorker, Shutdown
 
 #: Files in the state directory: the worker's lock, and a request to drain.
@@ -78,9 +79,7 @@ def _work(args: argparse.Namespace, options: Config) -> None:
     folder = Path(options.state_dir)
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     check_state_dir(folder)
-    queues = [name.strip() for name in args.queues.split(",") if name.strip()]
-    if not queues:
-        raise AirExecutorError("--queues names no queue: give the names of Airflow's queues, separated by commas")
+    queues = _queues(args.queues, settings)
     has_airflow = importlib.util.find_spec("airflow") is not None  # jobs need none
     options = dataclasses.replace(options, fence_seconds=settings.fence_s, serves="airflow" if has_airflow else "jobs")
     backend, store = LocalBackend(options), RunStore(folder)
@@ -94,6 +93,13 @@ def _work(args: argparse.Namespace, options: Config) -> None:
                 backend, settings, args.name or system.host(), _place(folder), store, options.stop_grace_seconds
             )
             asyncio.run(_serve(worker, queues, args.slots, options))
+
+
+def _queues(named: str | None, settings: Settings) -> list[str]:
+    queues = [name.strip() for name in (settings.default_queue if named is None else named).split(",") if name.strip()]
+    if not queues:
+        raise AirExecutorError("--queues names no queue: give the names of Airflow's queues, separated by commas")
+    return queues
 
 
 async def _serve(worker: HostWorker, queues: list[str], slots: int | None, options: Config) -> None:
@@ -197,7 +203,10 @@ COMMANDS: tuple[Command, ...] = (
         (
             Argument(
                 ("--queues",),
-                {"default": "default", "metavar": "NAMES", "help": "Airflow's queues to serve, separated by commas"},
+                {
+                    "metavar": "NAMES",
+                    "help": "Airflow's queues to serve, separated by commas (default: [operators] default_queue)",
+                },
             ),
             Argument(
                 ("--slots",),

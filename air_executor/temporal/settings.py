@@ -52,6 +52,8 @@ class Settings:
     """The first part of the names of all task queues."""
     keys: tuple[str, ...] = field(repr=False)
     """Secrets from which keys are derived: the first seals, all open."""
+    default_queue: str = "default"
+    """The queue of Airflow's that has what names none: callbacks, some tests of connections, tasks of jobs."""
     wait_s: float = 86400.0
     """How long an order may wait for a host, in seconds."""
     beat_s: float = 5.0
@@ -91,6 +93,7 @@ class Settings:
             namespace=_text(get, "temporal_namespace"),
             prefix=prefix,
             keys=keys,
+            default_queue=(get("operators", "default_queue") or "").strip() or "default",
             wait_s=float(_text(get, "temporal_wait_seconds")),
             beat_s=_beat_s(get("workers", "min_heartbeat_interval")),
             server=get("core", "execution_api_server_url"),
@@ -116,7 +119,7 @@ class Settings:
 
     def queue(self, name: str | None) -> str:
         """Return Temporal's task queue for one of Airflow's."""
-        return f"{self.prefix}.{name or 'default'}"
+        return f"{self.prefix}.{name or self.default_queue}"
 
     def host_queue(self, host: str) -> str:
         """Return the task queue of one host, where its runs are found again."""

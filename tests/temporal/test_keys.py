@@ -1,4 +1,4 @@
-"""The keys with which orders are sealed: they can be replaced while orders wait, and none is ever shown."""
+"""Options for Temporal. Keys with which orders are sealed can be replaced while orders wait; none is ever shown."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 import pytest
 
-from air_executor.errors import ConfigError, ProtocolError
+from air_executor.cli.worker import _queues
+from air_executor.errors import AirExecutorError, ConfigError, ProtocolError
 from air_executor.temporal.settings import Settings
 
 
@@ -35,6 +36,16 @@ def test_how_often_runners_send_heartbeats_moves_the_fence_and_the_verdict() -> 
     assert (with_interval("30").fence_s, with_interval("30").lost_s) == (50.0, 70.0)
     with pytest.raises(ConfigError, match="min_heartbeat_interval = 'often'"):
         with_interval("often")
+
+
+@pytest.mark.parametrize(("text", "queue"), [("main", "main"), (None, "default"), (" ", "default")])
+def test_what_names_no_queue_has_airflows_default_one_and_workers_serve_that(text: str | None, queue: str) -> None:
+    values = {("air_executor", "temporal_key"): "key", ("operators", "default_queue"): text}
+    found = Settings.load(lambda section, name: values.get((section, name)))
+    assert found.queue(None) == f"airflow-tasks.{queue}" and found.queue("gpu") == "airflow-tasks.gpu"
+    assert (_queues(None, found), _queues("a, b", found)) == ([queue], ["a", "b"])
+    with pytest.raises(AirExecutorError, match="names no queue"):
+        _queues(",", found)
 
 
 def test_airflows_key_is_used_if_there_is_no_other() -> None:
