@@ -63,6 +63,11 @@ class DagRunWorkflow:
 
     @workflow.init
     def __init__(self, header: dict[str, Any]) -> None:
+        if (rules := header.get("rules", 1)) > RULES:
+            # The workflow task fails, and Temporal offers it to another worker.
+            raise RuntimeError(
+                f"this AirExecutor knows rules up to {RULES}, and the workflow follows {rules}: upgrade it"
+            )
         self._header = header
         self._runs: dict[str, Run] = {}
         #: Those of them that have no end yet, and those whose end is to be told. There may be thousands of others; what
@@ -71,7 +76,7 @@ class DagRunWorkflow:
         self._untold: dict[str, Run] = {}
         self._tellers: dict[str, asyncio.Task[None]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        self._rules: int = header.get("rules", 1)
+        self._rules: int = rules
         self._rooms: defaultdict[str, asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(MOST_AT_ONCE))
         self._closed: str | None = None
         self._is_cancelled = False

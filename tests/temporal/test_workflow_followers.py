@@ -161,6 +161,34 @@ def test_whoever_comes_is_asked_at_once_for_a_run_that_nobody_has_looked_at(
     at(temporal, do)
 
 
+def test_a_worker_of_a_former_version_leaves_a_workflow_to_others(
+    temporal: Temporal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch = cards(1)
+
+    async def do(place: Place) -> None:
+        monkeypatch.setattr(workflow, "RULES", RULES - 1)
+        await place.order("executor", batch)
+        await until_attempts(place.handle, 2)
+        assert "activity_task_scheduled" not in await place.events()
+        monkeypatch.setattr(workflow, "RULES", RULES)  # another worker has it
+        async with place.executor("executor"):
+            await until(lambda: place.hosts.told, "the end")
+            await place.handle.signal("close", "success")
+            assert await place.handle.result() == "success"
+
+    at(temporal, do)
+
+
+async def until_attempts(handle: WorkflowHandle[Any, Any], count: int) -> None:
+    """Wait until a workflow's task is attempted for the so manieth time."""
+    for _ in range(600):
+        if (await handle.describe()).raw_description.pending_workflow_task.attempt >= count:
+            return
+        await asyncio.sleep(0.1)
+    raise AssertionError("its task did not fail")
+
+
 def test_an_end_waits_for_its_executor_for_longer_than_a_day(
     temporal: Temporal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
