@@ -119,14 +119,15 @@ class Execution:
             self._missing.discard(run.card["id"])
 
     async def _end_of(self, run: Run) -> dict[str, Any]:
-        host: str | None = None
+        host: str | None = None  # its task queue
+        name = ""
         patience = _ATTACH_TIMEOUT
         silent_since: datetime | None = None
         unfit = 0
         for attempt in itertools.count(1):
             await self._has_room(_card(run, host))
             run.handle = self._start(run, host, patience, attempt)
-            why = f"no worker answers on {host}" if host is not None else "its worker died as it began"
+            why = f"no worker answers on {name or host}" if host is not None else "its worker died as it began"
             try:
                 end: dict[str, Any] = await run.handle
                 if end["state"] != UNKNOWN:
@@ -135,7 +136,8 @@ class Execution:
             except (ActivityError, asyncio.CancelledError) as error:
                 cause = error.cause if isinstance(error, ActivityError) else error
             if isinstance(cause, TimeoutError) and cause.last_heartbeat_details:
-                host = str(cause.last_heartbeat_details[0]["queue"])
+                said = cause.last_heartbeat_details[0]
+                host, name = str(said["queue"]), str(said.get("host") or "")
             if isinstance(cause, CancelledError | asyncio.CancelledError):
                 if host is None:
                     return stopped(run, "before it began")
@@ -148,6 +150,7 @@ class Execution:
                 host = None
             elif isinstance(cause, ApplicationError) and cause.type == DETACHED:
                 host, patience, silent_since = str(cause.details[0]), _ATTACH_TIMEOUT, workflow.now()
+                name = str(cause.details[1]) if len(cause.details) > 1 else ""  # not from a former version
                 self._missing.discard(run.card["id"])
             elif host is not None and isinstance(cause, TimeoutError) and cause.type is TimeoutType.HEARTBEAT:
                 patience = _ATTACH_TIMEOUT

@@ -8,7 +8,6 @@ import logging
 import os
 from collections.abc import Coroutine, Iterable
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 from temporalio import activity
@@ -20,6 +19,7 @@ from temporalio.service import RPCError, RPCStatusCode
 from air_executor.errors import AirExecutorError, ProtocolError, StateDirError
 from air_executor.guard import Guard
 from air_executor.machine import system
+from air_executor.machine.safe_files import replace_file
 from air_executor.machine.sizes import mebibytes
 from air_executor.runs import record as runs
 from air_executor.runs import usage
@@ -82,16 +82,25 @@ class HostRuns:
         """Return the ids of the runs that have not ended."""
         return [run_id for run_id, end in list(self._ends.items()) if not end.done()]
 
-    def take_over(self, records: Iterable[RunRecord]) -> None:
-        """Follow those of these runs that former workers have ordered, so that they count before Temporal asks."""
+    def take_over(self, records: Iterable[RunRecord]) -> bool:
+        """Follow those of these runs that former workers have ordered, so that they count before Temporal asks.
+
+        :return: whether one of those was of a former version, whose task queues had other names.
+        """
+        is_former = False
         for record in records:
-            if os.path.exists(self._mark(record.id)):
+            if os.path.exists(mark := self._mark(record.id)):
                 with self._guard(f"Taking run {record.id} over"):
+                    is_former = is_former or os.path.getsize(mark) == 0
                     self._backend.follow(record)
                     self._ends[record.id] = asyncio.get_running_loop().create_future()
+        return is_former
 
     def _mark(self, run_id: str) -> str:
-        """Return the path of a file that says that a worker has ordered a run: others may use the state directory."""
+        """Return the path of a file that says that a worker has ordered a run: others may use the state directory.
+
+        It has the name of the host's queue; a former version left it empty.
+        """
         return os.path.join(self._backend.folder(run_id), "by-worker")
 
     def stop_all(self, reason: str) -> None:
@@ -138,8 +147,8 @@ class HostRuns:
                         self._store.learned.take(request.identity, learned)
                 record = runs.queued(request.id, request.identity, limits=card["limits"], log_file=request.log_file)
                 self._backend.order(request, record)
-                with contextlib.suppress(OSError):
-                    Path(self._mark(request.id)).touch(mode=0o600)
+                with contextlib.suppress(StateDirError):
+                    replace_file(self._mark(request.id), self._queue.encode())
                 self._follow(request.id)
                 self._note_fit()
         except AirExecutorError as error:
@@ -230,7 +239,7 @@ class HostRuns:
         activity.heartbeat(details)
 
     def _detached(self) -> ApplicationError:
-        return ApplicationError("its worker ends; the run goes on", self._queue, type=DETACHED)
+        return ApplicationError("its worker ends; the run goes on", self._queue, self._host, type=DETACHED)
 
     async def _wait_for(self, end: asyncio.Future[RunRecord], card: dict[str, Any], *, is_deaf: bool) -> bool:
         """Wait a while for the end of a run, and do what the cancellation of its activity means.

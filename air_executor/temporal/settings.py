@@ -121,9 +121,9 @@ class Settings:
         """Return Temporal's task queue for one of Airflow's."""
         return f"{self.prefix}.{name or self.default_queue}"
 
-    def host_queue(self, host: str) -> str:
-        """Return the task queue of one host, where its runs are found again."""
-        return f"{self.prefix}@{host}"
+    def host_queue(self, place: str) -> str:
+        """Return the task queue of one host's state directory, where its runs are found again."""
+        return f"{self.prefix}@{place}"
 
     async def connect(self, **more: Any) -> Client:
         """Connect to Temporal.

@@ -77,13 +77,15 @@ class HostWorker:
 
         :param backend: where runs happen, on this host.
         :param host: the host's name, for people.
-        :param place: names the state directory, unlike all others: hosts may have the same name.
+        :param place: names the state directory, unlike all others: hosts may have the same name, or another one later.
         :param store: of that directory.
         :param grace_s: how long a task that is stopped has for its ``on_kill``, in seconds.
         """
         self._settings = settings
         self._host = host
-        self._queue = settings.host_queue(f"{host}-{place}")
+        self._queue = settings.host_queue(place)
+        self._former_queue = settings.host_queue(f"{host}-{place}")
+        """Of a former version's worker. Runs that it has begun are asked for there."""
         self._runs = HostRuns(backend, settings, host, self._queue, str(store.root), grace_s)
         self._store = store
         self._client: Client
@@ -96,10 +98,11 @@ class HostWorker:
         if not await self._connect(shutdown.asked):
             return
         self._runs.slots = room = HostSlots(slots, lambda: len(self._runs.live()))
-        self._runs.take_over([record for record in self._store.open_records() if not record.state.is_end])
+        live = [record for record in self._store.open_records() if not record.state.is_end]
+        asked_for = [self._queue, self._former_queue] if self._runs.take_over(live) else [self._queue]
         own = [
             workflow_worker(self._client, self._settings.prefix),
-            self._worker(self._queue, self._runs.attach, FixedSizeSlotSupplier(_MOST), pollers=5),
+            *(self._worker(each, self._runs.attach, FixedSizeSlotSupplier(_MOST), pollers=5) for each in asked_for),
         ]
         orders = [
             self._worker(

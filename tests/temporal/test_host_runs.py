@@ -62,6 +62,9 @@ class Backend:
     def is_stopping(self, run_id: str) -> bool:
         return False
 
+    def follow(self, record: RunRecord) -> None:
+        pass
+
 
 class Workflow:
     """A workflow that a host asks."""
@@ -204,7 +207,7 @@ def test_a_worker_that_ends_while_it_asks_why_detaches_its_run(tmp_path: Path) -
         host.task.cancel()
         with pytest.raises(ApplicationError) as caught:
             await host.task
-        assert caught.value.type == DETACHED and caught.value.details == ("q@one",)
+        assert caught.value.type == DETACHED and caught.value.details == ("q@one", "one")
         assert not host.backend.stopped
 
     asyncio.run(check())
@@ -250,6 +253,27 @@ def sealed(key: str, **changes: Any) -> dict[str, Any]:
         dataclasses.replace(SETTINGS, keys=(key,)),
     )
     return {**made, **changes}
+
+
+def test_runs_of_a_former_version_are_asked_for_by_its_name(tmp_path: Path) -> None:
+    async def check() -> None:
+        backend, mark = Backend(tmp_path), tmp_path / "by-worker"
+        runs = HostRuns(cast(Any, backend), SETTINGS, "one", "q@place", str(tmp_path), 1.0)
+        runs.client = cast(Any, None)
+        card = sealed("new")
+        ordered = asyncio.ensure_future(ActivityEnvironment().run(runs.run, card))
+        await asyncio.wait([ordered], timeout=0.2)
+        ordered.cancel()
+        await asyncio.wait([ordered])
+        live = [record(RunState.RUNNING, card["id"])]
+        assert mark.read_text() == "q@place" and mark.stat().st_mode & 0o777 == 0o600
+        assert not runs.take_over(live)
+        mark.write_text("")
+        assert runs.take_over(live)
+        mark.unlink()
+        assert not runs.take_over(live), "it is not a worker's"
+
+    asyncio.run(check())
 
 
 def test_a_host_that_can_execute_nothing_leaves_orders_to_others(

@@ -42,10 +42,10 @@ class Place:
     def log(self) -> Path:
         return self.folder / "worker.log"
 
-    def start_worker(self) -> None:
+    def start_worker(self, *arguments: str) -> None:
         with self.log.open("wb") as log:
             self.worker = subprocess.Popen(
-                [*_CLI, "worker", "--state-dir", str(self.folder / "host"), "--no-logs", "--slots", "4"],
+                [*_CLI, "worker", "--state-dir", str(self.folder / "host"), "--no-logs", "--slots", "4", *arguments],
                 env=self.env,
                 cwd=self.folder,
                 stdin=subprocess.DEVNULL,
@@ -150,7 +150,7 @@ def test_each_task_is_done_once_whoever_dies(place: Place) -> None:
     (place.folder / "release-a").touch()
     wait_for(lambda: effects("a") == "begin\nend\n", "the end of one that nobody looks after")
     process = place.start_run("lives")
-    place.start_worker()
+    place.start_worker("--name", "renamed")
     for name in ("b", "c"):
         (place.folder / f"release-{name}").touch()
     assert ended(process)[0] == 0
