@@ -102,23 +102,23 @@ def test_a_workflow_is_patient_once_nothing_lives_and_then_still_knows_the_ends(
 
 
 def test_those_who_followed_see_that_others_do_now(temporal: Temporal) -> None:
-    batch = cards(50)
+    batch = cards(10)
     ids = [card["id"] for card in batch]
 
     async def do(place: Place) -> None:
         place.hosts.release.clear()
         await place.order("former", batch)
-        await until(lambda: len(place.hosts.begun) == 50, "the tasks")
+        await until(lambda: len(place.hosts.begun) == 10, "the tasks")
         seen = await asking.look(place.client, place.handle.id, await place.execution())
         assert seen is not None and seen.takeovers == 0
-        for run_id in ids[:40]:
+        for run_id in ids[:8]:
             await place.handle.signal("follow", args=["other", [run_id]])
         found = await asking.status(place.client, place.handle.id, await place.execution(), ids)
-        assert [each.follower for each in found] == ["other"] * 40 + ["former"] * 10
+        assert [each.follower for each in found] == ["other"] * 8 + ["former"] * 2
         seen = await asking.look(place.client, place.handle.id, await place.execution())
-        assert seen is not None and 0 < seen.takeovers <= 40
+        assert seen is not None and 0 < seen.takeovers <= 8
         before = seen.takeovers
-        await place.handle.signal("follow", args=["other", ids[:40]])  # again, as by a scheduler that was in doubt
+        await place.handle.signal("follow", args=["other", ids[:8]])  # again, as by a scheduler that was in doubt
         await asking.known(place.client, place.handle.id)
         seen = await asking.look(place.client, place.handle.id, await place.execution())
         assert seen is not None and seen.takeovers == before
