@@ -11,6 +11,9 @@ from air_executor.jobs.model import OUTSIDE, Task, TaskStatus
 #: The error of a task that did not run because of another one begins so.
 NOT_RUN = "not run: "
 
+#: The error of a task that had not begun when its job was cancelled.
+CANCELLED = f"{NOT_RUN}the job was cancelled"
+
 
 def reset(files: JobFiles) -> None:
     """Make all tasks pending. Tasks that others have queued are removed: they will be queued again."""
@@ -33,14 +36,15 @@ def retry(files: JobFiles, ids: Iterable[str] = ()) -> None:
 
 
 def _to_retry(files: JobFiles, wanted: set[str]) -> dict[str, Task]:
+    """Return what failed and is wanted, what was cancelled, and of what depends on these all that has ended.
+
+    What was skipped because of a failure is among the last: its dependencies lead to the task that failed.
+    """
     again: dict[str, Task] = {}
     for task in files.tasks.values():
         group = task.queued_by if task.index is not None else None
         is_wanted = not wanted or task.id in wanted or group in wanted
-        did_not_run = task.status in (TaskStatus.SKIPPED, TaskStatus.CANCELLED) or (
-            (task.error or "").startswith(NOT_RUN)  # a former version marks it as failed
-        )
-        if did_not_run or (task.status is TaskStatus.FAILED and is_wanted):
+        if (task.status is TaskStatus.FAILED and is_wanted) or _was_cancelled(task):
             again[task.id] = task
             if group in files.tasks:
                 again[group] = files.tasks[group]
@@ -55,6 +59,12 @@ def _to_retry(files: JobFiles, wanted: set[str]) -> dict[str, Task]:
                 again[task.id] = task
                 left.append(task.id)
     return again
+
+
+def _was_cancelled(task: Task) -> bool:
+    """Tell whether a task was cancelled with its job, which goes on whole. A former version marks it as failed."""
+    is_marked = task.status is TaskStatus.FAILED and task.error == CANCELLED
+    return task.status is TaskStatus.CANCELLED or is_marked
 
 
 def remove(files: JobFiles, tasks: Iterable[Task]) -> None:

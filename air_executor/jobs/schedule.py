@@ -15,7 +15,7 @@ from air_executor.jobs.fields import moment
 from air_executor.jobs.files import JobFiles
 from air_executor.jobs.model import HOOKS, JobState, Task, TaskStatus, When
 from air_executor.jobs.places import Places
-from air_executor.jobs.restart import NOT_RUN, remove
+from air_executor.jobs.restart import CANCELLED, NOT_RUN, remove
 from air_executor.runs.record import now
 
 #: At most this many tasks of a job are passed over for lack of room: to try one costs time.
@@ -234,7 +234,7 @@ class ActiveJob:
         cancelled = [task for task in self.tasks.values() if task.status is TaskStatus.PENDING]
         for task in cancelled:
             task.status, task.completed_at = TaskStatus.CANCELLED, now()
-            task.error = f"{NOT_RUN}the job was cancelled"
+            task.error = CANCELLED
         return [*cancelled, *self.follow_up(*cancelled)]
 
     # The end
