@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable
 
+from air_executor.errors import JobError
 from air_executor.jobs.files import JobFiles
 from air_executor.jobs.model import OUTSIDE, Task, TaskStatus
 
@@ -16,7 +17,10 @@ CANCELLED = f"{NOT_RUN}the job was cancelled"
 
 
 def reset(files: JobFiles) -> None:
-    """Make all tasks pending. Tasks that others have queued are removed: they will be queued again."""
+    """Make all tasks pending. Tasks that others have queued are removed: they will be queued again.
+
+    :raises JobError: as :func:`remove`.
+    """
     given = (None, OUTSIDE)
     remove(files, (task for task in files.tasks.values() if task.queued_by not in given or task.hook is not None))
     _make_pending(files, files.tasks.values())
@@ -25,13 +29,22 @@ def reset(files: JobFiles) -> None:
 def retry(files: JobFiles, ids: Iterable[str] = ()) -> None:
     """Make pending what failed, what did not run because of a failure, and what has followed from either.
 
+    What these have queued is removed: they will queue it again.
+
     :param ids: of the failed tasks, only these; none for all.
+    :raises JobError: as :func:`remove`.
     """
-    remove(files, (task for task in files.tasks.values() if task.hook is not None))
     again = _to_retry(files, set(ids))
     # Their items may have changed.
     groups = {each.id for each in again.values() if each.is_for_items and again.keys() & set(each.dependencies)}
-    remove(files, (task for task in files.tasks.values() if task.queued_by in groups and task.index is not None))
+    remove(
+        files,
+        (
+            task
+            for task in files.tasks.values()
+            if task.hook is not None or task.queued_by in (again if task.index is None else groups)
+        ),
+    )
     _make_pending(files, (task for task in again.values() if task.id in files.tasks))
 
 
@@ -68,8 +81,27 @@ def _was_cancelled(task: Task) -> bool:
 
 
 def remove(files: JobFiles, tasks: Iterable[Task]) -> None:
-    """Remove tasks from a job."""
-    for task in list(tasks):
+    """Remove tasks from a job, with all that they have queued.
+
+    :raises JobError: a task that stays depends on one of them; then none is removed.
+    """
+    queued: dict[str | None, list[Task]] = {}
+    for task in files.tasks.values():
+        queued.setdefault(task.queued_by, []).append(task)
+    gone: dict[str, Task] = {}
+    left = deque(tasks)
+    while left:
+        task = left.popleft()
+        if task.id not in gone:
+            gone[task.id] = task
+            left += queued.get(task.id, ())
+    for task in files.tasks.values() if gone else ():
+        if task.id not in gone and (other := next((each for each in task.dependencies if each in gone), None)):
+            raise JobError(
+                f"task {task.id} depends on {other}, which would be removed, because what has queued it begins again; "
+                "`air-executor run FILE --replace` makes the job anew"
+            )
+    for task in gone.values():
         del files.tasks[task.id]
         files.forget_text(task)
         if task.key is not None and files.keys.get(task.key) == task.id:

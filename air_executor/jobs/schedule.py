@@ -265,7 +265,10 @@ class ActiveJob:
         return [task for task in self.tasks.values() if task.hook is not None]
 
     def drop_hooks(self) -> None:
-        """Remove the tasks of hooks. They will run again at the next end of the job."""
+        """Remove the tasks of hooks, with all that these have queued. They will run again at the next end of the job.
+
+        :raises JobError: a task that stays depends on one of them.
+        """
         remove(self.files, self._hooks())
 
     def call_hook(self, state: JobState) -> list[Task]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from air_executor.errors import JobError
 from air_executor.jobs import api, restart
 from air_executor.jobs.manager.turns import Turns
 from air_executor.jobs.model import Job, JobState, Task, TaskStatus
@@ -195,6 +198,46 @@ def test_what_was_cancelled_goes_on_whichever_task_is_retried(tmp_path: Path) ->
     assert [task.id for task in job.tasks.values() if task.status is not TaskStatus.PENDING] == ["other"]
 
 
+def queueing(folder: Path, *more: dict[str, Any], **job: Any) -> ActiveJob:
+    """A job in which a task that ran after a failure has queued others."""
+    return active(
+        folder,
+        {"id": "bad", "status": "failed"},
+        {"id": "after", "dependencies": ["bad"], "when": "always", "status": "completed"},
+        {"id": "report", "key": "r", "queued_by": "after", "status": "completed"},
+        {"id": "mail", "queued_by": "report", "dependencies": ["report"], "status": "failed"},
+        {"id": "each", "foreach": [1], "dependencies": ["bad"], "when": "always", "status": "completed"},
+        {"id": "each.0", "index": 0, "queued_by": "each", "status": "completed"},
+        {"id": "of-item", "queued_by": "each.0", "status": "completed"},
+        {"id": "on_failure", "hook": "on_failure", "status": "completed"},
+        {"id": "of-hook", "queued_by": "on_failure", "status": "completed"},
+        *more,
+        **job,
+    )
+
+
+def test_what_a_task_has_queued_that_begins_again_is_removed_as_it_is_queued_anew(tmp_path: Path) -> None:
+    stays = {"id": "stays", "queued_by": "(outside)", "dependencies": ["after"], "status": "completed"}
+    job = queueing(tmp_path, stays)
+    restart.retry(job.files)
+    assert {name: task.status.value for name, task in job.tasks.items()} == dict.fromkeys(
+        ("bad", "after", "each", "stays"), "pending"
+    )
+    assert job.files.keys == {}
+
+
+@pytest.mark.parametrize("again", [restart.retry, restart.reset])
+def test_nothing_changes_when_a_task_stays_that_depends_on_what_would_be_removed(
+    tmp_path: Path, again: Callable[[JobFiles], None]
+) -> None:
+    job = queueing(tmp_path, {"id": "stays", "queued_by": "(outside)", "dependencies": ["report"]})
+    before = {task.id: task.to_dict() for task in job.tasks.values()}
+    with pytest.raises(JobError, match="task stays depends on report, which would be removed"):
+        again(job.files)
+    assert {task.id: task.to_dict() for task in job.tasks.values()} == before
+    assert job.files.keys == {"r": "report"}
+
+
 def test_long_chains_are_skipped_whole(tmp_path: Path) -> None:
     chain = [{"id": "t0"}, *({"id": f"t{n}", "dependencies": [f"t{n - 1}"]} for n in range(1, 5000))]
     job = active(tmp_path, *chain)
@@ -305,6 +348,26 @@ def test_a_retry_begins_what_was_skipped_and_what_followed_from_the_failure_anew
     assert yard.finish().job.state is JobState.COMPLETED
     assert yard.lines("ran") == ["good", "mail", "clean", "next", "clean"]
     assert statuses(yard)["mail"] == "skipped"
+
+
+def test_what_a_completed_task_queues_is_queued_once_when_it_begins_again(yard: Yard) -> None:
+    queue = f"{sys.executable} -m air_executor.cli queue --id report -- sh -c 'echo report >> ran'"
+    yard.submit(sh("bad", "[ -e mended ]"), sh("after", queue, dependencies=["bad"], when="always"))
+    yard.finish()
+    (yard.folder / "mended").touch()
+    yard.call("retry", "job")
+    assert statuses(yard) == {"bad": "pending", "after": "pending"}
+    assert yard.finish().job.state is JobState.COMPLETED
+    assert statuses(yard) == dict.fromkeys(("bad", "after", "report"), "completed")
+    assert yard.lines("ran") == ["report"] * 2
+
+
+def test_a_request_to_queue_that_is_refused_calls_no_hook_again(yard: Yard) -> None:
+    yard.submit(sh("a", "true"), on_success="echo good >> hooks")
+    yard.finish()
+    yard.store.ask("job", "queue", [{"id": "b", "command": "true", "dependencies": ["on_success"]}])
+    yard.manager(only=frozenset({"job"})).apply()
+    assert statuses(yard) == {"a": "completed", "on_success": "completed"}
 
 
 def test_one_of_two_failed_tasks_is_retried_and_what_needs_both_is_skipped_again(yard: Yard) -> None:

@@ -66,11 +66,19 @@ class Requests:
         documents = [{"queued_by": OUTSIDE, **each} for each in ask.tasks]
         tasks = [Task.from_dict(each, job_name=job.name, where=where) for each in documents]
         check_queued(job.files, tasks)
-        if job.files.job.state.is_end:
-            job.drop_hooks()
-        # If a manager died after it had done the request, the tasks are there already.
-        fresh = [task for task in tasks if task.id not in job.tasks or job.tasks[task.id].created_at != task.created_at]
-        for task in job.enlist(*job.files.add(fresh, where)):
+        before = dict(job.tasks), dict(job.files.keys)
+        try:
+            if job.files.job.state.is_end:
+                job.drop_hooks()
+            # If a manager died after it had done the request, the tasks are there already.
+            fresh = [
+                task for task in tasks if task.id not in job.tasks or job.tasks[task.id].created_at != task.created_at
+            ]
+            new = job.files.add(fresh, where)
+        except JobError:
+            job.files.tasks, job.files.keys = before
+            raise
+        for task in job.enlist(*new):
             job.files.forget_text(task)
         job.files.set_state(JobState.WORKING)
 
