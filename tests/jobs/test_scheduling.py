@@ -416,6 +416,28 @@ def test_a_task_that_fails_by_itself_as_its_job_is_cancelled_has_failed(yard: Ya
     assert yard.call("results", "job", code=1)
 
 
+def test_tasks_that_are_queued_into_a_cancelled_job_all_run(yard: Yard) -> None:
+    yard.submit(sh("a", "true"))
+    yard.call("cancel", "job")
+    yard.call("queue", "--job", "job", "--id", "x", "--", "true")
+    yard.call("queue", "--job", "job", "--id", "y", "--after", "x", "--", "true")
+    yard.call("run", "job")
+    assert statuses(yard) == {"a": "cancelled", "x": "completed", "y": "completed"}
+
+
+def test_what_is_queued_while_a_job_is_being_cancelled_runs_when_that_is_done(yard: Yard) -> None:
+    yard.submit(sh("a", "trap '' TERM; touch began; until [ -e go ]; do sleep 0.02; done"))
+    yard.start_manager()
+    wait_for((yard.folder / "began").exists, "the task")
+    yard.store.ask("job", "cancel")
+    wait_for(lambda: yard.store.open("job").job.cancelled, "the cancellation")
+    yard.call("queue", "--job", "job", "--id", "x", "--", "sh", "-c", "[ -e go ]")
+    (yard.folder / "go").touch()
+    wait_for(lambda: yard.tasks().get("x"), "the task that was queued")
+    assert api.wait("job", timeout_s=120, state_dir=yard.state_dir).job.state is JobState.COMPLETED
+    assert statuses(yard) == {"a": "cancelled", "x": "completed"}
+
+
 def test_a_paused_job_starts_nothing_until_it_is_resumed(yard: Yard) -> None:
     yard.submit(sh("a", "until [ -e go ]; do sleep 0.02; done"), sh("b", "echo b >> ran"), name="job")
     yard.submit(sh("a", "until [ -e paused ]; do sleep 0.02; done"), name="other")

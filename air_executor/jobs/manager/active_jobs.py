@@ -335,7 +335,9 @@ class ActiveJobs:
         job.files.set_state(state, error)
         self._runs.release(job.places.workload_id(place) for place in range(job.places.used))
         glance = self._lookout.glance(job.name)
-        if not job.files.asks():
+        if job.files.asks():
+            self._lookout.look_again(job.name, 0.0)
+        else:
             self._lookout.settle(job.name, glance)
         self._lookout.unwatch(job.name)
         self._release(job.name)

@@ -24,11 +24,13 @@ class Requests:
         self._outcomes = outcomes
 
     def do_all(self, job: ActiveJob) -> None:
-        """Do what is asked of a job, in order, and empty its inbox.
+        """Do what is asked of a job, in order, and empty its inbox. A job that is being cancelled takes no more tasks.
 
         :raises AirExecutorError: its files can't be read or written now; what was not done stays in the inbox.
         """
         for ask in job.files.asks():
+            if ask.action == "queue" and job.files.job.cancelled and not job.files.job.state.is_end:
+                return  # nothing more may begin; it and all later ones are done when the job has ended
             try:
                 if ask.fault is not None:
                     raise JobError(ask.fault)
@@ -80,6 +82,7 @@ class Requests:
             raise
         for task in job.enlist(*new):
             job.files.forget_text(task)
+        job.files.job.cancelled = False  # it goes on
         job.files.set_state(JobState.WORKING)
 
     def _cancel(self, job: ActiveJob, ask: Ask) -> None:
