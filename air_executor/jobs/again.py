@@ -11,7 +11,7 @@ from collections.abc import Iterable
 import orjson
 
 from air_executor import config, jsontext
-from air_executor.errors import JobError, JobExistsError
+from air_executor.errors import JobError, JobExistsError, ManagedError
 from air_executor.jobs import orphans
 from air_executor.jobs.logs import names_in, separate_logs
 from air_executor.jobs.model import Job, JobState, Task
@@ -96,6 +96,8 @@ def _next_generation(store: JobStore, job: Job, tasks: list[Task], values: Value
 
         try:
             request(config.load_plain(str(store.root.parent)), name, "cancel")
+        except ManagedError:
+            raise
         except JobError:  # it can't be understood, or is not trusted: nothing more of it is run here
             orphans.check_none(store, name)
             is_given_up = True

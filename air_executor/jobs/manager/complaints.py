@@ -27,6 +27,10 @@ class Complaints:
             log.error("%s", message)
         self._last[about] = why
 
+    def about(self, about: str) -> str | None:
+        """Return the problem that was last logged about a job, if it lasts."""
+        return self._last.get(about)
+
     def clear(self, about: str) -> None:
         """Note that there is no problem any more."""
         self._last.pop(about, None)

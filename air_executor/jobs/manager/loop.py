@@ -95,9 +95,12 @@ class Manager:
             self._may_start = False
             self._jobs.look()
             self._step()
-            while not self._stopping and any(job.files.job.cancelled for job in self._jobs):
+            while not self._stopping and (self._is_cancelling() or self._lookout.due_s() <= time.monotonic()):
                 self._wait(wake)
                 self._step()
+
+    def _is_cancelling(self) -> bool:
+        return any(job.files.job.cancelled for job in self._jobs)
 
     def stop(self) -> None:
         """Let :meth:`serve` return soon."""
@@ -117,6 +120,10 @@ class Manager:
         """Return a job as it is known here; ``None`` if it is not worked on."""
         job = self._jobs.get(name)
         return None if job is None else job.files
+
+    def obstacle(self, name: str) -> str | None:
+        """Return why nothing can be done with a job now; ``None``: nothing is in the way."""
+        return self._jobs.complaints.about(name)
 
     # The loop
 
