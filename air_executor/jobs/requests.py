@@ -11,6 +11,7 @@ from air_executor.config import Config
 from air_executor.errors import JobError, ManagedError, WrongStateError
 from air_executor.jobs import inbox
 from air_executor.jobs.manager import Manager
+from air_executor.jobs.restart import why_not
 from air_executor.jobs.store import JobFiles, JobStore
 from air_executor.runs.lock import is_held
 
@@ -36,7 +37,7 @@ def request(
     :param heeds_signals: as :class:`Manager` takes it.
     :return: the job as it is then.
     :raises JobError: there is no such job or task, or the request was refused; the message has the reason.
-    :raises WrongStateError: the job has ended.
+    :raises WrongStateError: the job has ended, or has nothing to retry.
     :raises ManagedError: it is not done yet, as the job's manager does not answer or the job's files can't be written.
     """
     store, tasks = JobStore(config.state_dir), list(tasks)
@@ -45,6 +46,8 @@ def request(
         raise JobError(f"there is no task {', '.join(map(repr, missing))} in job {name}")
     if action in _OF_LIVE_JOBS and files.job.state.is_end:
         raise WrongStateError(f"job {name} has ended already: {files.job.state.value}")
+    if action == "retry" and (why := why_not(files, tasks)) is not None:
+        raise WrongStateError(f"job {name}: {why}")
     store.check_trust(files.job)
     path = store.ask(name, action, tasks)
     until_s = time.monotonic() + _MANAGER_S

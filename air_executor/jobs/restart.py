@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from air_executor.errors import JobError
 from air_executor.jobs.files import JobFiles
-from air_executor.jobs.model import OUTSIDE, Task, TaskStatus
+from air_executor.jobs.model import OUTSIDE, JobState, Task, TaskStatus
 
 #: The error of a task that did not run because of another one begins so.
 NOT_RUN = "not run: "
@@ -46,6 +46,22 @@ def retry(files: JobFiles, ids: Iterable[str] = ()) -> None:
         ),
     )
     _make_pending(files, (task for task in again.values() if task.id in files.tasks))
+
+
+def why_not(files: JobFiles, ids: Iterable[str] = ()) -> str | None:
+    """Return why there is nothing that :func:`retry` would begin again; ``None``: there is.
+
+    :param ids: of tasks that exist.
+    """
+    for task in [files.tasks[each] for each in ids]:
+        if task.status is TaskStatus.COMPLETED:
+            return f"task {task.id} has completed"
+        if task.status is TaskStatus.SKIPPED:
+            return f"task {task.id} was skipped" + (f", as {task.cause} failed: name that one" if task.cause else "")
+    done = (TaskStatus.COMPLETED, TaskStatus.SKIPPED)
+    if files.job.state is JobState.COMPLETED and all(task.status in done for task in files.tasks.values()):
+        return f"nothing has failed; `air-executor reset {files.name}` begins the job anew"
+    return None
 
 
 def _to_retry(files: JobFiles, wanted: set[str]) -> dict[str, Task]:

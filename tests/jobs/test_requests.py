@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from air_executor.errors import ManagedError, StateDirError
-from air_executor.jobs import files, requests
+from air_executor.jobs import files, inbox, requests
 from air_executor.jobs.requests import request
 from tests.jobs.conftest import Yard
 from tests.support.airflow_env import config
@@ -61,3 +61,40 @@ def test_a_request_that_can_not_be_written_is_told_with_the_reason(yard: Yard, m
             ask(yard, "pause")
     yard.manager(only=frozenset({"job"})).apply()
     assert yard.store.open("job").job.paused
+
+
+@pytest.mark.parametrize(
+    ("tasks", "said"),
+    [([], "nothing has failed"), (["a"], "task a has completed"), (["b"], "task b was skipped")],
+)
+def test_what_has_not_failed_is_not_retried(yard: Yard, tasks: list[str], said: str) -> None:
+    yard.submit(
+        {"id": "a", "command": "true"},
+        {"id": "b", "command": "true", "dependencies": ["a"], "when": "failed"},
+        on_success="echo good >> hooks",
+    )
+    before = yard.finish()
+    assert said in yard.call("retry", "job", *tasks, code=1)
+    # Nor by a manager, if it was asked before the job ended.
+    path = yard.store.ask("job", "retry", tasks)
+    yard.manager(only=frozenset({"job"})).apply()
+    assert said in str(inbox.refusal(path))
+    after = yard.store.open("job")
+    assert (after.job.state, after.tasks) == (before.job.state, before.tasks)
+    assert yard.lines("hooks") == ["good"]
+
+
+def test_what_was_skipped_is_retried_by_naming_what_failed(yard: Yard) -> None:
+    yard.submit({"id": "a", "command": "false"}, {"id": "b", "command": "true", "dependencies": ["a"]})
+    yard.finish()
+    assert "task b was skipped, as a failed: name that one" in yard.call("retry", "job", "b", code=1)
+
+
+def test_a_hook_that_has_failed_is_retried(yard: Yard) -> None:
+    yard.submit({"id": "a", "command": "true"}, on_success="echo tried >> hooks; [ -e mended ]")
+    yard.finish()
+    (yard.folder / "mended").touch()
+    yard.call("retry", "job")
+    yard.finish()
+    assert yard.lines("hooks") == ["tried"] * 2
+    assert "nothing has failed" in yard.call("retry", "job", code=1)

@@ -104,6 +104,8 @@ class Requests:
             restart.reset(files)
             files.job.generation += 1
             separate_logs(files)
+        elif (why := restart.why_not(files, ask.tasks)) is not None:
+            raise JobError(why)
         else:
             restart.retry(files, ask.tasks)
         files.job.cancelled = files.job.paused = False
