@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from pathlib import Path
 
@@ -37,11 +38,15 @@ def _run(args: argparse.Namespace) -> int:
     if (job := store.files(name).read_job()).paused and not job.state.is_end:
         raise WrongStateError(f"job {name} is paused; `air-executor resume {name}` lets it go on")
     with _Display(store, name, is_quiet=args.json) as display:
-        work_until(
+        is_interrupted = work_until(
             lambda worker: display.update(None if worker is None else worker.files(name)),
             lambda: manager.make(args, only=frozenset({name})),
             lambda: is_worked_on(store.folder(name)),
         )
+    if is_interrupted:
+        if not args.json:
+            print(f"job {name} was interrupted; `air-executor run {name}` goes on with it", file=sys.stderr)
+        raise KeyboardInterrupt
     return show_results(store.open(name), is_json=args.json)
 
 

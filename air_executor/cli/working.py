@@ -33,7 +33,7 @@ def work_until(
     :param is_over: is given the manager, if that is this process.
     :param make: makes a manager of the job alone. Requests to end this process interrupt it.
     :param is_worked_on: tells whether another manager works on it.
-    :return: whether it was interrupted.
+    :return: whether it was interrupted before it was over.
     """
     while not is_over(None):
         if is_worked_on():
@@ -43,7 +43,7 @@ def work_until(
         manager.on_signal = manager.interrupt
         try:
             manager.serve(until=partial(_is_done, is_over, manager))
-            return manager.has_let_go
+            return manager.has_let_go and not is_over(None)
         except ManagedError:
             time.sleep(_LOOK_S)
     return False

@@ -634,11 +634,14 @@ def test_waiting_for_a_job_that_does_not_end_gives_up(yard: Yard) -> None:
 
 def test_signals_end_a_foreground_run_and_the_job_goes_on_later(yard: Yard) -> None:
     yard.submit(sh("a", "echo a >> began; [ $(wc -l < began) = 2 ] || sleep 600"))
-    run = subprocess.Popen(yard.command("run", "job"), env=yard.env, cwd=yard.folder, stderr=subprocess.DEVNULL)
+    run = subprocess.Popen(yard.command("run", "job"), env=yard.env, cwd=yard.folder, stderr=subprocess.PIPE, text=True)
     runner = yard.runner_of("a")
     wait_for(lambda: yard.lines("began"), "the task to begin")
     run.send_signal(signal.SIGINT)
-    assert run.wait(120) == 1
+    said = run.communicate(timeout=120)[1]
+    assert run.returncode == 130
+    assert "job job was interrupted; `air-executor run job` goes on with it" in said
+    assert "begun again" not in said
     assert not runner.is_running()
     assert statuses(yard) == {"a": "pending"}
     assert yard.finish().job.state is JobState.COMPLETED

@@ -80,7 +80,7 @@ class Outcomes:
         if task.interruptions > _MAX_INTERRUPTIONS:
             self.fail(job, task, f"interrupted {task.interruptions} times; the last time: {reason}")
             return
-        log.warning("Task %s of job %s was interrupted and is begun again: %s", task.id, job.name, reason)
+        log.warning("Task %s of job %s was interrupted, and is to begin again: %s", task.id, job.name, reason)
         task.tries = max(0, task.tries - 1)
         task.status, task.error, task.run_id = TaskStatus.PENDING, reason, None
         job.files.commit(task)
