@@ -9,6 +9,7 @@ from dataclasses import fields, replace
 from air_executor.errors import JobError
 from air_executor.jobs.logs import separate_logs
 from air_executor.jobs.model import OUTSIDE, Job, JobState, Task, TaskStatus, check_dependencies
+from air_executor.jobs.restart import PROGRESS
 from air_executor.jobs.store import JobFiles
 from air_executor.runs.record import now
 
@@ -16,11 +17,6 @@ from air_executor.runs.record import now
 _OF_JOB, _OF_TASK = (
     tuple(item.name for item in fields(model) if "is_own" in item.metadata and not item.metadata["is_own"])
     for model in (Job, Task)
-)
-_PROGRESS = tuple(
-    item.name
-    for item in fields(Task)
-    if item.metadata.get("is_own") and item.name not in ("job_name", "created_at", "queued_by", "index", "item")
 )
 
 
@@ -135,4 +131,4 @@ def _may_stay(former: Task | None, wanted: Task, keep: Keep, changed: Container[
 def _fresh(task: Task) -> Task:
     """Return a task with its definition alone, as a new one."""
     blank = Task(id=task.id)
-    return replace(task, **{name: getattr(blank, name) for name in _PROGRESS}, created_at=task.created_at or now())
+    return replace(task, **{name: getattr(blank, name) for name in PROGRESS}, created_at=task.created_at or now())

@@ -4,10 +4,19 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable
+from dataclasses import fields
 
 from air_executor.errors import JobError
 from air_executor.jobs.files import JobFiles
 from air_executor.jobs.model import OUTSIDE, JobState, Task, TaskStatus
+
+#: The fields of a task that say how far it has come.
+PROGRESS = tuple(
+    item.name
+    for item in fields(Task)
+    if item.metadata.get("is_own") and item.name not in ("job_name", "created_at", "queued_by", "index", "item")
+)
+_NEW = vars(Task(id=""))
 
 #: The error of a task that did not run because of another one begins so.
 NOT_RUN = "not run: "
@@ -126,6 +135,6 @@ def remove(files: JobFiles, tasks: Iterable[Task]) -> None:
 
 def _make_pending(files: JobFiles, tasks: Iterable[Task]) -> None:
     for task in tasks:
-        task.status, task.tries, task.error, task.exit_code, task.result = TaskStatus.PENDING, 0, None, None, None
-        task.started_at = task.completed_at = task.retry_at = task.run_id = task.cause = None
+        for name in PROGRESS:
+            setattr(task, name, _NEW[name])
         files.forget_text(task)

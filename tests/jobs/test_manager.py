@@ -644,6 +644,7 @@ def test_signals_end_a_foreground_run_and_the_job_goes_on_later(yard: Yard) -> N
     assert "begun again" not in said
     assert not runner.is_running()
     assert statuses(yard) == {"a": "pending"}
+    assert yard.tasks()["a"].interruptions == 0  # its user's, not the task's
     assert yard.finish().job.state is JobState.COMPLETED
 
 

@@ -185,6 +185,20 @@ def test_what_was_skipped_without_a_failure_and_what_followed_is_not_repeated(
     assert [task.id for task in job.tasks.values() if task.status is TaskStatus.PENDING] == ["bad"]
 
 
+@pytest.mark.parametrize("again", [restart.retry, restart.reset])
+def test_a_task_that_begins_again_is_as_new(tmp_path: Path, again: Callable[[JobFiles], None]) -> None:
+    moment = "2026-01-01T00:00:00Z"
+    progress: dict[str, Any] = {"status": "failed", "tries": 3, "interruptions": 11, "error": "it", "exit_code": 3}
+    progress |= {"result": 1, "cause": "b", "run_id": "r"}
+    progress |= dict.fromkeys(("started_at", "completed_at", "retry_at"), moment)
+    given = {"id": "a", "command": "true", "created_at": moment, "x-mine": 1, "retries": 2}
+    job = active(tmp_path, {**given, **progress})
+    again(job.files)
+    new = Task.from_dict(given, job_name="job", where="job")
+    assert job.tasks["a"] == new
+    assert set(restart.PROGRESS) == {*progress, "hook"}
+
+
 def test_what_was_cancelled_goes_on_whichever_task_is_retried(tmp_path: Path) -> None:
     job = active(
         tmp_path,

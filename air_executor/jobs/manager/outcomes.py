@@ -39,6 +39,8 @@ class Outcomes:
         if record.state is RunState.SUCCEEDED:
             self._complete(job, task, record)
         elif _is_interruption(record):
+            # Whoever stops runs that nobody needs any more, as Ctrl-C on `run` does, says nothing of the task.
+            counts = counts and record.outcome != UNWANTED
             self.interrupt(job, task, record.reason or "its runner died", counts=counts)
         else:
             self.fail(job, task, record.reason or f"it ended with exit code {record.exit_code}", record)
