@@ -8,8 +8,7 @@ import sys
 import time
 from typing import Any
 
-import orjson
-
+from air_executor import jsontext
 from air_executor.cli import jobviews, where
 from air_executor.cli.listing import say_where, show
 from air_executor.cli.table import (
@@ -86,7 +85,7 @@ def show_results(files: JobFiles, *, is_json: bool) -> int:
 
 
 def _plain(files: JobFiles) -> dict[str, Any]:
-    return {**orjson.loads(files.job.to_json()), "tasks": [task.to_dict() for task in files.tasks.values()]}
+    return {**jsontext.loads(files.job.to_json()), "tasks": [task.to_dict() for task in files.tasks.values()]}
 
 
 def _wait(args: argparse.Namespace) -> int:

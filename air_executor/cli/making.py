@@ -18,14 +18,14 @@ from air_executor.jobs.model import When
 from air_executor.jobs.private import values_of
 from air_executor.jobs.store import JobStore
 from air_executor.machine.safe_files import replace_file
-from air_executor.runs.statedir import FOLDER
+from air_executor.runs.statedir import FOLDER, working_dir
 
 #: Printed to stderr beside a job that nobody works on.
 NO_MANAGER = "no manager works here; begin with `air-executor start`"
 
 
 def _init(args: argparse.Namespace) -> int:
-    folder = Path.cwd() / FOLDER
+    folder = working_dir() / FOLDER
     JobStore(folder).prepare()
     ignore = folder / ".gitignore"
     if not os.path.lexists(ignore):

@@ -16,7 +16,7 @@ from air_executor.cli.failure import envelope, report
 from air_executor.cli.jsonout import print_json as print_json
 from air_executor.cli.jsonout import print_line
 from air_executor.errors import AirExecutorError, StateDirError
-from air_executor.runs.statedir import VARIABLE
+from air_executor.runs.statedir import VARIABLE, absolute
 
 _LOGGER = logging.getLogger("air_executor")
 
@@ -60,12 +60,12 @@ def call(command: Command) -> Callable[[argparse.Namespace], None]:
     def run(args: argparse.Namespace) -> None:
         args.command = command.name  # Airflow's command line has its own place for it
         args.tells_events = command.telling is not None and args.action == command.telling
-        if (named := getattr(args, "state_dir", None)) is not None:
-            if not named:
-                sys.exit(report(StateDirError("--state-dir names no folder: is a variable not set?"), args))
-            # In the environment, so that the processes started by this command have it too.
-            os.environ[VARIABLE] = os.path.abspath(os.path.expanduser(named))
+        if (named := getattr(args, "state_dir", None)) == "":
+            sys.exit(report(StateDirError("--state-dir names no folder: is a variable not set?"), args))
         try:
+            if named is not None:
+                # In the environment, so that the processes started by this command have it too.
+                os.environ[VARIABLE] = os.path.normpath(absolute(os.path.expanduser(named)))
             with _logging_to_stderr():
                 code = command.run(args)
                 sys.stdout.flush()

@@ -68,7 +68,7 @@ def place(store: JobStore, job: Job, tasks: Iterable[Task], values: Values, exis
 
 def definition(job: Job, tasks: Iterable[Task]) -> str:
     """Return a digest of what was submitted: the job and its tasks without what is noted about them later."""
-    head = {name: value for name, value in orjson.loads(job.to_json()).items() if name not in _NOT_DEFINED}
+    head = {name: value for name, value in jsontext.loads(job.to_json()).items() if name not in _NOT_DEFINED}
     bodies = [{**task.to_dict(), "job_name": "", "created_at": None} for task in tasks]
     document = jsontext.dumps([head, bodies], option=orjson.OPT_SORT_KEYS)
     return hashlib.blake2b(document, digest_size=16).hexdigest()

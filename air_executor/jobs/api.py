@@ -24,7 +24,7 @@ from air_executor.jobs.schema import GIVEN
 from air_executor.jobs.store import JobStore, base_folder, is_worked_on
 from air_executor.jobs.templates import result_of
 from air_executor.runs.statedir import FOLDER as FOLDER
-from air_executor.runs.statedir import locate
+from air_executor.runs.statedir import absolute, locate, working_dir
 
 log = logging.getLogger(__name__)
 
@@ -118,11 +118,11 @@ def describe(
     """
     check_name(name)
     state_dir = Path(state_dir)
-    working_dir, base = Path(folder or os.getcwd()).resolve(), base_folder(state_dir)
-    if state_dir.name == FOLDER and working_dir.is_relative_to(base):
-        working_dir = working_dir.relative_to(base)
+    where = absolute(folder or working_dir("give the job a folder")).resolve()
+    if state_dir.name == FOLDER and where.is_relative_to(base := base_folder(state_dir)):
+        where = where.relative_to(base)
     check_names(fields, GIVEN, f"job {name}")
-    document = {**fields, "max_runners": max_runners, "folder": str(working_dir), "env": dict(env or {})}
+    document = {**fields, "max_runners": max_runners, "folder": str(where), "env": dict(env or {})}
     document |= {"env_from": list(env_from), "private_env": private_env}
     document, values = without_values({"id": str(uuid.uuid4()), **document}, f"job {name}")
     job = Job.from_dict(document, name=name, where=f"job {name}", is_strict=True)

@@ -247,7 +247,7 @@ def _boolean(value: Any) -> bool:
 def _seconds(value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
         raise ValueError("it must be a number of seconds, 0 or more")
-    return value
+    return _number(value) if isinstance(value, int) else value
 
 
 def _number(value: Any) -> int:

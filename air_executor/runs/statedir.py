@@ -47,14 +47,11 @@ def locate(start: str | Path | None = None) -> StateDir:
     :raises StateDirError: the working directory is gone, or the one that was found is not this user's alone.
     """
     if named := os.environ.get(VARIABLE):
-        return StateDir(Path(os.path.expanduser(named)).absolute(), VARIABLE)
+        return StateDir(absolute(os.path.expanduser(named)), VARIABLE)
     variable = config.env_var("state_dir")
     if os.environ.get(variable):
         return StateDir(Path(config.plain_state_dir()), variable, is_airflows=True)
-    try:
-        here = Path(start or os.getcwd()).resolve()
-    except FileNotFoundError as error:
-        raise StateDirError("the working directory was removed: go to another one, or name --state-dir") from error
+    here = absolute(start or working_dir("name --state-dir")).resolve()
     # Airflow's default state directory is skipped: airflow.cfg may name another one.
     default = (config.airflow_home() / FOLDER).resolve()
     for folder in (here, *here.parents):
@@ -64,6 +61,27 @@ def locate(start: str | Path | None = None) -> StateDir:
     if has_airflow():
         return StateDir(Path(config.plain_state_dir()), "Airflow's", is_airflows=True)
     return StateDir(here / FOLDER, f"there is no {FOLDER} from here upwards, and no Airflow")
+
+
+def working_dir(otherwise: str = "") -> Path:
+    """Return the working directory.
+
+    :param otherwise: what helps beside another working directory, for the message.
+    :raises StateDirError: it was removed.
+    """
+    try:
+        return Path.cwd()
+    except FileNotFoundError as error:
+        more = f", or {otherwise}" if otherwise else ""
+        raise StateDirError(f"the working directory was removed: go to another one{more}") from error
+
+
+def absolute(path: str | Path) -> Path:
+    """Return an absolute path.
+
+    :raises StateDirError: it is relative, and the working directory was removed.
+    """
+    return Path(path) if os.path.isabs(path) else working_dir("give an absolute path") / path
 
 
 def has_airflow() -> bool:

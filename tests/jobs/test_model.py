@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import orjson
 import pytest
 
 from air_executor.errors import JobError
+from air_executor.jobs.fields import kinds
 from air_executor.jobs.model import Job, JobState, Task, TaskStatus, check_dependencies, check_name, new_tasks
 
 #: As the first Air-Executor wrote it.
@@ -72,6 +74,16 @@ def test_what_could_not_be_written_as_json_is_refused_by_name(field: str, value:
         task(command=None, function="m:f", **{field: given})
     assert says in str(refused.value)
     assert len(str(refused.value)) < 1000
+
+
+@pytest.mark.parametrize("model", [Job, Task])
+def test_no_field_takes_a_number_that_could_not_be_written(model: Any) -> None:
+    for field in kinds(model):
+        with pytest.raises(JobError, match=re.escape(field)):
+            if model is Task:
+                task(**{field: 1 << 70})
+            else:
+                Job.from_dict({"id": "1", field: 1 << 70}, name="job", where="job/state.json")
 
 
 def test_fields_that_nobody_knows_stay() -> None:
