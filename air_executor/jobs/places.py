@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 import uuid
+from collections.abc import Iterator
 
 #: The place of a task whose runner's place is not known, as after ``max_runners`` was lowered.
 UNKNOWN = -1
@@ -15,14 +16,20 @@ class Places:
     A runner holds the lock of its place's workload id, so even two managers have one runner in each place.
     """
 
-    def __init__(self, job_id: str) -> None:
-        self._job_id = job_id
+    def __init__(self, job_id: str, name: str) -> None:
+        """Begin with no runner.
+
+        :param name: the job's. A copy of the job below another name has its id, too.
+        """
+        self._job_id, self._name = job_id, name
         self._of_tasks: dict[str, int] = {}
         #: Free places below :attr:`used`, as a heap.
         self._free: list[int] = []
         self.used = 0
         """All places that were ever taken are below this number."""
         self._workload_ids: dict[int, str] = {}
+        #: Workload ids of runs that a former version has ordered.
+        self._former_ids: set[str] = set()
 
     def __len__(self) -> int:
         """Return how many tasks have a runner."""
@@ -60,7 +67,22 @@ class Places:
 
     def find(self, workload_id: str, limit: int) -> int:
         """Return the place below ``limit`` whose runs have a workload id; :data:`UNKNOWN` if none has."""
-        return next((place for place in range(limit) if self._id_of(place) == workload_id), UNKNOWN)
+        for place in range(limit):
+            if workload_id == self._id_of(place):
+                return place
+            if workload_id == _uuid(f"air-executor:{self._job_id}/{place}"):
+                self._former_ids.add(workload_id)
+                return place
+        return UNKNOWN
+
+    def workload_ids(self) -> Iterator[str]:
+        """Return the workload ids of all runs that were in a place."""
+        yield from map(self.workload_id, range(self.used))
+        yield from self._former_ids
 
     def _id_of(self, place: int) -> str:
-        return str(uuid.uuid5(uuid.NAMESPACE_URL, f"air-executor:{self._job_id}/{place}"))
+        return _uuid(f"air-executor-place:{self._name}/{self._job_id}/{place}")  # no name has a slash
+
+
+def _uuid(what: str) -> str:
+    return str(uuid.uuid5(uuid.NAMESPACE_URL, what))

@@ -86,7 +86,7 @@ class ActiveJob:
         self._waiting: dict[str, list[str]] = {}
         #: When tasks are tried again, on the monotonic clock, with their ids: a heap.
         self.later: list[tuple[float, str]] = []
-        self.places = Places(files.job.id)
+        self.places = Places(files.job.id, files.name)
         """The places of its runners."""
         self.blocked_until_s = 0.0
         """When to reload it, on the monotonic clock, after its files could not be read or written; 0: they could."""

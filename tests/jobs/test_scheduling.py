@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from air_executor.errors import JobError
 from air_executor.jobs import api, restart
 from air_executor.jobs.manager.turns import Turns
 from air_executor.jobs.model import Job, JobState, Task, TaskStatus
+from air_executor.jobs.places import UNKNOWN, Places
 from air_executor.jobs.schedule import ActiveJob
 from air_executor.jobs.store import JobFiles, JobStore
 from tests.jobs.conftest import Yard
@@ -320,6 +322,18 @@ def test_a_job_that_can_start_again_or_was_read_anew_has_one_turn_at_a_time(tmp_
     assert (len(job.ready), len(again.ready)) == (2, 0)
     queue.remove("job")
     assert not queue
+
+
+def test_the_places_of_runs_that_a_former_version_has_ordered_are_found_and_released() -> None:
+    former = str(uuid.uuid5(uuid.NAMESPACE_URL, "air-executor:1/2"))
+    places = Places("1", "job")
+    assert places.find(former, 2) == UNKNOWN
+    places.take("a", places.find(former, 3))
+    assert [places.free(3), places.free(1)] == [0, 0]
+    new = [places.workload_id(place) for place in range(3)]
+    assert [places.find(each, 3) for each in new] == [0, 1, 2]
+    assert set(places.workload_ids()) == {*new, former}
+    assert not {*new, former} & {Places("1", "copy").workload_id(place) for place in range(3)}
 
 
 # With real runners

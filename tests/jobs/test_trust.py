@@ -146,6 +146,17 @@ def test_a_copy_of_a_trusted_job_under_another_name_is_not_trusted(yard: Yard) -
     assert yard.lines("ran") == []
 
 
+def test_a_copy_of_a_job_runs_beside_it(yard: Yard) -> None:
+    yard.submit({"id": "a", "command": "until [ -e go ]; do sleep 0.02; done", "shell": True})
+    shutil.copytree(yard.store.folder("job"), yard.store.folder("copy"))
+    yard.call("trust", "copy")
+    yard.start_manager()
+    assert yard.runner_of("a") != yard.runner_of("a", "copy")
+    (yard.folder / "go").touch()
+    for name in ("job", "copy"):
+        assert api.wait(name, timeout_s=LONG_S, state_dir=yard.state_dir).job.state is JobState.COMPLETED
+
+
 def test_what_a_former_version_has_noted_as_trusted_is(yard: Yard) -> None:
     yard.submit({"id": "a", "command": "true"})
     private = yard.store.private

@@ -333,7 +333,7 @@ class ActiveJobs:
             self._changed.add(job.name)
             return
         job.files.set_state(state, error)
-        self._runs.release(job.places.workload_id(place) for place in range(job.places.used))
+        self._runs.release(job.places.workload_ids())
         glance = self._lookout.glance(job.name)
         if job.files.asks():
             self._lookout.look_again(job.name, 0.0)
