@@ -25,8 +25,8 @@ from pydantic import ConfigDict, Field
 
 from air_executor import __version__, config
 from air_executor.cli import where
+from air_executor.cli.bounds import bounded, cut, part, utf8
 from air_executor.cli.failure import envelope
-from air_executor.cli.jsonout import printable
 from air_executor.errors import AirExecutorError, JobError, WrongStateError
 from air_executor.jobs import api
 from air_executor.jobs.fields import check_names
@@ -49,12 +49,6 @@ _MAX_LOG_BYTES = 256 * 1024
 
 #: At most this many jobs, runs or tasks in one answer.
 _MAX_ITEMS = 500
-
-#: A list in an answer is cut when its JSON is longer than this.
-_MAX_LIST_BYTES = 256 * 1024
-
-#: A text in a list, as an error or a command, is cut to this many characters.
-_MAX_TEXT = 2000
 
 #: The manager begins within this time, in seconds, or its start fails.
 _START_S = 60.0
@@ -157,14 +151,14 @@ def _told(tool: _F) -> _F:
     @functools.wraps(tool)
     def call(*args: Any, **kwargs: Any) -> Any:
         try:
-            return _utf8(tool(*args, **kwargs))
+            return utf8(tool(*args, **kwargs))
         except AirExecutorError as error:
             return _failure(error)
 
     @functools.wraps(tool)
     async def acall(*args: Any, **kwargs: Any) -> Any:
         try:
-            return _utf8(await tool(*args, **kwargs))
+            return utf8(await tool(*args, **kwargs))
         except AirExecutorError as error:
             return _failure(error)
 
@@ -172,7 +166,7 @@ def _told(tool: _F) -> _F:
 
 
 def _failure(error: AirExecutorError) -> CallToolResult:
-    document = envelope(error)
+    document = {name: cut(value) if isinstance(value, str) else value for name, value in envelope(error).items()}
     text = TextContent(type="text", text=orjson.dumps(document).decode())
     return CallToolResult(is_error=True, content=[text], structured_content=document)
 
@@ -200,14 +194,14 @@ class _Tools:
             return {
                 "task_count": len(files.tasks),
                 **_plain(summary(files)),
-                **_part("tasks", map(_shown, files.tasks.values()), offset, limit),
+                **part("tasks", files.tasks.values(), offset, limit, shown=_shown),
             }
         jobs = listed(self._store.root.parent, most_ended=limit if ended else 0)
         return {
             "state_dir": str(self._options.state_dir),
             "manager": self._store.manager(),
-            **_part("jobs", map(_plain, jobs.jobs), 0, limit, more=jobs.left_out if ended else 0),
-            "runs": [run.to_dict() for run in observe_runs(AllRuns(self._options.state_dir))[:limit]],
+            **part("jobs", jobs.jobs, 0, limit, shown=_plain, more=jobs.left_out if ended else 0),
+            **part("runs", observe_runs(AllRuns(self._options.state_dir)), 0, limit, shown=_run),
         }
 
     @_told
@@ -231,7 +225,7 @@ class _Tools:
         files = self._store.files(name)
         has_ended = files.is_over()
         if not has_ended:
-            return {"name": name, "has_ended": False, "obstacle": obstacle(self._store, files)}
+            return {"name": name, "has_ended": False, "obstacle": cut(obstacle(self._store, files))}
         return {"has_ended": True, **_plain(summary(self._store.open(name)))}
 
     @_told
@@ -270,9 +264,11 @@ class _Tools:
         """Return what became of a job: the results of its tasks, and the errors of those that failed."""
         files = self._store.open(name)
         found = api.Results(files.job, list(files.tasks.values()))
-        failed = [{"id": task.id, "exit_code": task.exit_code, "error": _cut(task.error)} for task in found.failed]
-        values = [{"id": task_id, "result": value} for task_id, value in found.values.items()]
-        return {**_plain(summary(files)), **_part("failures", failed, 0, limit), **_part("values", values, 0, limit)}
+        return {
+            **_plain(summary(files)),
+            **part("failures", found.failed, 0, limit, shown=_failed),
+            **part("values", found.values.items(), 0, limit, shown=lambda each: {"id": each[0], "result": each[1]}),
+        }
 
     # Writing
 
@@ -354,8 +350,15 @@ def _task(files: JobFiles, task_id: str) -> Task:
 
 
 def _plain(each: Any) -> dict[str, Any]:
-    document = dataclasses.asdict(each)
-    return {name: _cut(value) if type(value) is str else value for name, value in document.items()}
+    return bounded(dataclasses.asdict(each))
+
+
+def _run(run: Any) -> dict[str, Any]:
+    return bounded(run.to_dict())
+
+
+def _failed(task: Task) -> dict[str, Any]:
+    return {"id": task.id, "exit_code": task.exit_code, "error": cut(task.error)}
 
 
 def _shown(task: Task) -> dict[str, Any]:
@@ -364,39 +367,4 @@ def _shown(task: Task) -> dict[str, Any]:
     document.pop("job_name", None)
     if "env" in document:
         document["env"] = sorted(document["env"])
-    for name in ("args", "arguments", "result"):
-        if name in document and len(text := orjson.dumps(_utf8(document[name])).decode()) > _MAX_TEXT:
-            document[name] = _cut(text)
-    return {name: _cut(value) if isinstance(value, str) else value for name, value in document.items()}
-
-
-def _utf8(value: Any) -> Any:
-    """Return JSON whose texts are UTF-8, whatever bytes a file's name or a command had."""
-    try:
-        orjson.dumps(value)
-    except TypeError:
-        if isinstance(value, dict):
-            return {_utf8(name): _utf8(each) for name, each in value.items()}
-        if isinstance(value, list):
-            return [_utf8(each) for each in value]
-        if isinstance(value, str):
-            return printable(value)
-        raise
-    return value
-
-
-def _cut(text: str | None) -> str | None:
-    return text if text is None or len(text) <= _MAX_TEXT else text[:_MAX_TEXT] + "…"
-
-
-def _part(name: str, items: Any, offset: int, limit: int, *, more: int = 0) -> dict[str, Any]:
-    """Return at most ``limit`` items, and how many there are beside them, with ``more`` that are not given."""
-    everything, size = list(items), 0
-    part: list[Any] = []
-    for item in everything[offset : offset + limit]:
-        size += len(orjson.dumps(_utf8(item)))
-        if size > _MAX_LIST_BYTES and part:
-            break
-        part.append(item)
-    rest = len(everything) - len(part) + more
-    return {name: part, **({f"{name}_left_off": rest} if rest else {})}
+    return bounded(document)

@@ -232,6 +232,42 @@ def test_answers_are_bounded(yard: Yard) -> None:
     talk(yard)(conversation)
 
 
+def test_an_answer_is_bounded_whichever_field_is_long(yard: Yard) -> None:
+    long = "w" * 900_000
+    own = {f"x-{number}": "v" * 1900 for number in range(300)}
+    yard.submit(
+        {"id": "a", "command": "true", "args": [long], "x-mine": {long: long}, "env": {"A": long}, **own},
+        {"id": "b", "command": "false", "foreach": [long, 2], "env": {f"V{n}": "v" * 99 for n in range(5000)}},
+        *({"id": f"n{number:0>190}", "command": "true"} for number in range(300)),
+        {"id": "c", "command": "true", "dependencies": [f"n{number:0>190}" for number in range(300)]},
+    )
+    files = yard.store.open("job")
+    files.tasks["a"].result = files.tasks["b"].result = {"much": ["r" * 1000] * 500}
+    files.tasks["c"].result = 7
+    files.tasks["c"].error = files.job.error = long
+    files.write()
+
+    async def conversation(agent: Agent) -> None:
+        shown = await agent.call("status", name="job")
+        assert [task["id"] for task in shown["tasks"]][:2] == ["a", "b"]
+        assert shown["tasks"][0]["fields_left_off"] > 200
+        last = await agent.call("status", name="job", offset=302)
+        assert last["tasks"][0]["dependencies"].startswith('["n000')
+        results = await agent.call("results", name="job")
+        assert results["values"][2] == {"id": "c", "result": 7}
+        for answer in (
+            shown,
+            last,
+            results,
+            await agent.call("status"),
+            await agent.call("wait", name="job", timeout_s=0),
+        ):
+            assert len(json.dumps(answer)) < 300_000
+        assert len(await agent.refused("logs", name="job", task="t" * 20_000)) < 10_000
+
+    talk(yard)(conversation)
+
+
 def test_without_the_sdk_one_line_says_what_to_install(yard: Yard) -> None:
     code = "import sys; sys.modules['mcp'] = None; from air_executor.cli.main import main; main()"
     done = subprocess.run(
