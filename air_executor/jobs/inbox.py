@@ -62,16 +62,23 @@ def _make(folder: Path) -> None:
         raise StateDirError(f"cannot make {folder}: {error.strerror}") from error
 
 
-def put(folder: Path, action: str, tasks: Iterable[Any], more: Mapping[str, Any]) -> Path:
-    """Put a request into an inbox, and return its file. The manager removes it when the request is done or refused.
+def new(folder: Path, action: str, tasks: Iterable[Any], more: Mapping[str, Any]) -> Ask:
+    """Return a request that is not in its inbox yet.
 
     :param more: further fields of the request.
+    """
+    path = folder / f"{time.time_ns():020}-{uuid.uuid4()}.json"
+    given = list(tasks)
+    return Ask(path, action, given, document={**more, "action": action, "tasks": given})
+
+
+def put(ask: Ask) -> None:
+    """Put a request into its inbox. The manager removes its file when it is done or refused.
+
     :raises StateDirError: it can't be written.
     """
-    _make(folder)
-    path = folder / f"{time.time_ns():020}-{uuid.uuid4()}.json"
-    replace_file(path, jsontext.dumps({**more, "action": action, "tasks": list(tasks)}))
-    return path
+    _make(ask.path.parent)
+    replace_file(ask.path, jsontext.dumps(ask.document))
 
 
 def asks(folder: Path) -> list[Ask]:

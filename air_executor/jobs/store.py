@@ -302,10 +302,13 @@ class JobStore:
         folder = self.folder(name)
         if not self.has(name):
             raise UnknownJobError(f"there is no job {name} below {self.root}")
-        JobFiles(folder).check_folders()
-        path = inbox.put(folder / "inbox", action, tasks, more)
+        files = JobFiles(folder)
+        files.check_folders()
+        ask = inbox.new(folder / "inbox", action, tasks, more)
+        trust.vouch_ask(files, ask)
+        inbox.put(ask)
         self.announce(name)
-        return path
+        return ask.path
 
     def announce(self, name: str) -> None:
         """Tell the manager that a job has changed: it does not watch the folders of jobs that have ended."""

@@ -3,7 +3,7 @@
 A job that was submitted here is trusted whatever its files say later: its user and the manager change them. A job that
 came with a repository is trusted as it was when somebody called ``air-executor trust``: what it would execute is noted
 as digests, and anything else in its files, as after ``git pull``, is not run before it is trusted too. What its own
-trusted tasks queue here is noted as well, and so is what this user queues.
+trusted tasks queue here is noted as well, and so is what this user queues or asks.
 
 A digest is of what is executed, and of where and with which variables and limits. The order of tasks and their states
 are not part of it, nor are results and items that are filled in: they are passed as data and never executed.
@@ -18,8 +18,9 @@ from typing import Any
 import orjson
 
 from air_executor import jsontext
-from air_executor.errors import UntrustedJobError
+from air_executor.errors import AirExecutorError, UntrustedJobError
 from air_executor.jobs.files import JobFiles
+from air_executor.jobs.inbox import Ask
 from air_executor.jobs.model import HOOKS, Job, Task
 from air_executor.jobs.private import PrivateStore
 
@@ -81,12 +82,32 @@ def vouch(files: JobFiles, tasks: Iterable[Task]) -> None:
         private.vouch(files.job, _of_tasks(tasks))
 
 
-def check_queued(files: JobFiles, tasks: Iterable[Task]) -> None:
-    """Check tasks that a request in the inbox would add: a repository may hold requests, too.
+def vouch_ask(files: JobFiles, ask: Ask) -> None:
+    """Note that this user asks something of a job, if it is one that is trusted only as it was.
 
-    :raises UntrustedJobError: nobody here has queued them.
+    :raises StateDirError: it can't be noted.
+    """
+    try:
+        job, private = files.read_job(), PrivateStore(files.path.parent.parent)
+        is_as_it_was = private.is_trusted(job) and private.vouched(job) is not None
+    except AirExecutorError:
+        return  # its manager says what is wrong; most jobs need no note
+    if is_as_it_was:
+        private.vouch(job, [_of_ask(ask)])
+
+
+def check_ask(files: JobFiles, ask: Ask) -> None:
+    """Check a request in the inbox: a repository may hold requests, too.
+
+    :raises UntrustedJobError: nobody here has asked it.
     """
     private = PrivateStore(files.path.parent.parent)
     vouched = private.vouched(files.job) if private.is_trusted(files.job) else None
-    if vouched is not None and (new := changes(_of_tasks(tasks), vouched)) is not None:
-        raise UntrustedJobError(f"{new} was not queued by its user, but came with the files of the job")
+    if vouched is not None and _of_ask(ask) not in vouched:
+        raise UntrustedJobError(f"its user did not ask to {ask.action}: {ask.path.name} came with the files of the job")
+
+
+def _of_ask(ask: Ask) -> str:
+    """Return the digest of a request. The name of its file is part of it, so that none is done twice."""
+    data = jsontext.dumps([ask.path.name, ask.document], option=orjson.OPT_SORT_KEYS)
+    return hashlib.blake2b(data, digest_size=16).hexdigest()

@@ -431,11 +431,30 @@ def test_a_job_that_changes_while_it_is_worked_on_is_stopped(trusted: Yard) -> N
     assert not (trusted.folder / "evil").exists()
 
 
-def test_a_request_that_came_with_a_repository_is_refused(trusted: Yard) -> None:
+@pytest.mark.parametrize("action", ["queue", "reset", "retry", "cancel", "pause", "resume"])
+def test_a_request_that_came_with_a_repository_is_refused(
+    trusted: Yard, action: str, caplog: pytest.LogCaptureFixture
+) -> None:
     inbox = trusted.store.folder("theirs") / "inbox"
     inbox.mkdir(exist_ok=True)
     task = {"id": "evil", "command": "touch", "args": ["evil"]}
-    (inbox / "1.json").write_text(json.dumps({"action": "queue", "tasks": [task]}))
+    (inbox / "1.json").write_text(json.dumps({"action": action, "tasks": [task] if action == "queue" else []}))
+    before, ran = trusted.store.open("theirs"), trusted.lines("ran")
+    trusted.manager(only=frozenset({"theirs"})).apply()
+    assert f"a request is refused: its user did not ask to {action}: 1.json came with the files" in caplog.text
+    assert f"its user did not ask to {action}" in (inbox / "1.json.refused").read_text()
+    assert not (inbox / "1.json").exists()
     trusted.call("run", "theirs")
-    assert not (trusted.folder / "evil").exists()
-    assert "was not queued by its user" in (inbox / "1.json.refused").read_text()
+    after = trusted.store.open("theirs")
+    assert (after.tasks, after.job.generation, after.job.state) == (before.tasks, 1, before.job.state)
+    assert trusted.lines("ran") == ran
+
+
+def test_a_request_of_its_user_is_done_once(trusted: Yard) -> None:
+    asked = trusted.store.ask("theirs", "reset")
+    again = asked.read_bytes()
+    trusted.manager(only=frozenset({"theirs"})).apply()
+    assert trusted.store.open("theirs").job.generation == 2
+    (asked.parent / "9.json").write_bytes(again)
+    trusted.manager(only=frozenset({"theirs"})).apply()
+    assert trusted.store.open("theirs").job.generation == 2

@@ -12,7 +12,7 @@ from air_executor.jobs.manager.outcomes import Outcomes
 from air_executor.jobs.model import OUTSIDE, JobState, Task
 from air_executor.jobs.owner import is_of
 from air_executor.jobs.schedule import ActiveJob
-from air_executor.jobs.trust import check_queued
+from air_executor.jobs.trust import check_ask
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +34,7 @@ class Requests:
             try:
                 if ask.fault is not None:
                     raise JobError(ask.fault)
+                check_ask(job.files, ask)
                 self._do(job, ask)
             except JobChangedError:
                 raise
@@ -67,7 +68,6 @@ class Requests:
         where = "a request to queue"
         documents = [{"queued_by": OUTSIDE, **each} for each in ask.tasks]
         tasks = [Task.from_dict(each, job_name=job.name, where=where) for each in documents]
-        check_queued(job.files, tasks)
         before = dict(job.tasks), dict(job.files.keys)
         try:
             if job.files.job.state.is_end:
