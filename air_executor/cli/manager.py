@@ -16,6 +16,7 @@ from air_executor.cli.temporal_options import option, with_temporal
 from air_executor.config import Config
 from air_executor.errors import JobError, ManagedError, StateDirError, WrongStateError
 from air_executor.jobs.manager import Manager
+from air_executor.jobs.names import LOCK, LOG, OF_MANAGER
 from air_executor.launcher.address import module_command
 from air_executor.machine.safe_files import open_to_append
 from air_executor.runs.backend import RunBackend
@@ -105,7 +106,8 @@ def _start_detached(args: argparse.Namespace) -> int:
     if store.manager() is not None:
         raise WrongStateError(f"a manager works here already: {store.root}")
     trust.warn(store)
-    log = store.root / "manager.log"
+    store.check_free(*OF_MANAGER)
+    log = store.root / LOG
     command = [*module_command("air_executor.cli.main"), "start", "--poll", str(args.poll), "--on", args.on]
     try:
         log_fd = open_to_append(log)
@@ -141,7 +143,7 @@ def shutdown(args: argparse.Namespace) -> int:
     pid = store.signal_manager(signal.SIGTERM)
     if pid is None:
         raise WrongStateError(f"no manager works here: {store.root}")
-    while args.wait and is_held(store.root / "manager.lock"):
+    while args.wait and is_held(store.root / LOCK):
         time.sleep(_LOOK_S)
     if args.json:
         print_json({"pid": pid, "has_ended": args.wait})

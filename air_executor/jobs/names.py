@@ -12,6 +12,10 @@ from air_executor.errors import JobError
 NAME = r"[A-Za-z0-9_][A-Za-z0-9_.:+@=-]{0,199}"
 
 _NAME = re.compile(NAME)
+_JOB = "a job's name"
+
+#: The manager's own files in the folder of the jobs.
+LOCK, ABOUT, LOG = OF_MANAGER = ("manager.lock", "manager.json", "manager.log")
 
 
 def is_name(name: Any) -> bool:
@@ -19,15 +23,17 @@ def is_name(name: Any) -> bool:
     return isinstance(name, str) and _NAME.fullmatch(name) is not None
 
 
-def check_name(name: Any, what: str = "a job's name") -> str:
+def check_name(name: Any, what: str | None = None) -> str:
     """Return ``name`` if it can be the name of a job or the id of a task.
 
-    :param what: what it is to name, for the message.
+    :param what: what it is to be, for the message; a job's name, unless given.
     :raises JobError: it can't.
     """
     if not is_name(name):
         raise JobError(
-            f"{name!r} cannot be {what}: up to 200 letters, digits and any of _ . : + @ = -, the first a letter, "
-            "digit or _"
+            f"{name!r} cannot be {what or _JOB}: up to 200 letters, digits and any of _ . : + @ = -, the first a "
+            "letter, digit or _"
         )
+    if what is None and name in OF_MANAGER:
+        raise JobError(f"{name!r} cannot be {_JOB}: the manager has a file of that name there")
     return str(name)

@@ -29,7 +29,7 @@ from typing import Any
 
 from air_executor.errors import JobError, StateDirError
 from air_executor.jobs.fields import check_variables
-from air_executor.jobs.model import Job, Task, check_name
+from air_executor.jobs.model import Job, Task, is_name
 from air_executor.machine.ownership import may_others_write, user_name
 from air_executor.machine.safe_files import open_to_append, read_plain, replace_file
 
@@ -325,7 +325,8 @@ def _owners(folder: Path) -> set[str]:
     names = set()
     for path in folder.glob("*.json"):
         with contextlib.suppress(ValueError, KeyError, TypeError):
-            names.add(check_name(json.loads(read_plain(path))["job"]))
+            if is_name(name := json.loads(read_plain(path))["job"]):
+                names.add(name)
     return names
 
 

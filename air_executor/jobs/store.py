@@ -42,6 +42,7 @@ from air_executor.errors import (
 from air_executor.jobs import inbox, trust
 from air_executor.jobs.files import JobFiles
 from air_executor.jobs.model import HOOKS, Job, Task, check_dependencies, check_name
+from air_executor.jobs.names import ABOUT, LOCK
 from air_executor.jobs.private import PrivateStore
 from air_executor.jobs.reading import read, status
 from air_executor.machine import system
@@ -72,7 +73,7 @@ def base_folder(state_dir: str | Path) -> Path:
 
 def is_worked_on(folder: Path) -> bool:
     """Tell whether a manager works on the job in ``folder``: that of all jobs, or one of this job alone."""
-    return is_held(folder.parent / "manager.lock") or is_held(folder / "lock")
+    return is_held(folder.parent / LOCK) or is_held(folder / "lock")
 
 
 class JobStore:
@@ -145,7 +146,16 @@ class JobStore:
 
     def lock(self) -> KernelLock:
         """Return the lock that is held by the manager of all these jobs."""
-        return KernelLock(self.root / "manager.lock")
+        return KernelLock(self.root / LOCK)
+
+    def check_free(self, *names: str) -> None:
+        """Check that no folder, as of a job in a repository, is in the place of files of the manager.
+
+        :raises StateDirError: one is.
+        """
+        for path in (self.root / name for name in names):
+            if (found := status(path)) is not None and stat.S_ISDIR(found.st_mode):
+                raise StateDirError(f"{path} is a folder, and the manager needs a file there: rename or remove it")
 
     def note_manager(self) -> None:
         """Note that the calling process is the manager, for those who want to stop it. Its lock says whether it lives.
@@ -154,7 +164,7 @@ class JobStore:
         """
         me = ProcessId.own()
         document = {"pid": me.pid, "pid_started": system.start_time(me.pid), **me.to_document()}
-        replace_file(self.root / "manager.json", orjson.dumps(document))
+        replace_file(self.root / ABOUT, orjson.dumps(document))
 
     def manager(self) -> int | None:
         """Return the manager's process id; ``None`` when there is no manager."""
@@ -173,10 +183,10 @@ class JobStore:
         return pid if system.signal_process(pid, document["pid_started"], signum) else None
 
     def _manager(self) -> dict[str, Any] | None:
-        if not is_held(self.root / "manager.lock"):
+        if not is_held(self.root / LOCK):
             return None
         try:
-            document = orjson.loads(read(self.root / "manager.json") or b"null")
+            document = orjson.loads(read(self.root / ABOUT) or b"null")
             if int(document["pid"]) <= 0:
                 return None
             return {"pid_started": None, **document, "pid": int(document["pid"])}

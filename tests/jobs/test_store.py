@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,9 @@ import pytest
 
 from air_executor.errors import JobChangedError, JobError, StateDirError
 from air_executor.jobs.model import Job, JobState, Task, TaskStatus
+from air_executor.jobs.names import LOG, OF_MANAGER
 from air_executor.jobs.store import JobFiles, JobStore
+from tests.jobs.conftest import Yard
 
 
 def task(task_id: str, **fields: Any) -> Task:
@@ -277,3 +281,24 @@ def test_files_that_somebody_has_changed_are_not_overwritten(store: JobStore, fi
     with pytest.raises(JobChangedError):
         files.write_if_due()
     assert list(store.open("job").tasks) == ["mine"]
+
+
+@pytest.mark.parametrize("name", OF_MANAGER)
+def test_a_job_with_the_name_of_a_file_of_the_managers_is_left_alone(yard: Yard, name: str) -> None:
+    job = {"name": name, "tasks": [{"id": "a", "command": "true"}]}
+    (yard.folder / "job.json").write_text(json.dumps(job))
+    assert f"'{name}' cannot be a job's name" in yard.call("submit", "job.json", code=2)
+    yard.submit({"id": name, "command": "true"})  # a task may
+    folder = yard.store.root / name
+    shutil.copytree(yard.store.folder("job"), folder)  # as with a repository
+    there = sorted(os.listdir(folder))
+    for command in (("trust", name), ("run", name), ("job", name)):
+        assert f"'{name}' cannot be a job's name" in yard.call(*command, code=2)
+    assert f"'{name}' cannot be a job's name" in yard.call("jobs")
+    assert f"{folder} is a folder, and the manager needs a file there" in yard.call("start", "--detach", code=2)
+    if name != LOG:
+        with pytest.raises(StateDirError, match="is a folder, and the manager needs a file there"):
+            yard.finish()
+    yard.call("run", "job")
+    assert sorted(os.listdir(folder)) == there
+    yard.call("remove", "--force", name)

@@ -17,6 +17,7 @@ from air_executor.jobs.manager.active_jobs import ActiveJobs
 from air_executor.jobs.manager.runs import Runs
 from air_executor.jobs.manager.signals import waking
 from air_executor.jobs.manager.starts import Starts
+from air_executor.jobs.names import ABOUT, LOCK
 from air_executor.jobs.store import JobFiles, JobStore
 from air_executor.launcher.client.backend import LocalBackend
 from air_executor.runs.backend import RunBackend
@@ -135,6 +136,7 @@ class Manager:
             self._runs.open()
             self._store.prepare()
             if self._only is None:
+                self._store.check_free(LOCK, ABOUT)
                 lock = self._store.lock()
                 if not lock.acquire(LOOKERS_S):
                     raise ManagedError(f"another manager works on the jobs below {self._store.root} already")
