@@ -41,11 +41,13 @@ class Followed:
             self._live[run_id] = run
             self._left.discard(run_id)
 
-    def leave(self, run_id: str) -> None:
-        """Leave a run to another executor, which has taken it over."""
+    def leave(self, run_id: str, run: LiveRun) -> None:
+        """Leave a run to another executor, which has taken it over: here it ends, its document stays as it is."""
+        reason = "another executor has taken it over"
+        record = self._record(run_id, run, {"state": "lost", "reason": reason, "unwanted": True})
         with self._lock:
-            self._live.pop(run_id, None)
             self._left.add(run_id)
+        self.end(record)
 
     def is_left(self, run_id: str) -> bool:
         """Tell whether a run was left to another executor."""

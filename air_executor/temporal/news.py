@@ -92,7 +92,7 @@ class News:
                     self.watch.forget(run_id)
                     continue
                 if each["end"].get("is_taken"):
-                    self._followed.leave(run_id)
+                    self._followed.leave(run_id, run)
                     continue
                 if (successor := each.get("next")) is not None:
                     self._dag_runs.add_successor(run.identity, successor)
