@@ -16,6 +16,7 @@ import pytest
 
 from air_executor.runs.record import RunRecord, RunState
 from air_executor.runs.store import RunStore
+from tests.conftest import own_postgres
 from tests.support import airflow_env, hosts
 from tests.support.airflow_env import Airflow
 from tests.support.api import ENDED, DagRun
@@ -129,7 +130,7 @@ class Cluster:
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory, shared_dir: Path) -> Iterator[Cluster]:
     folder = tmp_path_factory.mktemp("hosts")
-    temporal, postgres = Temporal(folder, ip="0.0.0.0"), Postgres()
+    temporal, postgres = Temporal(folder, ip="0.0.0.0"), own_postgres(shared_dir)
     options = {
         "AIRFLOW__CORE__EXECUTOR": "air_executor.TemporalExecutor",
         "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": postgres.url,
@@ -138,11 +139,10 @@ def cluster(tmp_path_factory: pytest.TempPathFactory, shared_dir: Path) -> Itera
         "AIRFLOW__SCHEDULER__SCHEDULER_HEALTH_CHECK_THRESHOLD": "15",
         "AIRFLOW__SCHEDULER__ORPHANED_TASKS_CHECK_INTERVAL": "5",
     }
-    airflow = airflow_env.make(folder / "home", shared_dir, options, airflow_env.READING)
+    airflow = airflow_env.make(folder / "home", shared_dir, options, airflow_env.FEW)
     workers = [Worker(airflow, temporal, Host(name, folder / name)) for name in NAMES]
     try:
         temporal.start()
-        airflow.run("airflow", "db", "migrate")
         airflow.start()
         for worker in workers:
             worker.host.folder.mkdir()
