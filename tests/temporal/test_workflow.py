@@ -16,7 +16,7 @@ from temporalio.client import Client, WorkflowExecutionStatus, WorkflowFailureEr
 from temporalio.exceptions import ApplicationError
 from temporalio.worker import Replayer, Worker
 
-from air_executor.temporal.execution import DETACHED, UNFIT
+from air_executor.temporal.execution import AGAIN, DETACHED, UNFIT
 from air_executor.temporal.workflow import MOST_AT_ONCE, MOST_EVENTS, NAME, RULES, DagRunWorkflow
 from tests.temporal.conftest import Temporal
 
@@ -61,6 +61,10 @@ class Hosts:
     async def attach(self, card: dict[str, Any]) -> dict[str, Any]:
         return {"state": "succeeded", "reason": "by its host's next worker"}
 
+    @activity.defn(name="judge")
+    async def judge(self, identity: dict[str, Any], silent_s: float) -> str:
+        return AGAIN  # on a crowded machine, an activity may not begin before it counts as silent
+
     @activity.defn(name="tell")
     async def tell(self, ends: list[dict[str, Any]]) -> None:
         for each in ends:
@@ -86,7 +90,8 @@ async def history_of(
     """Run a workflow with these orders to its end, and return it with its history."""
     client = await Client.connect(temporal.address)
     # In the sandbox, which is slow; the debug mode takes that for no deadlock.
-    ours = Worker(client, task_queue="ours", workflows=[DagRunWorkflow], activities=[hosts.tell], debug_mode=True)
+    activities = [hosts.tell, hosts.judge]
+    ours = Worker(client, task_queue="ours", workflows=[DagRunWorkflow], activities=activities, debug_mode=True)
     tasks = Worker(client, task_queue="tasks", activities=[hosts.run])
     host = Worker(client, task_queue="host", activities=[hosts.attach])
     async with ours, tasks, host:
