@@ -209,21 +209,19 @@ class Reconciler:
         running = [ti_id for ti_id in beating if states.get(ti_id) == TaskInstanceState.RUNNING]
         self._unbeaten = task_instances.beat(running, self._min_beat_age_s)
         if time.monotonic() >= self._next_queued_s:
-            queued = {run_id for run_id, ti_id in runs.items() if states.get(ti_id) == TaskInstanceState.QUEUED}
-            self._keep_queued({run_id: runs[run_id] for run_id in queued})
+            self._keep_queued(runs, states)
             self._next_queued_s = time.monotonic() + self._queued_s
         if is_time:
             self._next_beat_s = time.monotonic() + self._beat_s
             self._beaten_at_s = time.time()
         return states
 
-    def _keep_queued(self, queued: Mapping[str, str]) -> None:
-        """Renew the queued time of those instances that wait for GPUs, or whose runners have waited for some time.
-
-        :param queued: the ids of all that are queued, by the ids of their runs.
-        """
-        starting = {ti_id for run_id, ti_id in queued.items() if run_id in self._signs and not self.is_silent(run_id)}
-        kept = (starting & self._starting) | (set(self.waiting) & set(queued.values()))
+    def _keep_queued(self, runs: Mapping[str, str], states: Mapping[str, str | None]) -> None:
+        """Renew the queued time of those instances that wait for GPUs, or whose runners have waited for some time."""
+        queued = {ti_id for ti_id in runs.values() if states.get(ti_id) == TaskInstanceState.QUEUED}
+        shown = {ti_id for run_id, ti_id in runs.items() if run_id in self._signs and not self.is_silent(run_id)}
+        starting = queued & shown
+        kept = (starting & self._starting) | (queued & set(self.waiting))
         self._starting = starting
         task_instances.keep_queued(sorted(kept))
 
