@@ -71,9 +71,11 @@ def outlive_full_disks() -> None:
     def configure_lossy(*args: Any, **kwargs: Any) -> tuple[Any, Any]:
         logger, file = configure(*args, **kwargs)
         log = LossyLog(file)  # whose name and descriptor are for upload_to_remote
+        # It has all of a file that structlog uses; there is no public way to the file that a logger writes to.
         logger._logger = structlog.BytesLogger(log)  # type: ignore[arg-type,attr-defined]
         return logger, log
 
+    # Airflow's own declares which kinds of file it returns.
     supervisor._configure_logging = configure_lossy  # type: ignore[assignment]
 
 

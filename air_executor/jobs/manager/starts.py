@@ -35,7 +35,7 @@ class Starts:
 
     @property
     def is_discouraged(self) -> bool:
-        """Whether this many tasks were set aside that no other is tried before :meth:`take_roomless`."""
+        """Whether so many tasks were set aside that no other is tried before :meth:`take_roomless`."""
         return self._refused >= _MOST_REFUSED
 
     @property
