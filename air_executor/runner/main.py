@@ -99,8 +99,9 @@ def _acquire(lock: KernelLock, request: RunRequest, store: RunStore) -> bool:
         if not is_said:
             print("another runner has the lock of this workload, and is waited for", flush=True)
             is_said = True
-        with contextlib.suppress(OSError):
-            store.heartbeat(request.id)
+        with contextlib.suppress(OSError, AirExecutorError):
+            if store.read(request.id).state is RunState.QUEUED:  # otherwise the other runner executes this very run
+                store.heartbeat(request.id)
     return True
 
 
