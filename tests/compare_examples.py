@@ -376,7 +376,7 @@ def airflow_with(executor: str, home: Path, base: Path) -> Airflow:
         # Some examples keep virtual environments there, which would be those of the executor before.
         "TMPDIR": str(home / "tmp"),
     }
-    env = airflow_env.make(home, base, options)
+    env = airflow_env.make(home, base, options, is_quick=False)
     for name in ("none", "tmp"):
         (home / name).mkdir()
     return env

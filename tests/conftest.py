@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +27,8 @@ hypothesis.settings.load_profile("tests")
 # A script's background jobs are begun with it ignored, which all that is begun here would inherit.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-#: For tests that do not depend on the database.
-ONE_DATABASE = pytest.mark.parametrize("airflow", [pytest.param("sqlite", marks=pytest.mark.core)], indirect=True)
-
-#: For tests that depend on Airflow's version neither.
-ONE_AIRFLOW = pytest.mark.parametrize("airflow", ["sqlite"], indirect=True)
-
+#: For tests that depend neither on the database nor on Airflow's version.
+ONE_AIRFLOW = pytest.mark.parametrize("airflow", ["postgres"], indirect=True)
 
 #: Files whose tests share what takes long to start: one worker has all tests of such a file.
 _SHARES_BY_FILE = ("/e2e/", "/faults/", "/temporal/", "/unit/test_row_locks.py")
@@ -42,9 +38,10 @@ class ByEnvironment(LoadScopeScheduling):
     """Gives all tests of one Airflow to one worker, so that each Airflow is started once."""
 
     def _split_scope(self, nodeid: str) -> str:
-        if database := re.search(r"[\[-](sqlite|postgres)[\]-]", nodeid):
-            return database.group(1)
-        return nodeid.split("::")[0] if any(part in nodeid for part in _SHARES_BY_FILE) else nodeid
+        file = nodeid.split("::")[0]
+        if "/e2e/" in nodeid and (database := re.search(r"[\[-](sqlite|postgres)[\]-]", nodeid)):
+            return f"{file} {database.group(1)}"
+        return file if any(part in nodeid for part in _SHARES_BY_FILE) else nodeid
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:
@@ -181,21 +178,38 @@ def give_postgres(env: Airflow, shared: Path) -> None:
     env.env[option] = url_of(name)
 
 
+@pytest.fixture(scope="module")
+def components() -> Sequence[str]:
+    """The components of a file's Airflow."""
+    return airflow_env.COMPONENTS
+
+
+@pytest.fixture(scope="module")
+def dags() -> Sequence[str] | None:
+    """The files with DAGs of a file's Airflow, see :func:`airflow_env.make`."""
+    return None
+
+
 @pytest.fixture(
-    scope="session",
-    params=[pytest.param("sqlite", marks=pytest.mark.core), "postgres"],
+    scope="module",
+    params=[pytest.param("sqlite", marks=(pytest.mark.core, pytest.mark.other_database)), "postgres"],
 )
 def airflow(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, shared_dir: Path
+    request: pytest.FixtureRequest,
+    tmp_path_factory: pytest.TempPathFactory,
+    shared_dir: Path,
+    components: Sequence[str],
+    dags: Sequence[str] | None,
 ) -> Iterator[Airflow]:
     """A running Airflow with AirExecutor, once on SQLite and once on PostgreSQL."""
     home = tmp_path_factory.mktemp(request.param) / "home"
-    env = airflow_env.make(home, shared_dir)
-    if request.param == "postgres":
-        give_postgres(env, shared_dir)
-    else:
+    is_core = request.param == "sqlite"
+    env = airflow_env.make(home, shared_dir, components=components, dags=dags, is_quick=not is_core)
+    if is_core:
         env.env["AIRFLOW__CORE__PARALLELISM"] = "8"  # with more at once, SQLite is waited for too long now and then
         env.split_api_server()
+    else:
+        give_postgres(env, shared_dir)
     env.start()
     yield env
     env.end()

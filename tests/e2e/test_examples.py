@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import sys
 
-from tests.conftest import ONE_DATABASE
 from tests.support.airflow_env import REPOSITORY, Airflow
 
 EXAMPLES = {path.stem for path in (REPOSITORY / "examples" / "dags").glob("*.py")}
 
 
-@ONE_DATABASE
 def test_every_example_runs_to_success(airflow: Airflow) -> None:
     runs = [airflow.api.trigger(dag_id) for dag_id in sorted(EXAMPLES)]
     assert {run.dag_id: run.wait() for run in runs} == dict.fromkeys(EXAMPLES, "success")
@@ -27,7 +25,6 @@ print([str(warning) for warning in caught if warning.filename in sys.argv])
 """
 
 
-@ONE_DATABASE
 def test_examples_load_without_errors_or_warnings(airflow: Airflow) -> None:
     assert airflow.api.get("/importErrors")["import_errors"] == []
     warnings = airflow.api.get("/dagWarnings?limit=100")["dag_warnings"]

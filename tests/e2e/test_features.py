@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 
 import pytest
 
@@ -27,6 +28,11 @@ DAGS = (
     "xcoms",
     "held",
 )
+
+
+@pytest.fixture(scope="module")
+def dags() -> Sequence[str]:
+    return ["features.py"]
 
 
 @pytest.fixture(scope="module")

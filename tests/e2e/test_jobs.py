@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import psutil
 import pytest
@@ -12,13 +12,10 @@ import pytest
 from air_executor.jobs import api
 from air_executor.jobs.model import JobState
 from air_executor.jobs.store import JobStore
-from tests.conftest import ONE_DATABASE
 from tests.support.airflow_env import Airflow
 from tests.support.api import DagRun
 from tests.support.contents import contents
 from tests.support.waiting import wait_for
-
-pytestmark = ONE_DATABASE
 
 FOLLOW_UPS = (
     "follow_up_waves",
@@ -33,6 +30,11 @@ FOLLOW_UPS = (
     "follow_up_chunks",
     "follow_up_chunks_continue",
 )
+
+
+@pytest.fixture(scope="module")
+def dags() -> Sequence[str]:
+    return ["air_jobs.py", "follow_ups.py", "follow_up_chunks.py"]
 
 
 @pytest.fixture(scope="module")

@@ -6,17 +6,27 @@ import json
 import os
 import signal
 import subprocess
+from collections.abc import Sequence
 
 import psutil
 import pytest
 
 from air_executor.runs.record import RunState
-from tests.conftest import ONE_DATABASE
 from tests.support import airflow_env
 from tests.support.airflow_env import Airflow
 from tests.support.flights import launcher, launchers
 from tests.support.titles import busy_children
 from tests.support.waiting import wait_for
+
+
+@pytest.fixture(scope="module")
+def components() -> Sequence[str]:
+    return airflow_env.READING
+
+
+@pytest.fixture(scope="module")
+def dags() -> Sequence[str]:
+    return ["features.py"]
 
 
 def test_a_new_scheduler_takes_running_tasks_over(airflow: Airflow) -> None:
@@ -68,14 +78,12 @@ def test_tasks_go_on_when_the_launcher_is_killed(airflow: Airflow) -> None:
     assert airflow.effects("long_running")[begun:] == ["begin 1", "end 1"]
 
 
-@ONE_DATABASE
 def test_dags_test_with_the_executor(airflow: Airflow) -> None:
     done = airflow.run("airflow", "dags", "test", "debugged", "--use-executor")
     assert "state=success" in done.stdout + done.stderr
     wait_for(lambda: any(r.state is RunState.SUCCEEDED for r in airflow.records("debugged")), "the run on record")
 
 
-@ONE_DATABASE
 def test_tasks_test_runs_in_the_terminal(airflow: Airflow) -> None:
     before = len(airflow.records("debugged"))
     done = airflow.run("airflow", "tasks", "test", "debugged", "bash")
@@ -91,7 +99,6 @@ def test_launchers_could_prepare_what_they_do_by_default(airflow: Airflow) -> No
     assert not [text for text in said if "tasks are only slower for it" in text]
 
 
-@ONE_DATABASE
 def test_airflow_knows_the_provider_its_options_and_its_commands(airflow: Airflow) -> None:
     providers = json.loads(airflow.run("airflow", "providers", "list", "-o", "json").stdout)
     assert "air-executor" in {provider["package_name"] for provider in providers}

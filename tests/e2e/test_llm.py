@@ -5,16 +5,23 @@ from __future__ import annotations
 import json
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
 
 from tests.conftest import ONE_AIRFLOW
+from tests.support import airflow_env
 from tests.support.airflow_env import Airflow
 
 pytestmark = ONE_AIRFLOW
+
+
+@pytest.fixture(scope="module")
+def components() -> Sequence[str]:
+    return airflow_env.READING
+
 
 KEY = "a-key"
 TEXT = "<p>I like  this.</p> Nobody likes that. It works!"

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 
-from tests.conftest import ONE_DATABASE
+import pytest
+
+from tests.support import airflow_env
 from tests.support.airflow_env import Airflow
 from tests.support.flights import launcher
 from tests.support.waiting import wait_for
@@ -29,6 +32,16 @@ edited()
 """
 
 
+@pytest.fixture(scope="module")
+def components() -> Sequence[str]:
+    return airflow_env.READING
+
+
+@pytest.fixture(scope="module")
+def dags() -> Sequence[str]:
+    return []  # the test writes its own
+
+
 def preloads(airflow: Airflow) -> str:
     """Return what the doctor says of packages that are imported ahead."""
     checks = json.loads(airflow.run("air-executor", "doctor", "--json", check=False).stdout)
@@ -36,7 +49,6 @@ def preloads(airflow: Airflow) -> str:
     return str(found)
 
 
-@ONE_DATABASE
 def test_packages_are_imported_ahead_and_what_users_edit_is_not(airflow: Airflow) -> None:
     dag_file, module = airflow.dags / "edited.py", airflow.dags / "edited_module.py"
 

@@ -29,6 +29,7 @@ from air_executor.machine import system
 from air_executor.runs.record import RunRecord
 from air_executor.runs.store import RunStore
 from tests.support.api import Api
+from tests.support.quick_start import Nursery
 from tests.support.waiting import wait_for
 
 REPOSITORY = Path(__file__).parent.parent.parent
@@ -113,13 +114,18 @@ class Airflow:
         options: Mapping[str, str] | None = None,
         components: Sequence[str] = COMPONENTS,
         dags: Sequence[str] | None = None,
+        *,
+        is_quick: bool = True,
     ) -> None:
         """Prepare it, and start nothing.
 
         :param dags: files of ``tests/dags`` that it has; ``None``: all, and the examples.
+        :param is_quick: start its components with less work than the plain ``airflow`` command does.
         """
         self.home = home
         self.components = components
+        self._is_quick = is_quick
+        self._nurseries: list[Nursery] = []
         self._dag_files = dags
         self.out = home / "out"
         self.out.mkdir(parents=True)
@@ -214,7 +220,7 @@ class Airflow:
             return ["airflow", "api-server", "--apps", "execution", "--port", str(self._execution_port)]
         if component == "api-server" and self._execution_port != self.port:
             return ["airflow", "api-server", "--apps", "core"]
-        return ["airflow" if tuple(self.components) == COMPONENTS else "tests.support.quick_start", component]
+        return ["airflow", component]
 
     @property
     def has_dag_processor(self) -> bool:
@@ -226,25 +232,38 @@ class Airflow:
         if "api-server" in names and self._execution_port != self.port:
             names.insert(0, _EXECUTION_API)
         for name in names:
-            log = (self.home / f"{name}.log").open("ab")
-            with log:
-                self.processes[name] = subprocess.Popen(
-                    [sys.executable, "-X", "faulthandler", "-m", *self._arguments_of(name)],
-                    env=self._env_of(name),
-                    cwd=self.home,
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=log,
-                    start_new_session=True,
-                    # Tests that are killed leave nothing running either.
-                    preexec_fn=functools.partial(system.die_with_parent, os.getpid()),
-                )
+            log = self.home / f"{name}.log"
+            is_quick = self._is_quick and self._arguments_of(name) == ["airflow", name]
+            self.processes[name] = self._start_quickly(name, log) if is_quick else self._start(name, log)
         if "api-server" in names:
             try:
                 wait_for(self.is_healthy, "the API server", 400)
             except BaseException:
                 self.end()  # a fixture that fails is not finalized
                 raise
+
+    def _start(self, name: str, log: Path) -> subprocess.Popen[bytes]:
+        with log.open("ab") as file:
+            return subprocess.Popen(
+                [sys.executable, "-X", "faulthandler", "-m", *self._arguments_of(name)],
+                env=self._env_of(name),
+                cwd=self.home,
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=file,
+                start_new_session=True,
+                # Tests that are killed leave nothing running either.
+                preexec_fn=functools.partial(system.die_with_parent, os.getpid()),
+            )
+
+    def _start_quickly(self, name: str, log: Path) -> subprocess.Popen[bytes]:
+        env = self._env_of(name)
+        nursery = next((each for each in self._nurseries if each.fits(env)), None)
+        if nursery is None:
+            like = [each for each in self.components if self._env_of(each) == env]
+            nursery = Nursery(env, self.home, self.home / "nursery.log", like)
+            self._nurseries.append(nursery)
+        return nursery.start(name, env, log)
 
     def set_aside(self, name: str) -> str:
         """Give a component and its log another name, which is returned, so that a second one can be started."""
@@ -343,6 +362,9 @@ class Airflow:
                 self.stop(name, timeout_s=20)
             except AssertionError as error:  # as without its database; pytest shows it if the test has failed
                 print(error)
+        for nursery in self._nurseries:
+            nursery.end()
+        self._nurseries.clear()
         for process in self.ours():
             with contextlib.suppress(psutil.Error):
                 process.kill()
@@ -410,15 +432,17 @@ def make(
     options: Mapping[str, str] | None = None,
     components: Sequence[str] = COMPONENTS,
     dags: Sequence[str] | None = None,
+    *,
+    is_quick: bool = True,
 ) -> Airflow:
     """Return an Airflow on SQLite that is not started yet.
 
-    :param components: what :meth:`Airflow.start` starts.
+    :param components: what :meth:`Airflow.start` starts, quickly or, as in the core, by the plain ``airflow`` command.
     :param dags: files of ``tests/dags`` for it, each of which costs its DAG processor half a second; ``None``: all, and
         the examples.
     """
     database = home / "airflow.db"
-    env = Airflow(home, f"sqlite:///{database}{_SQLITE_WAIT}", options, components, dags)
+    env = Airflow(home, f"sqlite:///{database}{_SQLITE_WAIT}", options, components, dags, is_quick=is_quick)
     env.copy_dags()
     shutil.copy(sqlite_template(base, has_dags=not env.has_dag_processor), database)
     return env
