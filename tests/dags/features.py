@@ -305,7 +305,7 @@ for build_dag in (
 def hundreds():
     @task
     def numbers():
-        return list(range(300))
+        return list(range(200))
 
     @task
     def one(number):
