@@ -105,7 +105,7 @@ def first_good_run(env: Airflow, way: str) -> dict[str, list[str]]:
 def outcomes(tmp_path_factory: pytest.TempPathFactory, shared_dir: Path) -> Iterator[dict[str, dict[str, list[str]]]]:
     """What was seen in each way. One Airflow, whose scheduler has another executor each time."""
     home = tmp_path_factory.mktemp("same") / "home"
-    env = airflow_env.make(home, shared_dir, OPTIONS, dags=[])
+    env = airflow_env.make(home, shared_dir, OPTIONS, dags=[], is_quick=False)
     for folder, name in (("dags", "same.py"), ("plugins", "listening.py"), ("config", "airflow_local_settings.py")):
         (home / folder).mkdir(exist_ok=True)
         shutil.copy(REPOSITORY / "tests" / "same_dags" / name, home / folder)
