@@ -263,6 +263,7 @@ class Airflow:
             like = [each for each in self.components if self._env_of(each) == env]
             nursery = Nursery(env, self.home, self.home / "nursery.log", like)
             self._nurseries.append(nursery)
+        log.touch()
         return nursery.start(name, env, log)
 
     def set_aside(self, name: str) -> str:

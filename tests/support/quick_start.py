@@ -2,7 +2,7 @@
 
 :class:`Nursery` starts a process that imports what components need, once, and has a child for each that is wanted: it
 is what ``airflow COMPONENT`` is, after a tenth of the work. The API server makes no former versions of the execution
-API, and no garbage is collected while modules are imported.
+API, and its other routes when they are asked for. No garbage is collected while modules are imported.
 """
 
 from __future__ import annotations
@@ -133,8 +133,10 @@ def main(folder: str, *components: str) -> None:
     told = os.dup(1)
     os.dup2(2, 1)  # what is printed while modules are imported
     gc.disable()
+    import setproctitle
     from airflow.cli.cli_parser import get_parser
 
+    setproctitle.getproctitle()  # which looks for the title's place, and finds it only before the environment changes
     for component in components:
         if component != "api-server":
             importlib.import_module(_MODULES[component])
@@ -176,13 +178,16 @@ def _become(component: str, env: dict[str, str], log: str, folder: str, nursery:
         os.dup2(descriptor, standard)
     os.close(nothing)
     os.close(file)
-    os.environ.clear()
+    for name in os.environ.keys() - env.keys():
+        del os.environ[name]
     os.environ.update(env)
     os.chdir(folder)
     sys.argv = ["airflow", component]
     if component == "api-server":
         from air_executor.airflow.compat import pocketing
+        from tests.support import quick_routes
 
+        quick_routes.make_when_asked()
         pocketing.serve_own_version_only()
         importlib.import_module(_MODULES[component])
     gc.enable()
