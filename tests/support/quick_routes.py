@@ -48,7 +48,8 @@ def _begin(self: APIRoute, *args: Any, **kwargs: Any) -> None:
         self.__dict__.pop(name, None)
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
-        _finish(self, "dependant")
+        if "_made_of" in self.__dict__:
+            _finish(self, "dependant")
         await self.app(scope, receive, send)
 
     self.__dict__.update(app=app, _made_of=(args, kwargs))

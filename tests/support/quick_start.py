@@ -48,6 +48,7 @@ class Nursery:
                 [sys.executable, "-X", "faulthandler", "-m", __name__, str(folder), *components],
                 env=self.env,
                 cwd=folder.parent,
+                bufsize=0,  # what a buffer has, select does not see
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=errors,
@@ -63,7 +64,6 @@ class Nursery:
     def start(self, component: str, env: Mapping[str, str], log: Path) -> Child:
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps([component, dict(env), str(log)]).encode() + b"\n")
-        self._process.stdin.flush()
         while True:
             answer = self._hear()
             if "begun" in answer:
