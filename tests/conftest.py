@@ -73,6 +73,13 @@ ANY_PYTHON = {
 }
 
 
+def pytest_configure() -> None:
+    # Where nothing else is set up, the kernel shares the CPU out among sessions. Each task of an Airflow is one: all
+    # workers together would get as little of the CPU as one of the dozens of tasks that some test runs.
+    if os.environ.get("PYTEST_XDIST_WORKER") and os.getsid(0) != os.getpid():
+        os.setsid()
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         is_same = item.path.stem in ANY_PYTHON or item.get_closest_marker("faults") is not None

@@ -56,7 +56,7 @@ class Place:
         """Return what a command prints on stdout and stderr."""
         process = self.start(*arguments)
         try:
-            out, err = process.communicate(timeout=600)
+            out, err = process.communicate(timeout=1500)
         finally:
             process.kill()
         if process.returncode != code:
