@@ -47,7 +47,7 @@ def components() -> tuple[str, ...]:
 
 @pytest.fixture(scope="module")
 def dags() -> Sequence[str]:
-    return ["hostile.py", "faults.py"]
+    return ["hostile.py", "faults.py", "features.py"]  # the last has what looks whether tasks still run
 
 
 @pytest.fixture(scope="module")
