@@ -9,8 +9,11 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from air_executor.launcher.address import all_addresses
+from air_executor.launcher import protocol
+from air_executor.launcher.address import Address, all_addresses
 from air_executor.launcher.client.control import ask_to_stop, status
+from air_executor.machine import system
+from air_executor.machine.marks import is_launcher
 from air_executor.runs.ordered import OrderedRuns
 from air_executor.runs.record import RunRecord
 from air_executor.runs.store import RunStore
@@ -61,11 +64,30 @@ def end_launchers(state_dir: Path, *, wait: bool = False) -> None:
 
     :param wait: return when they have ended.
     """
-    addresses = all_addresses(RunStore(state_dir))
-    for address in addresses:
-        with contextlib.suppress(OSError):
-            if (answer := status(address)) is not None:
-                os.kill(answer["pid"], signal.SIGTERM)
+    addresses, asked = all_addresses(RunStore(state_dir)), set[int]()
     until_s = time.monotonic() + (_LAUNCHER_S if wait else 0.0)
-    while time.monotonic() < until_s and any(status(address) is not None for address in addresses):
+    while [address for address in addresses if _ends(address, asked)] and time.monotonic() < until_s:
         time.sleep(_LOOK_S)
+
+
+def _ends(address: Address, asked: set[int]) -> bool:
+    """Ask the launcher to end, once; tell whether there is one.
+
+    One that is still warming up answers no question, but the kernel knows who listens: until it does itself, who has
+    started it.
+    """
+    try:
+        with protocol.connect(address.socket) as connection:
+            who = system.peer(connection)
+    except OSError:
+        return False
+    if who is None or not who.pid:
+        answer = status(address)
+        pid = 0 if answer is None else int(answer["pid"])
+    else:
+        pid = who.pid if is_launcher(who.pid) else 0
+    if pid and pid not in asked:
+        asked.add(pid)
+        with contextlib.suppress(OSError):
+            os.kill(pid, signal.SIGTERM)
+    return True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from air_executor.launcher.address import all_addresses
 from air_executor.launcher.client import control
 from air_executor.launcher.client.backend import LocalBackend
 from air_executor.launcher.server.farewell import is_main_of_container
+from air_executor.pocket.leftover import end_launchers
 from air_executor.runs.backend import RunRequest
 from air_executor.runs.record import RunRecord, RunState, queued
 from air_executor.runs.store import RunStore
@@ -37,9 +39,9 @@ def _family() -> Iterator[None]:
 
 
 class Place:
-    def __init__(self, folder: Path, store: RunStore, policy: str) -> None:
+    def __init__(self, folder: Path, store: RunStore, policy: str, **more: Any) -> None:
         self.folder, self.store = folder, store
-        options = config(store.root, serves="jobs", on_launcher_stop=policy, stop_grace_seconds=60.0)
+        options = config(store.root, serves="jobs", on_launcher_stop=policy, stop_grace_seconds=60.0, **more)
         self.backend = LocalBackend(options)
 
     def start(self, script: str = TASK) -> str:
@@ -141,3 +143,26 @@ def test_a_container_s_main_process_is_known(command: str, is_main: bool) -> Non
     unshare = ["unshare", "--pid", "--fork", "--mount-proc", "sh", "-c", command]
     assert subprocess.check_output(unshare, text=True).strip() == str(is_main)
     assert not is_main_of_container()
+
+
+def test_a_launcher_that_answers_nobody_yet_is_ended_with_the_run_of_its_dag(tmp_path: Path, store: RunStore) -> None:
+    place = Place(tmp_path, store, "stop", launcher_idle_seconds=3600.0)
+    place.backend.warm_up()
+    launcher = place.launcher()
+    os.kill(launcher, signal.SIGSTOP)
+    try:
+        end_launchers(place.store.root)
+    finally:
+        os.kill(launcher, signal.SIGCONT)
+    wait_for_death(launcher)
+    place.backend.close()
+
+
+def test_a_launcher_whose_state_directory_was_removed_does_not_make_it_again(tmp_path: Path, store: RunStore) -> None:
+    place = Place(tmp_path, store, "stop", launcher_idle_seconds=0.5)
+    place.backend.warm_up()
+    launcher = place.launcher()
+    shutil.rmtree(place.store.root)
+    place.backend.close()
+    wait_for_death(launcher)
+    assert not place.store.root.exists()

@@ -158,6 +158,10 @@ class Launcher:
                 return False
             self._listening.remove_file()
             return True
+        if not self._listening.address.lock.parent.is_dir():  # to lock a file would make its folder again
+            self._listening.close()
+            self._spares.dismiss()
+            return True
         # Imported late: each fork of a runner or task would pay for the fork handlers that it registers.
         from filelock import FileLock, Timeout
 
