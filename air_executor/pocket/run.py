@@ -19,6 +19,7 @@ from air_executor.errors import StateDirError
 from air_executor.launcher.address import module_command
 from air_executor.machine import system
 from air_executor.pocket.folder import RunFolder, claim, dags_dir
+from air_executor.pocket.leftover import end_launchers
 from air_executor.pocket.request import DagError, Request, RunFailedError, check
 from air_executor.pocket.settings import environment, write_settings
 
@@ -61,7 +62,9 @@ def run(
         _work(folder, request, on_event)
     except BaseException:
         if not _has_run(folder):
-            shutil.rmtree(folder.path, ignore_errors=True)  # nothing has begun that could be resumed
+            # Nothing has begun that could be resumed. An Airflow that was interrupted early has not ended its launcher.
+            end_launchers(folder.state_dir, wait=True)
+            shutil.rmtree(folder.path, ignore_errors=True)
         raise
     finally:
         if folder.has_ended() and not request.keep:

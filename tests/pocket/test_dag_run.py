@@ -14,6 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from air_executor.machine.marks import is_launcher
 from tests.pocket.conftest import DAGS, Place
 from tests.support.machine import SmallDisk, needs_root
 from tests.support.waiting import wait_for
@@ -357,6 +358,20 @@ def test_a_full_disk_is_said_and_the_run_is_gone_on_with_when_there_is_room(plac
         place.check_nothing_runs()
         out, _ = place.call(*run)
         assert "success" in out
+
+
+def test_an_interruption_before_the_run_begins_leaves_nothing(place: Place) -> None:
+    process = place.start("run", str(DAGS / "slow.py"))
+    wait_for(lambda: any(is_launcher(each.pid) for each in place.processes()), "its launcher to be started")
+    (main,) = place.parts()
+    main.suspend()
+    (folder,) = place.dags.glob("slow-*")
+    assert not (folder / "run.json").exists()
+    process.send_signal(signal.SIGINT)
+    main.resume()
+    assert process.wait(600) == 130
+    place.check_nothing_runs()
+    assert list(place.dags.glob("*-*")) == []
 
 
 def test_runs_that_it_has_triggered_are_told(place: Place) -> None:
