@@ -73,20 +73,20 @@ def end_launchers(state_dir: Path, *, wait: bool = False) -> None:
 def _ends(address: Address, asked: set[int]) -> bool:
     """Ask the launcher to end, once; tell whether there is one.
 
-    One that is still warming up answers no question, but the kernel knows who listens: until it does itself, who has
-    started it.
+    One that is still warming up answers no question, but the kernel knows who in this namespace listens. Until
+    the launcher does, that is who has started it.
     """
     try:
         with protocol.connect(address.socket) as connection:
             who = system.peer(connection)
     except OSError:
         return False
-    if who is None or not who.pid:
+    if who is None:
         answer = status(address)
-        pid = 0 if answer is None else int(answer["pid"])
+        pid = None if answer is None else int(answer["pid"])
     else:
-        pid = who.pid if is_launcher(who.pid) else 0
-    if pid and pid not in asked:
+        pid = who.pid if is_launcher(who.pid) else None
+    if pid is not None and pid not in asked:
         asked.add(pid)
         with contextlib.suppress(OSError):
             os.kill(pid, signal.SIGTERM)

@@ -159,8 +159,7 @@ class Launcher:
             self._listening.remove_file()
             return True
         if not self._listening.address.lock.parent.is_dir():  # to lock a file would make its folder again
-            self._listening.close()
-            self._spares.dismiss()
+            self._leave()
             return True
         # Imported late: each fork of a runner or task would pay for the fork handlers that it registers.
         from filelock import FileLock, Timeout
@@ -171,8 +170,7 @@ class Launcher:
             with FileLock(self._listening.address.lock, timeout=0):
                 if self._selector.select(0):
                     return False
-                self._listening.close()
-                self._spares.dismiss()
+                self._leave()
                 return True
         except Timeout:
             return False
@@ -180,9 +178,12 @@ class Launcher:
     def _take_leave(self) -> None:
         """Drain: take no new orders, and let the runs end, or stop them. The next launcher gets orders that wait."""
         if self._farewell.begin():
-            self._listening.close()
-            self._spares.dismiss()
+            self._leave()
         self._farewell.stop(self._reaper.runs)
+
+    def _leave(self) -> None:
+        self._listening.close()
+        self._spares.dismiss()
 
     def _on_sigterm(self, *_: object) -> None:
         self._farewell.ask()
