@@ -96,7 +96,7 @@ def measure(executor: str, folder: Path, base: Path) -> dict[str, Any]:
         "AIRFLOW__AIR_EXECUTOR__MEMORY_BUDGET": str(BUDGET),
         "AIRFLOW__AIR_EXECUTOR__BUDGET_DIR": str(folder / "budget"),
     }
-    airflow = airflow_env.make(folder / executor, base, options)
+    airflow = airflow_env.make(folder / executor, base, options, is_quick=False)
     for path in airflow.dags.glob("*.py"):
         path.unlink()
     (airflow.dags / "packing.py").write_text(_DAG.format(tasks=TASKS))

@@ -243,17 +243,7 @@ def temporal(folder: Path) -> Iterator[str]:
 
 def start_worker(airflow: Airflow, name: str, command: Sequence[str], is_ready: str) -> None:
     """Start the one worker, as a part of Airflow, and wait until it takes tasks."""
-    with (airflow.home / f"{name}.log").open("wb") as log:
-        airflow.processes[name] = subprocess.Popen(
-            [sys.executable, "-m", *command],
-            env=airflow.env,
-            cwd=airflow.home,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-            preexec_fn=functools.partial(system.die_with_parent, os.getpid()),
-        )
+    airflow.start_program(name, command)
     wait_for(lambda: is_ready in airflow.log_of(name), f"the {name}", 120)
 
 

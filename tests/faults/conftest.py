@@ -50,12 +50,6 @@ def components() -> tuple[str, ...]:
 
 
 @pytest.fixture(scope="module")
-def dags() -> Sequence[str] | None:
-    """The files with DAGs of this file's Airflow, see :func:`airflow_env.make`."""
-    return None
-
-
-@pytest.fixture(scope="module")
 def env(
     proxy: Proxy,
     options: dict[str, str],

@@ -115,7 +115,7 @@ class Airflow:
         components: Sequence[str] = COMPONENTS,
         dags: Sequence[str] | None = None,
         *,
-        is_quick: bool = True,
+        is_quick: bool = False,
     ) -> None:
         """Prepare it, and start nothing.
 
@@ -232,9 +232,10 @@ class Airflow:
         if "api-server" in names and self._execution_port != self.port:
             names.insert(0, _EXECUTION_API)
         for name in names:
-            log = self.home / f"{name}.log"
-            is_quick = self._is_quick and self._arguments_of(name) == ["airflow", name]
-            self.processes[name] = self._start_quickly(name, log) if is_quick else self._start(name, log)
+            if self._is_quick and self._arguments_of(name) == ["airflow", name]:
+                self._start_quickly(name)
+            else:
+                self.start_program(name, self._arguments_of(name), self._env_of(name))
         if "api-server" in names:
             try:
                 wait_for(self.is_healthy, "the API server", 400)
@@ -242,29 +243,31 @@ class Airflow:
                 self.end()  # a fixture that fails is not finalized
                 raise
 
-    def _start(self, name: str, log: Path) -> subprocess.Popen[bytes]:
-        with log.open("ab") as file:
-            return subprocess.Popen(
-                [sys.executable, "-X", "faulthandler", "-m", *self._arguments_of(name)],
-                env=self._env_of(name),
+    def start_program(self, name: str, module: Sequence[str], env: Mapping[str, str] | None = None) -> None:
+        """Start a Python module with arguments as a part of this Airflow, whose log is ``NAME.log``."""
+        with (self.home / f"{name}.log").open("ab") as log:
+            self.processes[name] = subprocess.Popen(
+                [sys.executable, "-X", "faulthandler", "-m", *module],
+                env=env or self.env,
                 cwd=self.home,
                 stdin=subprocess.DEVNULL,
-                stdout=file,
-                stderr=file,
+                stdout=log,
+                stderr=log,
                 start_new_session=True,
                 # Tests that are killed leave nothing running either.
                 preexec_fn=functools.partial(system.die_with_parent, os.getpid()),
             )
 
-    def _start_quickly(self, name: str, log: Path) -> subprocess.Popen[bytes]:
+    def _start_quickly(self, name: str) -> None:
         env = self._env_of(name)
         nursery = next((each for each in self._nurseries if each.fits(env)), None)
         if nursery is None:
             like = [each for each in self.components if self._env_of(each) == env]
             nursery = Nursery(env, self.home, self.home / "nursery.log", like)
             self._nurseries.append(nursery)
+        log = self.home / f"{name}.log"
         log.touch()
-        return nursery.start(name, env, log)
+        self.processes[name] = nursery.start(name, env, log)
 
     def set_aside(self, name: str) -> str:
         """Give a component and its log another name, which is returned, so that a second one can be started."""

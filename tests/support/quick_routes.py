@@ -28,6 +28,7 @@ def make_when_asked() -> None:
     """Make from now on the routes of users' API and of the UI when they are asked for."""
     if not all(hasattr(routing, name) for name in _FUNCTIONS):
         return  # another FastAPI: all is made at once
+    # A class of our own would not do: routers make APIRoute, by name.
     APIRoute.__init__ = _begin  # type: ignore[method-assign]
     APIRoute.__getattr__ = _finish  # type: ignore[attr-defined]
 
@@ -72,5 +73,5 @@ def _finish(self: APIRoute, name: str) -> Any:
     args, kwargs = self.__dict__.pop("_made_of")
     whole = object.__new__(type(self))
     _make(whole, *args, **kwargs)
-    self.__dict__.update({each: getattr(whole, each) for each in (*_ATTRIBUTES, "app") if each in whole.__dict__})
+    self.__dict__.update({each: vars(whole)[each] for each in (*_ATTRIBUTES, "app") if each in vars(whole)})
     return getattr(self, name)

@@ -69,10 +69,11 @@ class Nursery:
             if "begun" in answer:
                 return Child(self, answer["begun"])
 
-    def hear(self) -> None:
-        """Take what it has told of children that have ended."""
-        while select.select([self._process.stdout], [], [], 0)[0]:
+    def hear(self, wait_s: float | None = 0.0) -> None:
+        """Take what it has told of children that have ended; wait so long for the first, or for ever."""
+        while select.select([self._process.stdout], [], [], wait_s)[0]:
             self._hear()
+            wait_s = 0.0
 
     def _hear(self) -> dict[str, int]:
         assert self._process.stdout is not None
@@ -114,11 +115,12 @@ class Child(subprocess.Popen[bytes]):
         return self.returncode
 
     def wait(self, timeout: float | None = None) -> int:
-        began = time.monotonic()
+        until_s = None if timeout is None else time.monotonic() + timeout
         while (code := self.poll()) is None:
-            if timeout is not None and time.monotonic() > began + timeout:
+            left_s = None if until_s is None else max(until_s - time.monotonic(), 0.0)
+            if timeout is not None and not left_s:
                 raise subprocess.TimeoutExpired(self.args, timeout)
-            time.sleep(0.01)
+            self.nursery.hear(left_s)
         return code
 
     def send_signal(self, sig: int) -> None:
