@@ -6,6 +6,7 @@ import contextlib
 import os
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -109,6 +110,11 @@ def no_more_processes(process: psutil.Process) -> Iterator[Callable[[], bool]]:
             group.rmdir()
 
 
+#: How long a process goes on with the time that it has read, in seconds: to read the file each time costs an API server
+#: a minute.
+_CACHED_S = 1
+
+
 class Clock:
     """The time of day as it is told to processes that are started with :attr:`environment`."""
 
@@ -116,19 +122,38 @@ class Clock:
         import libfaketime
 
         self._file = file
-        self.shift("+0")
+        self._write("+0")
         library = Path(libfaketime.__file__).parent / "vendor" / "libfaketime" / "src" / "libfaketime.so.1"
         assert library.exists()
         self.environment = {
             "LD_PRELOAD": str(library),
             "FAKETIME_TIMESTAMP_FILE": str(file),
-            "FAKETIME_CACHE_DURATION": "1",  # in seconds: to read the file each time costs an API server a minute
+            "FAKETIME_CACHE_DURATION": str(_CACHED_S),
             "FAKETIME_DONT_FAKE_MONOTONIC": "1",
             "NO_FAKE_STAT": "1",  # files keep the time that they were given before
         }
 
-    def shift(self, by: str) -> None:
-        """Set the clock: ``by`` is as in "-1h", from the true time."""
+    def shift(self, by: str, processes: Callable[[], list[psutil.Process]]) -> None:
+        """Set the clock of all ``processes`` at once: ``by`` is as in "-1h", from the true time.
+
+        They are stopped until what each has read is out of date. Without that, one that sees the new time would give
+        another a token that is not valid yet.
+        """
+        stopped: dict[int, psutil.Process] = {}
+        try:
+            while new := [each for each in processes() if each.pid not in stopped]:
+                for process in new:
+                    stopped[process.pid] = process
+                    with contextlib.suppress(psutil.NoSuchProcess):
+                        process.suspend()
+            self._write(by)
+            time.sleep(_CACHED_S + 0.5)
+        finally:
+            for process in stopped.values():
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.resume()
+
+    def _write(self, by: str) -> None:
         temporary = self._file.with_name(f".{self._file.name}")
         temporary.write_text(by + "\n")
         temporary.replace(self._file)
