@@ -75,6 +75,7 @@ class View:
         self.console = console
         self.folder: RunFolder | None = None
         self.dag_id = self.run_id = ""
+        self.is_resumable = False
         self.order: list[str] = []
         self.tasks: dict[tuple[str, int], dict[str, Any]] = {}
 
@@ -82,11 +83,12 @@ class View:
         """Show an event."""
         match event["event"]:
             case "begun":
-                self.folder = RunFolder(Path(event["folder"]))
+                self.folder, self.is_resumable = RunFolder(Path(event["folder"])), event["goes_on"]
                 what = "goes on with" if event["goes_on"] else "run"
                 self.say(Text(f"{what} {event['name']}  in {event['folder']}", style="dim"))
             case "dag":
                 self.dag_id, self.run_id, self.order = event["dag_id"], event["run_id"], event["tasks"]
+                self.is_resumable = True
                 self.say(Text.assemble((self.dag_id, "bold"), f"  {self.run_id}  {len(self.order)} tasks"))
             case "task":
                 self.tasks[event["task_id"], event["map_index"]] = event
@@ -94,7 +96,8 @@ class View:
                 if event["state"] in ("failed", "up_for_retry"):
                     self.show_end_of_log(event)
             case "interrupted":
-                self.say(Text("stopping; the same command resumes this run", style="yellow"))
+                what = "stopping; the same command resumes this run" if self.is_resumable else "stopping"
+                self.say(Text(what, style="yellow"))
             case "warning":
                 self.say(Text(event["warning"], style="yellow"))
 

@@ -369,7 +369,10 @@ def test_an_interruption_before_the_run_begins_leaves_nothing(place: Place) -> N
     assert not (folder / "run.json").exists()
     process.send_signal(signal.SIGINT)
     main.resume()
-    assert process.wait(600) == 130
+    out, err = process.communicate(timeout=600)
+    assert process.returncode == 130, (out, err)
+    assert "stopping" in err
+    assert "resumes" not in out + err
     place.check_nothing_runs()
     assert list(place.dags.glob("*-*")) == []
 
