@@ -15,8 +15,8 @@ from tests.faults.conftest import Fly
 from tests.support import airflow_env
 from tests.support.airflow_env import Airflow
 from tests.support.flights import check_nothing_left_behind, launchers
+from tests.support.machine import suspend_all
 from tests.support.postgres import Postgres
-from tests.support.waiting import wait_for
 
 pytestmark = pytest.mark.faults
 
@@ -62,31 +62,21 @@ def test_a_machine_that_was_paused_loses_no_try(
     flights[1].release()  # these end, and others are born, just as everything stands still
     flights.append(fly(f"pause-{order}-starting".replace(" ", "-"), 16))
     assert len(launchers(airflow)) == 1
-    processes = [*airflow.ours(), *postgres.processes()]
-    random.Random(order).shuffle(processes)
     first = {"scheduler first": 1, "scheduler last": -1}.get(order, 0)
     scheduler = airflow.processes["scheduler"].pid
-    processes.sort(key=lambda process: -first if process.pid == scheduler else 0)
 
-    def suspend(some: list[psutil.Process]) -> None:
-        for process in some:
-            with contextlib.suppress(psutil.NoSuchProcess):  # it has just ended
-                process.suspend()
+    def in_order(processes: list[psutil.Process]) -> list[psutil.Process]:
+        random.Random(order).shuffle(processes)
+        return sorted(processes, key=lambda process: -first if process.pid == scheduler else 0)
 
-    def all_stand_still() -> bool:
-        born = [each for each in [*airflow.ours(), *postgres.processes()] if each not in processes]
-        suspend(born)
-        processes[1:1] = born  # the first and the last one stay so
-        return not born
-
+    stopped: list[psutil.Process] = []
     try:
-        suspend(processes)
-        wait_for(all_stand_still, "everything to stand still", 120)
+        suspend_all(lambda: in_order([*airflow.ours(), *postgres.processes()]), stopped)
         time.sleep(PAUSE_S)
     finally:
-        for process in processes:
+        for process in in_order(stopped):
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.resume()
-            time.sleep(WAKING_S / len(processes))
+            time.sleep(WAKING_S / len(stopped))
     for flight in flights:
         flight.assert_each_ran_once()

@@ -13,6 +13,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests.support.waiting import wait_for
+
 _CGROUPS = Path("/sys/fs/cgroup")
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount, give files away and limit others")
@@ -110,8 +112,22 @@ def no_more_processes(process: psutil.Process) -> Iterator[Callable[[], bool]]:
             group.rmdir()
 
 
-#: How long a process goes on with the time that it has read, in seconds: to read the file each time costs an API server
-#: a minute.
+def suspend_all(find: Callable[[], list[psutil.Process]], stopped: list[psutil.Process]) -> None:
+    """Stop all processes that ``find`` returns, those too that are born meanwhile, and add each to ``stopped``."""
+
+    def all_stand_still() -> bool:
+        born = [each for each in find() if each not in stopped]
+        for process in born:
+            stopped.append(process)
+            with contextlib.suppress(psutil.NoSuchProcess):  # it has just ended
+                process.suspend()
+        return not born
+
+    wait_for(all_stand_still, "everything to stand still", 120)
+
+
+#: A process reads the clock's file again when the true time, in whole seconds, is more than this past its last look: a
+#: second later than this at most. To read it at each look at the time costs an API server a minute.
 _CACHED_S = 1
 
 
@@ -139,17 +155,13 @@ class Clock:
         They are stopped until what each has read is out of date. Without that, one that sees the new time would give
         another a token that is not valid yet.
         """
-        stopped: dict[int, psutil.Process] = {}
+        stopped: list[psutil.Process] = []
         try:
-            while new := [each for each in processes() if each.pid not in stopped]:
-                for process in new:
-                    stopped[process.pid] = process
-                    with contextlib.suppress(psutil.NoSuchProcess):
-                        process.suspend()
+            suspend_all(processes, stopped)
             self._write(by)
-            time.sleep(_CACHED_S + 0.5)
+            time.sleep(_CACHED_S + 1)
         finally:
-            for process in stopped.values():
+            for process in stopped:
                 with contextlib.suppress(psutil.NoSuchProcess):
                     process.resume()
 
