@@ -86,7 +86,7 @@ def _work(folder: RunFolder, request: Request, on_event: Callable[[Event], None]
             stdout=subprocess.PIPE,
             stderr=output,
             start_new_session=True,
-            preexec_fn=functools.partial(system.die_with_parent, os.getpid()),
+            preexec_fn=functools.partial(_prepare, os.getpid()),
         )
     assert process.stdout is not None
     told_error: Event | None = None
@@ -115,6 +115,12 @@ def _work(folder: RunFolder, request: Request, on_event: Callable[[Event], None]
             f"the run's Airflow ended with {process.returncode}, and the run has not: see {folder.parts}; "
             f"the same command resumes it{':' if said else ''}{said}"
         )
+
+
+def _prepare(parent: int) -> None:
+    """Have a run's Airflow hear of an interruption from its first moment, and die with its parent."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell has its commands ignore it that are in the background
+    system.die_with_parent(parent)
 
 
 @contextlib.contextmanager

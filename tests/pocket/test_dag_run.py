@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import signal
@@ -373,6 +374,48 @@ def test_an_interruption_before_the_run_begins_leaves_nothing(place: Place) -> N
     assert process.returncode == 130, (out, err)
     assert "stopping" in err
     assert "resumes" not in out + err
+    place.check_nothing_runs()
+    assert list(place.dags.glob("*-*")) == []
+
+
+def test_an_interruption_while_the_dag_is_read_begins_no_run(place: Place) -> None:
+    (place.folder / "slow.py").write_text(
+        "import time\nfrom pathlib import Path\n"
+        "from airflow.sdk import DAG\n"
+        "Path('reading').touch()\n"
+        "time.sleep(600)\n"
+        "with DAG('slow'):\n"
+        "    pass\n"
+    )
+    process = place.start("run", "slow.py")
+    wait_for((place.folder / "reading").exists, "the DAG to be read")
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 130, (out, err)
+    assert "stopping" in err
+    assert "resumes" not in out + err
+    place.check_nothing_runs()
+    assert list(place.dags.glob("*-*")) == []
+
+
+def test_an_early_interruption_is_heard_in_the_background_of_a_shell_too(place: Place) -> None:
+    ignoring = functools.partial(signal.signal, signal.SIGINT, signal.SIG_IGN)
+    process = place.start("run", str(DAGS / "slow.py"), preexec_fn=ignoring)
+
+    def its_airflow() -> psutil.Process | None:
+        """Return its Airflow while that has not set up its signals yet."""
+        children = psutil.Process(process.pid).children()
+        return next((each for each in children if "air_executor.airflow.pocket" in each.cmdline()), None)
+
+    airflow = wait_for(its_airflow, "its Airflow to be started", every_s=0.001)
+    airflow.suspend()
+    process.terminate()
+    assert process.stderr is not None
+    assert any("stopping" in line for line in iter(process.stderr.readline, ""))
+    airflow.resume()
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 130, (out, err)
+    assert place.effects() == []
     place.check_nothing_runs()
     assert list(place.dags.glob("*-*")) == []
 

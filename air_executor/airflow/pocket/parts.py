@@ -75,7 +75,7 @@ class Parts:
         """Work until the run has ended, and return the exit code."""
         signal.signal(signal.SIGINT, self._interrupt)
         signal.signal(signal.SIGTERM, self._interrupt)
-        if not (self._folder.path / "run.json").exists():
+        if not self._has_begun():
             self._make_database()  # if there is one, it is of a command that was killed before the run began
         pocketing.import_what_all_need()
         gc.freeze()
@@ -153,6 +153,9 @@ class Parts:
                 told = True
                 self._due_s.clear()
                 self._end("scheduler", _SCHEDULER_END_S)  # then nothing begins any more
+                if not self._has_begun():  # nothing is there to be stopped, and to read the DAG may take long
+                    self._end("watcher", 0)
+                    return watcher.INTERRUPTED
                 self._here.send(b"interrupted")
             while (ended := _ended()) is not None:
                 pid, code = ended
@@ -169,9 +172,12 @@ class Parts:
             for name in [name for name, due_s in self._due_s.items() if time.monotonic() >= due_s]:
                 self._start(name)
 
+    def _has_begun(self) -> bool:
+        return (self._folder.path / "run.json").exists()
+
     def _has_crashed(self, code: int) -> bool:
         """Tell whether a watcher that has ended so is needed again, for a run that has begun."""
-        return (code == _CRASHED or code < 0) and (self._folder.path / "run.json").exists()
+        return (code == _CRASHED or code < 0) and self._has_begun()
 
     def _may_begin_again(self, name: str) -> bool:
         """Have a part that has ended started again, unless that has not helped."""

@@ -33,7 +33,8 @@ _ASKED_S = 5.0
 #: How long callbacks may take when all else has ended, in seconds.
 _CALLBACKS_S = 120.0
 
-_INTERRUPTED = 130
+#: The exit code of a run that was interrupted.
+INTERRUPTED = 130
 
 
 def watch(folder: RunFolder, request: Request, main: socket.socket, *, has_moved: bool, takes_up: bool) -> None:
@@ -200,13 +201,13 @@ class _Watcher:
 
         if self._request.on != "local":
             tell("warning", warning="what the workers run, they run on; the same command takes it over")
-            return _INTERRUPTED
+            return INTERRUPTED
         with create_session() as session:
             stopped = state.unfinished(session)
         stop_runs(self._folder.state_dir, "the command was interrupted")
         with create_session() as session:
             state.clear(session, stopped)
-        return _INTERRUPTED
+        return INTERRUPTED
 
     def _finish(self, dag: DAG, end: str, instances: state.Instances) -> int:
         """Write down what became of the run, and return the exit code."""
