@@ -9,6 +9,7 @@ import re
 import signal
 import sys
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from air_executor.cli.table import (
     count,
     print_json,
 )
-from air_executor.cli.working import ENDING, end_as_ctrl_c, work_until
+from air_executor.cli.working import end_as_ctrl_c, work_until
 from air_executor.config import Config
 from air_executor.errors import AirExecutorError, JobError
 from air_executor.jobs import api
@@ -34,6 +35,7 @@ from air_executor.jobs.model import JobState, Task
 from air_executor.jobs.private import values_of
 from air_executor.jobs.requests import request
 from air_executor.jobs.store import JobFiles, JobStore, is_worked_on
+from air_executor.machine import system
 from air_executor.machine.safe_files import open_log
 from air_executor.runs.store import RunStore
 
@@ -59,15 +61,12 @@ def _add(args: argparse.Namespace) -> int:
     values = values_of(args.env_from)
     if args.wait:
         end_as_ctrl_c()
-        signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)  # there is no job yet, or nobody that looks after it
-    try:
-        job = api.submit(name, [task], key=args.key, private_env=values, state_dir=options.state_dir)
-    except BaseException:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
-        raise
     store = JobStore(options.state_dir)
-    if args.wait:
-        return _work_on(options, store, job.name, short, is_json=args.json)
+    with system.signals_held(system.TO_END if args.wait else ()) as release:
+        # An interruption comes before there is a job, or when somebody looks after it.
+        job = api.submit(name, [task], key=args.key, private_env=values, state_dir=options.state_dir)
+        if args.wait:
+            return _work_on(options, store, job.name, short, release, is_json=args.json)
     has_manager = store.manager() is not None
     if args.json:
         print_json({"name": job.name, "task": short, "has_manager": has_manager})
@@ -88,7 +87,9 @@ def _digest(text: str) -> str:
     return hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=8).hexdigest()
 
 
-def _work_on(options: Config, store: JobStore, name: str, task_id: str, *, is_json: bool) -> int:
+def _work_on(
+    options: Config, store: JobStore, name: str, task_id: str, release_signals: Callable[[], None], *, is_json: bool
+) -> int:
     """Work on a job of one task, or wait for its manager; pass on what it prints, and return its exit code."""
     output = _Output(store.files(name).log_file(task_id), is_quiet=is_json)
 
@@ -97,7 +98,7 @@ def _work_on(options: Config, store: JobStore, name: str, task_id: str, *, is_js
         return store.files(name).is_over()
 
     try:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
+        release_signals()
         if work_until(
             is_over,
             lambda: Manager(options, only=frozenset({name}), poll_s=_LOOK_S),

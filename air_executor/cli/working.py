@@ -9,18 +9,15 @@ from functools import partial
 
 from air_executor.errors import ManagedError
 from air_executor.jobs.manager import Manager
+from air_executor.machine import system
 
 #: How often it is looked whether a job that another manager has is over, in seconds.
 _LOOK_S = 0.2
 
 
-#: What asks a command to end: Ctrl-C, timeout(1) or a service manager, and a terminal that is closed.
-ENDING = frozenset({signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
-
-
 def end_as_ctrl_c() -> None:
     """Let every signal to end do what Ctrl-C does, except those that are ignored, as nohup(1) does with SIGHUP."""
-    for signum in ENDING - {signal.SIGINT}:
+    for signum in system.TO_END - {signal.SIGINT}:
         if signal.getsignal(signum) is not signal.SIG_IGN:
             signal.signal(signum, signal.default_int_handler)
 

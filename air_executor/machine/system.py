@@ -19,12 +19,15 @@ import socket
 import struct
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
 import psutil
+
+#: What asks a command to end: Ctrl-C, timeout(1) or a service manager, and a terminal that is closed.
+TO_END = frozenset({signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
 
 #: From ``<linux/prctl.h>``.
 _PR_SET_PDEATHSIG = 1
@@ -166,6 +169,21 @@ def hear_signals() -> None:
     """Have ends of children and requests to end arrive here, though the caller may ignore the former, or block both."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # of children that are ignored, the kernel keeps no exit codes
     signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGUSR2))
+
+
+@contextlib.contextmanager
+def signals_held(signums: Iterable[int]) -> Iterator[Callable[[], None]]:
+    """Within this, the signals wait in this thread, until what it gives is called."""
+    former = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+
+    def release() -> None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, former)
+
+    try:
+        signal.pthread_sigmask(signal.SIG_BLOCK, signums)
+        yield release
+    finally:
+        release()
 
 
 def set_title(title: str) -> None:

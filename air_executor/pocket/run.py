@@ -78,7 +78,9 @@ def _work(folder: RunFolder, request: Request, on_event: Callable[[Event], None]
     log = folder.parts / "pocket.log"
     with _naming(folder.path, RunFailedError if _has_run(folder) else DagError):
         log_fd = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-    with open(log_fd, "ab") as output:
+    told_error: Event | None = None
+    with open(log_fd, "ab") as output, system.signals_held(system.TO_END) as release:
+        # An interruption comes before there is an Airflow, or when that can be told of it.
         process = subprocess.Popen(
             [*module_command("air_executor.airflow.pocket"), str(folder.path)],
             env=environment(folder, request),
@@ -86,18 +88,18 @@ def _work(folder: RunFolder, request: Request, on_event: Callable[[Event], None]
             stdout=subprocess.PIPE,
             stderr=output,
             start_new_session=True,
-            preexec_fn=functools.partial(_prepare, os.getpid()),
+            preexec_fn=functools.partial(_prepare, os.getpid(), release),
         )
-    assert process.stdout is not None
-    told_error: Event | None = None
-    with process.stdout as told:
-        try:
-            told_error = _follow(told, on_event)
-        except BaseException:  # as Ctrl-C, or because nobody reads any more what on_event prints
-            _interrupt(process, told, on_event)
-            raise
-        finally:
-            _reap(process)
+        assert process.stdout is not None
+        with process.stdout as told:
+            try:
+                release()
+                told_error = _follow(told, on_event)
+            except BaseException:  # as Ctrl-C, or because nobody reads any more what on_event prints
+                _interrupt(process, told, on_event)
+                raise
+            finally:
+                _reap(process)
     error = None if told_error is None else str(told_error["error"])
     if error is not None and process.returncode == DagError.exit_code:
         raise DagError(error)
@@ -117,10 +119,11 @@ def _work(folder: RunFolder, request: Request, on_event: Callable[[Event], None]
         )
 
 
-def _prepare(parent: int) -> None:
+def _prepare(parent: int, release_signals: Callable[[], None]) -> None:
     """Have a run's Airflow hear of an interruption from its first moment, and die with its parent."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell has its commands ignore it that are in the background
     system.die_with_parent(parent)
+    release_signals()
 
 
 @contextlib.contextmanager

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,9 +41,15 @@ class Place:
     def dags(self) -> Path:
         return self.folder / ".air-executor" / "dags"
 
-    def start(self, *arguments: str, **kwargs: Any) -> subprocess.Popen[str]:
+    def start(
+        self, *arguments: str, python: Sequence[str] = ("-m", "air_executor.cli"), **kwargs: Any
+    ) -> subprocess.Popen[str]:
+        """Start ``air-executor dag``.
+
+        :param python: what Python is given to execute it.
+        """
         return subprocess.Popen(
-            [sys.executable, "-m", "air_executor.cli", "dag", *arguments],
+            [sys.executable, *python, "dag", *arguments],
             cwd=self.folder,
             env=self.env,
             text=True,

@@ -398,6 +398,27 @@ def test_an_interruption_while_the_dag_is_read_begins_no_run(place: Place) -> No
     assert list(place.dags.glob("*-*")) == []
 
 
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_an_interruption_while_its_airflow_is_started_ends_it_too(place: Place, signum: signal.Signals) -> None:
+    (place.folder / "interrupted.py").write_text(
+        "import os, subprocess, sys\n"
+        "from air_executor.cli.main import main\n"
+        "class Interrupted(subprocess.Popen):\n"
+        "    def __init__(self, *args, **kwargs):\n"
+        "        super().__init__(*args, **kwargs)\n"
+        f"        os.kill(os.getpid(), {signum:d})\n"
+        "subprocess.Popen = Interrupted\n"
+        "sys.exit(main())\n"
+    )
+    process = place.start("run", str(DAGS / "slow.py"), python=[str(place.folder / "interrupted.py")])
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 130, (out, err)
+    assert err.count("stopping") == 1
+    assert place.effects() == []
+    assert place.processes() == []
+    assert list(place.dags.glob("*-*")) == []
+
+
 def test_an_early_interruption_is_heard_in_the_background_of_a_shell_too(place: Place) -> None:
     ignoring = functools.partial(signal.signal, signal.SIGINT, signal.SIG_IGN)
     process = place.start("run", str(DAGS / "slow.py"), preexec_fn=ignoring)
