@@ -168,7 +168,7 @@ def prepare() -> None:
 def hear_signals() -> None:
     """Have ends of children and requests to end arrive here, though the caller may ignore the former, or block both."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # of children that are ignored, the kernel keeps no exit codes
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGUSR2))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, TO_END | {signal.SIGCHLD, signal.SIGUSR2})
 
 
 @contextlib.contextmanager

@@ -93,6 +93,10 @@ class RunFolder:
         except (ValueError, TypeError) as error:
             raise DagError(f"{self.path / 'result.json'} can't be understood: {error}") from None
 
+    def has_begun(self) -> bool:
+        """Tell whether there is a run in its Airflow, which can be resumed until it has ended."""
+        return (self.path / "run.json").exists()
+
     def has_ended(self) -> bool:
         """Tell whether there is a result, readable or not."""
         return (self.path / "result.json").exists()

@@ -61,7 +61,7 @@ def run(
             write_settings(folder, request)
         _work(folder, request, on_event)
     except BaseException:
-        if not _has_run(folder):
+        if not folder.has_begun():
             # Nothing has begun that could be resumed. An Airflow that was interrupted early has not ended its launcher.
             end_launchers(folder.state_dir, wait=True)
             shutil.rmtree(folder.path, ignore_errors=True)
@@ -76,7 +76,7 @@ def run(
 
 def _work(folder: RunFolder, request: Request, on_event: Callable[[Event], None]) -> None:
     log = folder.parts / "pocket.log"
-    with _naming(folder.path, RunFailedError if _has_run(folder) else DagError):
+    with _naming(folder.path, RunFailedError if folder.has_begun() else DagError):
         log_fd = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     told_error: Event | None = None
     with open(log_fd, "ab") as output, system.signals_held(system.TO_END) as release:
@@ -88,7 +88,7 @@ def _work(folder: RunFolder, request: Request, on_event: Callable[[Event], None]
             stdout=subprocess.PIPE,
             stderr=output,
             start_new_session=True,
-            preexec_fn=functools.partial(_prepare, os.getpid(), release),
+            preexec_fn=functools.partial(_prepare, os.getpid()),
         )
         assert process.stdout is not None
         with process.stdout as told:
@@ -106,10 +106,10 @@ def _work(folder: RunFolder, request: Request, on_event: Callable[[Event], None]
     cause = _system_error(told_error)
     if cause is None and (cause := _full_disk(folder)) is not None:
         error = f"{error or 'its Airflow has ended'}: {cause.strerror} for {folder.path}"
-    if error is not None and _has_run(folder) and not folder.has_ended():
+    if error is not None and folder.has_begun() and not folder.has_ended():
         raise RunFailedError(f"{error}; the same command resumes the run") from cause
     said = "".join(f"\n  {line}" for line in _last_lines(folder)) if not folder.has_ended() else ""
-    if not folder.has_ended() and not _has_run(folder):
+    if not folder.has_ended() and not folder.has_begun():
         what = error or f"the run's Airflow ended with {process.returncode}"
         raise RunFailedError(f"{what}, before the run began:{said}") from cause
     if not folder.has_ended():
@@ -119,11 +119,10 @@ def _work(folder: RunFolder, request: Request, on_event: Callable[[Event], None]
         )
 
 
-def _prepare(parent: int, release_signals: Callable[[], None]) -> None:
-    """Have a run's Airflow hear of an interruption from its first moment, and die with its parent."""
+def _prepare(parent: int) -> None:
+    """Have a run's Airflow die with its parent, and hear of an interruption as soon as it can handle it."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell has its commands ignore it that are in the background
     system.die_with_parent(parent)
-    release_signals()
 
 
 @contextlib.contextmanager
@@ -163,10 +162,6 @@ def _last_lines(folder: RunFolder) -> list[str]:
     for log in sorted(folder.parts.glob("*.log")):
         lines += log.read_text(encoding="utf-8", errors="replace").splitlines()[-_LAST_LINES:]
     return lines
-
-
-def _has_run(folder: RunFolder) -> bool:
-    return (folder.path / "run.json").exists()
 
 
 def _follow(told: IO[bytes], on_event: Callable[[Event], None]) -> Event | None:

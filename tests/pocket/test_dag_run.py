@@ -257,6 +257,24 @@ def test_what_still_runs_of_a_run_that_is_given_up_is_stopped(place: Place) -> N
     assert place.effects() == ["begin 1"]
 
 
+def test_an_early_interruption_of_a_run_that_goes_on_stops_what_its_former_command_has_left(place: Place) -> None:
+    process = place.start("run", str(DAGS / "slow.py"))
+    place.wait_for_effect("begin 1")
+    process.kill()
+    process.communicate(timeout=600)
+    wait_for(lambda: not place.parts(), "the run's Airflow to end with the command")
+    assert place.processes() != []  # its task runs on
+    again = place.start("run", str(DAGS / "slow.py"), python=[interrupted_at_once(place)])
+    out, err = again.communicate(timeout=600)
+    assert again.returncode == 130, (out, err)
+    assert "the same command resumes this run" in err
+    place.check_nothing_runs()
+    assert place.effects() == ["begin 1"]
+    (place.folder / "release").touch()
+    assert place.events(str(DAGS / "slow.py"))[0]["goes_on"]
+    assert place.effects() == ["begin 1", "begin 2", "end 2"]
+
+
 def test_the_machines_restart_costs_no_try(place: Place) -> None:
     process = place.start("run", str(DAGS / "slow.py"), "--json")
     place.wait_for_effect("begin 1")
@@ -398,9 +416,10 @@ def test_an_interruption_while_the_dag_is_read_begins_no_run(place: Place) -> No
     assert list(place.dags.glob("*-*")) == []
 
 
-@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_an_interruption_while_its_airflow_is_started_ends_it_too(place: Place, signum: signal.Signals) -> None:
-    (place.folder / "interrupted.py").write_text(
+def interrupted_at_once(place: Place, signum: signal.Signals = signal.SIGINT) -> str:
+    """Return a program that is the command, and is sent a signal as soon as it has started its Airflow."""
+    program = place.folder / "interrupted.py"
+    program.write_text(
         "import os, subprocess, sys\n"
         "from air_executor.cli.main import main\n"
         "class Interrupted(subprocess.Popen):\n"
@@ -410,7 +429,12 @@ def test_an_interruption_while_its_airflow_is_started_ends_it_too(place: Place, 
         "subprocess.Popen = Interrupted\n"
         "sys.exit(main())\n"
     )
-    process = place.start("run", str(DAGS / "slow.py"), python=[str(place.folder / "interrupted.py")])
+    return str(program)
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_an_interruption_while_its_airflow_is_started_ends_it_too(place: Place, signum: signal.Signals) -> None:
+    process = place.start("run", str(DAGS / "slow.py"), python=[interrupted_at_once(place, signum)])
     out, err = process.communicate(timeout=300)
     assert process.returncode == 130, (out, err)
     assert err.count("stopping") == 1

@@ -11,6 +11,7 @@ import traceback
 from pathlib import Path
 
 from air_executor import config
+from air_executor.airflow.pocket.interruption import Interruption
 from air_executor.airflow.pocket.telling import keep_stdout, tell_error
 from air_executor.errors import AirExecutorError
 from air_executor.launcher.client.backend import LocalBackend
@@ -24,12 +25,13 @@ def main(path: str) -> int:
     """Be the Airflow of the run whose folder is given, and return the exit code."""
     keep_stdout()
     system.set_title("air-executor dag")
+    folder = RunFolder(Path(path))
+    interruption = Interruption(folder)
     # As in the scheduler to come, whose launcher has to be the one that is started here.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGINT, interruption.hear_early)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGUSR2, lambda *_: None)
     system.hear_signals()
-    folder = RunFolder(Path(path))
     try:
         request = folder.request()
         listener, has_moved = _listen(folder, request.listen)
@@ -38,7 +40,7 @@ def main(path: str) -> int:
         warming = _warm_up(request)
         from air_executor.airflow.pocket.parts import Parts
 
-        return Parts(folder, request, listener, warming, has_moved=has_moved).work()
+        return Parts(folder, request, listener, warming, interruption, has_moved=has_moved).work()
     except AirExecutorError as error:
         return tell_error(error)
     except OSError as error:

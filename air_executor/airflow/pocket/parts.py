@@ -17,6 +17,7 @@ from pathlib import Path
 from air_executor import jsontext
 from air_executor.airflow.compat import pocketing
 from air_executor.airflow.pocket import database, telling, watcher
+from air_executor.airflow.pocket.interruption import Interruption
 from air_executor.launcher.client.backend import LocalBackend
 from air_executor.machine import system
 from air_executor.pocket.folder import RunFolder
@@ -48,6 +49,7 @@ class Parts:
         request: Request,
         listener: socket.socket,
         warming: LocalBackend | None,
+        interruption: Interruption,
         *,
         has_moved: bool,
     ) -> None:
@@ -55,17 +57,17 @@ class Parts:
 
         :param listener: where the API is to listen.
         :param warming: what keeps a launcher waiting for the executor.
+        :param interruption: may have come already.
         :param has_moved: the listener's port is not that of the run's former Airflow.
         """
         self._folder, self._request, self._listener, self._warming = folder, request, listener, warming
-        self._has_moved = has_moved
+        self._interruption, self._has_moved = interruption, has_moved
         self._pids: dict[int, str] = {}
         #: When each was started, on the monotonic clock.
         self._began_s: dict[str, float] = {}
         self._deaths: Counter[str] = Counter()
         #: When to start a part again, on the monotonic clock.
         self._due_s: dict[str, float] = {}
-        self._is_interrupted = False
         #: The watcher asks through it for parts, and hears of an interruption.
         self._here, self._there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         #: The scheduler waits until the other end is closed: when there is something to schedule.
@@ -73,9 +75,9 @@ class Parts:
 
     def work(self) -> int:
         """Work until the run has ended, and return the exit code."""
-        signal.signal(signal.SIGINT, self._interrupt)
-        signal.signal(signal.SIGTERM, self._interrupt)
-        if not self._has_begun():
+        signal.signal(signal.SIGINT, self._interruption.hear)
+        signal.signal(signal.SIGTERM, self._interruption.hear)
+        if not self._folder.has_begun():
             self._make_database()  # if there is one, it is of a command that was killed before the run began
         pocketing.import_what_all_need()
         gc.freeze()
@@ -149,11 +151,11 @@ class Parts:
             readable, _, _ = select.select([self._here], [], [], _LOOK_S)
             if readable:
                 self._provide(self._here.recv(256).decode())
-            if self._is_interrupted and not told:
+            if self._interruption.has_come and not told:
                 told = True
                 self._due_s.clear()
                 self._end("scheduler", _SCHEDULER_END_S)  # then nothing begins any more
-                if not self._has_begun():  # nothing is there to be stopped, and to read the DAG may take long
+                if not self._folder.has_begun():  # nothing is there to be stopped, and to read the DAG may take long
                     self._end("watcher", 0)
                     return watcher.INTERRUPTED
                 self._here.send(b"interrupted")
@@ -172,12 +174,9 @@ class Parts:
             for name in [name for name, due_s in self._due_s.items() if time.monotonic() >= due_s]:
                 self._start(name)
 
-    def _has_begun(self) -> bool:
-        return (self._folder.path / "run.json").exists()
-
     def _has_crashed(self, code: int) -> bool:
         """Tell whether a watcher that has ended so is needed again, for a run that has begun."""
-        return (code == _CRASHED or code < 0) and self._has_begun()
+        return (code == _CRASHED or code < 0) and self._folder.has_begun()
 
     def _may_begin_again(self, name: str) -> bool:
         """Have a part that has ended started again, unless that has not helped."""
@@ -205,9 +204,6 @@ class Parts:
 
     def _wait_at_gate(self) -> None:
         os.read(self._gate, 1)
-
-    def _interrupt(self, *_: object) -> None:
-        self._is_interrupted = True
 
     def _end(self, name: str, timeout_s: float) -> None:
         """End a part, by force when it takes too long."""

@@ -90,7 +90,7 @@ class _Watcher:
         """Read the DAG, and begin its run, or go on with it."""
         bag, dag = source.read(self._request)
         note = self._folder.path / "run.json"
-        goes_on = note.exists()
+        goes_on = self._folder.has_begun()
         database.fill(self._request, is_new=not goes_on)
         source.drop_unfit(bag, dag, database.pools())
         if goes_on:
