@@ -48,7 +48,7 @@ def get_cli_commands() -> list[Any]:
     from rich.markup import escape
 
     from air_executor.cli import help
-    from air_executor.cli.commands import COMMANDS
+    from air_executor.cli.commands import all_commands
     from air_executor.cli.table import STATE_DIR, Argument, call
 
     def arg(argument: Argument) -> Arg:
@@ -69,7 +69,7 @@ def get_cli_commands() -> list[Any]:
                     func=call(command),
                     args=[arg(argument) for argument in (*command.arguments, STATE_DIR)],
                 )
-                for command in COMMANDS
+                for command in all_commands()
             ],
         )
     ]

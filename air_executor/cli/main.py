@@ -6,15 +6,16 @@ import argparse
 import io
 import os
 import sys
+from collections.abc import Sequence
 
-from air_executor.cli.commands import COMMANDS
+from air_executor.cli.commands import needed_for
 from air_executor.cli.parser import build
 from air_executor.machine import system
 
 
-def parser() -> argparse.ArgumentParser:
-    """Return the parser of ``air-executor``."""
-    return build(COMMANDS)[0]
+def parser(arguments: Sequence[str] = ()) -> argparse.ArgumentParser:
+    """Return the parser of ``air-executor``, or as much of it as a command line needs."""
+    return build(needed_for(arguments))[0]
 
 
 def main() -> None:
@@ -25,7 +26,7 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
-    args = parser().parse_args()
+    args = parser(sys.argv[1:]).parse_args()
     args.func(args)
 
 

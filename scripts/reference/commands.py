@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from markdown import markdown, page, table
 
 from air_executor.cli import help as cli_help
-from air_executor.cli.commands import COMMANDS
+from air_executor.cli.commands import all_commands
 from air_executor.cli.table import STATE_DIR, Argument, Command
 
 
@@ -20,7 +20,7 @@ def commands() -> str:
         "Exit codes: 0 it worked, 1 it did not, 2 wrong use or no such thing, 124 a wait timed out, 130 Ctrl-C. "
         "With `--json`, an error is one object on stdout: `error`, `retryable`, `hint`.",
     ]
-    for title, members in cli_help.grouped(COMMANDS):
+    for title, members in cli_help.grouped(all_commands()):
         parts.append(f"## {title.partition(' (')[0]}")
         for command in members:
             parts += _command(command)

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from air_executor.cli.commands import COMMANDS
+from air_executor.cli.commands import all_commands
 from air_executor.errors import JobError, StateDirError
 from air_executor.jobs import api, keys
 from air_executor.jobs.model import JobState
@@ -431,7 +431,7 @@ def test_the_page_for_agents_is_printed_and_names_what_there_is(yard: Yard) -> N
     assert yard.call("help", "agents") == PAGE
     assert json.loads(yard.call("help", "agents", "--json")) == {"topic": "agents", "text": PAGE}
     assert len(PAGE.splitlines()) <= 100
-    known = {command.name: {flag for each in command.arguments for flag in each.flags} for command in COMMANDS}
+    known = {command.name: {flag for each in command.arguments for flag in each.flags} for command in all_commands()}
     for line in re.findall(r"^    (air-executor .*)$", PAGE, re.MULTILINE):
         for part in re.sub(r" #.*", "", line).split(";"):
             _, name, *words = part.split(" -- ")[0].split()

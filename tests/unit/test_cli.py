@@ -21,7 +21,7 @@ import orjson
 import pytest
 
 from air_executor import __version__
-from air_executor.cli import doctor
+from air_executor.cli import commands, doctor, parser
 from air_executor.config import env_var
 from air_executor.launcher.client.backend import LocalBackend
 from air_executor.runs.backend import RunRequest
@@ -52,6 +52,36 @@ def test_no_command_imports_airflow(cli: Cli, filled: dict[RunState, RunRecord],
     imported = [line.rsplit("|", 1)[1].strip() for line in done.stderr.splitlines() if line.startswith("import time:")]
     assert "air_executor.cli.main" in imported
     assert [name for name in imported if name.split(".")[0] in ("airflow", "sqlalchemy", "pydantic")] == []
+
+
+def test_a_command_line_needs_only_the_command_that_it_begins_with() -> None:
+    package = Path(commands.__file__).parent
+    assert {path.stem for path in package.glob("*.py") if "\nCOMMANDS: " in path.read_text()} == set(commands.MODULES)
+    whole, parsers = parser.build(commands.all_commands())
+    for module, names in commands.MODULES.items():
+        assert tuple(command.name for command in commands.of_module(module)) == names
+        for name in names:
+            needed = commands.needed_for([name, "further", "words"])
+            assert [command.name for command in needed] == [name]
+            alone, [its_own] = parser.build(needed)[0], parser.build(needed)[1].values()
+            assert its_own.format_help() == parsers[name].format_help()
+            assert alone.format_usage() == whole.format_usage()
+    for line in ([], ["--state-dir", "run", "jobs"], ["help"], ["no-such-command"], ["--help"]):
+        assert [command.name for command in commands.needed_for(line)] == list(parsers)
+
+
+def test_a_command_imports_no_other(cli: Cli) -> None:
+    listing = "import sys; from air_executor.cli import main; sys.argv = ['air-executor', 'jobs']; main.main(); "
+    done = subprocess.run(
+        [sys.executable, "-c", f"{listing}print(*sys.modules)"],
+        env=cli.env,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    imported = set(done.stdout.split())
+    others = {f"air_executor.cli.{module}" for module in commands.MODULES} & imported
+    assert others == {"air_executor.cli.jobs"}, done.stderr
 
 
 def test_the_installed_command_is_the_same(cli: Cli) -> None:

@@ -13,7 +13,7 @@ import orjson
 import pytest
 
 from air_executor.cli import table
-from air_executor.cli.commands import COMMANDS
+from air_executor.cli.commands import all_commands
 from air_executor.cli.failure import envelope
 from air_executor.cli.jsonout import printing_text
 from air_executor.cli.main import parser
@@ -49,9 +49,11 @@ def told(done: subprocess.CompletedProcess[bytes], code: int) -> dict[str, Any]:
     return dict(document)
 
 
-@pytest.mark.parametrize("command", [command.name for command in COMMANDS])
+@pytest.mark.parametrize("command", [command.name for command in all_commands()])
 def test_every_command_takes_json_and_tells_wrong_use_as_json(command: str, capsys: pytest.CaptureFixture[str]) -> None:
-    [flags] = [[flag for each in known.arguments for flag in each.flags] for known in COMMANDS if known.name == command]
+    [flags] = [
+        [flag for each in known.arguments for flag in each.flags] for known in all_commands() if known.name == command
+    ]
     assert "--json" in flags
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["air-executor", command, "--json", "--nonsense"])

@@ -10,7 +10,7 @@ import pytest
 from rich.text import Text
 
 from air_executor.cli import help, main
-from air_executor.cli.commands import COMMANDS
+from air_executor.cli.commands import all_commands
 from air_executor.cli.joblogs import _lines, _wanted_lines
 from air_executor.cli.table import at_least_zero, count, whole_number
 from air_executor.cli.tasklogs import Filter, LogReader, pattern, tail_position
@@ -137,7 +137,7 @@ def test_help_shows_commands_in_groups_with_examples_and_where_they_work(cli: Cl
     assert max(map(len, page.splitlines())) <= 80
     groups = [line for line in page.splitlines() if line.endswith(":") and not line.startswith(" ")]
     assert [group.split()[0].strip(":") for group in groups[:4]] == ["Runs", "Jobs", "DAGs", "Service"]
-    for command in COMMANDS:
+    for command in all_commands():
         assert f"\n  {command.name} " in page
     for command in ("start", "run", "status", "logs"):
         page = cli.run(command, "--help").stdout
@@ -148,7 +148,7 @@ def test_help_shows_commands_in_groups_with_examples_and_where_they_work(cli: Cl
 def test_every_example_of_the_help_is_understood() -> None:
     parser = main.parser()
     for name, examples in help._EXAMPLES.items():
-        assert name in [command.name for command in COMMANDS]
+        assert name in [command.name for command in all_commands()]
         for line, _ in examples:
             parser.parse_args(shlex.split(line.partition(" > ")[0]))
     for line, _ in help._BEGINNINGS:
