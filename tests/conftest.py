@@ -197,6 +197,12 @@ def dags() -> Sequence[str] | None:
     return None
 
 
+@pytest.fixture(scope="module")
+def options() -> dict[str, str]:
+    """Options of a file's Airflow beyond those that every one has."""
+    return {}
+
+
 @pytest.fixture(
     scope="module",
     params=[pytest.param("sqlite", marks=(pytest.mark.core, pytest.mark.other_database)), "postgres"],
@@ -207,11 +213,12 @@ def airflow(
     shared_dir: Path,
     components: Sequence[str],
     dags: Sequence[str] | None,
+    options: dict[str, str],
 ) -> Iterator[Airflow]:
     """A running Airflow with AirExecutor, once on SQLite and once on PostgreSQL."""
     home = tmp_path_factory.mktemp(request.param) / "home"
     is_core = request.param == "sqlite"
-    env = airflow_env.make(home, shared_dir, components=components, dags=dags, is_quick=not is_core)
+    env = airflow_env.make(home, shared_dir, options, components, dags=dags, is_quick=not is_core)
     if is_core:
         env.env["AIRFLOW__CORE__PARALLELISM"] = "8"  # with more at once, SQLite is waited for too long now and then
         env.split_api_server()

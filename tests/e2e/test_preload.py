@@ -42,6 +42,11 @@ def dags() -> Sequence[str]:
     return []  # the test writes its own
 
 
+@pytest.fixture(scope="module")
+def options() -> dict[str, str]:
+    return {airflow_env.PRELOAD: "auto"}
+
+
 def preloads(airflow: Airflow) -> str:
     """Return what the doctor says of packages that are imported ahead."""
     checks = json.loads(airflow.run("air-executor", "doctor", "--json", check=False).stdout)

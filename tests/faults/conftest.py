@@ -18,10 +18,6 @@ from tests.support.postgres import Postgres
 from tests.support.proxy import Proxy
 from tests.support.waiting import wait_for
 
-#: Leaves to the tasks what those of ``tests/dags/faults.py`` import: for that alone, a launcher would get a successor
-#: while a test has it frozen, or looks for its only socket.
-NO_SUCCESSOR = {"AIRFLOW__AIR_EXECUTOR__PRELOAD": "auto,-airflow.providers.standard.triggers"}
-
 
 @pytest.fixture(scope="module")
 def postgres(shared_dir: Path) -> Iterator[Postgres]:
@@ -35,12 +31,6 @@ def postgres(shared_dir: Path) -> Iterator[Postgres]:
 def proxy() -> Iterator[Proxy]:
     with Proxy() as proxy:
         yield proxy
-
-
-@pytest.fixture(scope="module")
-def options() -> dict[str, str]:
-    """Options of this file's Airflow beyond those that every one has."""
-    return {}
 
 
 @pytest.fixture(scope="module")

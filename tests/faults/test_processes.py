@@ -12,7 +12,7 @@ import pytest
 
 from air_executor.launcher import protocol
 from air_executor.runs.record import UNWANTED, RunState
-from tests.faults.conftest import NO_SUCCESSOR, Fly
+from tests.faults.conftest import Fly
 from tests.support import machine
 from tests.support.airflow_env import REPOSITORY, Airflow
 from tests.support.flights import frozen, launcher, launchers, probe, start_scheduler
@@ -43,7 +43,7 @@ def broken(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def options(broken: Path) -> dict[str, str]:
     (broken.parent / "sitecustomize.py").write_text(SABOTAGE.format(flag=str(broken)))
     grace = {"AIRFLOW__AIR_EXECUTOR__STOP_GRACE_SECONDS": "15"}  # time for on_kill
-    return {"PYTHONPATH": f"{REPOSITORY}{os.pathsep}{broken.parent}", **grace, **NO_SUCCESSOR}
+    return {"PYTHONPATH": f"{REPOSITORY}{os.pathsep}{broken.parent}", **grace}
 
 
 # The launcher

@@ -13,7 +13,7 @@ import pytest
 import sqlalchemy
 
 from air_executor.runs.record import RunState
-from tests.faults.conftest import NO_SUCCESSOR, Fly
+from tests.faults.conftest import Fly
 from tests.support.airflow_env import Airflow, LockedUpError
 from tests.support.flights import frozen, is_known, kill_scheduler, last_job, launcher, probe, start_scheduler
 from tests.support.waiting import wait_for
@@ -34,7 +34,7 @@ def has_postgres() -> bool:
 
 @pytest.fixture(scope="module")
 def options() -> dict[str, str]:
-    return {"AIRFLOW__AIR_EXECUTOR__STOP_GRACE_SECONDS": "15", **NO_SUCCESSOR}  # time for on_kill
+    return {"AIRFLOW__AIR_EXECUTOR__STOP_GRACE_SECONDS": "15"}  # time for on_kill
 
 
 def terminate(airflow: Airflow, until: str | None = None) -> int | None:

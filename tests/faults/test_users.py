@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pytest
 
 from air_executor.runs.record import RunState
-from tests.faults.conftest import NO_SUCCESSOR, Fly
+from tests.faults.conftest import Fly
 from tests.support.airflow_env import FEW, Airflow
 from tests.support.api import DagRun, quote
 from tests.support.flights import Flight, frozen, kill_scheduler, launcher, start_scheduler, unfinished
@@ -28,11 +28,6 @@ def components() -> tuple[str, ...]:
 def has_postgres() -> bool:
     """On SQLite, which locks no rows, Airflow's scheduler ends when a DAG run is deleted that it is looking at."""
     return True
-
-
-@pytest.fixture(scope="module")
-def options() -> dict[str, str]:
-    return NO_SUCCESSOR
 
 
 def delete(run: DagRun) -> None:

@@ -44,6 +44,9 @@ READING = (*FEW, "dag-processor")
 #: What :meth:`Airflow.split_api_server` adds to them.
 _EXECUTION_API = "execution-api-server"
 
+#: The launcher tries no packages that tasks import, and gets no successor that imports them, unless ``auto`` is here.
+PRELOAD = "AIRFLOW__AIR_EXECUTOR__PRELOAD"
+
 #: Seconds that components other than the API server wait for SQLite's write lock. The server keeps the default of 5 s;
 #: a scheduler or triggerer with that would exit when the server stands still, as described below.
 _SQLITE_WAIT = "?timeout=120"
@@ -120,7 +123,8 @@ class Airflow:
         """Prepare it, and start nothing.
 
         :param dags: files of ``tests/dags`` that it has; ``None``: all, and the examples.
-        :param is_quick: start its components with less work than the plain ``airflow`` command does.
+        :param is_quick: start its components with less work than the plain ``airflow`` command does. Its launcher
+            learns nothing about packages.
         """
         self.home = home
         self.components = components
@@ -181,6 +185,7 @@ class Airflow:
             # A task's input is a socket, by which Bash takes itself for one that was started from afar, and reads the
             # user's start file, unless another shell is above it.
             "SHLVL": "2",
+            **({PRELOAD: "math"} if is_quick else {}),  # what is there anyway
             **(options or {}),
         }
         inherited = {name: value for name, value in without_pytest(os.environ).items() if name[:7] != "AIRFLOW"}
