@@ -102,6 +102,16 @@ def test_runs_are_rehearsed_and_leave_nothing_behind(tmp_path: Path, capfd: pyte
     assert list(tmp_path.iterdir()) == []
 
 
+def test_code_that_runs_have_used_is_gathered(tmp_path: Path) -> None:
+    def play() -> list[bool]:
+        used = [task_runner.run, task_runner.main, task_runner.finalize]
+        before = [each.__code__ for each in used]
+        rehearsal.rehearse_runs(config(tmp_path / "state"))
+        return [each.__code__ is not code for each, code in zip(used, before, strict=True)]
+
+    assert result_of(play) == [True, True, True]
+
+
 def test_nobody_hears_of_what_is_rehearsed(tmp_path: Path) -> None:
     plugins = tmp_path / "plugins"
     plugins.mkdir()
