@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
 import signal
@@ -112,6 +113,25 @@ def test_a_child_whose_parent_is_dead_already_dies_at_once() -> None:
         system.die_with_parent(os.getpid())  # that is not its parent: as if the parent had changed
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 128 + signal.SIGKILL
+
+
+def test_signals_wait_until_they_are_released_and_others_stay_as_they_were() -> None:
+    def work() -> list[Any]:
+        heard: list[int] = []
+        signal.signal(signal.SIGUSR1, lambda signum, _: heard.append(signum))
+        signal.pthread_sigmask(signal.SIG_SETMASK, {signal.SIGUSR2})
+        with system.signals_held({signal.SIGUSR1}) as release:
+            os.kill(os.getpid(), signal.SIGUSR1)
+            states = [list(heard)]
+            release()
+            states.append(list(heard))
+            os.kill(os.getpid(), signal.SIGUSR1)
+        with contextlib.suppress(ValueError), system.signals_held({signal.SIGUSR1}):
+            raise ValueError
+        return [*states, heard, sorted(signal.pthread_sigmask(signal.SIG_BLOCK, ()))]
+
+    usr1 = signal.SIGUSR1
+    assert result_of(work) == [[], [usr1], [usr1, usr1], [signal.SIGUSR2]]
 
 
 def test_what_is_printed_where_no_room_is_left_is_lost_and_no_more() -> None:
