@@ -43,9 +43,10 @@ _LOOK_S = 1.0
 #: A worker is well if it has reached Temporal within this many seconds.
 _HEALTHY_S = 30.0
 
-#: Serves the logs of this host's tasks to Airflow's UI, as Airflow's own workers do. Importing Airflow logs a lot.
+#: Serves the logs of this host's tasks to Airflow's UI, as Airflow's own workers do. Importing Airflow logs a lot. A
+#: terminal's Ctrl-C is for the worker, which ends this process then.
 _SERVE_LOGS = (
-    "import logging, sys; logging.disable(logging.INFO);"
+    "import logging, signal, sys; signal.signal(signal.SIGINT, signal.SIG_IGN); logging.disable(logging.INFO);"
     "from air_executor.airflow.compat.log_serving import main; main(int(sys.argv[1]))"
 )
 

@@ -9,7 +9,6 @@ Starlette, Uvicorn and PyJWT come with Airflow. No host without Airflow imports 
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 import os
@@ -135,7 +134,7 @@ def _listen(port: int) -> socket.socket:
 
 
 def main() -> None:
-    """Serve what standard input says, until the parent dies or ends this process."""
+    """Serve what standard input says, until the parent dies or ends this process by SIGTERM."""
     system.die_with_parent(int(sys.argv[1]))
     system.set_title("air-executor log server")
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s")
@@ -155,8 +154,7 @@ def main() -> None:
             access_log=False,
         )
     )
-    with contextlib.suppress(KeyboardInterrupt):
-        server.run(sockets=[listener])
+    server.run(sockets=[listener])
 
 
 if __name__ == "__main__":

@@ -353,14 +353,32 @@ def test_a_port_that_is_taken_is_told_in_one_line(logs: Path) -> None:
 
 def test_it_ends_when_it_is_asked_to(logs: Path) -> None:
     service = log_serving.service()
-    for ask_to_end in (subprocess.Popen.terminate, lambda process: process.send_signal(signal.SIGINT)):
-        process = start(service)
-        addresses = ["127.0.0.1", *(["::1"] if _has_ipv6() else [])]
-        for address in addresses:
-            wait_for(lambda address=address: _answers(address, service.port), f"the log server at {address}")
-        ask_to_end(process)
-        _, told = process.communicate(timeout=120)
-        assert told == ""
+    process = start(service)
+    addresses = ["127.0.0.1", *(["::1"] if _has_ipv6() else [])]
+    for address in addresses:
+        wait_for(lambda address=address: _answers(address, service.port), f"the log server at {address}")
+    process.terminate()
+    _, told = process.communicate(timeout=120)
+    assert told == ""
+
+
+def test_ctrl_c_is_for_the_worker_however_early_it_comes(logs: Path) -> None:
+    command = [sys.executable, "-c", _SERVE_LOGS, str(os.getpid())]
+    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    ignored = 1 << (signal.SIGINT - 1)
+
+    def ignores() -> bool:
+        status = Path(f"/proc/{process.pid}/status").read_text().split("SigIgn:")[1]
+        return bool(int(status.split()[0], 16) & ignored)
+
+    def is_over() -> bool:
+        """Interrupt it; the server itself ends by that, once it serves."""
+        process.send_signal(signal.SIGINT)
+        return process.poll() is not None
+
+    wait_for(ignores, "it to leave Ctrl-C to the worker", every_s=0.001)
+    wait_for(is_over, "the server")
+    assert process.communicate(timeout=120)[1] == ""
 
 
 def _has_ipv6() -> bool:
