@@ -219,14 +219,19 @@ def test_an_interrupted_run_is_gone_on_with(place: Place) -> None:
     assert [folder.name for folder in place.dags.glob("slow-*")] == ["slow-1"]
 
 
-@pytest.mark.core
-def test_a_killed_run_is_gone_on_with_and_its_tasks_were_not_disturbed(place: Place) -> None:
-    process = place.start("run", str(DAGS / "slow.py"), "--json")
+def begin_and_kill(place: Place) -> None:
+    """Begin the run of ``slow.py``, and kill the command: the run's Airflow ends with it, and its task runs on."""
+    process = place.start("run", str(DAGS / "slow.py"))
     place.wait_for_effect("begin 1")
     process.kill()
     process.communicate(timeout=600)
     wait_for(lambda: not place.parts(), "the run's Airflow to end with the command")
     assert place.processes() != []  # its task runs on
+
+
+@pytest.mark.core
+def test_a_killed_run_is_gone_on_with_and_its_tasks_were_not_disturbed(place: Place) -> None:
+    begin_and_kill(place)
     second = place.start("run", str(DAGS / "slow.py"), "--json")
     assert second.stdout is not None
     told = iter(second.stdout.readline, "")
@@ -238,11 +243,7 @@ def test_a_killed_run_is_gone_on_with_and_its_tasks_were_not_disturbed(place: Pl
 
 
 def test_what_still_runs_of_a_run_that_is_given_up_is_stopped(place: Place) -> None:
-    process = place.start("run", str(DAGS / "slow.py"), "--json")
-    place.wait_for_effect("begin 1")
-    process.kill()
-    process.communicate(timeout=600)
-    wait_for(lambda: not place.parts(), "the run's Airflow to end with the command")
+    begin_and_kill(place)
     (place.folder / "effects").unlink()
     again = place.start("run", str(DAGS / "slow.py"), "--restart")
     place.wait_for_effect("begin 1")
@@ -258,12 +259,7 @@ def test_what_still_runs_of_a_run_that_is_given_up_is_stopped(place: Place) -> N
 
 
 def test_an_early_interruption_of_a_run_that_goes_on_stops_what_its_former_command_has_left(place: Place) -> None:
-    process = place.start("run", str(DAGS / "slow.py"))
-    place.wait_for_effect("begin 1")
-    process.kill()
-    process.communicate(timeout=600)
-    wait_for(lambda: not place.parts(), "the run's Airflow to end with the command")
-    assert place.processes() != []  # its task runs on
+    begin_and_kill(place)
     again = place.start("run", str(DAGS / "slow.py"), python=[interrupted_at_once(place)])
     out, err = again.communicate(timeout=600)
     assert again.returncode == 130, (out, err)

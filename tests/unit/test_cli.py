@@ -63,8 +63,8 @@ def test_a_command_line_needs_only_the_command_that_it_begins_with() -> None:
         for name in names:
             needed = commands.needed_for([name, "further", "words"])
             assert [command.name for command in needed] == [name]
-            alone, [its_own] = parser.build(needed)[0], parser.build(needed)[1].values()
-            assert its_own.format_help() == parsers[name].format_help()
+            alone, its_own = parser.build(needed)
+            assert its_own[name].format_help() == parsers[name].format_help()
             assert alone.format_usage() == whole.format_usage()
     for line in ([], ["--state-dir", "run", "jobs"], ["help"], ["no-such-command"], ["--help"]):
         assert [command.name for command in commands.needed_for(line)] == list(parsers)
