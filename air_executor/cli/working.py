@@ -16,10 +16,21 @@ _LOOK_S = 0.2
 
 
 def end_as_ctrl_c() -> None:
-    """Let every signal to end do what Ctrl-C does, except those that are ignored, as nohup(1) does with SIGHUP."""
-    for signum in system.TO_END - {signal.SIGINT}:
+    """Let every signal to end do what Ctrl-C does, except those that are ignored, as nohup(1) does with SIGHUP.
+
+    Several may come at once, as when a terminal is closed: what the first began is disturbed by a Ctrl-C only.
+    """
+    has_come = False
+
+    def interrupt(signum: int, _: object) -> None:
+        nonlocal has_come
+        if signum == signal.SIGINT or not has_come:
+            has_come = True
+            raise KeyboardInterrupt
+
+    for signum in system.TO_END:
         if signal.getsignal(signum) is not signal.SIG_IGN:
-            signal.signal(signum, signal.default_int_handler)
+            signal.signal(signum, interrupt)
 
 
 def work_until(

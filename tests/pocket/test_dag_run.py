@@ -260,7 +260,7 @@ def test_what_still_runs_of_a_run_that_is_given_up_is_stopped(place: Place) -> N
 
 def test_an_early_interruption_of_a_run_that_goes_on_stops_what_its_former_command_has_left(place: Place) -> None:
     begin_and_kill(place)
-    again = place.start("run", str(DAGS / "slow.py"), python=[interrupted_at_once(place)])
+    again = place.start("run", str(DAGS / "slow.py"), python=[interrupted_at_once(place, signal.SIGINT)])
     out, err = again.communicate(timeout=600)
     assert again.returncode == 130, (out, err)
     assert "the same command resumes this run" in err
@@ -412,8 +412,8 @@ def test_an_interruption_while_the_dag_is_read_begins_no_run(place: Place) -> No
     assert list(place.dags.glob("*-*")) == []
 
 
-def interrupted_at_once(place: Place, signum: signal.Signals = signal.SIGINT) -> str:
-    """Return a program that is the command, and is sent a signal as soon as it has started its Airflow."""
+def interrupted_at_once(place: Place, *signals: signal.Signals) -> str:
+    """Return a program that is the command, and is sent signals as soon as it has started its Airflow."""
     program = place.folder / "interrupted.py"
     program.write_text(
         "import os, subprocess, sys\n"
@@ -421,16 +421,28 @@ def interrupted_at_once(place: Place, signum: signal.Signals = signal.SIGINT) ->
         "class Interrupted(subprocess.Popen):\n"
         "    def __init__(self, *args, **kwargs):\n"
         "        super().__init__(*args, **kwargs)\n"
-        f"        os.kill(os.getpid(), {signum:d})\n"
+        f"        for signum in {[*map(int, signals)]}:\n"
+        "            os.kill(os.getpid(), signum)\n"
         "subprocess.Popen = Interrupted\n"
         "sys.exit(main())\n"
     )
     return str(program)
 
 
-@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_an_interruption_while_its_airflow_is_started_ends_it_too(place: Place, signum: signal.Signals) -> None:
-    process = place.start("run", str(DAGS / "slow.py"), python=[interrupted_at_once(place, signum)])
+@pytest.mark.parametrize(
+    "signals",
+    [
+        (signal.SIGINT,),
+        (signal.SIGTERM,),
+        (signal.SIGHUP,),
+        (signal.SIGHUP, signal.SIGTERM),
+        (signal.SIGINT, signal.SIGTERM),
+    ],
+)
+def test_an_interruption_while_its_airflow_is_started_ends_it_too(
+    place: Place, signals: tuple[signal.Signals, ...]
+) -> None:
+    process = place.start("run", str(DAGS / "slow.py"), python=[interrupted_at_once(place, *signals)])
     out, err = process.communicate(timeout=300)
     assert process.returncode == 130, (out, err)
     assert err.count("stopping") == 1
