@@ -284,9 +284,16 @@ def test_a_deferred_task_that_nobody_waits_for_cancels_its_job(airflow: Airflow,
     if what == "mark":
         wait_for(lambda: store.open(job).job.state is JobState.CANCELLED, "the job to be cancelled")
         return
+
+    def is_made_again() -> bool:
+        # A scheduler that looked for what a run lacks just before its only task was deleted takes it for done.
+        if what == "delete" and run.state == "success":
+            run.begin_again()
+        return store.open(job).job.made_by != former
+
     # The next try, or the instance that Airflow makes in place of a deleted one, does it again, and is nobody's who was
     # there before.
-    wait_for(lambda: store.open(job).job.made_by != former, "the job to be made again")
+    wait_for(is_made_again, "the job to be made again")
     run.wait_for_state("job", "deferred")
     again = runner_of(airflow, job)
     wait_for_trigger(run, 2 if what == "clear" else 1)

@@ -119,6 +119,10 @@ class DagRun:
     def mark(self, task_id: str, state: str) -> None:
         self.api.call("PATCH", f"{self.path}/taskInstances/{quote(task_id)}", {"new_state": state})
 
+    def begin_again(self) -> None:
+        """Have the scheduler look at it again, although it has ended."""
+        self.api.call("PATCH", self.path, {"state": "queued"})
+
     def clear(self, task_id: str) -> None:
         body = {
             "dry_run": False,
