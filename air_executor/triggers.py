@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import contextlib
+from collections.abc import AsyncIterator, Coroutine
 from typing import Any
 
 from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance
@@ -19,7 +20,7 @@ from air_executor.machine.watch import Watch
 #: How often to look even if no file has changed, in seconds.
 _POLL_S = 5.0
 
-#: Timeout of the request for the state of a task instance, in seconds.
+#: How long to wait for the state of a task instance, in seconds.
 _ANSWER_S = 20.0
 
 
@@ -49,8 +50,9 @@ class AirJobTrigger(BaseTrigger):
             async for event in self._wait():
                 yield event
         except asyncio.CancelledError:
-            # Airflow cancels it when the task instance is marked, cleared or deleted, and when the triggerer stops.
-            await self._cancel_if_unwanted()
+            # Airflow cancels it when the task instance is marked, cleared or deleted, and when the triggerer stops, and
+            # again each second, until it is over.
+            await _undisturbed(self._cancel_if_unwanted())
             raise
 
     async def _wait(self) -> AsyncIterator[TriggerEvent]:
@@ -92,12 +94,15 @@ class AirJobTrigger(BaseTrigger):
         """Cancel the job, unless its task instance is still deferred."""
         if (owner := Owner.from_document(self.owner)) is None:
             return
+        asked = asyncio.ensure_future(_state_of(owner))
+        # It is never cancelled: Airflow 3.1 takes the answer to a cancelled request for that to the next one, and its
+        # triggerer ends.
+        await asyncio.wait([asked], timeout=_ANSWER_S)
         try:
-            state = await asyncio.wait_for(_state_of(owner), _ANSWER_S)
+            state = asked.result()
         except Exception as error:
-            self.log.warning(
-                "The state of %s can't be looked up; job %s keeps running: %r", owner, self.job_name, error
-            )
+            why = error if asked.done() else TimeoutError(f"no answer for {_ANSWER_S:g} s")
+            self.log.warning("The state of %s can't be looked up; job %s keeps running: %r", owner, self.job_name, why)
             return
         if state == "deferred":
             return
@@ -117,6 +122,14 @@ class AirJobTrigger(BaseTrigger):
                 **({"error": error} if error else {}),
             }
         )
+
+
+async def _undisturbed(work: Coroutine[Any, Any, None]) -> None:
+    """Do work to its end, however often the task that waits for it is cancelled."""
+    doing = asyncio.ensure_future(work)
+    while not doing.done():
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.shield(doing)
 
 
 async def _state_of(owner: Owner) -> str | None:
