@@ -19,10 +19,11 @@ from tests.support.quick import Quick, quick
 from tests.support.waiting import wait_for
 from tests.unit.processes import family
 
-pytestmark = pytest.mark.core
 
-
-@pytest.fixture(scope="module", params=["rehearsed", "fresh", "exec"])
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param("rehearsed", marks=pytest.mark.core), pytest.param("fresh", marks=pytest.mark.core), "exec"],
+)
 def tasks(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Quick]:
     options: dict[str, Any] = {
         "rehearsed": {"preload": ("auto",)},
@@ -227,6 +228,7 @@ def test_a_server_that_is_away_is_waited_for_at_the_start_and_at_the_end(tasks: 
     assert len(task.told.started) == 1
 
 
+@pytest.mark.core
 def test_waiting_for_the_server_is_not_the_overtime_of_a_task(tmp_path: Path) -> None:
     settings = {"AIRFLOW__CORE__TASK_SUCCESS_OVERTIME": "1"}
     with family(), quick(tmp_path, settings, preload=("off",)) as own:
@@ -241,6 +243,7 @@ def test_waiting_for_the_server_is_not_the_overtime_of_a_task(tmp_path: Path) ->
         assert (own.out / "called-back").exists()
 
 
+@pytest.mark.core
 def test_a_runner_shows_its_life_whatever_airflow_s_interval_of_heartbeats(tmp_path: Path) -> None:
     settings = {"AIRFLOW__WORKERS__MIN_HEARTBEAT_INTERVAL": "3600"}
     with family(), quick(tmp_path, settings, preload=("off",)) as own:
