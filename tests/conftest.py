@@ -34,14 +34,19 @@ ONE_AIRFLOW = pytest.mark.parametrize("airflow", ["postgres"], indirect=True)
 _SHARES_BY_FILE = ("/e2e/", "/faults/", "/temporal/", "/unit/test_row_locks.py")
 
 
+def scope_of(nodeid: str) -> str:
+    """Return what a test shares with those that have the same Airflow; a test that shares nothing is its own scope."""
+    file = nodeid.split("::")[0]
+    if "/e2e/" in nodeid and (database := re.search(r"[\[-](sqlite|postgres)[\]-]", nodeid)):
+        return f"{file} {database.group(1)}"
+    return file if any(part in nodeid for part in _SHARES_BY_FILE) else nodeid
+
+
 class ByEnvironment(LoadScopeScheduling):
     """Gives all tests of one Airflow to one worker, so that each Airflow is started once."""
 
     def _split_scope(self, nodeid: str) -> str:
-        file = nodeid.split("::")[0]
-        if "/e2e/" in nodeid and (database := re.search(r"[\[-](sqlite|postgres)[\]-]", nodeid)):
-            return f"{file} {database.group(1)}"
-        return file if any(part in nodeid for part in _SHARES_BY_FILE) else nodeid
+        return scope_of(nodeid)
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:
@@ -69,7 +74,8 @@ ANY_PYTHON = {
         "test_retention test_scheduling".split(),
         "managers at work, each with another kind of job; test_manager has what a Python could change of it",
     ),
-    **dict.fromkeys(("test_demo", "test_deployment", "test_docs", "test_readme", "test_release"), "about other files"),
+    "test_tasks": "the core has its tasks whose launcher forks; those of one that does not are slow",
+    **dict.fromkeys("test_demo test_deployment test_docs test_parts test_readme test_release".split(), "other files"),
 }
 
 
@@ -80,14 +86,37 @@ def pytest_configure() -> None:
         os.setsid()
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     for item in items:
         is_same = item.path.stem in ANY_PYTHON or item.get_closest_marker("faults") is not None
         if item.path.parent.name in ("unit", "jobs") and not is_same:
             item.add_marker("every_python")
+    if part := config.getoption("--part"):
+        left_out = set(outside_of(*part, items))
+        config.hook.pytest_deselected(items=list(left_out))
+        items[:] = [item for item in items if item not in left_out]
+
+
+def outside_of(part: int, parts: int, items: Sequence[pytest.Item]) -> list[pytest.Item]:
+    """Return the tests that one of several parts leaves out. All have the core, and what is for every Python.
+
+    The scopes of the others take turns in the order of their names: each part has some of every test's cases.
+    """
+    others = [item for item in items if not {"core", "every_python"} & {mark.name for mark in item.iter_markers()}]
+    mine = set(sorted({scope_of(item.nodeid) for item in others})[part::parts])
+    return [item for item in others if scope_of(item.nodeid) not in mine]
+
+
+def _part(text: str) -> tuple[int, int]:
+    part, parts = map(int, text.split("/"))
+    if not 0 < part <= parts:
+        raise ValueError(text)
+    return part - 1, parts
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("parts")
+    group.addoption("--part", type=_part, metavar="K/N", help="beside the core, run one of N parts only, the K-th")
     group = parser.getgroup("faults by chance")
     group.addoption("--faults-seed", type=int, help="run faults by chance, from this seed; 0 draws one")
     group.addoption("--faults-minutes", type=float, default=10.0, help="for so long")
@@ -205,7 +234,10 @@ def options() -> dict[str, str]:
 
 @pytest.fixture(
     scope="module",
-    params=[pytest.param("sqlite", marks=(pytest.mark.core, pytest.mark.other_database)), "postgres"],
+    params=[
+        pytest.param("sqlite", marks=(pytest.mark.core, pytest.mark.on_sqlite)),
+        pytest.param("postgres", marks=(pytest.mark.core, pytest.mark.on_postgres)),
+    ],
 )
 def airflow(
     request: pytest.FixtureRequest,

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import sys
 
+from tests.conftest import ONE_AIRFLOW
 from tests.support.airflow_env import REPOSITORY, Airflow
 
 EXAMPLES = {path.stem for path in (REPOSITORY / "examples" / "dags").glob("*.py")}
 
 
+@ONE_AIRFLOW
 def test_every_example_runs_to_success(airflow: Airflow) -> None:
     runs = [airflow.api.trigger(dag_id) for dag_id in sorted(EXAMPLES)]
     assert {run.dag_id: run.wait() for run in runs} == dict.fromkeys(EXAMPLES, "success")
