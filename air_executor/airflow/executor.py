@@ -83,6 +83,7 @@ class AirExecutor(BaseExecutor):
         :raises ConfigError: an option cannot be used. The scheduler does not start; the message names the option.
         :raises StateDirError: the state directory cannot be used.
         """
+        compat.leave_shared_connections()
         get, work = compat.team_getter(self.conf), self._work
         work.options = config.load(lambda name: get(config.SECTION, name))
         work.server = compat.execution_api_url(get)

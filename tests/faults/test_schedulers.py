@@ -145,6 +145,35 @@ def row_locked(airflow: Airflow, ti_id: str) -> Iterator[None]:
         connection.rollback()
 
 
+def test_no_row_stays_locked_by_what_a_killed_scheduler_leaves_behind(airflow: Airflow, fly: Fly) -> None:
+    # Its first connection is the one that its log server, which is forked from it, has as well.
+    first = (
+        "SELECT state FROM pg_stat_activity WHERE application_name = 'to be killed' AND state LIKE 'idle in %' AND "
+        "backend_start = (SELECT min(backend_start) FROM pg_stat_activity WHERE application_name = 'to be killed')"
+    )
+    free = "SELECT id FROM dag_run WHERE run_id = :run FOR UPDATE SKIP LOCKED"
+    with scheduler_with(airflow, {"PGAPPNAME": "to be killed"}):
+        flight = fly("locked-rows").begun()
+        scheduler = psutil.Process(airflow.processes["scheduler"].pid)
+
+        def is_caught() -> bool:
+            scheduler.suspend()
+            if airflow.query(first) and not airflow.query(free, run=flight.run.run_id):
+                return True
+            scheduler.resume()
+            return False
+
+        wait_for(is_caught, "the scheduler to hold the DAG run")
+        (log_server,) = [child for child in scheduler.children() if "serve-logs" in " ".join(child.cmdline())]
+        airflow.stop("scheduler", signum=signal.SIGKILL, alone=True)
+        try:
+            start_scheduler(airflow)
+            flight.assert_each_ran_once()
+            assert log_server.is_running()
+        finally:
+            log_server.kill()
+
+
 @pytest.mark.timeout(3600)
 def test_tasks_do_not_notice_that_the_scheduler_is_restarted_again_and_again(airflow: Airflow, fly: Fly) -> None:
     flight = fly("scheduler-restarts").begun()

@@ -236,6 +236,7 @@ INTERNALS: dict[str, list[Internal]] = {
             says="if executor_obj := self._try_to_load_executor(",
         ),
     ],
+    "A connection that forks share": [Internal("airflow.settings:engine.dispose")],
     "Heartbeats and states in bulk": [
         *(
             Internal(f"{_TI}.{name}")

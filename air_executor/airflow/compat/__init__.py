@@ -10,6 +10,7 @@ why each is used, and which public interface would replace it.
 
 from air_executor.airflow.compat.options import execution_api_url as execution_api_url
 from air_executor.airflow.compat.options import team_getter as team_getter
+from air_executor.airflow.compat.scheduler import leave_shared_connections as leave_shared_connections
 from air_executor.airflow.compat.scheduler import use_admission as use_admission
 from air_executor.airflow.compat.scheduler import use_idle_wait as use_idle_wait
 from air_executor.airflow.compat.scheduler import use_vouching as use_vouching

@@ -1,6 +1,6 @@
 """What is replaced in the scheduler's process: how its loop sleeps, finds tasks without heartbeats, and queues tasks.
 
-All are looked up in ``sys.modules``: a process that is no scheduler stays as it is.
+All these are looked up in ``sys.modules``: a process that is no scheduler stays as it is.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ import sys
 import time
 from collections.abc import Callable
 from typing import Any
+
+from airflow import settings
 
 _MODULE = "airflow.jobs.scheduler_job_runner"
 
@@ -21,6 +23,17 @@ class _Clock:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(time, name)
+
+
+def leave_shared_connections() -> None:
+    """Close the connections to the database that this process had before it forked others.
+
+    The scheduler's log server and health check are forked from it and keep its connection. If the scheduler is killed,
+    that connection stays open for as long as they live, and with it the locks of an unfinished transaction: no other
+    scheduler gets to those DAG runs.
+    """
+    if settings.engine is not None:
+        settings.engine.dispose()
 
 
 def use_idle_wait(wait: Callable[[float], None]) -> None:
