@@ -62,8 +62,8 @@ ANY_PYTHON = {
     **dict.fromkeys(("test_garbage", "test_soak"), "many rounds of what other tests do once"),
     **dict.fromkeys(
         "test_births test_crash test_farewell test_faults_of_the_cpu test_fingerprint test_generations test_hang "
-        "test_service test_survivors test_trees test_unreadable test_versions".split(),
-        "processes that die, hang or meet others: the kernel's part, and test_launcher and test_backend have Python's",
+        "test_service test_survivors test_trees test_unreadable test_usage test_versions".split(),
+        "what dies, hangs, measures or meets others: the kernel's part; test_launcher and test_backend have Python's",
     ),
     **dict.fromkeys(
         ("test_preload", "test_rehearsal", "test_row_locks", "test_traces", "test_unheard"),

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
+
+import pytest
 
 from tests.conftest import ONE_AIRFLOW
+from tests.support import airflow_env
 from tests.support.airflow_env import REPOSITORY, Airflow
 
 EXAMPLES = {path.stem for path in (REPOSITORY / "examples" / "dags").glob("*.py")}
@@ -27,9 +31,12 @@ print([str(warning) for warning in caught if warning.filename in sys.argv])
 """
 
 
-def test_examples_load_without_errors_or_warnings(airflow: Airflow) -> None:
-    assert airflow.api.get("/importErrors")["import_errors"] == []
-    warnings = airflow.api.get("/dagWarnings?limit=100")["dag_warnings"]
+@pytest.mark.core
+def test_examples_load_without_errors_or_warnings(tmp_path: Path, shared_dir: Path) -> None:
+    env = airflow_env.make(tmp_path / "home", shared_dir, components=airflow_env.FEW)  # its database has all DAGs
+    assert {row["dag_id"] for row in env.query("SELECT dag_id FROM serialized_dag")} >= EXAMPLES
+    assert env.query("SELECT filename, stacktrace FROM import_error") == []
+    warnings = env.query("SELECT dag_id, message FROM dag_warning")
     assert [warning for warning in warnings if warning["dag_id"] in EXAMPLES] == []
     paths = [str(path) for path in (REPOSITORY / "examples" / "dags").glob("*.py")]
-    assert airflow.run(sys.executable, "-c", LOAD, *paths).stdout.splitlines()[-1] == "[]"
+    assert env.run(sys.executable, "-c", LOAD, *paths).stdout.splitlines()[-1] == "[]"

@@ -74,8 +74,8 @@ class Host:
 
     def __post_init__(self) -> None:
         # Of a process of pytest-xdist, and in it.
-        base = 4 * int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:]) + 1
-        self.number = next(n for n in range(base * 8, base * 8 + 32) if n not in self._numbers)
+        first = 8 * int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:])
+        self.number = next(n for n in range(first, first + 8) if n not in self._numbers)
         self._numbers.append(self.number)
 
     # Addresses at this machine's end of the link

@@ -23,7 +23,7 @@ from temporalio.service import RPCError, RPCStatusCode
 from air_executor.machine import system
 from air_executor.runs.store import RunStore
 from tests.conftest import give_postgres
-from tests.support import airflow_env
+from tests.support import airflow_env, cluster
 from tests.support.airflow_env import Airflow
 from tests.support.waiting import wait_for
 
@@ -202,3 +202,21 @@ def worker(airflow: Airflow) -> Worker:
     host = Worker(airflow, "one")
     host.start()
     return host
+
+
+@pytest.fixture(scope="module")
+def hosts(tmp_path_factory: pytest.TempPathFactory, shared_dir: Path) -> Iterator[cluster.Cluster]:
+    """A cluster for the tests of a file."""
+    folder = tmp_path_factory.mktemp("hosts")
+    with cluster.running(folder, shared_dir, Temporal(folder, ip="0.0.0.0")) as running:
+        yield running
+
+
+@pytest.fixture(name="cluster")
+def restored(hosts: cluster.Cluster) -> Iterator[cluster.Cluster]:
+    """The cluster, restored; what a test has left to run is released after it."""
+    hosts.restore()
+    yield hosts
+    for run in hosts.runs:  # also those of a test that has failed: they take slots
+        hosts.release(run)
+    hosts.runs.clear()

@@ -1,4 +1,4 @@
-"""TemporalExecutor with three hosts, each with its own network, processes and state: hosts die, and links are cut."""
+"""TemporalExecutor with three hosts: they share the work, die, and are cut off."""
 
 from __future__ import annotations
 
@@ -6,163 +6,15 @@ import contextlib
 import json
 import signal
 import subprocess
-import sys
-from collections.abc import Iterator
-from dataclasses import dataclass, field
-from pathlib import Path
 
 import psutil
 import pytest
 
-from air_executor.runs.record import RunRecord, RunState
-from air_executor.runs.store import RunStore
-from tests.conftest import own_postgres
-from tests.support import airflow_env, hosts
-from tests.support.airflow_env import Airflow
-from tests.support.api import ENDED, DagRun
-from tests.support.hosts import Host
-from tests.support.postgres import Postgres
+from air_executor.runs.record import RunState
+from tests.support.cluster import NAMES, NEED_HOSTS, Cluster
 from tests.support.waiting import wait_for
-from tests.temporal.conftest import Temporal
 
-REASON = hosts.why_not()
-
-pytestmark = [
-    pytest.mark.faults,
-    pytest.mark.skipif(REASON is not None, reason=f"hosts can't be made: {REASON}"),
-]
-
-NAMES = ("one", "two", "three")
-
-
-@dataclass
-class Worker:
-    """The worker of a host."""
-
-    airflow: Airflow
-    temporal: Temporal
-    host: Host
-    queues: str = "default"
-    process: subprocess.Popen[bytes] | None = None
-    logs: list[Path] = field(default_factory=list)
-
-    @property
-    def store(self) -> RunStore:
-        return RunStore(self.host.folder / "state")
-
-    def start(self, queues: str = "default") -> None:
-        env = {
-            **self.airflow.env,
-            "AIRFLOW_HOME": str(self.host.folder),
-            "AIRFLOW__AIR_EXECUTOR__STATE_DIR": str(self.host.folder / "state"),
-            "AIRFLOW__AIR_EXECUTOR__TEMPORAL_ADDRESS": f"{self.host.temporal_address}:{self.temporal.port}",
-            "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": (
-                f"http://{self.host.airflow_address}:{self.airflow.port}/execution/"
-            ),
-            "AIRFLOW__LOGGING__BASE_LOG_FOLDER": str(self.host.folder / "logs"),
-            "AIRFLOW__CORE__HOSTNAME_CALLABLE": "tests.support.hosts.address_here",
-            "AIR_TEST_ADDRESS": self.host.address,
-        }
-        # A worker needs none of these, and what it needs not it should not have.
-        for name in ("AIRFLOW__DATABASE__SQL_ALCHEMY_CONN", "AIRFLOW__API_AUTH__JWT_SECRET"):
-            del env[name]
-        log = self.host.folder / f"worker-{len(self.logs)}.log"
-        self.logs.append(log)
-        argv = ["-m", "air_executor.cli", "worker", "--queues", queues, "--slots", "12"]
-        self.process = self.host.popen(sys.executable, *argv, env=env, log=log)
-        wait_for(lambda: f"Host {self.host.name} serves" in log.read_text(), f"the worker of {self.host.name}")
-
-    def stop(self, signum: signal.Signals = signal.SIGTERM) -> None:
-        assert self.process is not None
-        self.host.signal(signum, "air_executor.cli worker")
-        self.process.wait(240)
-
-    def live(self, run: DagRun) -> list[RunRecord]:
-        records = self.store.records() if self.store.root.exists() else []
-        return [r for r in records if r.identity.dag_run_id == run.run_id and r.state is RunState.RUNNING]
-
-
-@dataclass
-class Cluster:
-    """An Airflow, a Temporal server, and three hosts with a worker each."""
-
-    airflow: Airflow
-    temporal: Temporal
-    postgres: Postgres
-    workers: list[Worker]
-    runs: list[DagRun] = field(default_factory=list)
-
-    def restore(self) -> None:
-        """Have all hosts up, connected, with a worker that serves the default queue."""
-        for worker in self.workers:
-            if worker.host.init is None:
-                worker.host.start()
-                worker.process = None
-            worker.host.mend()
-            if worker.process is None or worker.process.poll() is not None:
-                worker.start()
-
-    def trigger(self, name: str, dag_id: str = "flight_of_one") -> DagRun:
-        self.runs.append(self.airflow.api.trigger(dag_id, run_id=name))
-        return self.runs[-1]
-
-    def effects(self, run: DagRun) -> list[str]:
-        return self.airflow.effects(f"effects-{run.run_id}")
-
-    def release(self, run: DagRun) -> None:
-        (self.airflow.out / f"release-{run.run_id}").touch()
-
-    def where(self, run: DagRun) -> Worker:
-        """Return the worker that runs the only live task of a DAG run."""
-
-        def found() -> list[Worker]:
-            return [worker for worker in self.workers if worker.live(run)]
-
-        wait_for(found, f"{run.run_id} to begin", 120)
-        wait_for(lambda: any(line.startswith("begin") for line in self.effects(run)), "the task's first line")
-        return found()[-1]
-
-    def check_done_once(self, run: DagRun) -> None:
-        assert run.wait() == "success"
-        assert self.effects(run) == ["begin 0 1", "end 0 1"]
-
-
-@pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory, shared_dir: Path) -> Iterator[Cluster]:
-    folder = tmp_path_factory.mktemp("hosts")
-    temporal, postgres = Temporal(folder, ip="0.0.0.0"), own_postgres(shared_dir)
-    options = {
-        "AIRFLOW__CORE__EXECUTOR": "air_executor.TemporalExecutor",
-        "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": postgres.url,
-        "AIRFLOW__AIR_EXECUTOR__TEMPORAL_ADDRESS": temporal.address,
-        "AIRFLOW__CORE__PARALLELISM": "32",
-        "AIRFLOW__SCHEDULER__SCHEDULER_HEALTH_CHECK_THRESHOLD": "15",
-        "AIRFLOW__SCHEDULER__ORPHANED_TASKS_CHECK_INTERVAL": "5",
-    }
-    airflow = airflow_env.make(folder / "home", shared_dir, options, airflow_env.FEW)
-    workers = [Worker(airflow, temporal, Host(name, folder / name)) for name in NAMES]
-    try:
-        temporal.start()
-        airflow.start()
-        for worker in workers:
-            worker.host.folder.mkdir()
-            worker.host.start()
-        yield Cluster(airflow, temporal, postgres, workers)
-    finally:
-        for worker in workers:
-            worker.host.kill()
-        airflow.end()
-        temporal.kill()
-        postgres.stop()
-
-
-@pytest.fixture(autouse=True)
-def restored(cluster: Cluster) -> Iterator[None]:
-    cluster.restore()
-    yield
-    for run in cluster.runs:  # also those of a test that has failed: they take slots
-        cluster.release(run)
-    cluster.runs.clear()
+pytestmark = [pytest.mark.faults, NEED_HOSTS]
 
 
 def test_hosts_share_the_work_and_show_it(cluster: Cluster) -> None:
@@ -295,15 +147,11 @@ def test_a_host_that_is_cut_off_from_one_goes_on(cluster: Cluster, from_what: st
         kind, workflow_id = "EVENT_TYPE_ACTIVITY_TASK_COMPLETED", f"airflow-flight_of_one-{run.run_id}"
         wait_for(lambda: cluster.temporal.events(workflow_id, kind) >= 2, "two verdicts")
     else:
-        wait_for(lambda: "can't be reached" in worker_log(worker, run), "the task's log to tell")
+        wait_for(lambda: "can't be reached" in worker.task_log(run), "the task's log to tell")
     cluster.release(run)
     wait_for(lambda: "end 0 1" in cluster.effects(run), "the task's own end")
     worker.host.mend()
     cluster.check_done_once(run)
-
-
-def worker_log(worker: Worker, run: DagRun) -> str:
-    return "".join(path.read_text() for path in (worker.host.folder / "logs").rglob(f"*run_id={run.run_id}/**/*.log"))
 
 
 def test_a_host_that_is_cut_off_from_both_ends_its_task_before_the_retry_begins(cluster: Cluster) -> None:
@@ -346,87 +194,3 @@ def test_a_zombie_that_returns_changes_nothing(cluster: Cluster) -> None:
     cluster.release(run)
     assert run.wait() == "success"
     assert cluster.effects(run) == ["begin 0 1", "begin 0 2", "end 0 2"]
-
-
-@pytest.mark.parametrize("away_s", [5, 120])
-def test_temporal_comes_back(cluster: Cluster, away_s: int) -> None:
-    run = cluster.trigger(f"temporal-away-{away_s}")
-    cluster.where(run)
-    cluster.temporal.kill()
-    later = cluster.trigger(f"ordered-meanwhile-{away_s}")
-    with pytest.raises(AssertionError, match="still waiting"):
-        wait_for(lambda: later.state == "success" or len(cluster.effects(run)) > 1, "what must not come", away_s)
-    cluster.temporal.start()
-    for each in (run, later):
-        cluster.release(each)
-        cluster.check_done_once(each)
-
-
-def test_temporals_data_are_deleted(cluster: Cluster) -> None:
-    running = cluster.trigger("data-lost-running")
-    cluster.where(running)
-    waiting = cluster.trigger("data-lost-waiting", "flight_of_one_elsewhere")
-    waiting.wait_for_state("work", "queued")
-    wait_for(lambda: cluster.temporal.has("airflow-flight_of_one_elsewhere-data-lost-waiting"), "the order")
-    cluster.temporal.kill()
-    for path in cluster.temporal.folder.glob("temporal.db*"):
-        path.unlink()
-    cluster.temporal.start()
-    cluster.workers[2].stop()
-    cluster.workers[2].start("default,elsewhere")
-    cluster.release(waiting)
-    cluster.check_done_once(waiting)
-    assert cluster.effects(running) == ["begin 0 1"]
-    cluster.release(running)
-    cluster.check_done_once(running)
-    cluster.workers[2].stop()
-    later = cluster.trigger("after-the-loss")
-    cluster.release(later)
-    cluster.check_done_once(later)
-
-
-def test_of_two_schedulers_one_dies(cluster: Cluster) -> None:
-    airflow = cluster.airflow
-    runs = [cluster.trigger(f"two-schedulers-{number}") for number in range(3)]
-    for run in runs:
-        cluster.where(run)
-    former = airflow.set_aside("scheduler")
-    airflow.start("scheduler")
-    wait_for(lambda: "Starting the scheduler" in airflow.log_of("scheduler"), "the second scheduler")
-    airflow.stop(former, signum=signal.SIGKILL)
-    for run in runs:
-        cluster.release(run)
-        cluster.check_done_once(run)
-
-
-def test_a_scheduler_dies_with_orders_that_temporal_has_not(cluster: Cluster) -> None:
-    cluster.temporal.kill()
-    run = cluster.trigger("never-sent")
-    run.wait_for_state("work", "queued")
-    cluster.airflow.stop("scheduler", signum=signal.SIGKILL)
-    cluster.airflow.start("scheduler")
-    cluster.temporal.start()
-    cluster.release(run)
-    cluster.check_done_once(run)
-
-
-def test_the_api_server_and_the_database_come_back(cluster: Cluster) -> None:
-    run = cluster.trigger("api-away")
-    worker = cluster.where(run)
-    cluster.airflow.stop("api-server", signum=signal.SIGKILL)
-    wait_for(lambda: "can't be reached" in worker_log(worker, run), "the task's log to tell")
-    cluster.release(run)
-    wait_for(lambda: "end 0 1" in cluster.effects(run), "the task's own end")
-    cluster.airflow.start("api-server")
-    cluster.check_done_once(run)
-    run = cluster.trigger("database-restarted")
-    cluster.where(run)
-    cluster.postgres.restart()
-    cluster.release(run)
-
-    def ended() -> bool:
-        cluster.airflow.revive()  # the scheduler may end a while after its database was away
-        return run.state in ENDED
-
-    wait_for(ended, "the end of the run", every_s=0.5)
-    cluster.check_done_once(run)
