@@ -98,13 +98,19 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def outside_of(part: int, parts: int, items: Sequence[pytest.Item]) -> list[pytest.Item]:
-    """Return the tests that one of several parts leaves out. All have the core, and what is for every Python.
+    """Return the tests that one of several parts leaves out. All have what does not take turns.
 
     The scopes of the others take turns in the order of their names: each part has some of every test's cases.
     """
-    others = [item for item in items if not {"core", "every_python"} & {mark.name for mark in item.iter_markers()}]
+    others = [item for item in items if takes_turns(item)]
     mine = set(sorted({scope_of(item.nodeid) for item in others})[part::parts])
     return [item for item in others if scope_of(item.nodeid) not in mine]
+
+
+def takes_turns(item: pytest.Item) -> bool:
+    """Tell whether a test is in one part only: what is neither core nor for every Python, and some of the core."""
+    marks = {mark.name for mark in item.iter_markers()}
+    return "by_turns" in marks or not marks & {"core", "every_python"}
 
 
 def _part(text: str) -> tuple[int, int]:
@@ -116,7 +122,7 @@ def _part(text: str) -> tuple[int, int]:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("parts")
-    group.addoption("--part", type=_part, metavar="K/N", help="beside the core, run one of N parts only, the K-th")
+    group.addoption("--part", type=_part, metavar="K/N", help="of what takes turns, run one of N parts only, the K-th")
     group = parser.getgroup("faults by chance")
     group.addoption("--faults-seed", type=int, help="run faults by chance, from this seed; 0 draws one")
     group.addoption("--faults-minutes", type=float, default=10.0, help="for so long")

@@ -61,6 +61,7 @@ def status(env: Airflow) -> dict[str, Any]:
 
 
 @pytest.mark.core
+@pytest.mark.by_turns
 def test_no_more_begins_than_there_is_room_for_and_what_is_too_large_runs_alone(env: Airflow) -> None:
     env.api.unpause("packed")
     run = env.api.trigger("packed")

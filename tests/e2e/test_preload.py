@@ -54,6 +54,7 @@ def preloads(airflow: Airflow) -> str:
     return str(found)
 
 
+@pytest.mark.by_turns
 def test_packages_are_imported_ahead_and_what_users_edit_is_not(airflow: Airflow) -> None:
     dag_file, module = airflow.dags / "edited.py", airflow.dags / "edited_module.py"
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import shutil
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
@@ -17,8 +18,11 @@ from tests.support.airflow_env import REPOSITORY, Airflow
 from tests.support.sameness import WARNS_OF_ITSELF, Normaliser, differences, logs_of, rows_of
 from tests.support.waiting import wait_for
 
-#: All is executed before the first test, once in each way.
+#: What was executed in one way is kept for all tests.
 pytestmark = [pytest.mark.core, pytest.mark.timeout(1800)]
+
+#: Returns what was seen in one of the ways.
+Outcome = Callable[[str], dict[str, list[str]]]
 
 AIR = {"AIRFLOW__CORE__EXECUTOR": "air_executor.AirExecutor"}
 
@@ -102,8 +106,8 @@ def first_good_run(env: Airflow, way: str) -> dict[str, list[str]]:
 
 
 @pytest.fixture(scope="module")
-def outcomes(tmp_path_factory: pytest.TempPathFactory, shared_dir: Path) -> Iterator[dict[str, dict[str, list[str]]]]:
-    """What was seen in each way. One Airflow, whose scheduler has another executor each time."""
+def outcome(tmp_path_factory: pytest.TempPathFactory, shared_dir: Path) -> Iterator[Outcome]:
+    """What is seen in a way. One Airflow, whose scheduler has another executor each time."""
     home = tmp_path_factory.mktemp("same") / "home"
     env = airflow_env.make(home, shared_dir, OPTIONS, dags=[], is_quick=False)
     for folder, name in (("dags", "same.py"), ("plugins", "listening.py"), ("config", "airflow_local_settings.py")):
@@ -111,27 +115,33 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory, shared_dir: Path) -> Iter
         shutil.copy(REPOSITORY / "tests" / "same_dags" / name, home / folder)
     env.split_api_server()
     env.start("api-server", "dag-processor", "triggerer")
+
+    @functools.cache
+    def outcome(way: str) -> dict[str, list[str]]:
+        shutil.rmtree(env.store.root, ignore_errors=True)
+        before = dict(env.env)
+        env.env.update(WAYS[way])
+        env.start("scheduler")
+        found = first_good_run(env, way)
+        # LocalExecutor now and then waits for a worker of its own that never ends. All tasks have.
+        env.stop("scheduler", signum=signal.SIGKILL if way == "local" else signal.SIGTERM)
+        env.env = before
+        return found
+
     try:
-        found = {}
-        for way, options in WAYS.items():
-            shutil.rmtree(env.store.root, ignore_errors=True)
-            before = dict(env.env)
-            env.env.update(options)
-            env.start("scheduler")
-            found[way] = first_good_run(env, way)
-            # LocalExecutor now and then waits for a worker of its own that never ends. All tasks have.
-            env.stop("scheduler", signum=signal.SIGKILL if way == "local" else signal.SIGTERM)
-            env.env = before
-        yield found
+        yield outcome
     finally:
         env.end()
 
 
-@pytest.mark.parametrize("way", list(WAYS)[1:])
-def test_users_see_what_they_see_with_localexecutor(way: str, outcomes: dict[str, dict[str, list[str]]]) -> None:
+@pytest.mark.parametrize(
+    "way",
+    ["rehearsed", *(pytest.param(way, marks=pytest.mark.by_turns) for way in ("fresh", "exec"))],
+)
+def test_users_see_what_they_see_with_localexecutor(way: str, outcome: Outcome) -> None:
     found = [
         line
-        for line in differences(outcomes["local"], outcomes[way])
+        for line in differences(outcome("local"), outcome(way))
         if not (line[0] == "-" and WARNS_OF_ITSELF.search(line))
     ]
     assert found == [], "\n".join(found)

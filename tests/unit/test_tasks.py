@@ -22,7 +22,11 @@ from tests.unit.processes import family
 
 @pytest.fixture(
     scope="module",
-    params=[pytest.param("rehearsed", marks=pytest.mark.core), pytest.param("fresh", marks=pytest.mark.core), "exec"],
+    params=[
+        pytest.param("rehearsed", marks=pytest.mark.core),
+        pytest.param("fresh", marks=(pytest.mark.core, pytest.mark.by_turns)),
+        "exec",
+    ],
 )
 def tasks(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Quick]:
     options: dict[str, Any] = {
